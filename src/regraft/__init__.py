@@ -1,0 +1,81 @@
+"""Transfer learning for image classification: a folder of photos in, a model that predicts out.
+
+    import regraft
+    bundle = regraft.train("photos/", out="runs/pets")
+    bundle.predict("cat.jpg")
+
+Names are loaded when they are first used, so that importing regraft costs nothing and never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regraft.api import demo, train
+    from regraft.backbones.features import Features, extract
+    from regraft.backbones.graph import Backbone, load_backbone
+    from regraft.data.orchard import draw_orchard
+    from regraft.data.scan import Dataset, scan
+    from regraft.data.splits import Splits, split
+    from regraft.deliver.bundle import Bundle, Prediction, load
+    from regraft.deliver.evaluate import Evaluation, evaluate
+    from regraft.deliver.predict import predict
+    from regraft.ground.errors import RegraftError
+    from regraft.learn.head import Head, solve
+
+_HOMES = {
+    "Backbone": "backbones.graph",
+    "Bundle": "deliver.bundle",
+    "Dataset": "data.scan",
+    "Evaluation": "deliver.evaluate",
+    "Features": "backbones.features",
+    "Head": "learn.head",
+    "Prediction": "deliver.bundle",
+    "RegraftError": "ground.errors",
+    "Splits": "data.splits",
+    "demo": "api",
+    "draw_orchard": "data.orchard",
+    "evaluate": "deliver.evaluate",
+    "extract": "backbones.features",
+    "load": "deliver.bundle",
+    "load_backbone": "backbones.graph",
+    "predict": "deliver.predict",
+    "scan": "data.scan",
+    "solve": "learn.head",
+    "split": "data.splits",
+    "train": "api",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Backbone",
+    "Bundle",
+    "Dataset",
+    "Evaluation",
+    "Features",
+    "Head",
+    "Prediction",
+    "RegraftError",
+    "Splits",
+    "demo",
+    "draw_orchard",
+    "evaluate",
+    "extract",
+    "load",
+    "load_backbone",
+    "predict",
+    "scan",
+    "solve",
+    "split",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regraft' has no attribute {name!r}")
+    return getattr(import_module(f"regraft.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

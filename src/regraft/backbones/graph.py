@@ -1,0 +1,159 @@
+"""A backbone's name and weights to a traced graph, kept in the cache so that the next run needs no torch.
+
+    graphs/<key>/features.onnx        images (B, H, W, 3) uint8 -> features (B, D) float32, normalisation inside
+    graphs/<key>/trunk.safetensors    the same weights under the library's own names, head left out
+    graphs/<key>/backbone.json        what they are; the sha256 of both; written last
+    graphs/requests/<hash>.json       which key a request by name, weights and library versions led to
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from regraft.backbones.catalog import DEFAULT, PACKAGED
+from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_bf16, has_gpu
+from regraft.data.transforms import Preprocessing
+from regraft.ground.errors import MissingExtra, WeightsError
+from regraft.ground.files import json_bytes, make_folder, sha256_file, sha256_json, writable_cache, write_atomic
+from regraft.ground.progress import QUIET, Progress
+from regraft.ground.runtime import cache_folder, is_offline, version_of
+
+FORMAT = 1  # raise it when tracing changes what a graph computes or holds
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A traced network without its head.
+
+    folder: where graph and weights lie.  info: content of backbone.json.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.info["name"])
+
+    @property
+    def num_features(self) -> int:
+        """Width D of the features."""
+        return int(self.info["num_features"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_json(self.info["preprocessing"])
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / "features.onnx"
+
+    @property
+    def trunk(self) -> Path:
+        return self.folder / "trunk.safetensors"
+
+    @property
+    def graph_sha256(self) -> str:
+        return str(self.info["sha256"]["features.onnx"])
+
+    @property
+    def precision(self) -> Precision:
+        """bf16 where it was found to agree and this processor has it."""
+        return "bf16" if self.info["precision"] == "bf16" and has_bf16() else "f32"
+
+    @property
+    def engine_identity(self) -> str:
+        """What feature values depend on besides the graph and the photo."""
+        return f"torch {version_of('torch')} cuda" if has_gpu() else engine_identity(self.precision)
+
+    def engine(self) -> AnyEngine:
+        """OpenVINO on the processor, torch on a GPU."""
+        if has_gpu():
+            engine: AnyEngine = _torch_room("torch_engine").TorchEngine(self.info, self.trunk, "cuda")
+            return engine
+        return Engine(self.graph, self.precision)
+
+
+def load_backbone(
+    name: str = DEFAULT,
+    weights: str | Path | None = None,
+    *,
+    offline: bool = False,
+    seed: int = 0,
+    progress: Progress = QUIET,
+) -> Backbone:
+    """A backbone from the cache, or traced once and put there.
+
+    weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.
+    Raises BackboneError, WeightsError, or MissingExtra when torch is needed and absent.
+    """
+    weights = None if weights is None else str(weights)
+    request = Path("requests") / f"{_request_hash(name, weights, seed)}.json"
+    if backbone := _cached(cache_folder() / "graphs", request):
+        return backbone
+    trace = _torch_room("trace").trace
+    graphs = writable_cache("graphs", progress)
+    with progress.step("trace backbone"):
+        key = trace(graphs, name, weights, offline=offline or is_offline(), seed=seed, progress=progress)
+        make_folder(graphs / "requests", kind="cache")
+        write_atomic(graphs / request, json_bytes({"key": key}))
+    if backbone := _cached(graphs, request):
+        return backbone
+    raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+
+
+def _request_hash(name: str, weights: str | None, seed: int) -> str:
+    """Everything that the traced graph depends on, known without importing torch."""
+    return sha256_json(
+        {
+            "name": name,
+            "weights": _identity(name, weights),
+            "seed": seed if weights == RANDOM else 0,
+            "versions": [version_of("timm"), version_of("torchvision")],
+            "format": FORMAT,
+        }
+    )
+
+
+def _identity(name: str, weights: str | None) -> str:
+    if weights == RANDOM:
+        return RANDOM
+    packaged = PACKAGED.get(name.removeprefix("timm/"))
+    path = Path(weights) if weights else packaged.path() if packaged else None
+    if path is None:
+        return "pretrained"
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}. Expected a .safetensors, .pth or .pth.tar file.")
+    beside = path.parent / "config.json"
+    return sha256_file(path) + (sha256_file(beside) if beside.is_file() else "")
+
+
+def _cached(graphs: Path, request: Path) -> Backbone | None:
+    """What a request led to, if all of it is intact; a damaged entry counts as absent and is traced again."""
+    try:
+        folder = graphs / json.loads((graphs / request).read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    info = intact(folder)
+    return Backbone(folder, info) if info else None
+
+
+def intact(folder: Path) -> dict[str, Any] | None:
+    """backbone.json of a folder whose files all have the content that it states, else None."""
+    try:
+        info = json.loads((folder / "backbone.json").read_text())
+        good = all(sha256_file(folder / name) == digest for name, digest in info["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return info if good else None
+
+
+def _torch_room(module: str) -> Any:
+    """A module that imports torch. Only from here: everything before and after it runs without."""
+    try:
+        return import_module(f"regraft.backbones.{module}")
+    except ImportError as error:
+        raise MissingExtra(error.name or "torch") from error

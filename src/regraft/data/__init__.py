@@ -1,0 +1,1 @@
+"""Images on disk: decoding, scanning, splitting, transforming, and the demo's orchard."""

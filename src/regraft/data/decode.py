@@ -1,0 +1,111 @@
+"""File bytes to pixels: the only decoder, for training, predicting, serving and reports alike.
+
+A photo is either decoded whole, or refused with a reason. Nothing is guessed and nothing is replaced.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")  # an MPO opens as JPEG
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 2**27  # 134 megapixels: every camera and scanner in common use, and no decompression bomb
+DRAFT_FACTOR = 2  # a JPEG is decoded at a reduced scale only while it stays this much larger than needed
+VERSION = 1  # part of every feature's key: raise it when the same bytes decode to other pixels
+
+
+class Unreadable(Exception):
+    """A file that is not a readable photo. The message is the reason, fit for a user."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a regular file of at most MAX_BYTES. Raises Unreadable."""
+    try:
+        if not path.is_file():
+            raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if not data:
+        raise Unreadable("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise Unreadable(f"larger than {MAX_BYTES // 2**20} MB")
+    return data
+
+
+def decode(data: bytes, at_least: int | None = None) -> Image.Image:
+    """Decode an image file to an upright RGB image; of an animation, the first frame.
+
+    at_least: shorter side in pixels that the caller is going to resize to. A JPEG may then be decoded at a reduced
+    scale, never below DRAFT_FACTOR times that.  Raises Unreadable with the reason.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size)
+            if at_least is not None:
+                image.draft("RGB", (at_least * DRAFT_FACTOR, at_least * DRAFT_FACTOR))
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Unreadable:
+        raise
+    except Image.UnidentifiedImageError:
+        raise Unreadable(_not_an_image(data)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable(f"more than {MAX_PIXELS // 10**6} megapixels") from None
+    except Exception as error:  # Pillow's plugins raise whatever they meet in a damaged file
+        raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as RGB: transparency on white, 16-bit and float greys scaled to their full range."""
+    if image.mode.startswith(("I", "F")):
+        return _grey_to_8_bit(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's warnings about odd files while worker threads decode: the outcome says enough.
+
+    Filters of warnings belong to the process, not to a thread, so this stands around a pool, never inside it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read")
+
+
+def _grey_to_8_bit(image: Image.Image) -> Image.Image:
+    """16-bit greys by their format's range, 32-bit and float ones by their own smallest and largest value."""
+    values = np.asarray(image).astype(np.float32)
+    if image.mode.startswith("I;16") or (image.mode == "I" and 0 <= values.min() and values.max() <= 65535):
+        low, high = 0.0, 65535.0
+    elif not np.isfinite(values).all():
+        raise Unreadable("damaged: grey values that are not finite")
+    else:
+        low, high = float(values.min()), float(values.max())
+    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.round(scaled).clip(0, 255).astype(np.uint8))
+
+
+def _not_an_image(data: bytes) -> str:
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return "HEIC photos are not read yet; convert it to JPEG"
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the photo; run: git lfs pull"
+    return "not an image of a known format"

@@ -1,0 +1,103 @@
+"""Which photos are learned from, and which are kept to judge.
+
+A photo's place depends on its content, its class and the seed alone: not on its name, nor on the order of the files.
+Copies of one photo stay on one side.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from regraft.data.scan import Dataset
+from regraft.ground.errors import DataError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """train: what is learned from.  val: what the model is judged on.  test: judged on instead, where it was given.
+
+    given: whether the folder was split by its owner.
+    """
+
+    train: Dataset
+    val: Dataset
+    test: Dataset | None
+    given: bool
+
+    @property
+    def judged(self) -> tuple[str, Dataset]:
+        """Name and photos of the split that the reported accuracy belongs to."""
+        return ("test", self.test) if self.test is not None else ("val", self.val)
+
+
+def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Splits:
+    """The folder's own splits, or a stratified one: `val_fraction` of each class, at least one photo of each.
+
+    A class with a single photo is only learned from.  Raises DataError when a class has no photo to learn from.
+    """
+    by_name = {name: [i for i, s in enumerate(dataset.splits) if s == name] for name in set(dataset.splits)}
+    pool = by_name.get("train") or by_name.get("") or []
+    given_val = by_name.get("val")
+    if given_val is None and "test" not in by_name:
+        chosen = {i for i in held_out(dataset, pool, val_fraction, seed)}
+        val, train = [i for i in pool if i in chosen], [i for i in pool if i not in chosen]
+    else:
+        val, train = given_val or [], pool
+    test = dataset.subset(by_name["test"]) if by_name.get("test") else None
+    splits = Splits(dataset.subset(train), dataset.subset(val), test, given=given_val is not None or test is not None)
+    _check(dataset, splits)
+    return splits
+
+
+def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
+    """Indices out of `pool` that are kept for judging."""
+    chosen: list[int] = []
+    for members in _ranked(dataset.labels[list(pool)], [dataset.hashes[i] for i in pool], seed):
+        if len(members) > 1:
+            count = min(len(members) - 1, max(1, round(fraction * len(members))))
+            chosen.extend(pool[i] for group in members[:count] for i in group)
+    return chosen
+
+
+def fold_ids(labels: np.ndarray, hashes: Sequence[str], num_folds: int = 5, seed: int = 0) -> np.ndarray:
+    """Stratified folds for cross-validation: `(N,)` int64 in 0..num_folds-1.
+
+    labels: `(N,)` int64.  hashes: N content hashes.  A class with a single photo gets -1: always learned from, never
+    judged.
+    """
+    folds = np.full(len(labels), -1, dtype=np.int64)
+    offset = 0  # small classes are dealt on where the last one stopped, so that folds stay of equal size
+    for members in _ranked(labels, hashes, seed):
+        if len(members) > 1:
+            for rank, group in enumerate(members):
+                folds[group] = (rank + offset) % num_folds
+            offset += len(members)
+    return folds
+
+
+def _ranked(labels: np.ndarray, hashes: Sequence[str], seed: int) -> Iterable[list[list[int]]]:
+    """For each class, its distinct photos in an order drawn from their content; each as the indices of its copies."""
+    for label in np.unique(labels):
+        copies: dict[str, list[int]] = {}
+        for i in np.flatnonzero(labels == label):
+            copies.setdefault(_draw(seed, hashes[i]), []).append(int(i))
+        yield [copies[key] for key in sorted(copies)]
+
+
+def _draw(seed: int, content: str) -> str:
+    return hashlib.sha256(f"{seed} {content}".encode()).hexdigest()
+
+
+def _check(dataset: Dataset, splits: Splits) -> None:
+    if missing := [name for name, count in splits.train.counts.items() if count == 0]:
+        raise DataError(
+            f"{dataset.root} has no readable training photos of {', '.join(map(repr, missing))}. "
+            "Expected at least one of each class. Add some, or remove the class from the other splits."
+        )
+    if len(splits.judged[1]) == 0:
+        raise DataError(
+            f"{dataset.root} leaves no photos to judge the model on. Expected two or more photos of some class; "
+            f"found {dataset.counts}. Add photos."
+        )

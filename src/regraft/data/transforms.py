@@ -1,0 +1,98 @@
+"""Pixels to what a backbone was trained on. The parameters belong to the weights and travel in the bundle."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from regraft.data.decode import decode
+
+CropMode = Literal["center", "squash", "border"]
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photo becomes a network's input.
+
+    height, width: what the network takes, in pixels.
+    resize: what the shorter side ("center"), both sides ("squash") or the longer side ("border") is resized to first,
+        given as the pair (height, width), in pixels.
+    interpolation: Pillow's name of the resampling filter.
+    crop_mode: "center" cuts the middle out, "squash" ignores the aspect ratio, "border" pads with the mean colour.
+    mean, std: of each of red, green and blue, on the scale 0..1.
+    """
+
+    height: int
+    width: int
+    resize: tuple[int, int]
+    interpolation: str
+    crop_mode: CropMode
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+    def __str__(self) -> str:
+        scale = f"{self.resize[0]}" if self.resize[0] == self.resize[1] else f"{self.resize[0]}x{self.resize[1]}"
+        numbers = f"mean {_short(self.mean)}, std {_short(self.std)}"
+        return f"{self.interpolation} resize to {scale}, {self.crop_mode} crop {self.height}x{self.width}, {numbers}"
+
+
+def photo_to_input(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """File bytes to a network's input, `(H, W, 3)` uint8; normalisation is inside the graph. Raises Unreadable."""
+    return transform(decode(data, at_least=max(preprocessing.resize)), preprocessing)
+
+
+def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """An RGB image to `(H, W, 3)` uint8.
+
+    Bit for bit what torchvision's Resize and CenterCrop, and timm's evaluation transform, make of a Pillow image.
+    """
+    size = _resized(image.size, preprocessing)
+    image = image.resize(size, _FILTERS[preprocessing.interpolation])
+    fill = (0, 0, 0)
+    if preprocessing.crop_mode == "border":
+        red, green, blue = (round(255 * value) for value in preprocessing.mean)
+        fill = (red, green, blue)
+    return np.asarray(_center_crop(image, preprocessing.width, preprocessing.height, fill))
+
+
+def _resized(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:
+    """Size `(width, height)` after resizing."""
+    width, height = size
+    if p.crop_mode == "squash":
+        return p.resize[1], p.resize[0]
+    if p.crop_mode == "center" and p.resize[0] == p.resize[1]:
+        short = p.resize[0]  # torchvision truncates the longer side
+        return (short, max(1, int(short * height / width))) if width <= height else (int(short * width / height), short)
+    choose = max if p.crop_mode == "border" else min
+    ratio = choose(height / p.resize[0], width / p.resize[1])
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _center_crop(image: Image.Image, width: int, height: int, fill: tuple[int, int, int]) -> Image.Image:
+    missing = (max(0, width - image.width), max(0, height - image.height))
+    if any(missing):
+        left, top = missing[0] // 2, missing[1] // 2
+        image = ImageOps.expand(image, (left, top, missing[0] - left, missing[1] - top), fill=fill)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _short(values: tuple[float, ...]) -> str:
+    unique = values[:1] if len(set(values)) == 1 else values
+    return "/".join(f"{value:g}" for value in unique)

@@ -1,0 +1,73 @@
+"""A backbone's graph and a head to a bundle's files. Needs no torch: the head is one Gemm more."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load_file, save
+
+from regraft.backbones.graph import Backbone
+from regraft.deliver.bundle import FILES, FORMAT, MANIFEST
+from regraft.deliver.card import card
+from regraft.ground.files import json_bytes, sha256_file, write_atomic
+from regraft.ground.runtime import environment
+
+
+def write_model(
+    folder: Path, backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...]
+) -> None:
+    """Write model.onnx, model.safetensors and config.json. weight: `(C, D)` float32.  bias: `(C,)` float32."""
+    write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes))
+    write_atomic(folder / "model.safetensors", _weights(backbone, weight, bias))
+    config = {**backbone.info["config"], "num_classes": len(classes), "label_names": list(classes)}
+    write_atomic(folder / "config.json", json_bytes(config))
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the card, and last the manifest with the hash of every file: from now on the bundle loads."""
+    write_atomic(folder / "README.md", card(manifest).encode())
+    write_atomic(folder / MANIFEST, json_bytes({**manifest, "sha256": {name: sha256_file(folder / name) for name in FILES}}))
+
+
+def manifest_of(backbone: Backbone, classes: tuple[str, ...], provenance: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without metrics and hashes."""
+    info = backbone.info
+    return {
+        "format": FORMAT,
+        "classes": list(classes),
+        "preprocessing": info["preprocessing"],
+        "precision": info["precision"],
+        "temperature": 1.0,
+        "thresholds": {},
+        "heads": info["heads"],
+        "metrics": {},
+        "backbone": {
+            **{key: info[key] for key in ("name", "num_features", "num_params", "licence", "origin", "loaded")},
+            "bf16_agreement": info["bf16_agreement"],
+            "graph_sha256": backbone.graph_sha256,
+        },
+        "provenance": {**provenance, "versions": environment()},
+    }
+
+
+def _with_head(backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...]) -> bytes:
+    model = onnx.load(str(backbone.graph))
+    graph = model.graph
+    graph.initializer.extend(
+        [numpy_helper.from_array(weight, "head.weight"), numpy_helper.from_array(bias, "head.bias")]
+    )
+    graph.node.append(helper.make_node("Gemm", ["features", "head.weight", "head.bias"], ["logits"], transB=1))
+    graph.output.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", len(weight)]))
+    helper.set_model_props(model, {"classes": json.dumps(list(classes), ensure_ascii=False)})
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _weights(backbone: Backbone, weight: np.ndarray, bias: np.ndarray) -> bytes:
+    state = load_file(backbone.trunk)
+    for name, tail in backbone.info["heads"].items():  # a head may be a 1x1 convolution: the same numbers, more axes
+        state[f"{name}.weight"] = weight.reshape(*weight.shape, *tail)
+        state[f"{name}.bias"] = bias
+    return bytes(save(state, metadata={"format": "pt"}))

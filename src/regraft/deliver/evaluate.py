@@ -1,0 +1,144 @@
+"""How good a bundle is on labelled photos. Every figure goes through the bundle as it lies on disk."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+
+from regraft.backbones.engine import engine_identity
+from regraft.backbones.features import FeatureStore, look_up_or_compute
+from regraft.data.scan import Dataset, list_photos
+from regraft.data.transforms import photo_to_input
+from regraft.deliver.bundle import Bundle
+from regraft.ground.errors import BundleError, DataError, nearest
+from regraft.ground.progress import QUIET, Progress
+from regraft.ground.statistics import Accuracy, accuracy
+
+NUM_PROBES = 8
+MAX_DIFFERENCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality on N photos of C classes.
+
+    accuracy: with its interval.  macro_f1, balanced_accuracy: means over the classes that occur, 0..1.
+    log_loss: nats a photo.  ece: expected calibration error, 0..1.  confusion: `(C, C)` int64, a row for each true
+    class.  per_class: rows of class, n, precision, recall, f1.  dataset: the photos judged.  probabilities: `(N, C)`.
+    """
+
+    accuracy: Accuracy
+    macro_f1: float
+    balanced_accuracy: float
+    log_loss: float
+    ece: float
+    confusion: np.ndarray
+    per_class: list[dict[str, Any]]
+    dataset: Dataset
+    probabilities: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy.to_json(),
+            **{name: getattr(self, name) for name in ("macro_f1", "balanced_accuracy", "log_loss", "ece")},
+            "classes": list(self.dataset.classes),
+            "confusion": self.confusion.tolist(),
+            "per_class": self.per_class,
+            "quarantined": [{"path": q.path, "reason": q.reason} for q in self.dataset.quarantine],
+        }
+
+
+def evaluate(bundle: Bundle, folder: str | Path, *, progress: Progress = QUIET) -> Evaluation:
+    """Judge a bundle on `folder/<class>/<image>`; of a split folder, on `test`, else on `val`.
+
+    Raises DataError for a class that the bundle does not know.
+    """
+    dataset = list_photos(folder, min_classes=1, progress=progress)
+    split = next((name for name in ("test", "val") if name in dataset.splits), "")
+    if split:
+        dataset = dataset.subset(i for i, name in enumerate(dataset.splits) if name == split)
+        progress.say(f"judged on the {split} folder: {len(dataset)} photos")
+    return evaluate_dataset(bundle, in_order_of(bundle, dataset), split or "new", progress=progress)
+
+
+def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: Progress = QUIET) -> Evaluation:
+    """Judge a bundle on photos whose labels count in the bundle's order. split: their name, for the report."""
+    dataset, logits = logits_of(bundle, dataset, progress)
+    p, y, num_classes = bundle.probabilities(logits), dataset.labels, len(bundle.classes)
+    predicted = p.argmax(axis=1)
+    present = np.unique(y)
+    precision, recall, f1, n = precision_recall_fscore_support(
+        y, predicted, labels=np.arange(num_classes), zero_division=0
+    )
+    rows = zip(bundle.classes, n, precision, recall, f1, strict=True)
+    return Evaluation(
+        accuracy=accuracy(int((predicted == y).sum()), len(y), split),
+        macro_f1=float(f1_score(y, predicted, labels=present, average="macro", zero_division=0)),
+        balanced_accuracy=float(np.mean(recall[present])),
+        log_loss=float(log_loss(y, p, labels=np.arange(num_classes))),
+        ece=expected_calibration_error(p, y),
+        confusion=confusion_matrix(y, predicted, labels=np.arange(num_classes)),
+        per_class=[
+            {"class": c, "n": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
+            for c, n, p, r, f in rows
+        ],
+        dataset=dataset,
+        probabilities=p,
+    )
+
+
+def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[Dataset, np.ndarray]:
+    """Logits `(N, C)` float32 of a data set's photos, and the data set without those that cannot be decoded.
+
+    The bundle's graph is its backbone and one linear layer, and the backbone's answer to a photo never changes. So
+    features that the cache holds of the same backbone stand for running it again, and the saved head is applied to
+    them. That this is what the graph itself says is checked on a few photos each time. Raises BundleError if not.
+    """
+    graph = bundle.manifest["backbone"]["graph_sha256"]
+    store = FeatureStore.of(graph, bundle.preprocessing, engine_identity(bundle.precision))
+    rows, failures = look_up_or_compute(store, dataset, bundle.preprocessing, lambda: bundle.engine, progress)
+    dataset = dataset.without(failures)
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.root} has no readable photos to judge on. Found {dataset.num_found} files.")
+    weight, bias = bundle.head
+    logits = np.stack([rows[content] for content in dataset.hashes]) @ weight.T + bias
+    _check_graph(bundle, dataset, logits)
+    return dataset, logits
+
+
+def in_order_of(bundle: Bundle, dataset: Dataset) -> Dataset:
+    """The data set with its classes matched to the bundle's by name. Raises DataError for an unknown one."""
+    for name in dataset.classes:
+        if name not in bundle.classes and dataset.counts[name]:
+            hint = nearest(name, bundle.classes) or f" It knows {', '.join(bundle.classes)}."
+            raise DataError(
+                f"{dataset.root} has {dataset.counts[name]} photos of class {name!r}, which the model does not know."
+                f"{hint} Rename the folder or leave it out."
+            )
+    order = np.array([bundle.classes.index(name) if name in bundle.classes else -1 for name in dataset.classes])
+    return replace(dataset, classes=bundle.classes, labels=order[dataset.labels])
+
+
+def expected_calibration_error(p: np.ndarray, y: np.ndarray, num_bins: int = 15) -> float:
+    """Mean distance, 0..1, between confidence and accuracy in bins of equal width.
+
+    p: `(N, C)` probabilities.  y: `(N,)` int64.  Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = np.abs(np.bincount(bins, right - confidence, num_bins))
+    return float(gaps.sum() / len(y))
+
+
+def _check_graph(bundle: Bundle, dataset: Dataset, logits: np.ndarray) -> None:
+    probes = np.unique(np.linspace(0, len(dataset) - 1, NUM_PROBES).astype(int))
+    photos = np.stack([photo_to_input(dataset.read(int(i)), bundle.preprocessing) for i in probes])
+    direct = bundle.engine(photos)["logits"]
+    difference = float(np.abs(direct - logits[probes]).max() / max(1.0, float(np.abs(direct).max())))
+    if not difference <= MAX_DIFFERENCE:
+        raise BundleError(
+            f"{bundle.folder} contradicts itself: its graph and its weights differ by {difference:.1e} (expected at "
+            f"most {MAX_DIFFERENCE:.0e}). Train again or restore a copy."
+        )

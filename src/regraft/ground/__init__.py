@@ -1,0 +1,1 @@
+"""Foundations that know nothing about images: errors, configuration, files, progress, runtime, statistics."""

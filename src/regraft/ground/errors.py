@@ -1,0 +1,53 @@
+"""Every error that a user can cause. One line each: what, where, expected, got, cure.
+
+    RegraftError
+    ├── DataError       a folder, a split or a photo
+    ├── BackboneError   a network's name or structure
+    ├── WeightsError    a weights file
+    ├── BundleError     a saved model
+    ├── OutputError     a place that cannot be written
+    └── MissingExtra    an optional dependency that is not installed
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RegraftError(Exception):
+    """Base class. The command line prints its message in one line and exits with 1."""
+
+
+class DataError(RegraftError):
+    """A data set cannot be read, or cannot be read one way only."""
+
+
+class BackboneError(RegraftError):
+    """A backbone is unknown, cannot be built, or does not end in a linear layer."""
+
+
+class WeightsError(RegraftError):
+    """A weights file is unreadable, unsafe, or made for another network."""
+
+
+class BundleError(RegraftError):
+    """A bundle is missing, damaged, or of an unknown format."""
+
+
+class OutputError(RegraftError):
+    """A folder cannot be written, or another run is using it."""
+
+
+class MissingExtra(RegraftError):
+    """A command needs packages that the light core does not install."""
+
+    def __init__(self, package: str, extra: str = "train") -> None:
+        super().__init__(
+            f"This needs the package {package!r}, which is not installed. "
+            f"Install the [{extra}] extra: pip install 'regraft[{extra}]'"
+        )
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A hint for a misspelt name: ` Did you mean 'a' or 'b'?`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -1,0 +1,70 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, one line a step elsewhere.
+
+rich is imported only when there is something to draw: commands that say nothing do not pay for it.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+Advance = Callable[[int], None]
+
+
+@dataclass
+class Progress:
+    """Where talk goes. `quiet` says nothing.
+
+    seconds: how long each step took, in seconds, filled as steps end.
+    """
+
+    quiet: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def say(self, message: str) -> None:
+        """Print one line to stderr."""
+        if not self.quiet:
+            print(printable(message), file=sys.stderr, flush=True)
+
+    @contextmanager
+    def step(self, name: str, total: int = 0, unit: str = "photos") -> Iterator[Advance]:
+        """Time a step. Yields `advance(count)`; a step with a `total` shows how far it is."""
+        start = time.perf_counter()
+        on_terminal = total > 0 and not self.quiet and sys.stderr.isatty()
+        with _bar(name, total, unit) if on_terminal else _nothing() as advance:
+            yield advance
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        if total and seconds > 0.5:
+            self.say(f"{name}: {total} {unit} in {seconds:.1f} s ({total / seconds:.0f}/s)")
+
+
+QUIET = Progress(quiet=True)
+
+
+def printable(text: str) -> str:
+    """`text` with control and direction-changing characters escaped: file names cannot drive a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _nothing() -> Iterator[Advance]:
+    yield lambda count: None
+
+
+@contextmanager
+def _bar(name: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.0f} {unit}/s" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.advance(task, count)

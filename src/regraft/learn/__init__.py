@@ -1,0 +1,1 @@
+"""Features or batches in, a fitted model out."""

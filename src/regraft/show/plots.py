@@ -1,0 +1,115 @@
+"""Pictures as functions: each takes data and returns a Pillow image."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from regraft.data.decode import decode
+from regraft.data.scan import Dataset
+from regraft.deliver.bundle import Prediction
+from regraft.ground.files import write_atomic
+from regraft.ground.progress import printable
+
+TILE = 220  # pixels
+GAP = 14
+CAPTION = 26
+INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
+RIGHT, WRONG = "#1a7f4b", "#c2342b"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A photo with a caption below it, and an optional bar of length 0..1 above the caption."""
+
+    photo: Image.Image
+    caption: str
+    colour: str = INK
+    bar: float | None = None
+    detail: str = ""
+
+
+def dataset_grid(dataset: Dataset, *, per_class: int = 6, max_classes: int = 12) -> Image.Image:
+    """A row of example photos for each class. Every place holds a photo: classes with few photos have short rows."""
+    rows = []
+    for label, name in list(enumerate(dataset.classes))[:max_classes]:
+        members = [i for i in range(len(dataset)) if dataset.labels[i] == label]
+        step = max(1, len(members) // per_class)
+        photos = [decode(dataset.read(i), at_least=TILE) for i in members[::step][:per_class]]
+        rows.append((f"{name}  ({len(members)} photos)", [Tile(photo, "") for photo in photos]))
+    hidden = len(dataset.classes) - max_classes
+    title = f"{len(dataset)} photos of {len(dataset.classes)} classes"
+    return _stack(title + (f", the first {max_classes} shown" if hidden > 0 else ""), rows)
+
+
+def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, columns: int = 3) -> Image.Image:
+    """Photos with label and probability: green where the model agrees with the given label, red where not.
+
+    predictions: path, true label, prediction.
+    """
+    tiles = []
+    for path, label, prediction in predictions:
+        right = prediction.label == label
+        tiles.append(
+            Tile(
+                decode(path.read_bytes(), at_least=TILE),
+                f"{prediction.label}  {100 * prediction.probability:.1f} %",
+                RIGHT if right else WRONG,
+                prediction.probability,
+                "" if right else f"is {label}",
+            )
+        )
+    num_right = sum(label == prediction.label for _, label, prediction in predictions)
+    rows = [("", tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
+    return _stack(f"{num_right} of {len(tiles)} photos it has not seen are named right", rows)
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def _stack(title: str, rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Image:
+    """Rows of tiles below a title; a row may have a heading of its own."""
+    columns = max(len(tiles) for _, tiles in rows)
+    with_captions = any(tile.caption for _, tiles in rows for tile in tiles)
+    height = TILE + GAP + (CAPTION + 10 if with_captions else 0)
+    heights = [height + (CAPTION if heading else 0) for heading, _ in rows]
+    picture = Image.new("RGB", (columns * (TILE + GAP) + GAP, 2 * GAP + CAPTION + sum(heights)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    _text(draw, (GAP, GAP), title, 20, INK, picture.width - 2 * GAP)
+    y = 2 * GAP + CAPTION
+    for (heading, tiles), row_height in zip(rows, heights, strict=True):
+        top = y
+        if heading:
+            _text(draw, (GAP, top), heading, 16, MUTED, picture.width - 2 * GAP)
+            top += CAPTION
+        for column, tile in enumerate(tiles):
+            _draw_tile(picture, draw, tile, GAP + column * (TILE + GAP), top)
+        y += row_height
+    return picture
+
+
+def _draw_tile(picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int, y: int) -> None:
+    picture.paste(ImageOps.fit(tile.photo, (TILE, TILE), Image.Resampling.LANCZOS), (x, y))
+    if tile.bar is not None:
+        draw.rectangle((x, y + TILE, x + TILE - 1, y + TILE + 5), fill="#e5e7eb")
+        draw.rectangle((x, y + TILE, x + round(tile.bar * (TILE - 1)), y + TILE + 5), fill=tile.colour)
+    if tile.caption:
+        _text(draw, (x, y + TILE + 9), tile.caption, 16, tile.colour, TILE)
+    if tile.detail:
+        width = draw.textlength(tile.detail, font=ImageFont.load_default(14))
+        _text(draw, (x + TILE - width, y + TILE + 11), tile.detail, 14, MUTED, TILE)
+
+
+def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, width: float) -> None:
+    """One line, shortened with an ellipsis where it does not fit."""
+    font, text = ImageFont.load_default(size), printable(text).replace("\n", " ")
+    while len(text) > 1 and draw.textlength(text, font=font) > width:
+        text = text[:-2].rstrip() + "…"
+    draw.text(at, text, font=font, fill=colour)
