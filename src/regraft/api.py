@@ -59,7 +59,9 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
         with published(out / "bundle") as partial, progress.step("save and judge"):
             provenance = _provenance(dataset, splits, head, config)
             write_model(partial, backbone, head.weight, head.bias, dataset.classes)
-            evaluation = _judge_and_seal(partial, manifest_of(backbone, dataset.classes, provenance), splits, cross_validated)
+            evaluation = _judge_and_seal(
+                partial, manifest_of(backbone, dataset.classes, provenance), splits, cross_validated
+            )
         write_atomic(out / "photos.jsonl", _photo_lines(dataset, splits))
     summary = _summary(out, dataset, backbone, evaluation, cross_validated, config, progress)
     write_atomic(out / "result.json", json_bytes(summary))
@@ -108,7 +110,7 @@ def _solve(features: Features, dataset: Dataset, config: TrainConfig) -> Head:
 
 
 def _cross_validated(features: Features, dataset: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
-    """Accuracy over all photos, each judged by a head that has not seen it, at the penalty chosen on the train split."""
+    """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
     folds = fold_ids(features.y, features.hashes, config.num_folds, config.seed)
     if not (folds >= 0).any():
         return None
@@ -141,7 +143,7 @@ def _provenance(dataset: Dataset, splits: Splits, head: Head, config: TrainConfi
     }
 
 
-def _summary(  # noqa: PLR0913
+def _summary(
     out: Path,
     dataset: Dataset,
     backbone: Backbone,

@@ -101,7 +101,7 @@ def scan(folder: str, as_json: bool) -> None:
     if as_json:
         _print_json(dataset.to_json())
         return
-    splits = [name for name in ("train", "val", "test") if name in dataset.splits]
+    splits: list[str] = [name for name in ("train", "val", "test") if name in dataset.splits]
     _print_table(("class", *(splits or ["photos"])), _class_rows(dataset, splits))
     print(f"{len(dataset)} photos used of {dataset.num_found} found")
     for line in (*dataset.notes, *(f"left out: {q.path}: {q.reason}" for q in dataset.quarantine)):
@@ -111,7 +111,9 @@ def scan(folder: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--mode", type=click.Choice(["frozen"]), default="frozen", show_default=True, help="What learns.")
-@click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network; see `regraft backbones`.")
+@click.option(
+    "--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network; see `regraft backbones`."
+)
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'.")
 @click.option("--out", help="Folder for the run.  [default: runs/<name of DIR>]")
 @click.option("--seed", default=0, show_default=True, help="Decides which photos are kept for judging.")
@@ -191,7 +193,9 @@ def evaluate(bundle: str, folder: str, precision: Any, as_json: bool) -> None:
         return
     print(f"accuracy {result.accuracy}")
     print(f"macro F1 {result.macro_f1:.3f}, log loss {result.log_loss:.3f}, calibration error {result.ece:.3f}")
-    rows = [(r["class"], r["n"], f"{r['precision']:.3f}", f"{r['recall']:.3f}", f"{r['f1']:.3f}") for r in result.per_class]
+    rows = [
+        (r["class"], r["n"], f"{r['precision']:.3f}", f"{r['recall']:.3f}", f"{r['f1']:.3f}") for r in result.per_class
+    ]
     _print_table(("class", "photos", "precision", "recall", "F1"), rows)
 
 

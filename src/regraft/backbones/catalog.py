@@ -1,7 +1,7 @@
 """Names of backbones: which there are, which library builds them, and which weights are on this machine.
 
-A bare name means torchvision's network where torchvision has one of that name (`resnet50`), else timm's; the prefix
-`torchvision/` or `timm/` decides. After a dot stands the tag of the weights (`resnet18.a1_in1k`, `resnet50.IMAGENET1K_V2`).
+A bare name means torchvision's network where torchvision has one of that name (`resnet50`), else timm's; a prefix,
+`torchvision/` or `timm/`, decides. After a dot stands the tag of the weights (`timm/resnet18.a1_in1k`).
 """
 
 import importlib.util

@@ -72,7 +72,7 @@ class FeatureStore:
 
     @contextmanager
     def writer(self, progress: Progress) -> Iterator[Callable[[str, np.ndarray], None]]:
-        """Yields `write(content hash, row)`. Rows reach the disk every few seconds, and at the end even if it is bad."""
+        """Yields `write(content hash, row)`. Rows reach the disk every few seconds, and at a bad end too."""
         shard = _Shard(writable_cache("features", progress) / self.key)
         try:
             yield shard.add

@@ -1,9 +1,9 @@
 """A backbone's name and weights to a traced graph, kept in the cache so that the next run needs no torch.
 
-    graphs/<key>/features.onnx        images (B, H, W, 3) uint8 -> features (B, D) float32, normalisation inside
-    graphs/<key>/trunk.safetensors    the same weights under the library's own names, head left out
-    graphs/<key>/backbone.json        what they are; the sha256 of both; written last
-    graphs/requests/<hash>.json       which key a request by name, weights and library versions led to
+graphs/<key>/features.onnx        images (B, H, W, 3) uint8 -> features (B, D) float32, normalisation inside
+graphs/<key>/trunk.safetensors    the same weights under the library's own names, head left out
+graphs/<key>/backbone.json        what they are; the sha256 of both; written last
+graphs/requests/<hash>.json       which key a request by name, weights and library versions led to
 """
 
 import json
@@ -36,6 +36,7 @@ class Backbone:
 
     @property
     def name(self) -> str:
+        """Full name, such as `timm/resnet18.a1_in1k`."""
         return str(self.info["name"])
 
     @property
@@ -45,18 +46,22 @@ class Backbone:
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """What a photo goes through before the graph."""
         return Preprocessing.from_json(self.info["preprocessing"])
 
     @property
     def graph(self) -> Path:
+        """The ONNX file that gives features."""
         return self.folder / "features.onnx"
 
     @property
     def trunk(self) -> Path:
+        """The weights, without the head's."""
         return self.folder / "trunk.safetensors"
 
     @property
     def graph_sha256(self) -> str:
+        """Hash of the ONNX file: the part of a feature's key that stands for the network."""
         return str(self.info["sha256"]["features.onnx"])
 
     @property

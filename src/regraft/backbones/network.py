@@ -1,4 +1,4 @@
-"""Pretrained networks of torchvision and timm: build, fill with weights, find the head. The only room that needs torch."""
+"""Networks of torchvision and timm: build, fill with weights, find the head."""
 
 import copy
 import json
@@ -78,9 +78,7 @@ def restore(info: dict[str, Any], trunk_file: Path) -> Network:
     network = _skeleton(catalog.resolve(info["name"]), None)
     loaded = load_into(network.module, read_weights(trunk_file), network.heads, str(trunk_file))
     preprocessing = Preprocessing.from_json(info["preprocessing"])
-    return replace(
-        network, preprocessing=preprocessing, licence=info["licence"], origin=info["origin"], loaded=loaded
-    )
+    return replace(network, preprocessing=preprocessing, licence=info["licence"], origin=info["origin"], loaded=loaded)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -94,13 +92,13 @@ def find_heads(module: nn.Module, height: int, width: int) -> tuple[str, ...]:
 
     Raises BackboneError when the network has none.
     """
-    module = unwrap(module)
-    if hasattr(module, "get_classifier"):
-        heads = module.get_classifier()
+    network: Any = unwrap(module)  # timm's contract is not typed
+    if hasattr(network, "get_classifier"):
+        heads = network.get_classifier()
         found = list(heads) if isinstance(heads, (tuple, list)) else [heads]
     else:
-        found = _linear_layers_in_order(module, height, width)[-1:]
-    names = {id(layer): name for name, layer in module.named_modules()}
+        found = _linear_layers_in_order(network, height, width)[-1:]
+    names = {id(layer): name for name, layer in network.named_modules()}
     heads_found = tuple(names[id(layer)] for layer in found if isinstance(layer, (nn.Linear, nn.Conv2d)))
     if not heads_found:
         raise BackboneError(f"{type(module).__name__} has no linear layer at its end. Choose another backbone.")
@@ -134,20 +132,22 @@ class FeatureGraph(nn.Module):
         return (images.permute(0, 3, 1, 2).float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
 
-def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> None:
-    """Prove that logits are features times the head's weight. Raises BackboneError for a network built otherwise."""
+def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> Tensor:
+    """Prove that logits are features times the head's weight, and return the features `(B, D)`.
+
+    images: `(B, H, W, 3)` uint8.  Raises BackboneError for a network built otherwise.
+    """
     module = copy.deepcopy(network.module)
-    weight = cast(Tensor, module.get_submodule(network.heads[0]).weight).detach()
-    bias = cast("Tensor | None", module.get_submodule(network.heads[0]).bias)
-    for head in network.heads[1:]:
-        module.get_submodule(head).load_state_dict(module.get_submodule(network.heads[0]).state_dict())
+    first = module.get_submodule(network.heads[0])
+    for head in network.heads[1:]:  # two heads are averaged: alike, they act as one
+        module.get_submodule(head).load_state_dict(first.state_dict())
+    weight, bias = cast(Tensor, first.weight).flatten(1), cast("Tensor | None", first.bias)
     with torch.inference_mode():
-        features = graph(images)
-        if features.shape[1] == weight[0].numel():
-            logits = features @ weight.flatten(1).T + (0 if bias is None else bias)
-            expected = module(graph.normalised(images))
+        features, expected = graph(images), module(graph.normalised(images))
+        if features.shape[1] == weight.shape[1]:
+            logits = features @ weight.T + (0 if bias is None else bias)
             if torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-                return
+                return cast(Tensor, features)
     raise BackboneError(
         f"{network.reference} does not end in one linear layer over its features, so its head cannot be replaced. "
         "Choose another backbone."
@@ -204,9 +204,7 @@ def _from_library(network: Network, offline: bool) -> Network:
         if not path.is_file():
             _download(weights.url, path, reference, offline)
         state = read_weights(path)
-        return replace(
-            network, origin=weights.url, loaded=load_into(network.module, state, network.heads, str(path))
-        )
+        return replace(network, origin=weights.url, loaded=load_into(network.module, state, network.heads, str(path)))
     return _from_timm(network, offline)
 
 
@@ -223,7 +221,8 @@ def _download(url: str, path: Path, reference: Reference, offline: bool) -> None
 
 def _from_timm(network: Network, offline: bool) -> Network:
     """timm loads its own weights: it knows each network's renamings."""
-    reference, config = network.reference, network.module.pretrained_cfg
+    untyped: Any = network.module
+    reference, config = network.reference, untyped.pretrained_cfg
     repository = config.get("hf_hub_id")
     if not repository and not config.get("url"):
         raise WeightsError(f"timm has no pretrained weights for {reference}. Give a file with --weights, or 'random'.")
@@ -286,9 +285,7 @@ def _linear_layers_in_order(module: nn.Module, height: int, width: int) -> list[
 def _torchvision_preprocessing(weights: Any) -> Preprocessing:
     t = weights.transforms()
     crop, resize = t.crop_size[0], t.resize_size[0]
-    return Preprocessing(
-        crop, crop, (resize, resize), t.interpolation.value, "center", tuple(t.mean), tuple(t.std)
-    )
+    return Preprocessing(crop, crop, (resize, resize), t.interpolation.value, "center", tuple(t.mean), tuple(t.std))
 
 
 def _timm_preprocessing(module: nn.Module) -> Preprocessing:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")  # an MPO opens as JPEG
 MAX_BYTES = 256 * 2**20
@@ -54,7 +54,7 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except Unreadable:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise Unreadable(_not_an_image(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(f"more than {MAX_PIXELS // 10**6} megapixels") from None
@@ -93,7 +93,7 @@ def _check_size(size: tuple[int, int]) -> None:
 def _grey_to_8_bit(image: Image.Image) -> Image.Image:
     """16-bit greys by their format's range, 32-bit and float ones by their own smallest and largest value."""
     values = np.asarray(image).astype(np.float32)
-    if image.mode.startswith("I;16") or (image.mode == "I" and 0 <= values.min() and values.max() <= 65535):
+    if image.mode.startswith("I;16") or (image.mode == "I" and values.min() >= 0 and values.max() <= 65535):
         low, high = 0.0, 65535.0
     elif not np.isfinite(values).all():
         raise Unreadable("damaged: grey values that are not finite")

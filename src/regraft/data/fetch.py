@@ -3,11 +3,13 @@
 import io
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from regraft.ground.errors import DataError
 from regraft.ground.files import published, sha256_bytes
-from regraft.ground.progress import QUIET, Progress
+from regraft.ground.progress import QUIET, Advance, Progress
 from regraft.ground.runtime import is_offline
 
 HYMENOPTERA_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
@@ -54,7 +56,7 @@ def download(url: str, sha256: str, progress: Progress = QUIET) -> bytes:
     return data
 
 
-def _blocks(response, advance):  # type: ignore[no-untyped-def]
+def _blocks(response: IO[bytes], advance: Advance) -> Iterator[bytes]:
     while block := response.read(_BLOCK):
         advance(len(block))
         yield block

@@ -59,6 +59,7 @@ class Dataset:
 
     @property
     def num_found(self) -> int:
+        """Files found: used and quarantined."""
         return len(self.paths) + len(self.quarantine)
 
     @property
@@ -93,6 +94,7 @@ class Dataset:
         return data
 
     def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft scan --json`."""
         return {
             "classes": self.counts,
             "found": self.num_found,

@@ -41,7 +41,7 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
     pool = by_name.get("train") or by_name.get("") or []
     given_val = by_name.get("val")
     if given_val is None and "test" not in by_name:
-        chosen = {i for i in held_out(dataset, pool, val_fraction, seed)}
+        chosen = set(held_out(dataset, pool, val_fraction, seed))
         val, train = [i for i in pool if i in chosen], [i for i in pool if i not in chosen]
     else:
         val, train = given_val or [], pool
@@ -81,8 +81,8 @@ def _ranked(labels: np.ndarray, hashes: Sequence[str], seed: int) -> Iterable[li
     """For each class, its distinct photos in an order drawn from their content; each as the indices of its copies."""
     for label in np.unique(labels):
         copies: dict[str, list[int]] = {}
-        for i in np.flatnonzero(labels == label):
-            copies.setdefault(_draw(seed, hashes[i]), []).append(int(i))
+        for i in map(int, np.flatnonzero(labels == label)):
+            copies.setdefault(_draw(seed, hashes[i]), []).append(i)
         yield [copies[key] for key in sorted(copies)]
 
 

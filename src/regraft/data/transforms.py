@@ -40,11 +40,14 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def to_json(self) -> dict[str, Any]:
+        """As stored in manifests."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        """From what `to_json` gave. Raises KeyError or TypeError when something is missing."""
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
 
     def __str__(self) -> str:
         scale = f"{self.resize[0]}" if self.resize[0] == self.resize[1] else f"{self.resize[0]}x{self.resize[1]}"

@@ -29,7 +29,9 @@ def write_model(
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the card, and last the manifest with the hash of every file: from now on the bundle loads."""
     write_atomic(folder / "README.md", card(manifest).encode())
-    write_atomic(folder / MANIFEST, json_bytes({**manifest, "sha256": {name: sha256_file(folder / name) for name in FILES}}))
+    write_atomic(
+        folder / MANIFEST, json_bytes({**manifest, "sha256": {name: sha256_file(folder / name) for name in FILES}})
+    )
 
 
 def manifest_of(backbone: Backbone, classes: tuple[str, ...], provenance: dict[str, Any]) -> dict[str, Any]:

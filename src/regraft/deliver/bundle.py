@@ -1,10 +1,10 @@
 """The delivered model: a folder that predicts by itself. No pickle anywhere, and no torch.
 
-    regraft.json        what it is, and the sha256 of every other file; written last
-    model.onnx          images (B, H, W, 3) uint8 -> logits (B, C), features (B, D); normalisation inside
-    model.safetensors   the same weights under the library's own names
-    config.json         builds the network in timm: timm.create_model("local-dir:BUNDLE", pretrained=True)
-    README.md           the model card
+regraft.json        what it is, and the sha256 of every other file; written last
+model.onnx          images (B, H, W, 3) uint8 -> logits (B, C), features (B, D); normalisation inside
+model.safetensors   the same weights under the library's own names
+config.json         builds the network in timm: timm.create_model("local-dir:BUNDLE", pretrained=True)
+README.md           the model card
 """
 
 import json
@@ -57,6 +57,7 @@ class Bundle:
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """What a photo goes through before the graph."""
         return Preprocessing.from_json(self.manifest["preprocessing"])
 
     @property
@@ -129,7 +130,9 @@ def load(folder: str | Path, *, precision: Precision | None = None) -> Bundle:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"There is no bundle at {folder}. Expected a folder with {MANIFEST}, as `regraft train` makes.")
+        raise BundleError(
+            f"There is no bundle at {folder}. Expected a folder with {MANIFEST}, as `regraft train` makes."
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]

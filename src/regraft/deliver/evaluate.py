@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from regraft.backbones.engine import engine_identity
 from regraft.backbones.features import FeatureStore, look_up_or_compute
@@ -40,6 +45,7 @@ class Evaluation:
     probabilities: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft evaluate --json`."""
         return {
             "accuracy": self.accuracy.to_json(),
             **{name: getattr(self, name) for name in ("macro_f1", "balanced_accuracy", "log_loss", "ece")},

@@ -20,6 +20,7 @@ class Answer:
     error: str | None
 
     def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft predict --json`."""
         if self.prediction is None:
             return {"path": self.path, "error": self.error}
         return {"path": self.path, **vars(self.prediction)}

@@ -32,4 +32,5 @@ class TrainConfig:
     """Never download anything."""
 
     def to_json(self) -> dict[str, Any]:
+        """As stored in manifests."""
         return asdict(self)

@@ -1,12 +1,12 @@
 """Every error that a user can cause. One line each: what, where, expected, got, cure.
 
-    RegraftError
-    ├── DataError       a folder, a split or a photo
-    ├── BackboneError   a network's name or structure
-    ├── WeightsError    a weights file
-    ├── BundleError     a saved model
-    ├── OutputError     a place that cannot be written
-    └── MissingExtra    an optional dependency that is not installed
+RegraftError
+├── DataError       a folder, a split or a photo
+├── BackboneError   a network's name or structure
+├── WeightsError    a weights file
+├── BundleError     a saved model
+├── OutputError     a place that cannot be written
+└── MissingExtra    an optional dependency that is not installed
 """
 
 import difflib

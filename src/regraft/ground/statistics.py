@@ -20,6 +20,7 @@ class Accuracy:
     split: str
 
     def to_json(self) -> dict[str, Any]:
+        """As printed and stored."""
         return asdict(self)
 
     def __str__(self) -> str:

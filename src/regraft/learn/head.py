@@ -44,7 +44,7 @@ class Head:
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """`(N, C)` float32 of features `x (N, D)` float32."""
-        return x @ self.weight.T + self.bias
+        return np.asarray(x @ self.weight.T + self.bias)
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,7 @@ def _fit(z: np.ndarray, y: np.ndarray, penalty: float, num_classes: int) -> tupl
     return weight, bias
 
 
-def _unfold(
-    problem: _Problem, weight: np.ndarray, bias: np.ndarray, penalty: float, curve: tuple[Score, ...]
-) -> Head:
+def _unfold(problem: _Problem, weight: np.ndarray, bias: np.ndarray, penalty: float, curve: tuple[Score, ...]) -> Head:
     """Fold rotation and standardisation into weight and bias, so that the head takes raw features."""
     if problem.basis is not None:
         weight = weight @ problem.basis

@@ -1,0 +1,110 @@
+"""The laws of the house: who may import whom, what is public, what must never be in the code."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import regraft
+
+SOURCE = Path(regraft.__file__).parent
+ROOMS = ("ground", "data", "backbones", "learn", "deliver", "show", "api", "cli")
+TORCH_MODULES = {"backbones.weights", "backbones.network", "backbones.trace", "backbones.torch_engine"}
+HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
+
+
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text())
+        for path in sorted(SOURCE.rglob("*.py"))
+        if path.stem not in ("__init__", "__main__")
+    }
+
+
+def imported(tree: ast.Module, *, top_level_only: bool = False) -> set[str]:
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(module: str) -> str:
+    return module.removeprefix("regraft.").partition(".")[0]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_rooms_import_only_rooms_before_them(module):
+    for name in imported(modules()[module]):
+        if name.startswith("regraft.") and room(name) in ROOMS:
+            assert ROOMS.index(room(name)) <= ROOMS.index(room(module)), f"{module} imports {name}"
+
+
+def test_deliver_never_learns():
+    for module, tree in modules().items():
+        if module.startswith("deliver."):
+            assert not {name for name in imported(tree) if name.startswith("regraft.learn")}, module
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {m: {n.removeprefix("regraft.") for n in imported(t)} & modules().keys() for m, t in modules().items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_torch_is_imported_in_its_own_modules_only():
+    for module, tree in modules().items():
+        if module not in TORCH_MODULES:
+            assert not {n.partition(".")[0] for n in imported(tree, top_level_only=True)} & {"torch", "timm"}, module
+
+
+def test_public_names_are_exactly_those_listed():
+    assert sorted(regraft.__all__) == regraft.__all__
+    assert set(regraft.__all__) == set(regraft._HOMES)
+    for name in regraft.__all__:
+        assert inspect.getdoc(getattr(regraft, name)), name
+    with pytest.raises(AttributeError):
+        regraft.nothing  # noqa: B018
+
+
+def test_everything_public_has_a_docstring():
+    for module, tree in modules().items():
+        assert ast.get_docstring(tree), module
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{module}.{node.name}"
+
+
+def test_nothing_is_unpickled_unsafely():
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text()
+        for banned in (
+            "weights_only=False",
+            "pickle.load",
+            "allow_pickle=True",
+            "LOAD_TRUNCATED_IMAGES",
+            "eval(",
+            "exec(",
+        ):
+            assert banned not in text.replace(".eval()", ""), f"{path}: {banned}"
+
+
+def test_help_is_light():
+    code = "import sys; import regraft.cli; print([m for m in sys.modules if m.partition('.')[0] in %r])" % HEAVY
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
