@@ -1,0 +1,43 @@
+# Everything starts here: `make demo` and `make test` need nothing but Python >= 3.11 with venv, and pip.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test quick check format bench clean
+
+help:            ## this list
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: $(READY)  ## private virtual environment in .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	touch $(READY)
+
+demo: $(READY)   ## the main job on photos that regraft draws itself, offline
+	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
+
+test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
+	$(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile
+
+quick: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style and types
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench
+
+bench: $(READY)  ## measure; results go to bench/results/*.json
+	$(BIN)/python bench/frozen.py
+
+clean:           ## remove the environment, caches and what the demo made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache regraft-demo

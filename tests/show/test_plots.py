@@ -1,0 +1,51 @@
+"""Pictures: every place holds a photo, colours tell right from wrong, texts do no harm."""
+
+import numpy as np
+from PIL import Image
+
+from conftest import draw_folder
+from regraft.data.scan import scan
+from regraft.deliver.bundle import Prediction
+from regraft.show.plots import GAP, RIGHT, TILE, WRONG, dataset_grid, prediction_grid, save_picture
+
+
+def colours(picture):
+    return {f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.asarray(picture).reshape(-1, 3)}
+
+
+def test_grid_has_a_row_for_each_class_and_no_empty_place(photos):
+    picture = dataset_grid(scan(photos), per_class=4)
+    assert picture.width == 4 * (TILE + GAP) + GAP
+    assert picture.height > 3 * TILE
+    red_row = np.asarray(picture)[-(TILE + GAP) : -GAP]
+    for column in range(4):
+        tile = red_row[:, GAP + column * (TILE + GAP) :][:, :TILE]
+        assert tile[..., 0].mean() > tile[..., 1].mean() + 50
+
+
+def test_grid_shows_a_class_of_one_photo_and_says_what_it_leaves_out(tmp_path):
+    folder = draw_folder(tmp_path, tuple(f"class {i}" for i in range(15)), 1)
+    picture = dataset_grid(scan(folder), max_classes=12)
+    assert picture.height < 13 * (TILE + 60)
+
+
+def test_predictions_are_green_when_right_and_red_when_wrong(photos):
+    path = photos / "red" / "red_0.jpg"
+    right, wrong = Prediction("red", 0.9, {}), Prediction("blue", 0.6, {})
+    assert RIGHT in colours(prediction_grid([(path, "red", right)]))
+    assert WRONG not in colours(prediction_grid([(path, "red", right)]))
+    assert WRONG in colours(prediction_grid([(path, "red", wrong)]))
+
+
+def test_long_and_odd_names_fit(photos):
+    path = photos / "red" / "red_0.jpg"
+    name = "\x1b[2J" + "very long name " * 30 + "\u202e"
+    picture = prediction_grid([(path, name, Prediction(name, 0.5, {}))])
+    assert picture.width == TILE + 2 * GAP
+
+
+def test_pictures_are_saved_as_png(tmp_path):
+    path = save_picture(Image.new("RGB", (3, 2), "red"), tmp_path / "x.png")
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("PNG", (3, 2))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
