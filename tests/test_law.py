@@ -105,6 +105,6 @@ def test_nothing_is_unpickled_unsafely():
 
 
 def test_help_is_light():
-    code = "import sys; import regraft.cli; print([m for m in sys.modules if m.partition('.')[0] in %r])" % HEAVY
+    code = f"import sys; import regraft.cli; print([m for m in sys.modules if m.partition('.')[0] in {HEAVY}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,64 @@
+"""Real photos with the default backbone: what the README promises, measured through the saved bundle."""
+
+import json
+import shutil
+
+import pytest
+
+import regraft
+from regraft.api import train_run
+from regraft.ground.config import TrainConfig
+from regraft.ground.progress import Progress
+
+pytestmark = pytest.mark.slow
+
+
+def train(folder, out):
+    return train_run(folder, out, TrainConfig(), Progress(quiet=True)).summary
+
+
+def test_ants_and_bees(real_photos, tmp_path):
+    summary = train(real_photos / "hymenoptera", tmp_path)
+    assert summary["images"] == {"found": 398, "used": 398, "quarantined": 0}
+    assert (summary["accuracy"]["split"], summary["accuracy"]["n"]) == ("val", 153)
+    assert summary["accuracy"]["value"] >= 0.94
+    assert summary["accuracy"]["low"] < summary["accuracy"]["value"] < summary["accuracy"]["high"]
+
+
+def test_fruit_in_shops_is_judged_on_its_test_folder(real_photos, tmp_path):
+    summary = train(real_photos / "grocery_fruit5", tmp_path)
+    assert (summary["accuracy"]["split"], summary["accuracy"]["n"]) == ("test", 232)
+    assert summary["accuracy"]["value"] >= 0.95
+
+
+def test_twenty_photos_of_trees(real_photos, tmp_path):
+    summary = train(real_photos / "hemlock2", tmp_path)
+    assert summary["cross_validated"]["value"] == 1
+    assert summary["cross_validated"]["n"] == 20
+    assert summary["cross_validated"]["low"] < 0.9
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("wbc4", 0.60, 0.80), ("signdigits10s", 0.65, 0.85)])
+def test_hard_sets_are_reported_honestly(real_photos, tmp_path, name, least, most):
+    summary = train(real_photos / name, tmp_path)
+    assert least <= summary["cross_validated"]["value"] <= most
+    assert summary["accuracy"]["n"] == round(0.2 * summary["images"]["used"])
+
+
+def test_evaluate_repeats_the_figure_of_training(real_photos, tmp_path):
+    folder = real_photos / "hymenoptera"
+    bundle = regraft.train(folder, tmp_path, quiet=True)
+    assert regraft.evaluate(bundle, folder / "val").accuracy.value == bundle.manifest["metrics"]["accuracy"]["value"]
+
+
+def test_junk_among_real_photos_changes_nothing_but_the_record(real_photos, tmp_path):
+    folder = shutil.copytree(real_photos / "hemlock2", tmp_path / "photos")
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "Hemlock" / "notes.txt").write_text("not a photo")
+    (folder / "Hemlock" / "cut.jpg").write_bytes(next((folder / "Hemlock").glob("*.jpg")).read_bytes()[:2000])
+    summary = train(folder, tmp_path / "run")
+    assert summary["images"] == {"found": 22, "used": 20, "quarantined": 2}
+    clean = train(real_photos / "hemlock2", tmp_path / "clean")
+    assert summary["accuracy"] == clean["accuracy"]
+    manifest = json.loads((tmp_path / "run" / "bundle" / "regraft.json").read_text())
+    assert manifest["provenance"]["images"]["quarantined"] == 2
