@@ -1,7 +1,6 @@
 """A bundle is whole or refused, and answers the same whatever form a photo comes in."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -63,7 +62,7 @@ def test_temperature_flattens_probabilities_and_keeps_labels(copy, photos):
 def test_a_photo_that_cannot_be_read_is_named(bundle, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"<html>")
-    with pytest.raises(DataError, match="bad.jpg cannot be used"):
+    with pytest.raises(DataError, match=r"bad\.jpg cannot be used"):
         bundle.predict(bad)
     with pytest.raises(DataError, match="does not exist"):
         bundle.predict(tmp_path / "none.jpg")
@@ -83,7 +82,7 @@ def test_a_missing_or_linked_file_is_noticed(copy, name, tmp_path):
     moved = shutil.move(copy / name, tmp_path / "elsewhere")
     with pytest.raises(BundleError, match=f"{name} is missing"):
         load(copy)
-    os.symlink(moved, copy / name)
+    (copy / name).symlink_to(moved)
     with pytest.raises(BundleError, match=f"{name} is missing"):
         load(copy)
 

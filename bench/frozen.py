@@ -1,0 +1,127 @@
+"""Whole processes of the frozen regime, timed beside what one would write by hand with the same weights.
+
+    python bench/frozen.py [--rounds 3] [--photos DIR]
+
+Every round runs all contenders one after the other, so that ratios come from the same minutes. Without --photos it
+takes `REGRAFT_DATA/hymenoptera`, or draws the orchard. Prints a table, writes bench/results/frozen.json, and fills the
+table between the markers in README.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from regraft.data.orchard import draw_orchard
+from regraft.ground.runtime import environment, num_cores
+
+HERE = Path(__file__).parent
+MARKERS = ("<!-- bench:frozen -->", "<!-- /bench:frozen -->")
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--photos", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
+        scratch = Path(folder)
+        photos = arguments.photos or _photos(scratch)
+        rounds = [_round(photos, scratch / str(number)) for number in range(arguments.rounds)]
+    result = {
+        "command": "python bench/frozen.py",
+        "photos": photos.name,
+        "num_photos": sum(1 for path in photos.rglob("*") if path.is_file()),
+        "cores": num_cores(),
+        "processor": _processor(),
+        "commit": _commit(),
+        "versions": environment(),
+        "rows": [_summary(name, [r[name] for r in rounds]) for name in rounds[0]],
+    }
+    path = HERE / "results" / "frozen.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+    fill(HERE.parent / "README.md", result)
+
+
+def _photos(scratch: Path) -> Path:
+    real = Path(os.environ.get("REGRAFT_DATA", "/nonexistent")) / "hymenoptera"
+    return real if real.is_dir() else draw_orchard(scratch / "orchard")
+
+
+def _round(photos: Path, scratch: Path) -> dict[str, dict[str, float]]:
+    """Seconds and accuracy of every contender, once."""
+    cache, out = scratch / "cache", scratch / "run"
+    train = [sys.executable, "-m", "regraft", "train", photos, "--out", out, "--json", "--quiet"]
+    one = next(path for path in sorted(photos.rglob("*.jpg")))
+    rows = {"train, nothing cached": _run(train, cache)}
+    shutil.rmtree(cache / "features")
+    rows["train, new photos"] = _run(train, cache)
+    rows["train, same photos again"] = _run(train, cache)
+    rows["predict one photo"] = _run([sys.executable, "-m", "regraft", "predict", out, one, "--json"], cache)
+    rows["timm + scikit-learn by hand"] = _run([sys.executable, HERE / "peer_by_hand.py", photos], cache)
+    return rows
+
+
+def _run(command: list[object], cache: Path) -> dict[str, float]:
+    start = time.perf_counter()
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "REGRAFT_CACHE": str(cache)},
+    )
+    seconds = time.perf_counter() - start
+    answer = json.loads(done.stdout)
+    accuracy = answer.get("accuracy")
+    return {"seconds": seconds, "accuracy": accuracy["value"] if isinstance(accuracy, dict) else accuracy}
+
+
+def _summary(name: str, runs: list[dict[str, float]]) -> dict[str, object]:
+    seconds = [run["seconds"] for run in runs]
+    return {
+        "name": name,
+        "seconds": {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)},
+        "accuracy": runs[0]["accuracy"],
+    }
+
+
+def table(result: dict) -> str:
+    """The rows as Markdown."""
+    where = f"{result['num_photos']} photos of {result['photos']}, {result['cores']} cores, {result['processor']}"
+    lines = ["| whole process | seconds (median) | accuracy |", "|---|---:|---:|"]
+    for row in result["rows"]:
+        accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+        lines.append(f"| {row['name']} | {row['seconds']['median']:.1f} | {accuracy} |")
+    return "\n".join([*lines, "", f"{where}; `{result['command']}`."])
+
+
+def fill(readme: Path, result: dict) -> None:
+    """Replace what stands between the markers."""
+    before, _, rest = readme.read_text().partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    readme.write_text(f"{before}{MARKERS[0]}\n{table(result)}\n{MARKERS[1]}{after}")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
+    )
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
