@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from regraft.data.orchard import draw_orchard
+from regraft.data.orchard.photos import draw_orchard
 from regraft.ground.runtime import environment, num_cores
 
 HERE = Path(__file__).parent

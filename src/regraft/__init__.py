@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from regraft.api import demo, train
     from regraft.backbones.features import Features, extract
     from regraft.backbones.graph import Backbone, load_backbone
-    from regraft.data.orchard import draw_orchard
+    from regraft.data.orchard.photos import draw_orchard
     from regraft.data.scan import Dataset, scan
     from regraft.data.splits import Splits, split
     from regraft.deliver.bundle import Bundle, Prediction, load
@@ -34,7 +34,7 @@ _HOMES = {
     "RegraftError": "ground.errors",
     "Splits": "data.splits",
     "demo": "api",
-    "draw_orchard": "data.orchard",
+    "draw_orchard": "data.orchard.photos",
     "evaluate": "deliver.evaluate",
     "extract": "backbones.features",
     "load": "deliver.bundle",

@@ -8,8 +8,8 @@ from typing import Any
 from regraft.backbones.features import Features, extract
 from regraft.backbones.graph import Backbone, load_backbone
 from regraft.data.fetch import fetch_hymenoptera
-from regraft.data.orchard import draw_orchard
-from regraft.data.scan import Dataset, list_photos, scan
+from regraft.data.orchard.photos import draw_orchard
+from regraft.data.scan import Dataset, list_photos
 from regraft.data.splits import Splits, fold_ids, split
 from regraft.deliver.build import manifest_of, seal, write_model
 from regraft.deliver.bundle import Bundle, load
@@ -21,6 +21,8 @@ from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.head import Head, cross_validate, solve
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
+
+NUM_DRAWN = 320  # photos in the orchard as `draw_orchard` makes it
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,12 @@ def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress
     """
     progress = progress or Progress()
     folder = make_folder(Path(folder), kind="output folder")
+    sweep(folder)
     photos = _demo_photos(folder / data, data, progress)
     with progress.step("picture of the photos"):
-        grid = save_picture(dataset_grid(scan(photos)), folder / "photos.png")
+        grid = save_picture(dataset_grid(list_photos(photos)), folder / "photos.png")
     run = train_run(photos, folder / "run", TrainConfig(offline=True), progress)
-    six = _spread(split(scan(photos)).judged[1], 6)
+    six = _spread(split(list_photos(photos)).judged[1], 6)
     predictions = [(path, label, run.bundle.predict(path)) for path, label in six]
     picture = save_picture(prediction_grid(predictions), folder / "predictions.png")
     return Demo(photos, grid, run, picture)
@@ -194,8 +197,10 @@ def _say_what_is_there(dataset: Dataset, splits: Splits, progress: Progress) -> 
 def _demo_photos(folder: Path, data: str, progress: Progress) -> Path:
     if data == "hymenoptera":
         return fetch_hymenoptera(folder, progress)
-    with progress.step("draw photos", total=320) as advance:
-        return draw_orchard(folder, on_photo=lambda: advance(1))
+    if not folder.exists():
+        with published(folder) as partial, progress.step("draw photos", total=NUM_DRAWN) as advance:
+            draw_orchard(partial, on_photo=lambda: advance(1))
+    return folder
 
 
 def _spread(dataset: Dataset, count: int) -> list[tuple[Path, str]]:
