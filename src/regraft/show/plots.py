@@ -44,7 +44,7 @@ def dataset_grid(dataset: Dataset, *, per_class: int = 6, max_classes: int = 12)
     return _stack(title + (f", the first {max_classes} shown" if hidden > 0 else ""), rows)
 
 
-def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, columns: int = 3) -> Image.Image:
+def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, columns: int = 6) -> Image.Image:
     """Photos with label and probability: green where the model agrees with the given label, red where not.
 
     predictions: path, true label, prediction.
