@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import draw, draw_folder
 
 ROOT = Path(__file__).parents[1]

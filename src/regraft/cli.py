@@ -22,6 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def main() -> NoReturn:
     """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 130 interrupted."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
     debug = "--debug" in sys.argv or bool(os.environ.get("REGRAFT_DEBUG"))
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
@@ -261,5 +262,5 @@ def _print_json(value: Any) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(printable(message).replace("\n", " "), file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(code)

@@ -10,12 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")  # an MPO opens as JPEG
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 2**27  # 134 megapixels: every camera and scanner in common use, and no decompression bomb
 DRAFT_FACTOR = 2  # a JPEG is decoded at a reduced scale only while it stays this much larger than needed
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 VERSION = 1  # part of every feature's key: raise it when the same bytes decode to other pixels
 
 
@@ -51,7 +60,7 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
             if at_least is not None:
                 image.draft("RGB", (at_least * DRAFT_FACTOR, at_least * DRAFT_FACTOR))
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(_upright(image))
     except Unreadable:
         raise
     except UnidentifiedImageError:
@@ -90,6 +99,19 @@ def _check_size(size: tuple[int, int]) -> None:
         raise Unreadable(f"{width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says.
+
+    Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are good.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever a damaged EXIF block raises, it says nothing about the pixels
+        return image
+    turn = _TURNS.get(orientation or 1)
+    return image if turn is None else image.transpose(turn)
+
+
 def _grey_to_8_bit(image: Image.Image) -> Image.Image:
     """16-bit greys by their format's range, 32-bit and float ones by their own smallest and largest value."""
     values = np.asarray(image).astype(np.float32)
@@ -104,7 +126,7 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _not_an_image(data: bytes) -> str:
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+    if data[4:12].startswith((b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")):
         return "HEIC photos are not read yet; convert it to JPEG"
     if data.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the photo; run: git lfs pull"

@@ -1,5 +1,6 @@
 """Photos from the network, for those who are online: the tutorial's ants and bees."""
 
+import http.client
 import io
 import urllib.request
 import zipfile
@@ -22,10 +23,13 @@ def fetch_hymenoptera(
 ) -> Path:
     """Download and unpack the photos of PyTorch's transfer-learning tutorial to `folder`, unless they are there.
 
-    Raises DataError when offline, when the download fails, or when its SHA-256 is another.
+    Raises DataError when offline, when the download fails, when its SHA-256 is another, or when `folder` holds
+    something else.
     """
     if (folder / "train").is_dir():
         return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is there, but has no train folder. Nothing was fetched. Choose another place.")
     if is_offline():
         raise DataError(f"{folder} is not there, and REGRAFT_OFFLINE forbids to fetch {url}. Put its content there.")
     data = download(url, sha256, progress)
@@ -47,7 +51,7 @@ def download(url: str, sha256: str, progress: Progress = QUIET) -> bytes:
             total = int(response.headers.get("Content-Length") or 0)
             with progress.step(f"download {Path(url).name}", total=total, unit="bytes") as advance:
                 data = b"".join(_blocks(response, advance))
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(f"Cannot fetch {url}: {error}. Check the connection, or download it by hand.") from error
     if sha256_bytes(data) != sha256:
         raise DataError(

@@ -123,12 +123,13 @@ def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress 
     root = _existing(Path(folder).expanduser())
     notes: list[str] = []
     quarantine: list[Quarantined] = []
+    splits = _split_folders(root, notes, quarantine)
     found = [
         (split, label, path)
-        for split, split_folder in _split_folders(root, notes)
+        for split, split_folder in splits
         for label, path in _labelled_files(split_folder, notes, quarantine, root)
     ]
-    classes = _class_map(root, found, notes)
+    classes = _class_map(root, [split for split, _ in splits], found, notes)
     with progress.step("hash photos", total=len(found)) as advance:
         hashes = list(map_photos(partial(_hash_or_reason, [path for _, _, path in found]), len(found), advance))
     dataset = Dataset(
@@ -209,22 +210,31 @@ def _visible(folder: Path, notes: list[str]) -> list[os.DirEntry[str]]:
     return [entry for entry in entries if not is_junk(entry.name)]
 
 
-def _split_folders(root: Path, notes: list[str]) -> list[tuple[str, Path]]:
+def _split_folders(root: Path, notes: list[str], quarantine: list[Quarantined]) -> list[tuple[str, Path]]:
     """`[("train", root/train), ...]`, or `[("", root)]` when the folder is not split."""
-    folders = [entry for entry in _entries(root) if entry.is_dir() and not is_junk(entry.name)]
+    folders = [entry for entry in _entries(root) if _is_folder(entry) and not is_junk(entry.name)]
     named = {entry.name: SPLIT_NAMES[entry.name.lower()] for entry in folders if entry.name.lower() in SPLIT_NAMES}
-    if "train" not in named.values() or not _has_folders(root / _folder_of("train", named)):
+    only_splits = len(named) == len(folders) > 1  # then "train" is no class, even if it holds photos only
+    if "train" not in named.values() or not (only_splits or _has_folders(root / _folder_of("train", named))):
         return [("", root)]
+    _check_splits(root, [entry for entry in folders if entry.name in named], named)
+    _set_aside([entry for entry in _visible(root, notes) if not _is_folder(entry)], quarantine, root)
+    others = [entry.name for entry in folders if entry.name not in named]
+    if others:
+        notes.append(f"skipped in {root}: {', '.join(others)} (not a split: expected train, val and test)")
+    return [(split, root / _folder_of(split, named)) for split in ("train", "val", "test") if split in named.values()]
+
+
+def _check_splits(root: Path, folders: list[os.DirEntry[str]], named: Mapping[str, str]) -> None:
     for split in ("train", "val", "test"):
         same = [name for name, meaning in named.items() if meaning == split]
         if len(same) > 1:
             raise DataError(
                 f"{root} has more than one {split} folder: {', '.join(same)}. Expected one. Merge them or rename one."
             )
-    others = [entry.name for entry in folders if entry.name not in named]
-    if others:
-        notes.append(f"skipped in {root}: {', '.join(others)} (not a split: expected train, val and test)")
-    return [(split, root / _folder_of(split, named)) for split in ("train", "val", "test") if split in named.values()]
+    for entry in folders:
+        if reason := _why_not_followed(entry, root):
+            raise DataError(f"{entry.path} is {reason}. Expected a folder. Copy the photos to where the link is.")
 
 
 def _folder_of(split: str, named: dict[str, str]) -> str:
@@ -232,7 +242,15 @@ def _folder_of(split: str, named: dict[str, str]) -> str:
 
 
 def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not is_junk(entry.name) for entry in _entries(folder))
+    return any(_is_folder(entry) and not is_junk(entry.name) for entry in _entries(folder))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A folder or a link to one. A link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _labelled_files(
@@ -240,23 +258,26 @@ def _labelled_files(
 ) -> Iterator[tuple[str, Path]]:
     """`(class, file)` of one split."""
     entries = _visible(folder, notes)
-    class_folders = [entry for entry in entries if entry.is_dir()]
-    loose = [entry for entry in entries if not entry.is_dir()]
+    class_folders = [entry for entry in entries if _is_folder(entry)]
+    loose = [entry for entry in entries if not _is_folder(entry)]
     if loose and not class_folders:
         raise DataError(
             f"{folder} has no class folders. Expected {folder}/<class>/<image>; found {len(loose)} files directly "
             "inside. Put the photos of each class in a folder of their own."
         )
-    quarantine.extend(Quarantined(str(Path(e.path).relative_to(root)), "not inside a class folder") for e in loose)
+    _set_aside(loose, quarantine, root)
     for class_folder in class_folders:
-        yield from _files_of_class(Path(class_folder.path), notes, quarantine, root)
+        if reason := _why_not_followed(class_folder, root):
+            quarantine.append(Quarantined(_relative(class_folder, root), reason))
+        else:
+            yield from _files_of_class(Path(class_folder.path), notes, quarantine, root)
 
 
 def _files_of_class(
     folder: Path, notes: list[str], quarantine: list[Quarantined], root: Path
 ) -> Iterator[tuple[str, Path]]:
     entries = _visible(folder, notes)
-    if nested := [entry.name for entry in entries if entry.is_dir()]:
+    if nested := [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]:
         raise DataError(
             f"{folder} holds folders ({', '.join(nested[:3])}), so its photos could be of one class or of several. "
             f"Expected {folder}/<image>. Move the photos up, or point regraft at {folder}."
@@ -265,7 +286,7 @@ def _files_of_class(
         notes.append(f"class folder {folder} is empty")
     for entry in entries:
         if reason := _why_not_regular(entry, root):
-            quarantine.append(Quarantined(str(Path(entry.path).relative_to(root)), reason))
+            quarantine.append(Quarantined(_relative(entry, root), reason))
         else:
             yield folder.name, Path(entry.path)
 
@@ -276,14 +297,32 @@ def _why_not_regular(entry: os.DirEntry[str], root: Path) -> str | None:
         mode = entry.stat(follow_symlinks=True).st_mode
     except OSError as error:
         return f"cannot be read: {(error.strerror or str(error)).lower()}"
-    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
-        return "a link that leads out of the data folder"
+    if reason := _why_not_followed(entry, root):
+        return reason
     return None if stat.S_ISREG(mode) else "not a regular file"
 
 
-def _class_map(root: Path, found: list[tuple[str, str, Path]], notes: list[str]) -> list[str]:
+def _why_not_followed(entry: os.DirEntry[str], root: Path) -> str | None:
+    if not entry.is_symlink():
+        return None
+    path = Path(entry.path)
+    target = path.resolve()
+    if not target.is_relative_to(root.resolve()):
+        return "a link that leads out of the data folder"
+    return "a link to a folder around it" if path.parent.resolve().is_relative_to(target) else None
+
+
+def _set_aside(loose: list[os.DirEntry[str]], quarantine: list[Quarantined], root: Path) -> None:
+    quarantine.extend(Quarantined(_relative(entry, root), "not inside a class folder") for entry in loose)
+
+
+def _relative(entry: os.DirEntry[str], root: Path) -> str:
+    return str(Path(entry.path).relative_to(root))
+
+
+def _class_map(root: Path, splits: list[str], found: list[tuple[str, str, Path]], notes: list[str]) -> list[str]:
     """Classes by name, from `train` where the folder is split. Splits are matched to it by name."""
-    per_split = {split: Counter(label for s, label, _ in found if s == split) for split in {s for s, _, _ in found}}
+    per_split = {name: Counter(label for s, label, _ in found if s == name) for name in splits}
     classes = sorted(per_split.get("train") or per_split.get("") or (), key=natural_key)
     for split in sorted(per_split.keys() - {"", "train"}):
         for unknown in sorted(per_split[split].keys() - set(classes)):
@@ -292,7 +331,9 @@ def _class_map(root: Path, found: list[tuple[str, str, Path]], notes: list[str])
                 f"{root} has {per_split[split][unknown]} {split} photos of class {unknown!r}, which train does not "
                 f"have.{hint} Rename the folder, or add training photos of that class."
             )
-        if missing := [name for name in classes if name not in per_split[split]]:
+        if not per_split[split]:
+            notes.append(f"{split} has no photos, as if it were not there")
+        elif missing := [name for name in classes if name not in per_split[split]]:
             scored = f"{len(classes) - len(missing)} of {len(classes)} classes"
             notes.append(f"{split} has no photos of {', '.join(map(repr, missing))}; scored on {scored}")
     return classes

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from regraft.data.decode import decode
 
+MAX_ASPECT = 64  # of a picture that is resized whole; a centre crop shows nothing of what lies further out
 CropMode = Literal["center", "squash", "border"]
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -63,8 +64,11 @@ def photo_to_input(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
 def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """An RGB image to `(H, W, 3)` uint8.
 
-    Bit for bit what torchvision's Resize and CenterCrop, and timm's evaluation transform, make of a Pillow image.
+    Bit for bit what torchvision's Resize and CenterCrop, and timm's evaluation transform, make of a Pillow image. They
+    would resize a line of 65500 pixels to gigapixels; here its ends beyond MAX_ASPECT are cut off first.
     """
+    if preprocessing.crop_mode == "center":
+        image = _middle(image)
     size = _resized(image.size, preprocessing)
     image = image.resize(size, _FILTERS[preprocessing.interpolation])
     fill = (0, 0, 0)
@@ -72,6 +76,11 @@ def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
         red, green, blue = (round(255 * value) for value in preprocessing.mean)
         fill = (red, green, blue)
     return np.asarray(_center_crop(image, preprocessing.width, preprocessing.height, fill))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    width, height = min(image.width, MAX_ASPECT * image.height), min(image.height, MAX_ASPECT * image.width)
+    return image if (width, height) == image.size else _center_crop(image, width, height, (0, 0, 0))
 
 
 def _resized(size: tuple[int, int], p: Preprocessing) -> tuple[int, int]:

@@ -51,4 +51,4 @@ def _metrics(metrics: dict[str, Any]) -> list[str]:
 
 
 def _code(text: str) -> str:
-    return "`" + printable(text).replace("`", "'").replace("\n", " ") + "`"
+    return "`" + printable(text).replace("`", "'") + "`"

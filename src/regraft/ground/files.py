@@ -1,5 +1,6 @@
 """Files that are either whole or not there: hashing, atomic writing, folders published by one rename."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,8 @@ from regraft.ground.progress import Progress
 from regraft.ground.runtime import cache_folder
 
 PARTIAL = ".partial-"  # prefix of everything that is still being written
+ASIDE = ".aside-"  # prefix of a folder that is just being replaced; a unique part and its own name follow
+DAY_S = 86_400.0
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -39,8 +43,8 @@ def sha256_json(value: Any) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """`value` as readable UTF-8 JSON with a final newline."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """`value` as readable UTF-8 JSON with a final newline; bytes of file names that are not UTF-8 as JSON escapes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -55,7 +59,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {_reason(error)}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def make_folder(path: Path, *, kind: str = "folder") -> Path:
@@ -75,7 +79,9 @@ def make_folder(path: Path, *, kind: str = "folder") -> Path:
 def writable_cache(name: str, progress: Progress) -> Path:
     """The cache's folder `name`; where it cannot be written, a temporary one that lives as long as the process."""
     try:
-        return make_folder(cache_folder() / name, kind="cache")
+        folder = make_folder(cache_folder() / name, kind="cache")
+        sweep(folder, older_than_s=DAY_S)
+        return folder
     except OutputError as error:
         progress.say(f"{error} Going on without: nothing is kept for the next run.")
         return make_folder(Path(_temporary_folder().name) / name)
@@ -90,31 +96,36 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 def published(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes `final` in one rename when the block ends well, and vanishes when it does not.
 
-    An existing `final` is moved aside first, so that it is replaced as a whole.
+    An existing `final` is moved aside first, so that it is replaced as a whole, and back if that fails.
     """
     make_folder(final.parent, kind="output folder")
-    partial, aside = (final.parent / f"{PARTIAL}{uuid.uuid4().hex}" for _ in range(2))
+    partial = final.parent / f"{PARTIAL}{uuid.uuid4().hex}"
+    aside = final.parent / f"{ASIDE}{uuid.uuid4().hex}-{final.name}"
     partial.mkdir()
     try:
         yield partial
-        if final.exists():
-            os.replace(final, aside)
-        os.replace(partial, final)
+        _replace_folder(final, partial, aside)
     except OSError as error:
         raise OutputError(f"Cannot write {final}: {_reason(error)}.") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(partial)
+        _remove(aside)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder. The caller has the folder for itself."""
-    for leftover in folder.glob(f"{PARTIAL}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                leftover.unlink()
+def sweep(folder: Path, *, older_than_s: float = 0.0) -> None:
+    """Remove what killed writers left in a folder; where others may be writing, only what is old.
+
+    A folder that stood aside comes back if its writer was killed before the new one took its place.
+    """
+    for leftover in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{ASIDE}*")]:
+        with suppress(OSError):
+            if older_than_s and time.time() - leftover.lstat().st_mtime < older_than_s:
+                continue
+            final = folder / leftover.name.removeprefix(ASIDE).partition("-")[2]
+            if leftover.name.startswith(ASIDE) and not os.path.lexists(final):
+                os.replace(leftover, final)
+            else:
+                _remove(leftover)
 
 
 @contextmanager
@@ -126,16 +137,41 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner = holder.read_text() if holder.exists() else "another process"
+        owner = "another process"
+        with suppress(OSError):
+            owner = holder.read_text()
         raise OutputError(
             f"{folder} is in use by {owner}. Wait until it ends, or choose another folder with --out."
         ) from None
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        write_atomic(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _replace_folder(final: Path, partial: Path, aside: Path) -> None:
+    while True:
+        with suppress(FileNotFoundError):
+            os.replace(final, aside)
+        try:
+            return os.replace(partial, final)
+        except BaseException as error:
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(OSError):
+                    os.replace(aside, final)
+                raise
+            _remove(aside)  # another process was quicker: what it has put there is replaced in its turn
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it holds, as far as that is possible."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _reason(error: OSError) -> str:

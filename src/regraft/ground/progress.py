@@ -44,8 +44,8 @@ QUIET = Progress(quiet=True)
 
 
 def printable(text: str) -> str:
-    """`text` with control and direction-changing characters escaped: file names cannot drive a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """`text` in one line, control and direction-changing characters escaped: file names cannot drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

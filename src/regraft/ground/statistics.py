@@ -40,7 +40,7 @@ def wilson_interval(num_right: int, n: int, confidence: float = 0.95) -> tuple[f
     p = num_right / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # p is inside, also after rounding
 
 
 def accuracy(num_right: int, n: int, split: str) -> Accuracy:

@@ -109,7 +109,7 @@ def _draw_tile(picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: i
 
 def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, width: float) -> None:
     """One line, shortened with an ellipsis where it does not fit."""
-    font, text = ImageFont.load_default(size), printable(text).replace("\n", " ")
+    font, text = ImageFont.load_default(size), printable(text)
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-2].rstrip() + "…"
     draw.text(at, text, font=font, fill=colour)
