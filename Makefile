@@ -22,7 +22,7 @@ demo: $(READY)   ## the main job on photos that regraft draws itself, offline
 	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
 
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
-	$(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile
 
 quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest

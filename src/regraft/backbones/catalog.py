@@ -137,6 +137,11 @@ def torchvision_file(weights: Any) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
 
 
+def torchvision_licence(weights: Any) -> str:
+    """Some of its weights are not under torchvision's own licence."""
+    return str(weights.meta.get("license", "bsd-3-clause"))
+
+
 def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
     """Where timm keeps these weights on this machine, or None if they are not there."""
     import torch
@@ -151,12 +156,23 @@ def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
     return downloaded if url and downloaded.is_file() else None
 
 
+def timm_source(pretrained_cfg: dict[str, Any]) -> str:
+    """Which file timm fetches for these weights, and where it puts it, in words."""
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if repository := pretrained_cfg.get("hf_hub_id"):
+        return f"model.safetensors of huggingface.co/{repository}, in {HF_HUB_CACHE}"
+    url = str(pretrained_cfg.get("url"))
+    return f"the file {Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name}, from {url}"
+
+
 def _entry(name: str, reference: Reference) -> Entry:
     if reference.library == "torchvision":
         weights = torchvision_weights(reference)
         size = weights.transforms().crop_size[0]
         here = torchvision_file(weights).is_file()
-        return Entry(name, weights.meta["num_params"], size, "bsd-3-clause", here)
+        return Entry(name, weights.meta["num_params"], size, torchvision_licence(weights), here)
     import timm
     import torch
 

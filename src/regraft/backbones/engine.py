@@ -95,5 +95,7 @@ def has_bf16() -> bool:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible, without importing torch to find out."""
-    return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""  # noqa: PTH110
+    """Whether an NVIDIA GPU is visible and torch made for it, without importing torch to find out."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+    built_for_it = "+cpu" not in (version_of("torch") or "+cpu")
+    return visible and built_for_it and os.path.exists("/dev/nvidiactl")  # noqa: PTH110

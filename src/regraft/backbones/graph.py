@@ -2,7 +2,7 @@
 
 graphs/<key>/features.onnx        images (B, H, W, 3) uint8 -> features (B, D) float32, normalisation inside
 graphs/<key>/trunk.safetensors    the same weights under the library's own names, head left out
-graphs/<key>/backbone.json        what they are; the sha256 of both; written last
+graphs/<key>/backbone.json        what they are; the sha256 of both and of what it says itself; written last
 graphs/requests/<hash>.json       which key a request by name, weights and library versions led to
 """
 
@@ -133,7 +133,10 @@ def _identity(name: str, weights: str | None) -> str:
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}. Expected a .safetensors, .pth or .pth.tar file.")
     beside = path.parent / "config.json"
-    return sha256_file(path) + (sha256_file(beside) if beside.is_file() else "")
+    try:
+        return sha256_file(path) + (sha256_file(beside) if beside.is_file() else "")
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {error.strerror}. Check its permissions.") from error
 
 
 def _cached(graphs: Path, request: Path) -> Backbone | None:
@@ -150,10 +153,16 @@ def intact(folder: Path) -> dict[str, Any] | None:
     """backbone.json of a folder whose files all have the content that it states, else None."""
     try:
         info = json.loads((folder / "backbone.json").read_text())
-        good = all(sha256_file(folder / name) == digest for name, digest in info["sha256"].items())
+        good = info.pop("seal") == sha256_json(info)
+        good = good and all(sha256_file(folder / name) == digest for name, digest in info["sha256"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return info if good else None
+
+
+def sealed(info: dict[str, Any]) -> dict[str, Any]:
+    """Content for backbone.json, with the hash that shows damage to it."""
+    return {**info, "seal": sha256_json(info)}
 
 
 def _torch_room(module: str) -> Any:

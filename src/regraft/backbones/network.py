@@ -2,9 +2,9 @@
 
 import copy
 import json
-import os
 import warnings
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,11 +60,12 @@ def build(name: str, weights: str | None = None, *, offline: bool = False, seed:
     """
     reference = catalog.resolve(name)
     torch.manual_seed(seed)
-    network = _skeleton(reference, None if weights == RANDOM else _config_beside(weights))
+    if weights is not None and weights != RANDOM:
+        path = Path(weights)
+        return _from_file(_skeleton(_recognised(reference, path), _config_beside(path)), path)
+    network = _skeleton(reference, None)
     if weights == RANDOM:
         return replace(network, origin=f"random, seed {seed}", licence="none")
-    if weights is not None:
-        return _from_file(network, Path(weights))
     if packaged := PACKAGED.get(reference.architecture) if not reference.tag else None:
         return _from_package(network, packaged)
     return _from_library(network, offline)
@@ -75,7 +76,7 @@ def restore(info: dict[str, Any], trunk_file: Path) -> Network:
 
     info: content of backbone.json.
     """
-    network = _skeleton(catalog.resolve(info["name"]), None)
+    network = _skeleton(catalog.resolve(info["name"]), _preprocessing_of(info["config"]))
     loaded = load_into(network.module, read_weights(trunk_file), network.heads, str(trunk_file))
     preprocessing = Preprocessing.from_json(info["preprocessing"])
     return replace(network, preprocessing=preprocessing, licence=info["licence"], origin=info["origin"], loaded=loaded)
@@ -107,7 +108,7 @@ def find_heads(module: nn.Module, height: int, width: int) -> tuple[str, ...]:
 
 def trunk(module: nn.Module, heads: tuple[str, ...]) -> nn.Module:
     """A copy of a network without its head: what it returns are the features that the head would receive."""
-    body = copy.deepcopy(module)
+    body = copy.deepcopy(unwrap(module))
     for head in heads:
         body.set_submodule(head, nn.Identity())
     return body
@@ -139,15 +140,18 @@ def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> Tenso
     """
     module = copy.deepcopy(network.module)
     first = module.get_submodule(network.heads[0])
-    for head in network.heads[1:]:  # two heads are averaged: alike, they act as one
-        module.get_submodule(head).load_state_dict(first.state_dict())
     weight, bias = cast(Tensor, first.weight).flatten(1), cast("Tensor | None", first.bias)
     with torch.inference_mode():
-        features, expected = graph(images), module(graph.normalised(images))
+        features = cast(Tensor, graph(images))
         if features.shape[1] == weight.shape[1]:
-            logits = features @ weight.T + (0 if bias is None else bias)
+            logits = features @ weight.T
+            if bias is not None:  # as large as what stands beside it, so that neither hides the other
+                logits += bias.copy_(logits[0])
+            for head in network.heads[1:]:  # two heads are averaged: alike, they act as one
+                module.get_submodule(head).load_state_dict(first.state_dict())
+            expected = module(graph.normalised(images))
             if torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-                return cast(Tensor, features)
+                return features
     raise BackboneError(
         f"{network.reference} does not end in one linear layer over its features, so its head cannot be replaced. "
         "Choose another backbone."
@@ -159,9 +163,12 @@ def _skeleton(reference: Reference, overlay: dict[str, Any] | None) -> Network:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if reference.library == "torchvision":
-            options = _TORCHVISION_OPTIONS.get(reference.architecture, {})
+            published = catalog.torchvision_weights(reference)
+            preprocessing, licence = _torchvision_preprocessing(published), catalog.torchvision_licence(published)
+            options: dict[str, Any] = _TORCHVISION_OPTIONS.get(reference.architecture, {})
+            if reference.architecture.startswith("vit_"):  # its position embeddings fix the size
+                options = {"image_size": preprocessing.height}
             module = models.get_model(reference.architecture, weights=None, **options)
-            preprocessing, licence = _torchvision_preprocessing(catalog.torchvision_weights(reference)), "bsd-3-clause"
         else:
             full = f"{reference.architecture}.{reference.tag}".rstrip(".")
             module = timm.create_model(full, pretrained=False, pretrained_cfg_overlay=overlay)
@@ -176,12 +183,18 @@ def _skeleton(reference: Reference, overlay: dict[str, Any] | None) -> Network:
 
 def _from_file(network: Network, path: Path) -> Network:
     loaded = load_into(network.module, read_weights(path), network.heads, str(path))
-    digest = sha256_file(path)
-    if network.reference.library == "torchvision":
-        for published in models.get_model_weights(network.reference.architecture):
-            if Path(published.url).stem.endswith(f"-{digest[:8]}"):  # torchvision puts the hash into the file's name
-                network = replace(network, preprocessing=_torchvision_preprocessing(published))
-    return replace(network, origin=f"file {path.name}, sha256 {digest}", licence="the file's own", loaded=loaded)
+    origin = f"file {path.name}, sha256 {sha256_file(path)}"
+    return replace(network, origin=origin, licence="the file's own", loaded=loaded)
+
+
+def _recognised(reference: Reference, path: Path) -> Reference:
+    """The reference with the tag of torchvision's published weights, where a file holds such."""
+    if reference.library == "torchvision" and path.is_file():
+        digest = sha256_file(path)
+        for published in models.get_model_weights(reference.architecture):
+            if digest.startswith(_hash_in(published.url)):
+                return replace(reference, tag=published.name)
+    return reference
 
 
 def _from_package(network: Network, packaged: catalog.Packaged) -> Network:
@@ -209,38 +222,44 @@ def _from_library(network: Network, offline: bool) -> Network:
 
 
 def _download(url: str, path: Path, reference: Reference, offline: bool) -> None:
-    """Fetch a file whose name ends in the first eight digits of its SHA-256, which is checked."""
+    """Fetch a file whose name ends in the first digits of its SHA-256, which are checked."""
     if offline:
         raise WeightsError(_not_here(reference, f"the file {path}, from {url}"))
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=True)
-    except (OSError, RuntimeError) as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(url), progress=True)
+    except (OSError, RuntimeError, HTTPException) as error:
         raise WeightsError(f"{_not_here(reference, f'the file {path}')} Downloading {url} failed: {error}.") from error
+
+
+def _hash_in(url: str) -> str:
+    """torchvision ends the names of its files with eight or ten digits of their SHA-256."""
+    return Path(url).stem.rpartition("-")[2]
 
 
 def _from_timm(network: Network, offline: bool) -> Network:
     """timm loads its own weights: it knows each network's renamings."""
     untyped: Any = network.module
     reference, config = network.reference, untyped.pretrained_cfg
-    repository = config.get("hf_hub_id")
-    if not repository and not config.get("url"):
+    repository, url = config.get("hf_hub_id"), config.get("url")
+    if not repository and not url:
         raise WeightsError(f"timm has no pretrained weights for {reference}. Give a file with --weights, or 'random'.")
-    if offline and catalog.timm_file(config) is None:
-        where = f"model.safetensors of huggingface.co/{repository}" if repository else str(config["url"])
-        raise WeightsError(_not_here(reference, f"{where}, in {_hub_cache()}"))
+    here, expected = catalog.timm_file(config), catalog.timm_source(config)
+    if offline and here is None:
+        raise WeightsError(_not_here(reference, expected))
     full = f"{reference.architecture}.{config['tag']}" if config.get("tag") else reference.architecture
+    # a file on this machine is taken as it is: by name, timm would ask the hub for a newer one
+    source = {"file": str(here), "custom_load": here.suffix == ".npz"} if here else None
     try:
-        module = timm.create_model(full, pretrained=True).eval()
+        module = timm.create_model(full, pretrained=True, pretrained_cfg_overlay=source).eval()
     except Exception as error:  # the hub's client raises a family of its own for every kind of failure
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{_not_here(reference, f'{repository} in {_hub_cache()}')} It failed: {reason}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{_not_here(reference, str(here or expected))} It failed: {reason}") from error
     count = len(module.state_dict())
     if module.num_classes == 0:
         module.reset_classifier(1000)
-    return replace(
-        network, module=module, origin=f"huggingface.co/{repository}", loaded=Loaded(count, count, (), (), ())
-    )
+    origin = f"huggingface.co/{repository}" if repository else str(url)
+    return replace(network, module=module, origin=origin, loaded=Loaded(count, count, (), (), ()))
 
 
 def _not_here(reference: Reference, expected: str) -> str:
@@ -250,20 +269,20 @@ def _not_here(reference: Reference, expected: str) -> str:
     )
 
 
-def _hub_cache() -> str:
-    return os.environ.get("HF_HUB_CACHE") or str(Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub")
-
-
-def _config_beside(weights: str | None) -> dict[str, Any] | None:
+def _config_beside(weights: Path) -> dict[str, Any] | None:
     """Preprocessing that timm or regraft saved beside a weights file."""
-    path = Path(weights).parent / "config.json" if weights else None
-    if path is None or not path.is_file():
-        return None
     try:
-        config = json.loads(path.read_text())["pretrained_cfg"]
-        wanted = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode", "license")
-        return {key: config[key] for key in wanted if key in config}
-    except (ValueError, KeyError, TypeError):
+        return _preprocessing_of(json.loads((weights.parent / "config.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _preprocessing_of(config: Any) -> dict[str, Any] | None:
+    """What timm's config.json says of the input; the size is part of the network too."""
+    wanted = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode", "license")
+    try:
+        return {key: config["pretrained_cfg"][key] for key in wanted if key in config["pretrained_cfg"]}
+    except (KeyError, TypeError):
         return None
 
 
@@ -293,8 +312,10 @@ def _timm_preprocessing(module: nn.Module) -> Preprocessing:
     channels, height, width = config["input_size"]
     if channels != 3:
         raise BackboneError(f"{type(module).__name__} takes {channels} channels. Expected 3. Choose another backbone.")
-    resize = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
     interpolation = "bilinear" if config["interpolation"] == "random" else config["interpolation"]
-    return Preprocessing(
-        height, width, resize, interpolation, config["crop_mode"], tuple(config["mean"]), tuple(config["std"])
-    )
+    try:
+        resize = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        return Preprocessing(height, width, resize, interpolation, config["crop_mode"], mean, std)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise WeightsError(f"The preprocessing stated for {type(module).__name__} cannot be right: {error}.") from error

@@ -27,5 +27,5 @@ class TorchEngine:
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """`{"features": (B, D) float32}` of `images (B, H, W, 3)` uint8."""
         with self._lock, torch.inference_mode():
-            features = self._graph(torch.from_numpy(images).to(self._device))
+            features = self._graph(torch.tensor(images, device=self._device))
             return {"features": features.float().cpu().numpy()}

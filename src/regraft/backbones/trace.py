@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors.torch import save_file
 
 from regraft.backbones import network as networks
 from regraft.backbones.engine import Engine, best_precision
-from regraft.backbones.graph import FORMAT, intact
+from regraft.backbones.graph import FORMAT, intact, sealed
 from regraft.backbones.network import FeatureGraph, Network, check_linear
 from regraft.ground.errors import BackboneError
 from regraft.ground.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
@@ -26,16 +27,21 @@ def trace(graphs: Path, name: str, weights: str | None, *, offline: bool, seed: 
     network = networks.build(name, weights, offline=offline, seed=seed)
     _say(network, progress)
     key = _key(network)
-    if not intact(graphs / key):
-        images = probe_images(network.preprocessing.height, network.preprocessing.width)
-        with published(graphs / key) as folder:
-            graph = FeatureGraph(network).eval()
-            expected = check_linear(network, graph, torch.from_numpy(images)).numpy()
-            export(graph, images, folder / "features.onnx")
-            _check_engine(folder / "features.onnx", images, expected, network)
-            _save_trunk(network, folder / "trunk.safetensors")
-            write_atomic(folder / "backbone.json", json_bytes(_info(network, images, folder)))
+    with FileLock(graphs / f"{key}.lock"):  # processes that start together trace once
+        if not intact(graphs / key):
+            with published(graphs / key) as folder:
+                _trace_into(folder, network)
     return key
+
+
+def _trace_into(folder: Path, network: Network) -> None:
+    images = probe_images(network.preprocessing.height, network.preprocessing.width)
+    graph = FeatureGraph(network).eval()
+    expected = check_linear(network, graph, torch.from_numpy(images)).numpy()
+    export(graph, images, folder / "features.onnx")
+    _check_engine(folder / "features.onnx", images, expected, network)
+    _save_trunk(network, folder / "trunk.safetensors")
+    write_atomic(folder / "backbone.json", json_bytes(sealed(_info(network, images, folder))))
 
 
 def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:

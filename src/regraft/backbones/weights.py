@@ -6,6 +6,7 @@ code is refused unexecuted.
 
 import pickle
 import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.", "_orig_mod.")
 MIN_LOADED = 0.9  # a smaller share of the backbone's tensors means another architecture
+MAX_WRAPPERS = 8  # one inside the other: a checkpoint inside itself would have no end
+DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,23 @@ def read_weights(path: Path) -> StateDict:
 
 def unwrapped(content: Any) -> StateDict:
     """The state dict inside a checkpoint such as `{"state_dict": ..., "epoch": ...}`; empty if there is none."""
-    if not isinstance(content, Mapping):
-        return {}
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            return unwrapped(content[wrapper])
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for _ in range(MAX_WRAPPERS):
+        content = content if isinstance(content, Mapping) else {}
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    return {str(name): value for name, value in content.items() if _is_plain(value)}
 
 
 def without_prefix(state: StateDict, names: Iterable[str]) -> StateDict:
     """Names freed of the prefixes that wrappers put before them (`module.` of DataParallel), where that helps."""
     known = set(names)
-    for prefix in PREFIXES:
-        shorter = {name.removeprefix(prefix): value for name, value in state.items()}
-        if len(shorter) == len(state) and len(known & shorter.keys()) > len(known & state.keys()):
-            return without_prefix(shorter, known)
+    for _ in range(MAX_WRAPPERS):
+        for prefix in PREFIXES:
+            shorter = {name.removeprefix(prefix): value for name, value in state.items()}
+            helps = len(known & shorter.keys()) > len(known & state.keys())
+            wraps_all = not known & state.keys() and all(name.startswith(prefix) for name in state)
+            if len(shorter) == len(state) and (helps or wraps_all):
+                state = shorter
+                break
     return state
 
 
@@ -85,7 +90,8 @@ def load_into(network: nn.Module, state: StateDict, heads: Iterable[str], source
     own = network.state_dict()
     state = without_prefix(state, own)
     in_head = tuple(f"{head}." for head in heads)
-    fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    same = [name for name, value in state.items() if name in own and own[name].shape == value.shape]
+    fits = {name: state[name].to(own[name].dtype) for name in same}
     report = Loaded(
         num_loaded=len(fits),
         num_tensors=len(own),
@@ -125,18 +131,28 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if not start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or the bare pickle of old versions
+        raise WeightsError(f"{path} is not a PyTorch file: it begins with {start!r}. Fetch or save it again.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "Weights only" in str(error):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive makes torch.load raise nearly anything
+        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
             raise WeightsError(
                 f"{path} was refused unexecuted: it holds more than tensors, and reading it would run code. Expected "
                 "a state dict. Save model.state_dict(), best as safetensors."
             ) from error
-        raise WeightsError(f"{path} is not an intact PyTorch file: {error}. Fetch or save it again.") from error
-    except Exception as error:  # a damaged archive makes torch.load raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is not an intact PyTorch file: {reason}. Fetch or save it again.") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """A dense tensor of real numbers, which any layer can take."""
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    return is_dense and value.dtype in DTYPES
 
 
 def _counts(name: str) -> bool:

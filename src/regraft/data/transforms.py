@@ -1,13 +1,14 @@
 """Pixels to what a backbone was trained on. The parameters belong to the weights and travel in the bundle."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from regraft.data.decode import decode
 
+MAX_SIZE = 4096  # pixels
 MAX_ASPECT = 64  # of a picture that is resized whole; a centre crop shows nothing of what lies further out
 CropMode = Literal["center", "squash", "border"]
 _FILTERS = {
@@ -29,7 +30,7 @@ class Preprocessing:
         given as the pair (height, width), in pixels.
     interpolation: Pillow's name of the resampling filter.
     crop_mode: "center" cuts the middle out, "squash" ignores the aspect ratio, "border" pads with the mean colour.
-    mean, std: of each of red, green and blue, on the scale 0..1.
+    mean, std: of each of red, green and blue, on the scale 0..1.  Raises ValueError for what no network takes.
     """
 
     height: int
@@ -40,13 +41,22 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        sizes = (self.height, self.width, *self.resize)
+        if not all(isinstance(size, int) and 0 < size <= MAX_SIZE for size in sizes) or len(self.resize) != 2:
+            raise ValueError(f"sizes are not whole numbers from 1 to {MAX_SIZE}: {sizes}")
+        if self.interpolation not in _FILTERS or self.crop_mode not in get_args(CropMode):
+            raise ValueError(f"unknown interpolation or crop: {self.interpolation!r}, {self.crop_mode!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean and std are not three numbers each, std above 0: {self.mean}, {self.std}")
+
     def to_json(self) -> dict[str, Any]:
         """As stored in manifests."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """From what `to_json` gave. Raises KeyError or TypeError when something is missing."""
+        """From what `to_json` gave. Raises KeyError, TypeError or ValueError when something is missing or wrong."""
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**plain)
 

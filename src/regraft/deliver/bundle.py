@@ -159,8 +159,8 @@ def _problem(manifest: dict[str, Any]) -> str | None:
         return "its lists of files and heads are missing"
     try:
         Preprocessing.from_json(manifest["preprocessing"])
-    except (KeyError, TypeError, AttributeError):
-        return "its preprocessing is incomplete"
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "its preprocessing is incomplete or wrong"
     return None
 
 

@@ -1,0 +1,273 @@
+"""The solved head is scikit-learn's, to the last label, and the same bytes every time."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from regraft.backbones.features import Features
+from regraft.data.splits import fold_ids
+from regraft.learn import head as heads
+from regraft.learn.head import PENALTIES, cross_validate, solve
+
+SHAPES = {"N<D": (60, 96), "N>D": (120, 24)}
+
+
+def features_of(x, y):
+    return Features(np.asarray(x, np.float32), np.asarray(y, np.int64), tuple(f"{i:064x}" for i in range(len(y))))
+
+
+def draw_features(n, d, c, seed=0, separation=0.6):
+    """Classes that overlap, on features of very different scales, as networks give them."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % c
+    x = rng.normal(size=(n, d)) + separation * rng.normal(size=(c, d))[y]
+    return features_of(np.maximum(x, -0.5) * rng.uniform(0.01, 30, d) + rng.normal(size=d), y)
+
+
+def folds_of(features):
+    return fold_ids(features.y, features.hashes)
+
+
+def unfold(x, y, penalty):
+    """Scikit-learn's own way: scale, then fit, without a rotation. Returns `x -> logits (N, C)`."""
+    scaler = StandardScaler().fit(x.astype(np.float64))
+    model = LogisticRegression(C=1 / (penalty * len(y)), tol=1e-8, max_iter=5000).fit(scaler.transform(x), y)
+
+    def logits(x):
+        decision = model.decision_function(scaler.transform(x.astype(np.float64)))
+        return np.stack([-decision / 2, decision / 2], axis=1) if decision.ndim == 1 else decision
+
+    return logits
+
+
+def centred(logits):
+    """Softmax does not see what all classes have in common."""
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_head_is_scikit_learns(shape, num_classes):
+    features = draw_features(*SHAPES[shape], num_classes)
+    head = solve(features, num_classes, folds_of(features))
+    expected = unfold(features.x, features.y, head.penalty)
+    for x in (features.x, draw_features(*SHAPES[shape], num_classes, seed=1).x):
+        logits = head.logits(x)
+        assert logits.shape == (len(x), num_classes)
+        assert logits.dtype == np.float32
+        assert np.abs(centred(logits) - centred(expected(x))).max() <= 1e-3 * max(1, np.abs(expected(x)).max())
+        assert np.array_equal(logits.argmax(axis=1), expected(x).argmax(axis=1))
+
+
+def test_weight_and_bias_are_float32_of_the_shape_of_a_linear_layer():
+    features = draw_features(60, 96, 5)
+    head = solve(features, 5, folds_of(features))
+    assert (head.weight.shape, head.bias.shape) == ((5, 96), (5,))
+    assert head.weight.dtype == head.bias.dtype == np.float32
+    assert np.array_equal(head.logits(features.x), features.x @ head.weight.T + head.bias)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_features_give_the_same_bytes(shape):
+    features = draw_features(*SHAPES[shape], 5)
+    first = solve(features, 5, folds_of(features))
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            again = solve(features, 5, folds_of(features))
+        assert again.weight.tobytes() == first.weight.tobytes()
+        assert again.bias.tobytes() == first.bias.tobytes()
+        assert again.curve == first.curve
+
+
+def test_the_number_of_cores_does_not_matter(monkeypatch):
+    features = draw_features(60, 24, 3)
+    heads_found = []
+    for cores in (1, 7):
+        monkeypatch.setattr(heads, "num_cores", lambda cores=cores: cores)
+        heads_found.append(solve(features, 3, folds_of(features)))
+    assert heads_found[0].weight.tobytes() == heads_found[1].weight.tobytes()
+    assert heads_found[0].curve == heads_found[1].curve
+
+
+def test_float32_on_raw_features_gives_the_labels_of_the_float64_solution():
+    """Large offsets and tiny scales are where folding the standardisation into weight and bias could lose them."""
+    features = draw_features(120, 64, 5, separation=1.0)
+    shifted = features_of(features.x * 1e-2 + 10, features.y)
+    head = solve(shifted, 5, folds_of(shifted))
+    problem = heads._standardise(shifted)
+    weight, bias = heads._fit(problem.z, problem.y, head.penalty, 5)
+    assert np.array_equal(head.logits(shifted.x).argmax(axis=1), (problem.z @ weight.T + bias).argmax(axis=1))
+
+
+def test_rotation_changes_nothing(monkeypatch):
+    features = draw_features(40, 60, 3)
+    rotated = solve(features, 3, folds_of(features))
+    plain = heads._Problem
+
+    def unrotated(z, y, mean, scale, basis):
+        return plain(z if basis is None else z @ basis, y, mean, scale, None)
+
+    monkeypatch.setattr(heads, "_Problem", unrotated)
+    expected = solve(features, 3, folds_of(features))
+    assert expected.penalty == rotated.penalty
+    assert np.allclose(rotated.logits(features.x), expected.logits(features.x), atol=1e-3)
+
+
+def test_the_penalty_is_where_the_curve_is_lowest():
+    features = draw_features(120, 24, 5)
+    head = solve(features, 5, folds_of(features))
+    losses = [score.log_loss for score in head.curve]
+    assert [score.penalty for score in head.curve] == list(PENALTIES)
+    assert head.penalty == PENALTIES[int(np.argmin(losses))]
+    assert PENALTIES[0] < head.penalty < PENALTIES[-1], "a task where the choice matters"
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_curve_is_the_log_loss_of_photos_not_seen(num_classes):
+    features = draw_features(60, 96, num_classes)
+    folds = folds_of(features)
+    score = solve(features, num_classes, folds).curve[4]
+    scaler = StandardScaler().fit(features.x.astype(np.float64))
+    z, logits = scaler.transform(features.x.astype(np.float64)), np.zeros((60, num_classes))
+    for fold in range(5):
+        seen = folds != fold
+        model = LogisticRegression(C=1 / (score.penalty * seen.sum()), tol=1e-8, max_iter=5000)
+        logits[~seen] = model.fit(z[seen], features.y[seen]).predict_log_proba(z[~seen])
+    assert score.log_loss == pytest.approx(log_loss(features.y, np.exp(logits)), abs=1e-3)
+    assert score.num_right == accuracy_score(features.y, logits.argmax(axis=1), normalize=False)
+    assert score.n == 60
+
+
+def test_cross_validate_is_a_point_of_the_curve():
+    features = draw_features(60, 24, 3)
+    folds = folds_of(features)
+    curve = solve(features, 3, folds).curve
+    assert cross_validate(features, 3, folds, PENALTIES[5]) == curve[5]
+
+
+def test_cross_validate_counts_only_what_is_judged():
+    features = draw_features(60, 24, 3)
+    folds = folds_of(features)
+    folds[[0, 1, 2, 30]] = -1
+    score = cross_validate(features, 3, folds, 0.1)
+    assert score.n == 56
+    assert 0 <= score.num_right <= 56
+
+
+def test_photos_never_judged_are_always_learned_from():
+    """Class 2 has a single photo: without it in every fold, its neighbours could not be mistaken for it."""
+    x = np.array([[0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2], [0, 1.1]])
+    features = features_of(x, [0, 0, 0, 1, 1, 1, 2])
+    folds = np.array([0, 1, 2, 0, 1, 2, -1])
+    seen = []
+    fit = heads._fit
+    heads_fit = lambda z, y, penalty, c: (seen.append(set(y.tolist())), fit(z, y, penalty, c))[1]  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "_fit", heads_fit)
+        cross_validate(features, 3, folds, 0.1)
+    assert seen == [{0, 1, 2}] * 3
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("dimensions", [4, 200])
+def test_classes_far_apart_are_all_right(num_classes, dimensions):
+    rng, y = np.random.default_rng(0), np.arange(30) % num_classes
+    features = features_of(rng.normal(size=(30, dimensions)) + 50 * rng.normal(size=(num_classes, dimensions))[y], y)
+    folds = folds_of(features)
+    head = solve(features, num_classes, folds)
+    assert np.array_equal(head.logits(features.x).argmax(axis=1), features.y)
+    score = cross_validate(features, num_classes, folds, head.penalty)
+    assert (score.num_right, score.n) == (30, 30)
+
+
+def test_without_folds_a_middling_penalty_is_taken():
+    features = draw_features(30, 8, 3)
+    head = solve(features, 3, np.full(30, -1))
+    assert (head.penalty, head.curve) == (0.1, ())
+    assert (head.logits(features.x).argmax(axis=1) == features.y).mean() > 0.5
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1234.567, 1e6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_features_that_never_change_are_without_weight(shape, constant):
+    features = draw_features(*SHAPES[shape], 3)
+    more = features_of(np.hstack([features.x, np.full((len(features.x), 2), constant)]), features.y)
+    head = solve(more, 3, folds_of(more))
+    expected = solve(features, 3, folds_of(features))
+    assert np.abs(head.weight[:, -2:]).max() <= 1e-12
+    assert head.penalty == expected.penalty
+    assert np.allclose(head.weight[:, :-2], expected.weight, atol=1e-3 * np.abs(expected.weight).max())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+@pytest.mark.parametrize("shape", [(30, 4), (30, 50)])
+def test_features_that_say_nothing_give_the_shares_of_the_classes(shape, value):
+    y = np.array([0] * 15 + [1] * 10 + [2] * 5)
+    head = solve(features_of(np.full(shape, value), y), 3, np.arange(30) % 5)
+    p = np.exp(head.logits(np.full((1, shape[1]), value, np.float32)))
+    assert np.allclose(p / p.sum(), [15 / 30, 10 / 30, 5 / 30], atol=1e-2)
+
+
+def test_duplicate_columns_share_their_weight():
+    features = draw_features(60, 12, 3)
+    head = solve(features_of(np.hstack([features.x, features.x]), features.y), 3, folds_of(features))
+    assert np.isfinite(head.weight).all()
+    assert np.allclose(head.weight[:, :12], head.weight[:, 12:], atol=1e-3 * np.abs(head.weight).max())
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [(1, 1), (2, 2), (1, 9), (1, 1, 1), (2, 2, 2), (10, 10, 1), (2, 30), (1, 2, 3, 4)],
+    ids=lambda counts: "+".join(map(str, counts)),
+)
+@pytest.mark.parametrize("dimensions", [3, 64])
+def test_a_few_photos_of_a_class_are_enough(counts, dimensions):
+    y = np.repeat(np.arange(len(counts)), counts)
+    rng = np.random.default_rng(0)
+    features = features_of(rng.normal(size=(len(y), dimensions)) + 8 * rng.normal(size=(len(counts), dimensions))[y], y)
+    folds = folds_of(features)
+    head = solve(features, len(counts), folds)
+    assert np.isfinite(head.weight).all()
+    assert np.isfinite(head.bias).all()
+    assert all(np.isfinite(score.log_loss) for score in head.curve)
+    assert all(score.n == (folds >= 0).sum() for score in head.curve)
+    centres = np.stack([features.x[y == c].mean(axis=0) for c in range(len(counts))])
+    if dimensions == 64 and min(counts) > 1:
+        assert np.array_equal(head.logits(centres).argmax(axis=1), np.arange(len(counts)))
+
+
+def test_a_class_that_a_fold_has_not_seen_is_not_predicted_there():
+    z, y = np.array([[0.0], [1.0], [0.2], [1.1]]), np.array([0, 2, 0, 2])
+    weight, bias = heads._fit(z, y, 0.1, 4)
+    assert set((z @ weight.T + bias).argmax(axis=1)) == {0, 2}
+    assert weight.shape == (4, 1)
+
+
+def test_two_classes_are_solved_as_scikit_learn_solves_them_whatever_their_names():
+    z, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    weight, bias = heads._fit(z, y, 0.1, 2)
+    assert np.array_equal(weight[0], -weight[1])
+    assert bias[0] == -bias[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(6, 40),
+    d=st.integers(1, 50),
+    c=st.integers(2, 4),
+    scale=st.floats(1e-6, 1e6),
+    offset=st.floats(-1e3, 1e3),
+    seed=st.integers(0, 99),
+)
+def test_any_scale_and_offset_give_the_same_labels(n, d, c, scale, offset, seed):
+    """Standardised features do not know in which unit they came, up to what float32 keeps of them."""
+    x = np.random.default_rng(seed).normal(size=(n, d)) + np.arange(n)[:, np.newaxis] % c
+    plain, moved = features_of(x, np.arange(n) % c), features_of(scale * (x + offset), np.arange(n) % c)
+    folds = np.full(n, -1)
+    logits, other = solve(plain, c, folds).logits(plain.x), solve(moved, c, folds).logits(moved.x)
+    assert np.abs(centred(logits) - centred(other)).max() <= 0.02
