@@ -34,11 +34,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         scratch = Path(folder)
         photos = arguments.photos or _photos(scratch)
+        num_photos = sum(1 for path in photos.rglob("*") if path.is_file())
         rounds = [_round(photos, scratch / str(number)) for number in range(arguments.rounds)]
     result = {
         "command": "python bench/frozen.py",
         "photos": photos.name,
-        "num_photos": sum(1 for path in photos.rglob("*") if path.is_file()),
+        "num_photos": num_photos,
         "cores": num_cores(),
         "processor": _processor(),
         "commit": _commit(),
