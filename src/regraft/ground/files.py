@@ -57,7 +57,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {_reason(error)}.") from error
+        raise OutputError(f"Cannot write {path}: {_reason(error)}. Make room or choose another place.") from error
     finally:
         _remove(partial)
 
@@ -106,7 +106,7 @@ def published(final: Path) -> Iterator[Path]:
         yield partial
         _replace_folder(final, partial, aside)
     except OSError as error:
-        raise OutputError(f"Cannot write {final}: {_reason(error)}.") from error
+        raise OutputError(f"Cannot write {final}: {_reason(error)}. Make room or choose another place.") from error
     finally:
         _remove(partial)
         _remove(aside)
