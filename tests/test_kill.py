@@ -42,9 +42,10 @@ def test_a_killed_training_ends_with_the_same_model_when_run_again(photos, tmp_p
         if trial % 2:
             shutil.copytree(traced, cache)
         process = start(photos, out, cache)
-        time.sleep(rng.uniform(0.1, traced_s if trial % 2 else cold_s))
-        killed += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(rng.uniform(0.1, 0.9 * (traced_s if trial % 2 else cold_s)))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
         process.communicate()
         again, _ = finish(photos, out, cache)
         assert sha256_file(out / "bundle" / "model.safetensors") == expected
