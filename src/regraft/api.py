@@ -89,10 +89,11 @@ def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress
     folder = make_folder(Path(folder), kind="output folder")
     sweep(folder)
     photos = _demo_photos(folder / data, data, progress)
+    dataset = list_photos(photos)
     with progress.step("picture of the photos"):
-        grid = save_picture(dataset_grid(list_photos(photos)), folder / "photos.png")
+        grid = save_picture(dataset_grid(dataset), folder / "photos.png")
     run = train_run(photos, folder / "run", TrainConfig(offline=True), progress)
-    six = _spread(split(list_photos(photos)).judged[1], 6)
+    six = _spread(split(dataset).judged[1], 6)
     predictions = [(path, label, run.bundle.predict(path)) for path, label in six]
     picture = save_picture(prediction_grid(predictions), folder / "predictions.png")
     return Demo(photos, grid, run, picture)

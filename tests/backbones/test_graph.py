@@ -371,7 +371,7 @@ def test_the_weights_of_the_default_are_known_by_content(monkeypatch, tmp_path):
 
 def test_precision_is_bf16_only_where_it_was_found_to_agree_and_exists(monkeypatch, tmp_path):
     for found, exists, expected in (("bf16", True, "bf16"), ("bf16", False, "f32"), ("f32", True, "f32")):
-        monkeypatch.setattr(graphs, "has_bf16", lambda exists=exists: exists)
+        monkeypatch.setattr("regraft.backbones.engine.has_bf16", lambda exists=exists: exists)
         assert Backbone(tmp_path, {"precision": found}).precision == expected
 
 

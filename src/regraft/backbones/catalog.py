@@ -14,6 +14,7 @@ from typing import Any, Literal
 from regraft.ground.errors import BackboneError, MissingExtra, nearest
 
 DEFAULT = "tf_efficientnet_lite0"
+RANDOM = "random"  # in place of a weights file
 Library = Literal["timm", "torchvision"]
 SHORTLIST = (
     DEFAULT,

@@ -87,6 +87,11 @@ def best_precision(graph: Path, images: np.ndarray) -> tuple[Precision, float | 
     return ("bf16" if agreement >= MIN_AGREEMENT else "f32"), agreement
 
 
+def usable_precision(recorded: str) -> Precision:
+    """bf16 where it was recorded as agreeing and this processor has it, else f32."""
+    return "bf16" if recorded == "bf16" and has_bf16() else "f32"
+
+
 def has_bf16() -> bool:
     """Whether this processor computes bfloat16 natively."""
     import openvino

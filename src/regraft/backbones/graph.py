@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from regraft.backbones.catalog import DEFAULT, PACKAGED
-from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_bf16, has_gpu
+from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
+from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
 from regraft.data.transforms import Preprocessing
 from regraft.ground.errors import MissingExtra, WeightsError
 from regraft.ground.files import json_bytes, make_folder, sha256_file, sha256_json, writable_cache, write_atomic
@@ -21,7 +21,6 @@ from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import cache_folder, is_offline, version_of
 
 FORMAT = 1  # raise it when tracing changes what a graph computes or holds
-RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Backbone:
     @property
     def precision(self) -> Precision:
         """bf16 where it was found to agree and this processor has it."""
-        return "bf16" if self.info["precision"] == "bf16" and has_bf16() else "f32"
+        return usable_precision(self.info["precision"])
 
     @property
     def engine_identity(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from regraft.backbones import catalog
-from regraft.backbones.catalog import PACKAGED, Reference
+from regraft.backbones.catalog import PACKAGED, RANDOM, Reference
 from regraft.backbones.weights import Loaded, in_order, load_into, read_weights
 from regraft.data.transforms import Preprocessing
 from regraft.ground.errors import BackboneError, WeightsError
@@ -26,7 +26,6 @@ _TORCHVISION_OPTIONS = {
     "googlenet": {"transform_input": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
 }
-RANDOM = "random"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from regraft.backbones.engine import Engine, Precision, has_bf16
+from regraft.backbones.engine import Engine, Precision, usable_precision
 from regraft.data.decode import Unreadable, read_bytes, to_rgb
 from regraft.data.transforms import Preprocessing, photo_to_input, transform
 from regraft.ground.errors import BundleError, DataError
@@ -65,7 +65,7 @@ class Bundle:
         """Arithmetic of the engine: as wanted, else bf16 where the model was made with it and the processor has it."""
         if self.wanted_precision is not None:
             return self.wanted_precision
-        return "bf16" if self.manifest["precision"] == "bf16" and has_bf16() else "f32"
+        return usable_precision(self.manifest["precision"])
 
     @cached_property
     def engine(self) -> Engine:
