@@ -1,73 +1,102 @@
-"""The stories, one screen each: how the rooms work together."""
+"""The stories, one screen each: how the rooms work together. That of training is long, and has its own module."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from regraft.backbones.features import Features, extract
-from regraft.backbones.graph import Backbone, load_backbone
 from regraft.data.fetch import fetch_hymenoptera
 from regraft.data.orchard.photos import draw_orchard
 from regraft.data.scan import Dataset, list_photos
-from regraft.data.splits import Splits, fold_ids, split
-from regraft.deliver.build import manifest_of, seal, write_model
+from regraft.data.splits import split
 from regraft.deliver.bundle import Bundle, load
-from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
-from regraft.ground.errors import OutputError
-from regraft.ground.files import exclusive, json_bytes, make_folder, published, sha256_json, sweep, write_atomic
+from regraft.ground.errors import ConfigError
+from regraft.ground.files import json_bytes, make_folder, published, sweep, write_atomic
 from regraft.ground.progress import Progress
-from regraft.ground.statistics import Accuracy, accuracy
-from regraft.learn.head import Head, cross_validate, solve
+from regraft.learn.compare import Pair, pair
+from regraft.learn.recipe import check_names
+from regraft.run import Run, place
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
+from regraft.training import train_run
 
 NUM_DRAWN = 320  # photos in the orchard as `draw_orchard` makes it
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training. out: its folder.  summary: what `regraft train --json` prints."""
-
-    out: Path
-    bundle: Bundle
-    summary: dict[str, Any]
+MODES = ("frozen", "full", "scratch")
 
 
 def train(folder: str | Path, out: str | Path | None = None, *, quiet: bool = False, **settings: Any) -> Bundle:
     """Train on a folder of photos and return the model, as saved in `out/bundle`.
 
     folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.  out: default `runs/<folder's name>`.
-    settings: fields of TrainConfig.  Raises RegraftError with what to do about it.
+    settings: fields of TrainConfig and of Recipe, such as `mode="full", epochs=5`.  Raises RegraftError with what to do
+    about it.
     """
-    return train_run(folder, out, TrainConfig(**settings), Progress(quiet)).bundle
+    return train_run(folder, out, configure(**settings), Progress(quiet)).bundle
 
 
-def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, progress: Progress) -> Run:
-    """The whole story of `regraft train`."""
-    out = _outside(Path(folder), Path(out) if out else Path("runs") / Path(folder).resolve().name)
-    with progress.step("total"), exclusive(out):
-        sweep(out)
-        dataset = list_photos(folder, progress=progress)
-        backbone = load_backbone(
-            config.backbone, config.weights, offline=config.offline, seed=config.seed, progress=progress
+def configure(**settings: Any) -> TrainConfig:
+    """Settings by name, sorted into those of the run and those of the recipe. Raises ConfigError."""
+    own = {field.name for field in fields(TrainConfig)}
+    of_recipe = {name: value for name, value in settings.items() if name not in own}
+    check_names(of_recipe)
+    return TrainConfig(**{k: v for k, v in settings.items() if k in own}, settings=of_recipe)
+
+
+def start_of(bundle: str | Path) -> dict[str, Any]:
+    """Settings that make a training begin with a bundle's backbone and weights. Raises BundleError."""
+    loaded = load(bundle)
+    return {"backbone": loaded.manifest["backbone"]["name"], "weights": str(loaded.folder / "model.safetensors")}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Modes side by side on one split. runs: by mode.  pairs: every two of them, tested on the same photos."""
+
+    runs: dict[str, Run]
+    pairs: tuple[Pair, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `regraft compare --json` prints."""
+        modes = {
+            mode: {
+                "accuracy": run.summary["accuracy"],
+                "seconds": run.summary["seconds"]["total"],
+                "history": run.summary["history"],
+                "bundle": run.summary["bundle"],
+            }
+            for mode, run in self.runs.items()
+        }
+        return {"modes": modes, "pairs": [one.to_json() for one in self.pairs]}
+
+
+def compare(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    modes: tuple[str, ...] = MODES,
+    config: TrainConfig | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Train in several modes on the same photos and split, and test which differ.
+
+    out: holds a run for each mode.  modes: of "frozen", "full" and "scratch".  config: for all of them.
+    """
+    progress = progress or Progress()
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
+    out = place(Path(folder), out or Path("runs") / f"{Path(folder).resolve().name}-compared")
+    runs = {}
+    for mode in dict.fromkeys(modes):
+        progress.say(f"-- {mode}")
+        chosen: Any = mode
+        runs[mode] = train_run(
+            folder, out / mode, replace(config or TrainConfig(), mode=chosen), Progress(progress.quiet)
         )
-        dataset, features = extract(backbone, dataset, progress=progress)
-        splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
-        _say_what_is_there(dataset, splits, progress)
-        with progress.step("solve head"):
-            head = _solve(features.of(splits.train), dataset, config)
-            cross_validated = None if splits.given else _cross_validated(features, dataset, head, config)
-        with published(out / "bundle") as partial, progress.step("save and judge"):
-            provenance = _provenance(dataset, splits, head, config)
-            write_model(partial, backbone, head.weight, head.bias, dataset.classes)
-            evaluation = _judge_and_seal(
-                partial, manifest_of(backbone, dataset.classes, provenance), splits, cross_validated
-            )
-        write_atomic(out / "photos.jsonl", _photo_lines(dataset, splits))
-    summary = _summary(out, dataset, backbone, evaluation, cross_validated, config, progress)
-    write_atomic(out / "result.json", json_bytes(summary))
-    return Run(out, load(out / "bundle"), summary)
+    right = {mode: run.evaluation.right for mode, run in runs.items() if run.evaluation is not None}
+    comparison = Comparison(runs, tuple(pair(a, right[a], b, right[b]) for a, b in combinations(right, 2)))
+    if right:
+        write_atomic(out / "compare.json", json_bytes(comparison.to_json()))
+    return comparison
 
 
 @dataclass(frozen=True)
@@ -92,107 +121,11 @@ def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress
     dataset = list_photos(photos)
     with progress.step("picture of the photos"):
         grid = save_picture(dataset_grid(dataset), folder / "photos.png")
-    run = train_run(photos, folder / "run", TrainConfig(offline=True), progress)
+    run = train_run(photos, folder / "run", TrainConfig(mode="frozen", offline=True), progress)
     six = _spread(split(dataset).judged[1], 6)
     predictions = [(path, label, run.bundle.predict(path)) for path, label in six]
     picture = save_picture(prediction_grid(predictions), folder / "predictions.png")
     return Demo(photos, grid, run, picture)
-
-
-def _outside(folder: Path, out: Path) -> Path:
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise OutputError(
-            f"{out} lies inside the photos' folder {folder}, where it would be taken for a class. "
-            "Choose another place with --out."
-        )
-    return out
-
-
-def _solve(features: Features, dataset: Dataset, config: TrainConfig) -> Head:
-    folds = fold_ids(features.y, features.hashes, config.num_folds, config.seed)
-    return solve(features, len(dataset.classes), folds)
-
-
-def _cross_validated(features: Features, dataset: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
-    """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
-    folds = fold_ids(features.y, features.hashes, config.num_folds, config.seed)
-    if not (folds >= 0).any():
-        return None
-    score = cross_validate(features, len(dataset.classes), folds, head.penalty)
-    return accuracy(score.num_right, score.n, "cross-validated")
-
-
-def _judge_and_seal(
-    folder: Path, manifest: dict[str, Any], splits: Splits, cross_validated: Accuracy | None
-) -> Evaluation:
-    """Judge the bundle as it was read back from disk, then write what was found into it."""
-    seal(folder, manifest)
-    name, dataset = splits.judged
-    evaluation = evaluate_dataset(load(folder), dataset, name)
-    metrics = {key: value for key, value in evaluation.to_json().items() if key not in ("classes", "quarantined")}
-    if cross_validated is not None:
-        metrics["cross_validated"] = cross_validated.to_json()
-    seal(folder, {**manifest, "metrics": metrics})
-    return evaluation
-
-
-def _provenance(dataset: Dataset, splits: Splits, head: Head, config: TrainConfig) -> dict[str, Any]:
-    photos = sorted(zip(dataset.hashes, (dataset.classes[label] for label in dataset.labels), strict=True))
-    return {
-        "config": config.to_json(),
-        "data_sha256": sha256_json(photos),
-        "images": {"found": dataset.num_found, "used": len(dataset), "quarantined": len(dataset.quarantine)},
-        "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},
-        "head": {"penalty": head.penalty, "curve": [vars(score) for score in head.curve]},
-    }
-
-
-def _summary(
-    out: Path,
-    dataset: Dataset,
-    backbone: Backbone,
-    evaluation: Evaluation,
-    cross_validated: Accuracy | None,
-    config: TrainConfig,
-    progress: Progress,
-) -> dict[str, Any]:
-    seconds = {name.replace(" ", "_"): round(value, 3) for name, value in progress.seconds.items()}
-    return {
-        "bundle": str(out / "bundle"),
-        "mode": config.mode,
-        "backbone": backbone.name,
-        "classes": list(dataset.classes),
-        "images": {"found": dataset.num_found, "used": len(dataset), "quarantined": len(dataset.quarantine)},
-        "accuracy": evaluation.accuracy.to_json(),
-        "cross_validated": None if cross_validated is None else cross_validated.to_json(),
-        "seconds": seconds,
-    }
-
-
-def _photo_lines(dataset: Dataset, splits: Splits) -> bytes:
-    """Where every file found went: one JSON object a line."""
-    rows: list[dict[str, Any]] = []
-    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        if part is not None:
-            labels = (part.classes[label] for label in part.labels)
-            rows += [
-                {"path": path, "label": label, "split": name, "sha256": content}
-                for path, label, content in zip(part.paths, labels, part.hashes, strict=True)
-            ]
-    rows += [{"path": q.path, "quarantined": q.reason} for q in dataset.quarantine]
-    return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode()
-
-
-def _say_what_is_there(dataset: Dataset, splits: Splits, progress: Progress) -> None:
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
-    progress.say(f"photos: {len(dataset)} used of {dataset.num_found} found; {counts}")
-    for note in dataset.notes:
-        progress.say(f"  {note}")
-    for q in dataset.quarantine:
-        progress.say(f"  left out: {q.path}: {q.reason}")
-    name, judged = splits.judged
-    how = "as the folder says" if splits.given else "drawn by content, the same every time"
-    progress.say(f"split: {len(splits.train)} to learn from, {len(judged)} {name} to judge on ({how})")
 
 
 def _demo_photos(folder: Path, data: str, progress: Progress) -> Path:

@@ -13,16 +13,19 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from regraft import __version__
+from regraft.ground import signals
 from regraft.ground.errors import RegraftError
 from regraft.ground.progress import Progress, printable
+from regraft.learn.recipe import recipe_fields
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main() -> NoReturn:
-    """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 130 interrupted."""
+    """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 128 + n stopped by signal n."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
+    signals.install()
     debug = "--debug" in sys.argv or bool(os.environ.get("REGRAFT_DEBUG"))
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
@@ -33,8 +36,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        signum = getattr(error, "signum", getattr(error.__cause__, "signum", 2))
+        _fail("interrupted: the same command goes on from here", 128 + signum)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -109,38 +113,124 @@ def scan(folder: str, as_json: bool) -> None:
         print(printable(line))
 
 
+def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """`90`, `90s`, `3m` or `1h` in seconds."""
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise click.BadParameter(f"{text!r} is no time. Expected one like 90s, 10m or 1h.")
+    return seconds
+
+
+_TRAINING = (
+    click.option("--recipe", type=click.Choice(["regraft", "tutorial"]), default="regraft", show_default=True,
+                 help="How gradients are followed: decided from the data, or as PyTorch's tutorial does."),
+    click.option("--time", "time_s", callback=_seconds, help="Longest time, such as 90s or 3m.  [auto: 10m]"),
+    click.option("--backbone", default="tf_efficientnet_lite0", show_default=True,
+                 help="Network; see `regraft backbones`."),
+    click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'."),
+    click.option("--out", help="Folder for the run.  [default: in runs/]"),
+    click.option("--seed", default=0, show_default=True, help="Decides the split and everything random."),
+    click.option("--workers", default=-1, help="Processes that augment photos.  [default: decided]"),
+    click.option("--offline", is_flag=True, help="Never download anything."),
+    click.option("--quiet", is_flag=True, help="No progress."),
+)  # fmt: skip
+
+
+def _with_training_options(command: Command) -> Command:
+    """Options of `train` and `compare`; those of the recipe are made from its fields."""
+    for option in (*reversed(_recipe_options()), *reversed(_TRAINING)):
+        command = option(command)
+    return command
+
+
+def _recipe_options() -> list[Callable[[Command], Command]]:
+    made = []
+    for name, kind, text in recipe_fields():
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            made.append(click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text))
+        else:
+            made.append(click.option(flag, type=click.Choice(kind) if isinstance(kind, tuple) else kind, help=text))
+    return made
+
+
 @cli.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--mode", type=click.Choice(["frozen"]), default="frozen", show_default=True, help="What learns.")
 @click.option(
-    "--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network; see `regraft backbones`."
+    "--mode",
+    type=click.Choice(["auto", "frozen", "full", "scratch"]),
+    default="auto",
+    show_default=True,
+    help="What learns: the head, all layers, all from random weights; auto goes from frozen to full.",
 )
-@click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'.")
-@click.option("--out", help="Folder for the run.  [default: runs/<name of DIR>]")
-@click.option("--seed", default=0, show_default=True, help="Decides which photos are kept for judging.")
-@click.option("--offline", is_flag=True, help="Never download anything.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--from", "start", metavar="BUNDLE", help="Begin with the weights of a bundle.")
+@click.option("--restart", is_flag=True, help="Begin anew where an unfinished training lies in OUT.")
+@click.option("--force", is_flag=True, help="Continue an unfinished training with other settings.")
+@_with_training_options
 @_with_json
-def train(folder: str, out: str | None, quiet: bool, as_json: bool, **settings: Any) -> None:
+def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Train on a folder of photos; the model is in OUT/bundle.
 
     DIR is DIR/<class>/<image> (regraft keeps a fifth for judging), or DIR/train/<class>/<image> with val and
-    optionally test.
+    optionally test. Interrupted, the same command continues. Options from --epochs on are decided from the data when
+    they are not given, printed, and saved with the model.
 
     \b
     regraft train photos/
-    regraft train photos/ --backbone resnet50 --out runs/pets
-    regraft train photos/ --backbone resnet50 --weights model_best.pth.tar
+    regraft train photos/ --time 3m
+    regraft train photos/ --mode frozen --backbone resnet50 --out runs/pets
+    regraft train photos/ --mode full --epochs 20 --augment trivial
+    regraft train photos/ --mode full --recipe tutorial
+    torchrun --nproc-per-node 2 -m regraft train photos/ --mode full
     """
-    from regraft import api
-    from regraft.ground.config import TrainConfig
+    from regraft import api, training
 
-    run = api.train_run(folder, out, TrainConfig(**settings), Progress(quiet))
+    if start is not None:
+        settings |= api.start_of(start)
+    config = api.configure(**{name: value for name, value in settings.items() if value is not None})
+    run = training.train_run(folder, out, config, Progress(quiet))
+    if not run.summary:
+        return  # one of several processes, and not the one that talks
     if as_json:
         _print_json(run.summary)
         return
     _print_summary(run.summary)
     print(f"\nNext:\n\n    regraft predict {run.out} PHOTO...")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--modes", default="frozen,full,scratch", show_default=True, help="Which, separated by commas.")
+@_with_training_options
+@_with_json
+def compare(folder: str, out: str | None, modes: str, quiet: bool, as_json: bool, **settings: Any) -> None:
+    """Train in several modes on the same split, side by side, and say which really differ.
+
+    \b
+    regraft compare photos/
+    regraft compare photos/ --recipe tutorial
+    regraft compare photos/ --modes frozen,full --json
+    """
+    from regraft import api
+
+    config = api.configure(**{name: value for name, value in settings.items() if value is not None})
+    result = api.compare(folder, out, modes=tuple(modes.split(",")), config=config, progress=Progress(quiet))
+    if as_json:
+        _print_json(result.to_json())
+        return
+    _print_table(
+        ("mode", "accuracy", "95 % interval", "photos", "seconds"),
+        [_mode_row(mode, run.summary) for mode, run in result.runs.items() if run.summary],
+    )
+    for one in result.pairs:
+        print(f"{one.verdict} (p = {one.p_value:.2g})")
 
 
 @cli.command()
@@ -227,6 +317,12 @@ def backbones(pattern: str, as_json: bool) -> None:
         print(f"{len(rows)} of {catalog.num_known()} shown; more with: regraft backbones PATTERN")
 
 
+def _mode_row(mode: str, summary: dict[str, Any]) -> tuple[str, ...]:
+    a = summary["accuracy"]
+    interval = f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
+    return mode, f"{100 * a['value']:.1f} %", interval, str(a["n"]), f"{summary['seconds']['total']:.1f}"
+
+
 def _class_rows(dataset: Any, splits: list[str]) -> list[tuple[Any, ...]]:
     if not splits:
         return list(dataset.counts.items())
@@ -237,9 +333,12 @@ def _class_rows(dataset: Any, splits: list[str]) -> list[tuple[Any, ...]]:
 def _print_summary(summary: dict[str, Any]) -> None:
     from regraft.ground.statistics import Accuracy
 
-    print(f"\naccuracy {Accuracy(**summary['accuracy'])}")
+    print(f"\nmode     {summary['mode']}")
+    print(f"accuracy {Accuracy(**summary['accuracy'])}")
     if summary["cross_validated"]:
         print(f"         {Accuracy(**summary['cross_validated'])}")
+    if summary["decision"]:
+        print(f"chosen   {printable(summary['decision'])}")
     print(f"model    {printable(summary['bundle'])}   ({summary['seconds']['total']:.1f} s)")
 
 
@@ -251,7 +350,9 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in header:
-        table.add_column(name, justify="left" if name in ("class", "backbone", "licence", "weights") else "right")
+        table.add_column(
+            name, justify="left" if name in ("class", "backbone", "licence", "weights", "mode") else "right"
+        )
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     Console(highlight=False).print(table)

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from regraft.ground.errors import BackboneError, MissingExtra, nearest
 
 DEFAULT = "tf_efficientnet_lite0"
 RANDOM = "random"  # in place of a weights file
-Library = Literal["timm", "torchvision"]
+Library = Literal["timm", "torchvision", "regraft"]
+OWN = ("mobilenet_v1",)  # built by regraft itself
 SHORTLIST = (
     DEFAULT,
     "timm/mobilenetv3_large_100",
@@ -89,8 +90,10 @@ class Entry:
 def resolve(name: str) -> Reference:
     """A name as a user types it to a backbone. Raises BackboneError with the nearest names, or MissingExtra."""
     prefix, _, rest = name.rpartition("/")
-    if prefix not in ("", "timm", "torchvision"):
+    if prefix not in ("", *get_args(Library)):
         raise BackboneError(f"Unknown library {prefix!r} in backbone {name!r}. Expected timm/NAME or torchvision/NAME.")
+    if prefix in ("", "regraft") and rest in OWN:
+        return Reference("regraft", rest)
     architecture, _, tag = rest.partition(".")
     if prefix != "timm" and architecture in _torchvision_names():
         if tag and tag not in _torchvision_weights(architecture):
@@ -102,8 +105,8 @@ def resolve(name: str) -> Reference:
             known = ", ".join(n for n in _timm_pretrained() if n.startswith(f"{architecture}.")) or "none"
             raise BackboneError(f"{architecture} of timm has no weights {tag!r}. Expected one of: {known}.")
         return Reference("timm", architecture, tag)
-    candidates = {"timm": _timm_names(), "torchvision": _torchvision_names()}
-    names = candidates[prefix] if prefix else [*_timm_names(), *_torchvision_names()]
+    candidates = {"timm": _timm_names(), "torchvision": _torchvision_names(), "regraft": OWN}
+    names = candidates[prefix] if prefix else [*_timm_names(), *_torchvision_names(), *OWN]
     hint = nearest(architecture, names) or " List them with: regraft backbones PATTERN."
     raise BackboneError(f"Unknown backbone {name!r}.{hint}")
 

@@ -7,6 +7,7 @@ depend on what else is in the batch, and decoding on the other threads overlaps 
 import os
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -92,6 +93,7 @@ def usable_precision(recorded: str) -> Precision:
     return "bf16" if recorded == "bf16" and has_bf16() else "f32"
 
 
+@cache
 def has_bf16() -> bool:
     """Whether this processor computes bfloat16 natively."""
     import openvino

@@ -127,10 +127,17 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
 
     Raises DataError when a photo changed since it was scanned, or when too few can be decoded.
     """
-    store = FeatureStore.of(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
-    rows, failures = look_up_or_compute(store, dataset, backbone.preprocessing, backbone.engine, progress)
+    rows, failures = fill(backbone, dataset, progress=progress)
     dataset = checked(dataset.without(failures))
     return dataset, Features(np.stack([rows[c] for c in dataset.hashes]), dataset.labels, dataset.hashes)
+
+
+def fill(
+    backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Put into the cache what it lacks. Returns what `look_up_or_compute` does."""
+    store = FeatureStore.of(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
+    return look_up_or_compute(store, dataset, backbone.preprocessing, backbone.engine, progress)
 
 
 def look_up_or_compute(

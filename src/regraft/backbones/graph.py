@@ -8,17 +8,16 @@ graphs/requests/<hash>.json       which key a request by name, weights and libra
 
 import json
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
 from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
 from regraft.data.transforms import Preprocessing
-from regraft.ground.errors import MissingExtra, WeightsError
+from regraft.ground.errors import WeightsError
 from regraft.ground.files import json_bytes, make_folder, sha256_file, sha256_json, writable_cache, write_atomic
 from regraft.ground.progress import QUIET, Progress
-from regraft.ground.runtime import cache_folder, is_offline, version_of
+from regraft.ground.runtime import cache_folder, is_offline, torch_room, version_of
 
 FORMAT = 1  # raise it when tracing changes what a graph computes or holds
 
@@ -76,7 +75,7 @@ class Backbone:
     def engine(self) -> AnyEngine:
         """OpenVINO on the processor, torch on a GPU."""
         if has_gpu():
-            engine: AnyEngine = _torch_room("torch_engine").TorchEngine(self.info, self.trunk, "cuda")
+            engine: AnyEngine = torch_room("backbones.torch_engine").TorchEngine(self.info, self.trunk, "cuda")
             return engine
         return Engine(self.graph, self.precision)
 
@@ -98,7 +97,7 @@ def load_backbone(
     request = Path("requests") / f"{_request_hash(name, weights, seed)}.json"
     if backbone := _cached(cache_folder() / "graphs", request):
         return backbone
-    trace = _torch_room("trace").trace
+    trace = torch_room("backbones.trace").trace
     graphs = writable_cache("graphs", progress)
     with progress.step("trace backbone"):
         key = trace(graphs, name, weights, offline=offline or is_offline(), seed=seed, progress=progress)
@@ -107,6 +106,15 @@ def load_backbone(
     if backbone := _cached(graphs, request):
         return backbone
     raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+
+
+def from_network(folder: Path, network: Any) -> Backbone:
+    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out."""
+    torch_room("backbones.trace").trace_into(folder, network)
+    info = intact(folder)
+    if info is None:
+        raise WeightsError(f"{folder} does not keep what is written to it. Choose another place with --out.")
+    return Backbone(folder, info)
 
 
 def _request_hash(name: str, weights: str | None, seed: int) -> str:
@@ -162,11 +170,3 @@ def intact(folder: Path) -> dict[str, Any] | None:
 def sealed(info: dict[str, Any]) -> dict[str, Any]:
     """Content for backbone.json, with the hash that shows damage to it."""
     return {**info, "seal": sha256_json(info)}
-
-
-def _torch_room(module: str) -> Any:
-    """A module that imports torch. Only from here: everything before and after it runs without."""
-    try:
-        return import_module(f"regraft.backbones.{module}")
-    except ImportError as error:
-        raise MissingExtra(error.name or "torch") from error

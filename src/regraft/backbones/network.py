@@ -16,6 +16,7 @@ from torchvision import models
 
 from regraft.backbones import catalog
 from regraft.backbones.catalog import PACKAGED, RANDOM, Reference
+from regraft.backbones.mobilenet import MobileNet
 from regraft.backbones.weights import Loaded, in_order, load_into, read_weights
 from regraft.data.transforms import Preprocessing
 from regraft.ground.errors import BackboneError, WeightsError
@@ -26,6 +27,7 @@ _TORCHVISION_OPTIONS = {
     "googlenet": {"transform_input": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
 }
+IMAGENET = Preprocessing(224, 224, (256, 256), "bilinear", "center", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,25 @@ def restore(info: dict[str, Any], trunk_file: Path) -> Network:
     return replace(network, preprocessing=preprocessing, licence=info["licence"], origin=info["origin"], loaded=loaded)
 
 
+def with_new_head(network: Network, weight: Tensor, bias: Tensor | None = None) -> Network:
+    """A copy of a network whose last layer answers for other classes; two heads of a distilled network become one.
+
+    weight: `(C, D)` float32.  bias: `(C,)` float32, zeros if not given.
+    """
+    module = copy.deepcopy(unwrap(network.module))
+    old = module.get_submodule(network.heads[0])
+    num_classes, num_features = weight.shape
+    head: nn.Module = nn.Linear(num_features, num_classes)
+    if isinstance(old, nn.Conv2d):
+        head = nn.Conv2d(num_features, num_classes, 1)
+    with torch.no_grad():
+        cast(Tensor, head.weight).copy_(weight.reshape(cast(Tensor, head.weight).shape))
+        cast(Tensor, head.bias).copy_(torch.zeros(num_classes) if bias is None else bias)
+    for name in network.heads:
+        module.set_submodule(name, head)
+    return replace(network, module=module)
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The network inside DataParallel or DistributedDataParallel, whose attributes are not the network's own."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -113,15 +134,27 @@ def trunk(module: nn.Module, heads: tuple[str, ...]) -> nn.Module:
     return body
 
 
+class Normalise(nn.Module):
+    """Pixels `(B, 3, H, W)` uint8 to what a network was trained on, float32."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        for name in ("mean", "std"):  # not part of the weights
+            value = 255 * torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The batch, normalised."""
+        return (pixels.float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+
+
 class FeatureGraph(nn.Module):
     """Photos `(B, H, W, 3)` uint8 to features `(B, D)` float32, normalisation inside."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
+        self.normalise = Normalise(network.preprocessing)
         self.trunk = trunk(network.module, network.heads)
-        p = network.preprocessing
-        self.register_buffer("mean", 255 * torch.tensor(p.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(p.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of a batch."""
@@ -129,7 +162,7 @@ class FeatureGraph(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the network itself takes: `(B, 3, H, W)` float32."""
-        return (images.permute(0, 3, 1, 2).float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        return cast(Tensor, self.normalise(images.permute(0, 3, 1, 2)))
 
 
 def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> Tensor:
@@ -168,6 +201,8 @@ def _skeleton(reference: Reference, overlay: dict[str, Any] | None) -> Network:
             if reference.architecture.startswith("vit_"):  # its position embeddings fix the size
                 options = {"image_size": preprocessing.height}
             module = models.get_model(reference.architecture, weights=None, **options)
+        elif reference.library == "regraft":
+            module, preprocessing, licence = MobileNet(), IMAGENET, "mit"
         else:
             full = f"{reference.architecture}.{reference.tag}".rstrip(".")
             module = timm.create_model(full, pretrained=False, pretrained_cfg_overlay=overlay)
@@ -210,6 +245,8 @@ def _from_package(network: Network, packaged: catalog.Packaged) -> Network:
 
 def _from_library(network: Network, offline: bool) -> Network:
     reference = network.reference
+    if reference.library == "regraft":
+        raise WeightsError(f"{reference} has no published weights. Give a file with --weights, or 'random'.")
     if reference.library == "torchvision":
         weights = catalog.torchvision_weights(reference)
         path = catalog.torchvision_file(weights)

@@ -30,11 +30,12 @@ def trace(graphs: Path, name: str, weights: str | None, *, offline: bool, seed: 
     with FileLock(graphs / f"{key}.lock"):  # processes that start together trace once
         if not intact(graphs / key):
             with published(graphs / key) as folder:
-                _trace_into(folder, network)
+                trace_into(folder, network)
     return key
 
 
-def _trace_into(folder: Path, network: Network) -> None:
+def trace_into(folder: Path, network: Network) -> None:
+    """Write graph, weights and description of a network, head left out, into an empty folder."""
     images = probe_images(network.preprocessing.height, network.preprocessing.width)
     graph = FeatureGraph(network).eval()
     expected = check_linear(network, graph, torch.from_numpy(images)).numpy()
@@ -71,12 +72,13 @@ def probe_images(height: int, width: int, count: int = 2) -> np.ndarray:
 
 
 def _key(network: Network) -> str:
-    tensors = {name: _tensor_hash(value) for name, value in network.module.state_dict().items()}
+    tensors = {name: tensor_hash(value) for name, value in network.module.state_dict().items()}
     what = [FORMAT, str(network.reference), network.preprocessing.to_json(), tensors]
     return sha256_json(what)[:32]
 
 
-def _tensor_hash(value: torch.Tensor) -> list[str]:
+def tensor_hash(value: torch.Tensor) -> list[str]:
+    """dtype, shape and SHA-256 of a tensor's content."""
     content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return [str(value.dtype), str(tuple(value.shape)), sha256_bytes(content.tobytes())]
 
@@ -121,8 +123,8 @@ def _info(network: Network, images: np.ndarray, folder: Path) -> dict[str, Any]:
 
 def _config(network: Network) -> dict[str, Any]:
     """timm's config.json without the classes; for torchvision, the names that build the network again."""
-    if network.reference.library == "torchvision":
-        return {"library": "torchvision", "architecture": network.reference.architecture}
+    if network.reference.library != "timm":
+        return {"library": network.reference.library, "architecture": network.reference.architecture}
     module: Any = network.module
     p = network.preprocessing
     pretrained = {key: value for key, value in module.pretrained_cfg.items() if _is_json(value) and value is not None}

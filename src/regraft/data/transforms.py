@@ -11,7 +11,7 @@ from regraft.data.decode import decode
 MAX_SIZE = 4096  # pixels
 MAX_ASPECT = 64  # of a picture that is resized whole; a centre crop shows nothing of what lies further out
 CropMode = Literal["center", "squash", "border"]
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -45,7 +45,7 @@ class Preprocessing:
         sizes = (self.height, self.width, *self.resize)
         if not all(isinstance(size, int) and 0 < size <= MAX_SIZE for size in sizes) or len(self.resize) != 2:
             raise ValueError(f"sizes are not whole numbers from 1 to {MAX_SIZE}: {sizes}")
-        if self.interpolation not in _FILTERS or self.crop_mode not in get_args(CropMode):
+        if self.interpolation not in FILTERS or self.crop_mode not in get_args(CropMode):
             raise ValueError(f"unknown interpolation or crop: {self.interpolation!r}, {self.crop_mode!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise ValueError(f"mean and std are not three numbers each, std above 0: {self.mean}, {self.std}")
@@ -80,7 +80,7 @@ def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     if preprocessing.crop_mode == "center":
         image = _middle(image)
     size = _resized(image.size, preprocessing)
-    image = image.resize(size, _FILTERS[preprocessing.interpolation])
+    image = image.resize(size, FILTERS[preprocessing.interpolation])
     fill = (0, 0, 0)
     if preprocessing.crop_mode == "border":
         red, green, blue = (round(255 * value) for value in preprocessing.mean)

@@ -23,7 +23,7 @@ def card(manifest: dict[str, Any]) -> str:
         "",
         f"- Backbone: {_code(backbone['name'])}, {backbone['num_params'] / 1e6:.1f} million parameters, licence "
         f"{backbone['licence']}; weights from {backbone['origin']}.",
-        f"- Mode: {provenance['config']['mode']}.",
+        f"- Mode: {provenance['mode']}.",
         f"- Input: {Preprocessing.from_json(manifest['preprocessing'])}.",
         f"- Photos: {provenance['images']['used']} used of {provenance['images']['found']} found; data fingerprint "
         f"{_code(provenance['data_sha256'][:16])}.",

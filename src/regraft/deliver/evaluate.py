@@ -44,6 +44,11 @@ class Evaluation:
     dataset: Dataset
     probabilities: np.ndarray
 
+    @property
+    def right(self) -> np.ndarray:
+        """`(N,)` bool: which photos got their own label."""
+        return np.asarray(self.probabilities.argmax(axis=1) == self.dataset.labels)
+
     def to_json(self) -> dict[str, Any]:
         """As printed by `regraft evaluate --json`."""
         return {

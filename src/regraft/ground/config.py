@@ -1,17 +1,29 @@
 """What can be chosen about a training run. One dataclass, saved with the result."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Mode = Literal["frozen"]
+Mode = Literal["auto", "frozen", "full", "scratch"]
+RecipeName = Literal["regraft", "tutorial"]
+AUTO_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of `regraft train`."""
 
-    mode: Mode = "frozen"
-    """Which part learns: "frozen" solves the head on the backbone's features."""
+    mode: Mode = "auto"
+    """Which part learns. "frozen" solves the head on the backbone's features; "full" trains all; "scratch" begins with
+    random weights; "auto" goes from frozen to full while time allows, and delivers the better."""
+
+    recipe: RecipeName = "regraft"
+    """How gradient descent goes: regraft's own way, decided from the data, or the tutorial notebook's."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Fields of the recipe that are fixed by the user, such as epochs."""
+
+    time_s: float | None = None
+    """Seconds that the whole run may take. None: 600 for auto, no limit for the others."""
 
     backbone: str = "tf_efficientnet_lite0"
     """Name of the pretrained network, as listed by `regraft backbones`."""
@@ -26,10 +38,29 @@ class TrainConfig:
     """Folds of the cross-validation that chooses the head's strength."""
 
     seed: int = 0
-    """Decides which photos are kept for judging, the folds, and random weights."""
+    """Decides which photos are kept for judging, the folds, the order of photos, augmentation and random weights."""
+
+    workers: int = -1
+    """Processes that augment photos; -1 to decide. Changes no result."""
+
+    restart: bool = False
+    """Begin anew where an unfinished training lies."""
+
+    force: bool = False
+    """Continue an unfinished training although settings of its recipe have changed."""
 
     offline: bool = False
     """Never download anything."""
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds that the run may take."""
+        return AUTO_SECONDS if self.time_s is None and self.mode == "auto" else self.time_s
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether a head is solved first: not from random weights, and not where the notebook takes steps."""
+        return self.mode != "scratch" and self.recipe == "regraft"
 
     def to_json(self) -> dict[str, Any]:
         """As stored in manifests."""

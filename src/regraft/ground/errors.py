@@ -6,6 +6,8 @@ RegraftError
 ├── WeightsError    a weights file
 ├── BundleError     a saved model
 ├── OutputError     a place that cannot be written
+├── ConfigError     a setting that is unknown or cannot be
+├── TrainError      a training that cannot go on
 └── MissingExtra    an optional dependency that is not installed
 """
 
@@ -35,6 +37,14 @@ class BundleError(RegraftError):
 
 class OutputError(RegraftError):
     """A folder cannot be written, or another run is using it."""
+
+
+class ConfigError(RegraftError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class TrainError(RegraftError):
+    """A training cannot go on: a loss that is not finite, or a checkpoint of another run."""
 
 
 class MissingExtra(RegraftError):

@@ -59,7 +59,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {_reason(error)}. Make room or choose another place.") from error
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def make_folder(path: Path, *, kind: str = "folder") -> Path:
@@ -108,8 +108,8 @@ def published(final: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"Cannot write {final}: {_reason(error)}. Make room or choose another place.") from error
     finally:
-        _remove(partial)
-        _remove(aside)
+        remove(partial)
+        remove(aside)
 
 
 def sweep(folder: Path, *, older_than_s: float = 0.0) -> None:
@@ -125,7 +125,7 @@ def sweep(folder: Path, *, older_than_s: float = 0.0) -> None:
             if leftover.name.startswith(ASIDE) and not os.path.lexists(final):
                 os.replace(leftover, final)
             else:
-                _remove(leftover)
+                remove(leftover)
 
 
 @contextmanager
@@ -162,10 +162,10 @@ def _replace_folder(final: Path, partial: Path, aside: Path) -> None:
                 with suppress(OSError):
                     os.replace(aside, final)
                 raise
-            _remove(aside)  # another process was quicker: what it has put there is replaced in its turn
+            remove(aside)  # another process was quicker: what it has put there is replaced in its turn
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all that it holds, as far as that is possible."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():

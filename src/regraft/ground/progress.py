@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 Advance = Callable[[int], None]
 
@@ -21,10 +22,15 @@ class Progress:
 
     quiet: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    _bars: list[Any] = field(default_factory=list)
 
     def say(self, message: str) -> None:
-        """Print one line to stderr."""
-        if not self.quiet:
+        """Print one line to stderr, above the bar where one is drawn."""
+        if self.quiet:
+            return
+        if self._bars:
+            self._bars[-1].print(printable(message), markup=False, highlight=False, soft_wrap=True)
+        else:
             print(printable(message), file=sys.stderr, flush=True)
 
     @contextmanager
@@ -32,7 +38,7 @@ class Progress:
         """Time a step. Yields `advance(count)`; a step with a `total` shows how far it is."""
         start = time.perf_counter()
         on_terminal = total > 0 and not self.quiet and sys.stderr.isatty()
-        with _bar(name, total, unit) if on_terminal else _nothing() as advance:
+        with _bar(self._bars, name, total, unit) if on_terminal else _nothing() as advance:
             yield advance
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
@@ -54,7 +60,7 @@ def _nothing() -> Iterator[Advance]:
 
 
 @contextmanager
-def _bar(name: str, total: int, unit: str) -> Iterator[Advance]:
+def _bar(bars: list[Any], name: str, total: int, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -67,4 +73,8 @@ def _bar(name: str, total: int, unit: str) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=total)
-        yield lambda count: bar.advance(task, count)
+        bars.append(bar.console)
+        try:
+            yield lambda count: bar.advance(task, count)
+        finally:
+            bars.pop()

@@ -1,11 +1,15 @@
 """Where we run: cores, cache folder, versions, switches from the environment."""
 
+import ctypes
 import os
 import platform
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
+
+from regraft.ground.errors import MissingExtra
 
 PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "torch", "torchvision", "timm")
 
@@ -19,6 +23,38 @@ def cache_folder() -> Path:
     """Folder for graphs and features: `REGRAFT_CACHE`, or the user's cache folder."""
     chosen = os.environ.get("REGRAFT_CACHE")
     return Path(chosen) if chosen else user_cache_path("regraft")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Number of this process and how many work together, as torchrun sets them; (0, 1) for one alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def torch_room(module: str) -> Any:
+    """A module of regraft that imports torch, such as "backbones.trace". Raises MissingExtra where torch is absent.
+
+    Only from here: everything before and after it runs without.
+    """
+    try:
+        return import_module(f"regraft.{module}")
+    except ImportError as error:
+        raise MissingExtra(error.name or "torch") from error
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep what is freed for the next use. Returns whether it took it.
+
+    Training frees and asks for the same gigabyte at every step; handing it back to the system in between, as glibc
+    does by default, cost half of the time (LOG.md).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False  # not glibc
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    values = ((m_mmap_threshold, 2**30), (m_trim_threshold, 2**30), (m_top_pad, 2**28))
+    taken = [mallopt(option, value) for option, value in values]
+    return all(taken)
 
 
 def is_offline() -> bool:

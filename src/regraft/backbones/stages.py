@@ -1,0 +1,31 @@
+"""Where a network divides: its parameters by stage, from the first layers to the last, head left out."""
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+from regraft.backbones.network import Network, unwrap
+
+
+def stages(network: Network) -> list[list[str]]:
+    """Names of the parameters of each stage, in order: timm's own grouping, elsewhere the blocks as they are nested."""
+    module: Any = unwrap(network.module)
+    named = dict(module.named_parameters())
+    in_head = tuple(f"{head}." for head in network.heads)
+    if hasattr(module, "group_matcher"):
+        groups: dict[int, list[str]] = group_parameters(module, module.group_matcher(coarse=True))
+        ordered = [groups[key] for key in sorted(groups)]
+    else:
+        blocks = list(dict.fromkeys(_block_of(name, module) for name in named))
+        ordered = [[name for name in named if _block_of(name, module) == block] for block in blocks]
+    kept = [[name for name in group if name in named and not name.startswith(in_head)] for group in ordered]
+    return [group for group in kept if group]
+
+
+def _block_of(name: str, module: nn.Module) -> str:
+    """`features.3` of `features.3.conv.weight`; the child's own name where it is not a row of blocks."""
+    first, _, rest = name.partition(".")
+    child = getattr(module, first)
+    is_row = isinstance(child, (nn.Sequential, nn.ModuleList)) and "layer" not in first
+    return f"{first}.{rest.partition('.')[0]}" if is_row else first

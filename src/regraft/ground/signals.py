@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: stop at the next whole step, leave something to continue from; a second one stops at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_pending: list[int] = []
+_holders: list[bool] = []
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked us to stop. signum: which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+def install() -> None:
+    """Turn SIGINT and SIGTERM into `Interrupted`. For programs; a library leaves signals alone."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _handle)
+        signal.signal(signal.SIGTERM, _handle)
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], bool]]:
+    """Within the block a signal raises nothing; yields a function that tells whether one came. It raises at the end."""
+    _holders.append(True)
+    try:
+        yield lambda: bool(_pending)
+    finally:
+        _holders.pop()
+    if _pending and not _holders:
+        raise Interrupted(_pending[0])
+
+
+def _handle(signum: int, _: FrameType | None) -> None:
+    if _pending:
+        os._exit(128 + signum)
+    _pending.append(signum)
+    if not _holders:
+        raise Interrupted(signum)

@@ -1,0 +1,50 @@
+"""Two models on the same photos: is one better, or is the difference within what chance does?"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+DIFFERS = 0.05  # largest two-sided p-value that is called a difference
+BETTER = 0.1  # largest one for which auto prefers the model that took longer: one-sided 0.05
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Models a and b on n photos. a_only, b_only: photos that one of them alone has right.  p_value: exact, two-sided.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12 (1947).
+    """
+
+    a: str
+    b: str
+    a_only: int
+    b_only: int
+    n: int
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.p_value > DIFFERS:
+            return f"{self.a} and {self.b} do not differ on these {self.n} photos"
+        better, worse = (self.a, self.b) if self.a_only > self.b_only else (self.b, self.a)
+        return f"{better} is better than {worse}: right on {abs(self.a_only - self.b_only)} more of {self.n} photos"
+
+    def to_json(self) -> dict[str, Any]:
+        """As printed and stored."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:
+    """Compare two models. right_a, right_b: `(N,)` bool, which photos each has right, the same photos in order."""
+    a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    discordant = a_only + b_only
+    p_value = float(binomtest(a_only, discordant).pvalue) if discordant else 1.0
+    return Pair(a, b, a_only, b_only, len(right_a), p_value)
+
+
+def no_room(num_right: int, n: int) -> bool:
+    """Whether a model leaves so few photos wrong that no other could be shown to be better on them."""
+    return 2 * 0.5 ** (n - num_right) > BETTER

@@ -1,0 +1,257 @@
+"""A network, photos and a recipe to a network that has learned them."""
+
+import time
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from regraft.backbones.network import Network, Normalise, with_new_head
+from regraft.backbones.stages import stages
+from regraft.backbones.trace import tensor_hash
+from regraft.data.scan import Dataset
+from regraft.ground.errors import ConfigError, TrainError
+from regraft.ground.files import sha256_json
+from regraft.ground.progress import Progress
+from regraft.ground.runtime import keep_freed_memory
+from regraft.learn.batches import Loader, augmentation, choose_workers, decode_to_judge, decode_to_learn
+from regraft.learn.checkpoint import latest_checkpoint
+from regraft.learn.head import Head
+from regraft.learn.loop import Fit, Learner, Row, fit, gradients, resume
+from regraft.learn.recipe import Recipe
+from regraft.learn.resume import About, continued
+from regraft.learn.world import World
+
+PROBED_STEPS = 2  # that measure how long an epoch takes
+JUDGING_COST = 0.35  # of a photo that is judged, beside one that is learned from
+CPU_MICROBATCH = 16
+SAFETY = 0.92  # share of the time that is planned for
+NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a fine-tuning works on.
+
+    train: photos to learn from.  val: photos that are judged after each epoch, and that choose it under keep "best".
+    seed: of order, augmentation and first weights.  workers: -1 to decide.  budget_s: seconds it may take, None for as
+    long as it takes.  folder: the run's, for checkpoints; None keeps nothing.  identity: what must be the same for a
+    checkpoint to be continued.  force: continue although settings of the recipe have changed.
+    """
+
+    train: Dataset
+    val: Dataset
+    seed: int = 0
+    workers: int = -1
+    budget_s: float | None = None
+    folder: Path | None = None
+    identity: dict[str, str] = field(default_factory=dict)
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """network: in evaluation mode, on the CPU.  recipe: as it was carried out.  rows: the history.
+
+    epoch: the one that is delivered, from 1.  stopped: why before the recipe's end, "" if not.  frozen_sha256: hash of
+    the tensors that were not to move, the same before and after; None where all learned.
+    """
+
+    network: Network
+    recipe: Recipe
+    rows: list[Row]
+    epoch: int
+    stopped: str
+    frozen_sha256: str | None
+
+
+def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, world: World, progress: Progress) -> Tuned:
+    """Train a network on photos. head: solved on its features, for a recipe whose head starts there.
+
+    Raises TrainError, ConfigError, DataError.
+    """
+    deadline = float("inf") if job.budget_s is None else time.monotonic() + job.budget_s
+    keep_freed_memory()
+    checkpoint = latest_checkpoint(job.folder / "checkpoints", progress) if job.folder else None
+    about = About(job.identity, recipe, recipe)
+    if checkpoint:
+        before = About.from_json(checkpoint.state["about"])
+        about = replace(before, carried_out=continued(before, job.identity, recipe, job.force, progress))
+    network = _with_first_head(network, about.asked, head, len(job.train.classes), job.seed)
+    learning = _learning(network, about.asked)
+    frozen = _frozen_sha256(network, learning)
+    learner = _learner(network, learning, about, world, job)
+    train, val = _loaders(network, job, about.carried_out, world, progress)
+    fitted = resume(learner, checkpoint) if checkpoint else Fit()
+    if checkpoint:
+        progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
+    elif job.budget_s is not None:
+        _fit_to_time(learner, train, val, deadline, progress)
+    progress.say(f"recipe: {learner.recipe}")
+    fitted = fit(learner, fitted, train, val, job.folder, deadline, progress)
+    trained = _taken_out(network, learner)
+    if _frozen_sha256(trained, learning) != frozen:
+        raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
+    epoch = fitted.best_epoch + 1 if learner.best else fitted.epoch + bool(fitted.step)
+    return Tuned(trained, learner.recipe, fitted.rows, epoch, fitted.stopped, frozen)
+
+
+class Classifier(nn.Module):
+    """Pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, normalisation inside."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.normalise = Normalise(network.preprocessing)
+        self.network = network.module
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits; networks with auxiliary outputs give them last, and only while training."""
+        images = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        logits = self.network(images)
+        return cast(Tensor, logits if isinstance(logits, Tensor) else logits[0])
+
+
+def _with_first_head(network: Network, recipe: Recipe, head: Head | None, num_classes: int, seed: int) -> Network:
+    if recipe.head_start == "solved":
+        if head is None:
+            raise ConfigError("--head-start solved needs a pretrained backbone. Choose zero or random.")
+        return with_new_head(network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
+    torch.manual_seed(seed)
+    if recipe.head_start == "zero":
+        return with_new_head(network, NEAR_ZERO * torch.randn(num_classes, network.num_features))
+    drawn = nn.Linear(network.num_features, num_classes)
+    return with_new_head(network, drawn.weight.detach(), drawn.bias.detach())
+
+
+def _learning(network: Network, recipe: Recipe) -> list[list[str]]:
+    """Names of the parameters that learn, by stage, the head as the last one. Raises ConfigError."""
+    grouped = stages(network)
+    if recipe.unfreeze > len(grouped):
+        raise ConfigError(
+            f"--unfreeze {recipe.unfreeze} is more than {network.reference} has: {len(grouped)} stages. "
+            "Expected fewer, or 0 for all."
+        )
+    chosen = {0: grouped, -1: []}.get(recipe.unfreeze, grouped[-recipe.unfreeze :])
+    in_head = tuple(f"{head}." for head in network.heads)
+    head = [name for name, _ in network.module.named_parameters() if name.startswith(in_head)]
+    return [*chosen, head]
+
+
+def _frozen_sha256(network: Network, learning: list[list[str]]) -> str | None:
+    """Hash of every tensor that is not to move: parameters, and statistics of the layers they belong to."""
+    moving = {name for group in learning for name in group}
+    layers = {name.rpartition(".")[0] for name in moving}
+    aliases = tuple(f"{head}." for head in network.heads)  # two heads may be one layer under two names
+    still = {
+        name: tensor_hash(value)
+        for name, value in network.module.state_dict().items()
+        if name not in moving and name.rpartition(".")[0] not in layers and not name.startswith(aliases)
+    }
+    return sha256_json(still) if still else None
+
+
+def _learner(network: Network, learning: list[list[str]], about: About, world: World, job: Job) -> Learner:
+    recipe = about.carried_out
+    named = dict(network.module.named_parameters())
+    for name, parameter in named.items():
+        parameter.requires_grad_(any(name in group for group in learning))
+    classifier = Classifier(network).to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    world.share([*classifier.parameters(), *classifier.buffers()])
+    average = None
+    if recipe.ema:
+        average = AveragedModel(
+            classifier,
+            multi_avg_fn=get_ema_multi_avg_fn(recipe.ema),  # type: ignore[no-untyped-call]
+            use_buffers=True,
+        )
+    if recipe.compile and world.is_gpu:
+        classifier.compile()
+    return Learner(
+        network=classifier,
+        optimizer=_optimizer(named, learning, recipe),
+        about=about,
+        world=world,
+        seed=job.seed,
+        num_classes=len(job.train.classes),
+        average=average,
+        microbatch_size=recipe.microbatch_size or _best_microbatch(recipe, world),
+    )
+
+
+def _best_microbatch(recipe: Recipe, world: World) -> int:
+    """On a processor small ones stay in its caches; BatchNorm that takes statistics needs the whole batch."""
+    return CPU_MICROBATCH if not world.is_gpu and recipe.batchnorm == "eval" else 0
+
+
+def _optimizer(named: dict[str, nn.Parameter], learning: list[list[str]], recipe: Recipe) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = []
+    for number, stage in enumerate(learning):
+        is_head = number == len(learning) - 1
+        slower = recipe.layer_decay ** (len(learning) - 1 - number)
+        rate = recipe.head_learning_rate if is_head else recipe.learning_rate * slower
+        for decays in (True, False):
+            chosen = [named[name] for name in stage if (recipe.optimizer == "sgd" or named[name].ndim > 1) == decays]
+            if chosen:
+                decay = recipe.weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups)
+
+
+def _loaders(network: Network, job: Job, recipe: Recipe, world: World, progress: Progress) -> tuple[Loader, Loader]:
+    p = network.preprocessing
+    batch = (recipe.batch_size, p.height, p.width, 3)
+    train = Loader(
+        photos=decode_to_learn(job.train, p, progress),
+        batch_size=recipe.batch_size,
+        seed=job.seed,
+        world=world,
+        change=augmentation(recipe, p),
+        weights=_class_weights(job.train) if recipe.class_weights else None,
+        num_workers=choose_workers(job.workers, batch, world, progress),
+    )
+    return train, Loader(decode_to_judge(job.val, p, progress), recipe.val_batch_size, job.seed, world)
+
+
+def _class_weights(dataset: Dataset) -> tuple[float, ...]:
+    """Weights that make every class count alike, 1 on average over the photos."""
+    counts = np.array(list(dataset.counts.values()))
+    return tuple((counts.sum() / (len(counts) * counts)).tolist())
+
+
+def _fit_to_time(learner: Learner, train: Loader, val: Loader, deadline: float, progress: Progress) -> None:
+    """Plan as many epochs as there is time for, by the speed of a few steps that change nothing."""
+    learner.network.eval()
+    num_photos, began = 0, time.monotonic()
+    for number, batch in enumerate(islice(train.load(0), PROBED_STEPS + 1)):
+        if number == 1:  # the first one warms up
+            num_photos, began = 0, time.monotonic()
+        gradients(learner, batch, progress)
+        num_photos += len(batch.labels)
+    learner.optimizer.zero_grad()
+    per_photo = (time.monotonic() - began) / num_photos / learner.world.size
+    epoch_s = per_photo * (len(train.photos) + JUDGING_COST * len(val.photos))
+    left = max(0.0, deadline - time.monotonic())
+    wanted = learner.recipe.epochs
+    epochs = learner.world.agree(min(wanted, max(1, int(SAFETY * left / epoch_s))))
+    learner.about = replace(learner.about, carried_out=replace(learner.recipe, epochs=epochs))
+    progress.say(
+        f"speed: {1 / per_photo:.0f} photos/s; {epochs} of {wanted} epochs fit into the {left:.0f} s left, "
+        f"about {epochs * epoch_s:.0f} s"
+    )
+
+
+def _taken_out(network: Network, learner: Learner) -> Network:
+    delivered = cast(Classifier, learner.delivered)
+    if learner.best:
+        delivered.load_state_dict(learner.best)
+    module = delivered.network.cpu().eval().to(memory_format=torch.contiguous_format)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    return replace(network, module=module)

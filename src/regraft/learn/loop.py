@@ -1,0 +1,346 @@
+"""The loop: one function for an epoch, the same for training and judging, and `fit`, which calls it until it is done.
+
+Everything that an interrupted run needs to go on is in `Learner` and `Fit`; everything random is a function of the
+seed, the epoch and the photo. So a run that is cut and continued ends with the same weights.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
+
+from regraft.ground.errors import TrainError
+from regraft.ground.files import write_atomic
+from regraft.ground.progress import Progress
+from regraft.ground.signals import held_back
+from regraft.learn.batches import Batch, Loader
+from regraft.learn.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
+from regraft.learn.recipe import Recipe
+from regraft.learn.resume import About
+from regraft.learn.world import World
+
+CHECKPOINT_SECONDS = 30.0  # how much work a kill can cost, at most an epoch
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over photos. loss: weighted, in nats.  weight: sum of the weights.  num_right of n photos."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    num_right: float = 0.0
+    n: float = 0.0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        mine, theirs = asdict(self).values(), asdict(other).values()
+        return Tally(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+@dataclass
+class Learner:
+    """What changes while training. network: pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, on the world's device.
+
+    optimizer: each of its groups has its highest rate under "peak_lr".  about: what its checkpoints say of the run.
+    average: running average of the weights.  microbatch_size: photos that go through the network at once, halved when
+    memory runs out; 0 for all.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    world: World
+    seed: int
+    num_classes: int
+    about: About
+    average: AveragedModel | None = None
+    microbatch_size: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """As it is carried out."""
+        return self.about.carried_out
+
+    @property
+    def delivered(self) -> nn.Module:
+        """The network that is judged and delivered: the running average where there is one."""
+        return self.network if self.average is None else self.average.module
+
+
+@dataclass
+class Fit:
+    """How far a training has come. rows: the history, one for each finished epoch.
+
+    epoch, step: what comes next.  tally: of the epoch that is under way.  stopped: why it ended before its time.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    epoch: int = 0
+    step: int = 0
+    tally: Tally = field(default_factory=Tally)
+    stopped: str = ""
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the row with the lowest loss on the photos that choose."""
+        return min(range(len(self.rows)), key=lambda i: float(self.rows[i]["val_loss"]))
+
+
+def run_epoch(batches: Iterable[Batch], step: Callable[[Batch], Tally], after: Callable[[Tally], bool]) -> Tally:
+    """Sums over batches. step: what is done with each.  after: called with each one's sums; true ends the epoch."""
+    tally = Tally()
+    for batch in batches:
+        one = step(batch)
+        tally += one
+        if after(one):
+            break
+    return tally
+
+
+def fit(
+    learner: Learner,
+    fitted: Fit,
+    train: Loader,
+    val: Loader,
+    folder: Path | None,
+    deadline: float,
+    progress: Progress,
+) -> Fit:
+    """Train from where `fitted` stands to the recipe's last epoch, the deadline, or the end of patience.
+
+    folder: the run's, for checkpoints and history.jsonl; None keeps nothing.  deadline: of `time.monotonic`.
+    Raises TrainError when the loss is not finite, Interrupted after a checkpoint when a signal came.
+    """
+    recipe, num_steps = learner.recipe, len(train.batches_of(0))
+    saved_at = time.monotonic()
+
+    def after_step(one: Tally) -> bool:
+        nonlocal saved_at
+        fitted.tally += one
+        fitted.step += 1
+        advance(int(one.n))
+        if stop_asked():
+            fitted.stopped = "interrupted"
+        elif time.monotonic() > deadline:
+            fitted.stopped = "time"
+        fitted.stopped = learner.world.agree(fitted.stopped)
+        if folder and time.monotonic() - saved_at > CHECKPOINT_SECONDS and not fitted.stopped:
+            _save(folder, learner, fitted)
+            saved_at = time.monotonic()
+        return bool(fitted.stopped)
+
+    num_photos = recipe.epochs * len(train.photos) - fitted.epoch * len(train.photos)
+    step = _training_step(learner, fitted, num_steps, progress)
+    with held_back() as stop_asked, progress.step("fine-tune", total=num_photos) as advance:
+        learner.network.train()
+        hold_still(learner.network, recipe)
+        while fitted.epoch < recipe.epochs and not fitted.stopped:
+            began = time.monotonic()
+            run_epoch(train.load(fitted.epoch, fitted.step), step, after_step)
+            if not fitted.stopped:
+                _end_of_epoch(learner, fitted, judge(learner, val), time.monotonic() - began)
+                progress.say(line(fitted.rows[-1], recipe.epochs))
+            if folder:
+                _save(folder, learner, fitted)
+                saved_at = time.monotonic()
+    return fitted
+
+
+def hold_still(network: nn.Module, recipe: Recipe) -> None:
+    """BatchNorm in evaluation where the recipe says so, and where its own weights do not learn."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            is_frozen = module.weight is not None and not module.weight.requires_grad
+            module.train(recipe.batchnorm == "train" and not is_frozen)
+
+
+def judge(learner: Learner, photos: Loader) -> Tally:
+    """Plain cross entropy and accuracy of the network that would be delivered."""
+    network = learner.delivered
+
+    def step(batch: Batch) -> Tally:
+        with torch.inference_mode(), learner.world.autocast():
+            logits = network(batch.pixels).float()
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        return _tally(losses, logits, batch, batch.labels)
+
+    was_training = [module for module in network.modules() if module.training]
+    network.eval()
+    tally = run_epoch(photos.load(0), step, lambda _: False)
+    for module in was_training:
+        module.training = True
+    return Tally(*learner.world.total(asdict(tally).values()))
+
+
+def rate_factor(recipe: Recipe, step: int, num_steps: int) -> float:
+    """Share of its highest rate with which a step, counted over all epochs, learns.
+
+    Cosine: I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
+    """
+    warm = recipe.warmup * num_steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if recipe.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, num_steps - warm)))
+
+
+def line(row: Row, num_epochs: int) -> str:
+    """One epoch in one line."""
+    return (
+        f"epoch {row['epoch']:>2}/{num_epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
+        f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}  {row['seconds']:.1f} s"
+    )
+
+
+def resume(learner: Learner, checkpoint: Checkpoint) -> Fit:
+    """Put a checkpoint's tensors back, and return how far it had come."""
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}, "best": {}}
+    for key, value in checkpoint.tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    learner.network.load_state_dict(parts["network"])
+    restore_optimizer(learner.optimizer, parts["optimizer"])
+    if learner.average is not None:
+        learner.average.load_state_dict(parts["average"])
+    learner.best = parts["best"]
+    fitted = checkpoint.state["fit"]
+    return Fit(**{**fitted, "tally": Tally(**fitted["tally"])})
+
+
+def _save(folder: Path, learner: Learner, fitted: Fit) -> None:
+    if not learner.world.is_main:
+        return
+    tensors = {f"network/{name}": value for name, value in learner.network.state_dict().items()}
+    tensors |= {f"optimizer/{name}": value for name, value in flatten(learner.optimizer).items()}
+    if learner.average is not None:
+        tensors |= {f"average/{name}": value for name, value in learner.average.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in learner.best.items()}
+    stopped = "patience" if fitted.stopped == "patience" else ""  # other ends are there to be continued from
+    state = {"about": learner.about.to_json(), "fit": {**asdict(fitted), "stopped": stopped}}
+    save_checkpoint(folder / "checkpoints", Checkpoint(tensors, state))
+    write_history(folder, fitted.rows)
+
+
+def write_history(folder: Path, rows: list[Row]) -> None:
+    """history.jsonl: one JSON object an epoch."""
+    write_atomic(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _end_of_epoch(learner: Learner, fitted: Fit, judged: Tally, seconds: float) -> None:
+    (loss, weight, num_right, n) = learner.world.total(asdict(fitted.tally).values())
+    fitted.rows.append(
+        {
+            "epoch": fitted.epoch + 1,
+            "train_loss": loss / weight,
+            "train_accuracy": num_right / n,
+            "val_loss": judged.loss / judged.weight,
+            "val_accuracy": judged.num_right / judged.n,
+            "learning_rate": learner.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 3),
+        }
+    )
+    recipe, best = learner.recipe, fitted.best_epoch
+    if recipe.keep == "best" and best == fitted.epoch:
+        learner.best = {name: value.detach().clone() for name, value in learner.delivered.state_dict().items()}
+    if recipe.patience and fitted.epoch - best >= recipe.patience:
+        fitted.stopped = "patience"
+    fitted.epoch, fitted.step, fitted.tally = fitted.epoch + 1, 0, Tally()
+
+
+def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Progress) -> Callable[[Batch], Tally]:
+    """One step of gradient descent, as a function of a batch."""
+    recipe, world = learner.recipe, learner.world
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+
+    def step(batch: Batch) -> Tally:
+        number = fitted.epoch * num_steps + fitted.step
+        for group in learner.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
+        torch.manual_seed(_seed(learner.seed, number, world.rank))  # of dropout and mixing
+        tally = gradients(learner, batch, progress)
+        world.add_gradients(parameters)
+        (loss,) = world.total([tally.loss / batch.total])
+        if not math.isfinite(loss):
+            raise TrainError(
+                f"The loss is {loss} at step {fitted.step + 1} of epoch {fitted.epoch + 1}. Expected a finite number. "
+                f"Lower --learning-rate (it is {recipe.learning_rate:g}) and --head-learning-rate "
+                f"({recipe.head_learning_rate:g}), or set --clip 1."
+            )
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        learner.optimizer.step()
+        if learner.average is not None:
+            learner.average.update_parameters(learner.network)
+        return tally
+
+    return step
+
+
+def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
+    """Gradients of a batch's mean loss, added up over microbatches that fit into memory."""
+    while True:
+        size = min(learner.microbatch_size or len(batch.labels), len(batch.labels))
+        learner.optimizer.zero_grad()
+        try:
+            tally = Tally()
+            for part in batch.split(size):
+                tally += _backward(learner, part)
+            return tally
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if size == 1:
+                raise TrainError(
+                    "Not enough memory for one photo. Choose a smaller backbone, or free memory."
+                ) from error
+            learner.microbatch_size = size // 2
+            progress.say(f"out of memory: microbatches of {learner.microbatch_size}; batches stay as they are")
+
+
+def _backward(learner: Learner, batch: Batch) -> Tally:
+    recipe = learner.recipe
+    pixels, targets = _mixed(learner, batch)
+    with learner.world.autocast():
+        logits = learner.network(pixels).float()
+    losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
+    (losses @ batch.weights / batch.total).backward()  # type: ignore[no-untyped-call]
+    return _tally(losses.detach(), logits.detach(), batch, batch.labels)
+
+
+def _mixed(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Pixels and targets: class numbers `(B,)`, or shares of classes `(B, C)` where photos were mixed."""
+    if learner.recipe.mix == "none" or len(batch.labels) < 2:
+        return batch.pixels, batch.labels
+    mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[learner.recipe.mix](num_classes=learner.num_classes)
+    pixels, targets = mix(batch.pixels.float(), batch.labels)
+    return pixels, targets
+
+
+def _tally(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> Tally:
+    counts = batch.weights > 0
+    right = (logits.argmax(dim=1) == labels) & counts
+    sums = torch.stack(
+        [losses.double() @ batch.weights.double(), batch.weights.double().sum(), right.sum(), counts.sum()]
+    )
+    return Tally(*sums.tolist())
+
+
+def _seed(*parts: int) -> int:
+    """A seed that depends on all parts."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch's own class on a GPU; on a processor, its allocator's words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,117 @@
+"""The processes that train together: one alone, or as many as torchrun started, on one machine or several.
+
+Every process holds the same weights and works on its share of each batch; once a step their gradients are added up in
+a single reduction. This stands for DistributedDataParallel, whose hooks would wait for ever when one process alone has
+to halve its microbatch. torch is imported when it is needed: a process that is alone and only solves a head needs none.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from regraft.backbones.engine import has_bf16, has_gpu
+from regraft.ground.runtime import rank_and_world
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # one process may solve and save while the others wait
+
+
+@dataclass(frozen=True)
+class World:
+    """rank: number of this process.  size: how many there are.  device: where this one computes, in torch's words."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return self.rank == 0
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.startswith("cuda")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 arithmetic where the device has it, else float32."""
+        import torch
+
+        in_bf16 = torch.cuda.is_bf16_supported() if self.is_gpu else has_bf16()
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16) if in_bf16 else nullcontext()
+
+    def total(self, values: Iterable[float]) -> list[float]:
+        """Sums over all processes, in float64."""
+        if self.size == 1:
+            return list(values)
+        import torch
+
+        tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return list(tensor.tolist())
+
+    def add_gradients(self, parameters: Iterable["nn.Parameter"]) -> None:
+        """Replace each gradient by its sum over all processes."""
+        if self.size == 1:
+            return
+        import torch
+
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def agree(self, value: T) -> T:
+        """What the main process has."""
+        if self.size == 1:
+            return value
+        from torch import distributed
+
+        box = [value]
+        distributed.broadcast_object_list(box, device=self.device)  # type: ignore[arg-type]
+        return box[0]
+
+    def share(self, tensors: Iterable["Tensor"]) -> None:
+        """Overwrite tensors with those of the main process."""
+        if self.size > 1:
+            from torch import distributed
+
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), 0)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.barrier()
+
+
+@contextmanager
+def join() -> Iterator[World]:
+    """The world as torchrun's environment says; left at the end."""
+    rank, size = rank_and_world()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_gpu() else "cpu"
+    if device != "cpu":
+        import torch
+
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if size == 1:
+        yield World(device=device)
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
+    try:
+        yield World(rank, size, device)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,188 @@
+"""A run's folder: what a training leaves in it, and how a trained head becomes a judged bundle.
+
+bundle/         the model
+result.json     what `regraft train --json` prints
+photos.jsonl    where every file found went
+history.jsonl   one line for each epoch, where there were epochs
+checkpoints/    what an unfinished training continues from
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.backbones.graph import Backbone
+from regraft.data.scan import Dataset
+from regraft.data.splits import Splits
+from regraft.deliver.build import manifest_of, seal, write_model
+from regraft.deliver.bundle import Bundle, load
+from regraft.deliver.evaluate import Evaluation, evaluate_dataset
+from regraft.ground.config import TrainConfig
+from regraft.ground.errors import OutputError
+from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
+from regraft.ground.progress import Progress
+from regraft.ground.statistics import Accuracy
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training. out: its folder.  summary: what `regraft train --json` prints.
+
+    evaluation: of the bundle, None in processes other than the main one.
+    """
+
+    out: Path
+    bundle: Bundle
+    summary: dict[str, Any]
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from. dataset: all photos.  splits: those to learn from and those to judge on."""
+
+    dataset: Dataset
+    splits: Splits
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the photos' contents and labels, whatever their names and order."""
+        d = self.dataset
+        return sha256_json(sorted(zip(d.hashes, (d.classes[label] for label in d.labels), strict=True)))
+
+
+@dataclass(frozen=True)
+class Graft:
+    """A backbone with a new head. mode: how it was made.  weight: `(C, D)` and bias: `(C,)` float32.
+
+    details: how it came to be, for the record.  cross_validated: accuracy over all photos, each judged by a head that
+    has not seen it.
+    """
+
+    mode: str
+    backbone: Backbone
+    weight: np.ndarray
+    bias: np.ndarray
+    details: dict[str, Any] = field(default_factory=dict)
+    cross_validated: Accuracy | None = None
+
+
+def place(folder: Path, out: str | Path | None) -> Path:
+    """Where a run goes. Raises OutputError for a place among the photos."""
+    chosen = Path(out) if out else Path("runs") / folder.resolve().name
+    if chosen.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(
+            f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
+            "Choose another place with --out."
+        )
+    return chosen
+
+
+def deliver(
+    out: Path,
+    graft: Graft,
+    material: Material,
+    config: TrainConfig,
+    progress: Progress,
+    accept: Callable[[Evaluation], bool] = lambda _: True,
+) -> Evaluation:
+    """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
+    try:
+        with published(out / "bundle") as partial, progress.step("save and judge"):
+            write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes)
+            evaluation = _judge_and_seal(partial, graft, material, config)
+            if not accept(evaluation):
+                raise _Declined
+    except _Declined:
+        pass
+    return evaluation
+
+
+def write_photos(out: Path, material: Material) -> None:
+    """photos.jsonl: where every file found went, one JSON object a line."""
+    splits, rows = material.splits, []
+    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if part is not None:
+            labels = (part.classes[label] for label in part.labels)
+            rows += [
+                {"path": path, "label": label, "split": name, "sha256": content}
+                for path, label, content in zip(part.paths, labels, part.hashes, strict=True)
+            ]
+    rows += [{"path": q.path, "quarantined": q.reason} for q in material.dataset.quarantine]
+    write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
+
+
+def summarise(
+    out: Path, graft: Graft, material: Material, evaluation: Evaluation, decision: str, progress: Progress
+) -> dict[str, Any]:
+    """What `regraft train --json` prints."""
+    seconds = {name.replace(" ", "_"): round(value, 3) for name, value in progress.seconds.items()}
+    return {
+        "bundle": str(out / "bundle"),
+        "mode": graft.mode,
+        "backbone": graft.backbone.name,
+        "classes": list(material.dataset.classes),
+        "images": _counts(material.dataset),
+        "accuracy": evaluation.accuracy.to_json(),
+        "cross_validated": None if graft.cross_validated is None else graft.cross_validated.to_json(),
+        "decision": decision,
+        "history": graft.details.get("history", []),
+        "seconds": seconds,
+    }
+
+
+def finish(out: Path, summary: dict[str, Any], evaluation: Evaluation) -> Run:
+    """Write result.json and read the bundle back."""
+    write_atomic(out / "result.json", json_bytes(summary))
+    return Run(out, load(out / "bundle"), summary, evaluation)
+
+
+def say_what_is_there(material: Material, progress: Progress) -> None:
+    """Counts, notes and what was left out, before anything long begins."""
+    dataset, splits = material.dataset, material.splits
+    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
+    progress.say(f"photos: {len(dataset)} used of {dataset.num_found} found; {counts}")
+    for note in dataset.notes:
+        progress.say(f"  {note}")
+    for q in dataset.quarantine:
+        progress.say(f"  left out: {q.path}: {q.reason}")
+    name, judged = splits.judged
+    how = "as the folder says" if splits.given else "drawn by content, the same every time"
+    progress.say(f"split: {len(splits.train)} to learn from, {len(judged)} {name} to judge on ({how})")
+
+
+class _Declined(Exception):
+    """A model that was judged and is not to be kept."""
+
+
+def _judge_and_seal(folder: Path, graft: Graft, material: Material, config: TrainConfig) -> Evaluation:
+    """Judge the bundle as it was read back from disk, then write what was found into it."""
+    manifest = manifest_of(graft.backbone, material.dataset.classes, _provenance(graft, material, config))
+    seal(folder, manifest)
+    name, dataset = material.splits.judged
+    evaluation = evaluate_dataset(load(folder), dataset, name)
+    metrics = {key: value for key, value in evaluation.to_json().items() if key not in ("classes", "quarantined")}
+    if graft.cross_validated is not None:
+        metrics["cross_validated"] = graft.cross_validated.to_json()
+    seal(folder, {**manifest, "metrics": metrics})
+    return evaluation
+
+
+def _provenance(graft: Graft, material: Material, config: TrainConfig) -> dict[str, Any]:
+    splits = material.splits
+    return {
+        "mode": graft.mode,
+        "config": config.to_json(),
+        "data_sha256": material.fingerprint,
+        "images": _counts(material.dataset),
+        "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},
+        **graft.details,
+    }
+
+
+def _counts(dataset: Dataset) -> dict[str, int]:
+    return {"found": dataset.num_found, "used": len(dataset), "quarantined": len(dataset.quarantine)}
