@@ -300,7 +300,7 @@ def test_a_graph_that_computes_something_else_is_refused(empty_cache, monkeypatc
     export = tracing.export
 
     def wrong(graph, images, path):
-        graph.mean += 10
+        graph.normalise.mean += 10
         export(graph, images, path)
 
     monkeypatch.setattr(tracing, "export", wrong)

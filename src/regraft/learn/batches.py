@@ -5,6 +5,7 @@ been.
 """
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -53,19 +55,22 @@ class Batch:
     """This process's share of a batch.
 
     pixels: `(B, 3, H, W)` uint8.  labels: `(B,)` int64.  weights: `(B,)` float32, how much each photo counts, 0 for a
-    stand-in.  total: sum of the weights of the whole batch, over all processes.
+    stand-in.  total: sum of the weights of the whole batch, over all processes.  parts: numbers of photos that belong
+    together, for BatchNorm's sake.
     """
 
     pixels: Tensor
     labels: Tensor
     weights: Tensor
     total: float
+    parts: tuple[int, ...]
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """Microbatches; `total` stays that of the whole."""
-        parts = (torch.split(whole, size) for whole in (self.pixels, self.labels, self.weights))
-        for pixels, labels, weights in zip(*parts, strict=True):
-            yield Batch(pixels, labels, weights, self.total)
+        """Microbatches of at most `size` photos, none across two parts; `total` stays that of the whole."""
+        sizes = [len(piece) for part in self.parts for piece in evenly(range(part), size)]
+        pieces = (torch.split(whole, sizes) for whole in (self.pixels, self.labels, self.weights))
+        for pixels, labels, weights in zip(*pieces, strict=True):
+            yield Batch(pixels, labels, weights, self.total, (len(labels),))
 
 
 def decode_to_learn(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> Photos:
@@ -108,11 +113,19 @@ def plan(num_photos: Sequence[int], batch_size: int) -> list[list[int]]:
     return batches
 
 
+def evenly(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Consecutive parts of at most `size`, as equal as can be."""
+    count = max(1, math.ceil(len(indices) / size))
+    ends = [len(indices) * number // count for number in range(count + 1)]
+    return [indices[start:end] for start, end in pairwise(ends)]
+
+
 @dataclass(frozen=True)
 class Loader:
     """Batches of one set of photos for this process.
 
     change: the augmentation, None for photos that are judged.  weights: `(C,)`, how much each class counts.
+    ghost_size: photos that must not be divided among processes; 0 where it does not matter.
     num_workers: processes that change photos ahead of the network; 0 for none.
     """
 
@@ -122,6 +135,7 @@ class Loader:
     world: World
     change: Augmentation | None = None
     weights: tuple[float, ...] | None = None
+    ghost_size: int = 0
     num_workers: int = 0
 
     def batches_of(self, epoch: int) -> list[list[int]]:
@@ -133,10 +147,10 @@ class Loader:
     def load(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This process's share of an epoch's batches, from the one numbered `first`."""
         batches = self.batches_of(epoch)[first:]
-        shares = [indices[self.world.rank :: self.world.size] or indices[:1] for indices in batches]
+        shares = [self._share(indices) for indices in batches]
         loader = DataLoader(
             _Changed(self.photos, self.change, self.seed, epoch),
-            batch_sampler=shares,
+            batch_sampler=[[i for part in share for i in part] for share in shares],
             num_workers=self.num_workers,
             collate_fn=torch.stack,
             pin_memory=self.world.is_gpu,
@@ -144,15 +158,23 @@ class Loader:
         for indices, share, pixels in zip(batches, shares, loader, strict=True):
             yield self._batch(indices, share, pixels)
 
-    def _batch(self, indices: list[int], share: list[int], pixels: Tensor) -> Batch:
+    def _share(self, indices: list[int]) -> list[Sequence[int]]:
+        """This process's parts of a batch; the first photo as a stand-in where there are more processes than parts."""
+        rank, size = self.world.rank, self.world.size
+        if self.ghost_size:
+            return evenly(indices, self.ghost_size)[rank::size] or [indices[:1]]
+        return [indices[rank::size] or indices[:1]]
+
+    def _batch(self, indices: list[int], share: list[Sequence[int]], pixels: Tensor) -> Batch:
         labels = torch.from_numpy(self.photos.dataset.labels)
         per_class = torch.tensor(self.weights or (1.0,) * len(self.photos.dataset.classes))
-        is_stand_in = len(indices) <= self.world.rank
-        weights = torch.zeros(1) if is_stand_in else per_class[labels[share]]
+        own = [i for part in share for i in part]
+        num_parts = len(evenly(indices, self.ghost_size or 1))
+        weights = torch.zeros(1) if num_parts <= self.world.rank else per_class[labels[own]]
         total = float(per_class[labels[indices]].double().sum())
         to = partial(Tensor.to, device=self.world.device, non_blocking=True)
         pixels = pixels.to(memory_format=torch.channels_last)
-        return Batch(to(pixels), to(labels[share]), to(weights), total)
+        return Batch(to(pixels), to(labels[own]), to(weights), total, tuple(map(len, share)))
 
 
 def choose_workers(wanted: int, batch: Sequence[int], world: World, progress: Progress) -> int:

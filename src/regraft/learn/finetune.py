@@ -29,7 +29,6 @@ from regraft.learn.world import World
 
 PROBED_STEPS = 2  # that measure how long an epoch takes
 JUDGING_COST = 0.35  # of a photo that is judged, beside one that is learned from
-CPU_MICROBATCH = 16
 SAFETY = 0.92  # share of the time that is planned for
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
@@ -179,13 +178,8 @@ def _learner(network: Network, learning: list[list[str]], about: About, world: W
         seed=job.seed,
         num_classes=len(job.train.classes),
         average=average,
-        microbatch_size=recipe.microbatch_size or _best_microbatch(recipe, world),
+        microbatch_size=recipe.microbatch_size,
     )
-
-
-def _best_microbatch(recipe: Recipe, world: World) -> int:
-    """On a processor small ones stay in its caches; BatchNorm that takes statistics needs the whole batch."""
-    return CPU_MICROBATCH if not world.is_gpu and recipe.batchnorm == "eval" else 0
 
 
 def _optimizer(named: dict[str, nn.Parameter], learning: list[list[str]], recipe: Recipe) -> torch.optim.Optimizer:
@@ -214,6 +208,7 @@ def _loaders(network: Network, job: Job, recipe: Recipe, world: World, progress:
         world=world,
         change=augmentation(recipe, p),
         weights=_class_weights(job.train) if recipe.class_weights else None,
+        ghost_size=recipe.microbatch_size if recipe.batchnorm == "train" else 0,
         num_workers=choose_workers(job.workers, batch, world, progress),
     )
     return train, Loader(decode_to_judge(job.val, p, progress), recipe.val_batch_size, job.seed, world)

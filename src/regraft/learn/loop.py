@@ -24,6 +24,7 @@ from regraft.ground.files import write_atomic
 from regraft.ground.progress import Progress
 from regraft.ground.signals import held_back
 from regraft.learn.batches import Batch, Loader
+from regraft.learn.batchnorm import BATCH_NORMS, RunningStatistics
 from regraft.learn.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About
@@ -159,7 +160,7 @@ def fit(
 def hold_still(network: nn.Module, recipe: Recipe) -> None:
     """BatchNorm in evaluation where the recipe says so, and where its own weights do not learn."""
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             is_frozen = module.weight is not None and not module.weight.requires_grad
             module.train(recipe.batchnorm == "train" and not is_frozen)
 
@@ -269,7 +270,7 @@ def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Prog
             group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
         torch.manual_seed(_seed(learner.seed, number, world.rank))  # of dropout and mixing
         tally = gradients(learner, batch, progress)
-        world.add_gradients(parameters)
+        world.add_up([p.grad for p in parameters if p.grad is not None])
         (loss,) = world.total([tally.loss / batch.total])
         if not math.isfinite(loss):
             raise TrainError(
@@ -293,9 +294,13 @@ def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
         size = min(learner.microbatch_size or len(batch.labels), len(batch.labels))
         learner.optimizer.zero_grad()
         try:
-            tally = Tally()
+            tally, statistics = Tally(), RunningStatistics(learner.network)
             for part in batch.split(size):
-                tally += _backward(learner, part)
+                statistics.rewind()
+                one = _backward(learner, part)
+                statistics.add(int(one.n))
+                tally += one
+            statistics.settle(learner.world)
             return tally
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):

@@ -26,8 +26,8 @@ class Recipe:
     val_batch_size: int = 32
     """Photos at once when judging; changes nothing but memory."""
 
-    microbatch_size: int = 0
-    """Photos that go through the network at once; gradients add up to the batch's. 0 for the whole batch."""
+    microbatch_size: int = 16
+    """Photos that go through the network at once, BatchNorm's statistics theirs; gradients add up. 0 for the batch."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW leaves biases and norms undecayed; SGD is the notebook's, plain, decay on everything."""
@@ -128,6 +128,7 @@ def tutorial(mode: str) -> Recipe:
         epochs=10 if mode == "full" else 20,
         batch_size=64,
         val_batch_size=8,
+        microbatch_size=0,
         optimizer="sgd",
         learning_rate=1e-2,
         head_learning_rate=1e-2,

@@ -13,7 +13,7 @@ from regraft.ground.errors import TrainError
 from regraft.ground.progress import Progress
 from regraft.learn.recipe import Recipe
 
-APPLIED = frozenset({"val_batch_size", "microbatch_size", "compile"})
+APPLIED = frozenset({"val_batch_size", "compile"})
 REFUSED = frozenset({"optimizer", "unfreeze", "batch_size", "head_start", "ema", "keep"})
 
 

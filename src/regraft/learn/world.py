@@ -16,7 +16,7 @@ from regraft.backbones.engine import has_bf16, has_gpu
 from regraft.ground.runtime import rank_and_world
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # one process may solve and save while the others wait
@@ -57,17 +57,16 @@ class World:
         torch.distributed.all_reduce(tensor)
         return list(tensor.tolist())
 
-    def add_gradients(self, parameters: Iterable["nn.Parameter"]) -> None:
-        """Replace each gradient by its sum over all processes."""
-        if self.size == 1:
+    def add_up(self, tensors: "list[Tensor]") -> None:
+        """Replace each tensor by its sum over all processes, in one reduction."""
+        if self.size == 1 or not tensors:
             return
         import torch
 
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
-        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def agree(self, value: T) -> T:
         """What the main process has."""
