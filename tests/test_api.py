@@ -68,7 +68,7 @@ def test_a_new_run_replaces_the_old_one_whole(photos, tmp_path):
 def test_a_run_that_fails_keeps_the_old_bundle(photos, tmp_path, monkeypatch):
     regraft.train(photos, tmp_path / "run", quiet=True)
     before = model_hash(tmp_path / "run")
-    monkeypatch.setattr("regraft.api.evaluate_dataset", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("regraft.run.evaluate_dataset", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OutputError, match="no space left"):
         regraft.train(draw_folder(tmp_path / "two", ("cat", "dog"), 4), tmp_path / "run", quiet=True)
     assert model_hash(tmp_path / "run") == before

@@ -11,8 +11,11 @@ import pytest
 import regraft
 
 SOURCE = Path(regraft.__file__).parent
-ROOMS = ("ground", "data", "backbones", "learn", "deliver", "show", "api", "cli")
-TORCH_MODULES = {"backbones.weights", "backbones.network", "backbones.trace", "backbones.torch_engine"}
+ROOMS = ("ground", "data", "backbones", "learn", "deliver", "show", "run", "training", "api", "cli")
+TORCH_MODULES = {
+    *(f"backbones.{name}" for name in ("weights", "network", "mobilenet", "stages", "trace", "torch_engine")),
+    *(f"learn.{name}" for name in ("batches", "batchnorm", "checkpoint", "loop", "finetune")),
+}
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
 
 
