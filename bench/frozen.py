@@ -18,11 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from record import HERE, fill, machine
 from regraft.data.orchard.photos import draw_orchard
-from regraft.ground.runtime import environment, num_cores
-
-HERE = Path(__file__).parent
-MARKERS = ("<!-- bench:frozen -->", "<!-- /bench:frozen -->")
 
 
 def main() -> None:
@@ -40,16 +37,13 @@ def main() -> None:
         "command": "python bench/frozen.py",
         "photos": photos.name,
         "num_photos": num_photos,
-        "cores": num_cores(),
-        "processor": _processor(),
-        "commit": _commit(),
-        "versions": environment(),
+        **machine(),
         "rows": [_summary(name, [r[name] for r in rounds]) for name in rounds[0]],
     }
     path = HERE / "results" / "frozen.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
-    fill(HERE.parent / "README.md", result)
+    fill("frozen", table(result))
 
 
 def _photos(scratch: Path) -> Path:
@@ -60,7 +54,7 @@ def _photos(scratch: Path) -> Path:
 def _round(photos: Path, scratch: Path) -> dict[str, dict[str, float]]:
     """Seconds and accuracy of every contender, once."""
     cache, out = scratch / "cache", scratch / "run"
-    train = [sys.executable, "-m", "regraft", "train", photos, "--out", out, "--json", "--quiet"]
+    train = [sys.executable, "-m", "regraft", "train", photos, "--mode", "frozen", "--out", out, "--json", "--quiet"]
     one = next(path for path in sorted(photos.rglob("*.jpg")))
     rows = {"train, nothing cached": _run(train, cache)}
     shutil.rmtree(cache / "features")
@@ -103,25 +97,6 @@ def table(result: dict) -> str:
         accuracy = "" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
         lines.append(f"| {row['name']} | {row['seconds']['median']:.1f} | {accuracy} |")
     return "\n".join([*lines, "", f"{where}; `{result['command']}`."])
-
-
-def fill(readme: Path, result: dict) -> None:
-    """Replace what stands between the markers."""
-    before, _, rest = readme.read_text().partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    readme.write_text(f"{before}{MARKERS[0]}\n{table(result)}\n{MARKERS[1]}{after}")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

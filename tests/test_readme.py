@@ -62,12 +62,20 @@ def test_files_and_modules_named_exist():
             assert (ROOT / "src/regraft" / room / f"{module}.py").is_file(), (room, module)
 
 
-def test_table_is_the_benchmarks():
+def test_tables_are_the_benchmarks():
     sys.path.insert(0, str(ROOT / "bench"))
-    from frozen import MARKERS, table
+    import frozen
+    import regimes
+    import training
 
-    stands = README.partition(MARKERS[0])[2].partition(MARKERS[1])[0].strip()
-    assert stands == table(json.loads((ROOT / "bench/results/frozen.json").read_text()))
+    texts = {
+        "frozen": lambda result: frozen.table(result),
+        "regimes": lambda result: regimes.table(result["rows"]),
+        "training": lambda result: training.sentence(result),
+    }
+    for name, text in texts.items():
+        stands = README.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0].strip()
+        assert stands == text(json.loads((ROOT / f"bench/results/{name}.json").read_text())), name
 
 
 def test_changelog_knows_the_version():

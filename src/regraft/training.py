@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from regraft.backbones.catalog import RANDOM
 from regraft.backbones.features import Features, extract, fill
 from regraft.backbones.graph import Backbone, from_network, load_backbone
@@ -25,8 +27,8 @@ from regraft.ground.files import PARTIAL, exclusive, remove, sweep
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import torch_room
 from regraft.ground.statistics import Accuracy, accuracy
-from regraft.learn.compare import BETTER, no_room, pair
-from regraft.learn.head import Head, cross_validate, solve
+from regraft.learn.compare import Pair, no_room, pair
+from regraft.learn.head import Head, cross_validate, out_of_fold, solve
 from regraft.learn.recipe import Recipe, choose
 from regraft.learn.world import World, join
 from regraft.run import Graft, Material, Run, deliver, finish, place, say_what_is_there, summarise, write_photos
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
+FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 
@@ -45,13 +48,36 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
     deadline = None if config.limit_s is None else time.monotonic() + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
-        start = _prepare(Path(folder), config, world, progress)
+        here = _Here(out, config, deadline, world, progress)
+        start = _prepare(Path(folder), here)
         say_what_is_there(start.material, progress)
-        outcome = _climb(out, start, config, deadline, world, progress)
+        outcome = _climb(start, here)
         world.wait()
     if outcome is None:
         return Run(out, load(out / "bundle"), {})
-    return finish(out, _summary(out, start, outcome, progress), outcome.evaluation)
+    return _finished(start, outcome, here)
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Where and how a run goes on. out: its folder.  deadline: of `time.monotonic`, None for no limit."""
+
+    out: Path
+    config: TrainConfig
+    deadline: float | None
+    world: World
+    progress: Progress
+
+    @property
+    def mode(self) -> str:
+        """What a tuned model calls itself."""
+        return "full" if self.config.mode == "auto" else self.config.mode
+
+    def left_s(self, num_judged: int) -> float | None:
+        """Seconds left for gradient descent, when so many photos are judged after it; None for no limit."""
+        if self.deadline is None:
+            return None
+        return self.deadline - time.monotonic() - RESERVE_S - num_judged / JUDGED_PER_S
 
 
 @dataclass(frozen=True)
@@ -82,146 +108,144 @@ def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
     with exclusive(out):
         sweep(out)
         if config.restart:
-            remove(out / "checkpoints")
+            _forget(out)
         world.wait()
         yield
 
 
-def _prepare(folder: Path, config: TrainConfig, world: World, progress: Progress) -> _Start:
+def _prepare(folder: Path, here: _Here) -> _Start:
     """Photos, the backbone, and its features where a head is solved on them."""
-    backbone = None if config.mode == "scratch" else _backbone(config, world, progress)
+    config, progress = here.config, here.progress
+    backbone = None if config.mode == "scratch" else _backbone(here)
     features = None
     if backbone is not None and config.is_solved:
-        dataset, features = _features(backbone, list_photos(folder, progress=progress), world, progress)
+        dataset, features = _features(backbone, list_photos(folder, progress=progress), here)
     else:
         dataset = scan(folder, progress=progress)
     splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
     return _Start(Material(dataset, splits), backbone, features)
 
 
-def _backbone(config: TrainConfig, world: World, progress: Progress) -> Backbone:
+def _backbone(here: _Here) -> Backbone:
     """The main process first: what it fetches and traces, the others find in the cache."""
-    if not world.is_main:
-        world.wait()
-    backbone = load_backbone(
-        config.backbone, config.weights, offline=config.offline, seed=config.seed, progress=progress
-    )
-    if world.is_main:
-        world.wait()
+    c = here.config
+    if not here.world.is_main:
+        here.world.wait()
+    backbone = load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, progress=here.progress)
+    if here.world.is_main:
+        here.world.wait()
     return backbone
 
 
-def _features(backbone: Backbone, dataset: Dataset, world: World, progress: Progress) -> tuple[Dataset, Features]:
+def _features(backbone: Backbone, dataset: Dataset, here: _Here) -> tuple[Dataset, Features]:
     """Features of all photos, each computed by one of the processes."""
-    if world.size > 1:
-        fill(backbone, dataset.subset(range(world.rank, len(dataset), world.size)), progress=progress)
-        world.wait()
-    return extract(backbone, dataset, progress=progress)
+    rank, size = here.world.rank, here.world.size
+    if size > 1:
+        fill(backbone, dataset.subset(range(rank, len(dataset), size)), progress=here.progress)
+        here.world.wait()
+    return extract(backbone, dataset, progress=here.progress)
 
 
-def _climb(
-    out: Path, start: _Start, config: TrainConfig, deadline: float | None, world: World, progress: Progress
-) -> _Outcome | None:
+def _climb(start: _Start, here: _Here) -> _Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
     head, frozen = None, None
     if start.backbone is not None and start.features is not None:
-        with progress.step("solve head"):
-            head, graft = _solved(start.backbone, start.features, start.material, config)
-        if config.mode != "full":
-            frozen = _delivered(out, graft, start, config, progress) if world.is_main else None
-            if world.agree(stop := _why_stop(frozen, deadline, config)) is not None:
-                return None if frozen is None else replace(frozen, decision=stop or "")
+        with here.progress.step("solve head"):
+            head, graft = _solved(start.backbone, start.features, start.material, here.config)
+        if here.config.mode != "full":
+            frozen = _delivered(graft, start, here) if here.world.is_main else None
+            stop = here.world.agree(None if frozen is None else _why_stop(frozen, here))
+            if stop is not None:
+                return None if frozen is None else replace(frozen, decision=stop)
             if frozen is not None:
-                _announce(out, start, frozen, progress)
-    tuned = _tune(out, start, head, config, deadline, world, progress)
-    if not world.is_main:
+                _announce(start, frozen, here)
+    tuned = _tuned_on_split(start, head, here)
+    if not here.world.is_main:
         return None
-    with tempfile.TemporaryDirectory(dir=out, prefix=PARTIAL) as folder:
-        outcome = _judged(out, _traced(Path(folder), tuned, config), frozen, start, config, progress)
-    remove(out / "checkpoints")
+    with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
+        graft = _traced(Path(folder), tuned, here)
+        outcome = _delivered(graft, start, here) if frozen is None else _better(graft, frozen, start, here)
+    _forget(here.out)
     return outcome
 
 
 def _solved(backbone: Backbone, features: Features, material: Material, config: TrainConfig) -> tuple[Head, Graft]:
     """The frozen regime: the head of a convex problem on the features."""
     num_classes = len(material.dataset.classes)
-    train = features.of(material.splits.train)
-    head = solve(train, num_classes, fold_ids(train.y, train.hashes, config.num_folds, config.seed))
+    head = _head(features, material.splits.train, config)
     score = None if material.splits.given else _cross_validated(features, num_classes, head, config)
     details = {"head": {"penalty": head.penalty, "curve": [vars(score) for score in head.curve]}}
     return head, Graft("frozen", backbone, head.weight, head.bias, details, score)
 
 
+def _head(features: Features, photos: Dataset, config: TrainConfig) -> Head:
+    own = features.of(photos)
+    return solve(own, len(photos.classes), _folds(own, config))
+
+
+def _folds(features: Features, config: TrainConfig) -> np.ndarray:
+    return fold_ids(features.y, features.hashes, config.num_folds, config.seed)
+
+
 def _cross_validated(features: Features, num_classes: int, head: Head, config: TrainConfig) -> Accuracy | None:
     """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
-    folds = fold_ids(features.y, features.hashes, config.num_folds, config.seed)
+    folds = _folds(features, config)
     if not (folds >= 0).any():
         return None
     score = cross_validate(features, num_classes, folds, head.penalty)
     return accuracy(score.num_right, score.n, "cross-validated")
 
 
-def _delivered(out: Path, graft: Graft, start: _Start, config: TrainConfig, progress: Progress) -> _Outcome:
-    evaluation = deliver(out, graft, start.material, config, progress)
-    write_photos(out, start.material)
+def _delivered(graft: Graft, start: _Start, here: _Here) -> _Outcome:
+    evaluation = deliver(here.out, graft, start.material, here.config, here.progress)
+    write_photos(here.out, start.material)
     return _Outcome(graft, evaluation)
 
 
-def _why_stop(frozen: _Outcome | None, deadline: float | None, config: TrainConfig) -> str | None:
+def _why_stop(frozen: _Outcome, here: _Here) -> str | None:
     """Why the frozen model is the last rung, in one sentence; None to climb on."""
-    if config.mode == "frozen":
+    if here.config.mode == "frozen":
         return ""
-    if frozen is None:
-        return None  # the main process decides
     a = frozen.evaluation.accuracy
-    num_wrong = a.n - round(a.value * a.n)
-    if no_room(a.n - num_wrong, a.n):
-        wrong = f"only {num_wrong}" if num_wrong else "none"
+    num_right = round(a.value * a.n)
+    cv = frozen.graft.cross_validated
+    if no_room(num_right, a.n) and (cv is None or no_room(round(cv.value * cv.n), cv.n)):
+        wrong = f"only {a.n - num_right}" if num_right < a.n else "none"
         return f"frozen: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
-    if deadline is not None and deadline - time.monotonic() < _reserve(frozen.evaluation.accuracy.n) + WORTH_S:
+    left_s = here.left_s(a.n)
+    if left_s is not None and left_s < WORTH_S:
         return "frozen: there was no time left to fine-tune"
     return None
 
 
-def _announce(out: Path, start: _Start, frozen: _Outcome, progress: Progress) -> None:
+def _announce(start: _Start, frozen: _Outcome, here: _Here) -> None:
     """The first rung is there: say so, and leave it as a whole run in case nothing better comes."""
-    finish(out, _summary(out, start, frozen, progress), frozen.evaluation)
-    progress.say(f"usable now: {out / 'bundle'}: {frozen.evaluation.accuracy}")
-    progress.say("fine-tuning goes on; Ctrl-C keeps this one, and the same command continues")
+    _finished(start, frozen, here)
+    here.progress.say(f"usable now: {here.out / 'bundle'}: {frozen.evaluation.accuracy}")
+    here.progress.say("fine-tuning goes on; Ctrl-C keeps this one, and the same command continues")
 
 
-def _tune(
-    out: Path,
-    start: _Start,
-    head: Head | None,
-    config: TrainConfig,
-    deadline: float | None,
-    world: World,
-    progress: Progress,
-) -> "Tuned":
-    """Gradient descent, from the pretrained network or from random weights."""
+def _tuned_on_split(start: _Start, head: Head | None, here: _Here) -> "Tuned":
+    """Gradient descent on the photos to learn from."""
+    splits = start.material.splits
+    recipe = choose(here.config.recipe, here.mode, len(splits.train), here.config.settings)
+    train, val = _learned_and_watched(splits, recipe, here.config)
+    left_s = here.left_s(len(splits.judged[1]))
+    return _tuned(start, head, recipe, {"train": train, "val": val, "budget_s": left_s, "folder": here.out}, here)
+
+
+def _tuned(start: _Start, head: Head | None, recipe: Recipe, job: dict[str, Any], here: _Here) -> "Tuned":
+    """Gradient descent from the pretrained network or from random weights. job: the parts of a Job that differ."""
     finetuning, networks = torch_room("learn.finetune"), torch_room("backbones.network")
+    config = here.config
     if start.backbone is None:
         network = networks.build(config.backbone, RANDOM, seed=config.seed)
     else:
         network = networks.restore(start.backbone.info, start.backbone.trunk)
-    mode = "full" if config.mode == "auto" else config.mode
-    recipe = choose(config.recipe, mode, len(start.material.splits.train), config.settings)
-    train, val = _learned_and_watched(start.material.splits, recipe, config)
-    budget_s = None
-    if deadline is not None:
-        budget_s = deadline - time.monotonic() - _reserve(len(start.material.splits.judged[1]))
-    job = finetuning.Job(
-        train=train,
-        val=val,
-        seed=config.seed,
-        workers=config.workers,
-        budget_s=budget_s,
-        folder=out,
-        identity=_identity(start, mode, config),
-        force=config.force,
+    whole = finetuning.Job(
+        **job, seed=config.seed, workers=config.workers, identity=_identity(start, here), force=config.force
     )
-    tuned: Tuned = finetuning.finetune(network, job, recipe, head, world, progress)
+    tuned: Tuned = finetuning.finetune(network, whole, recipe, head, here.world, here.progress)
     return tuned
 
 
@@ -236,24 +260,20 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
     return train.subset(i for i in range(len(train)) if i not in chosen), train.subset(sorted(chosen))
 
 
-def _reserve(num_judged: int) -> float:
-    """Seconds of a time limit that are kept for what comes after fine-tuning."""
-    return RESERVE_S + num_judged / JUDGED_PER_S
-
-
-def _identity(start: _Start, mode: str, config: TrainConfig) -> dict[str, str]:
+def _identity(start: _Start, here: _Here) -> dict[str, str]:
     """What must be the same for an unfinished training to be continued."""
+    config = here.config
     return {
         "photos": start.material.fingerprint,
         "val_fraction": str(config.val_fraction),
         "backbone": config.backbone if start.backbone is None else f"{config.backbone} {start.backbone.graph_sha256}",
-        "mode": mode,
+        "mode": here.mode,
         "recipe": config.recipe,
         "seed": str(config.seed),
     }
 
 
-def _traced(folder: Path, tuned: "Tuned", config: TrainConfig) -> Graft:
+def _traced(folder: Path, tuned: "Tuned", here: _Here) -> Graft:
     """A trained network as a backbone's graph and a head, which is what bundles are made of."""
     network = tuned.network
     layer: Any = network.module.get_submodule(network.heads[0])
@@ -265,35 +285,54 @@ def _traced(folder: Path, tuned: "Tuned", config: TrainConfig) -> Graft:
         "frozen_sha256": tuned.frozen_sha256,
         "history": tuned.rows,
     }
-    mode = "full" if config.mode == "auto" else config.mode
-    return Graft(mode, from_network(folder, network), weight, layer.bias.detach().numpy(), details)
+    return Graft(here.mode, from_network(folder, network), weight, layer.bias.detach().numpy(), details)
 
 
-def _judged(
-    out: Path, graft: Graft, frozen: _Outcome | None, start: _Start, config: TrainConfig, progress: Progress
-) -> _Outcome:
-    """The tuned model as the bundle; where a frozen one stands already, only if it is the better one."""
-    if frozen is None:
-        return _delivered(out, graft, start, config, progress)
-    sentence = ""
+def _better(graft: Graft, frozen: _Outcome, start: _Start, here: _Here) -> _Outcome:
+    """The tuned model as the bundle if it is clearly better on the same photos, else the frozen one that is there."""
+    found: list[tuple[Pair, str]] = []
 
     def is_better(evaluation: Evaluation) -> bool:
-        nonlocal sentence
-        compared = pair("frozen", frozen.evaluation.right, "full", evaluation.right)
-        wins = compared.b_only > compared.a_only and compared.p_value <= BETTER
-        sentence = (
-            f"{'full' if wins else 'frozen'}: right on {round(evaluation.accuracy.value * compared.n)} of {compared.n} "
-            f"photos after fine-tuning, {round(frozen.evaluation.accuracy.value * compared.n)} before; full alone is "
-            f"right on {compared.b_only}, frozen alone on {compared.a_only} (p = {compared.p_value:.2g})"
-            + ("" if wins else "; without a clear gain the simpler one stays")
-        )
-        return wins
+        a = evaluation.accuracy
+        compared, how = pair("frozen", frozen.evaluation.right, "full", evaluation.right), a.split
+        few = compared.is_open and a.n < FEW and not start.material.splits.given and here.world.size == 1
+        if few and start.features is not None:
+            here.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
+            compared, how = _cross_compared(start, start.features, graft, here), "cross-validated"
+        found.append((compared, how))
+        return compared.b_wins
 
-    evaluation = deliver(out, graft, start.material, config, progress, accept=is_better)
-    if sentence.startswith("full"):
-        return _Outcome(graft, evaluation, sentence)
-    return replace(frozen, decision=sentence)
+    evaluation = deliver(here.out, graft, start.material, here.config, here.progress, accept=is_better)
+    compared, how = found[0]
+    best = _Outcome(graft, evaluation) if compared.b_wins else frozen
+    return replace(best, decision=compared.decision(how))
 
 
-def _summary(out: Path, start: _Start, outcome: _Outcome, progress: Progress) -> dict[str, Any]:
-    return summarise(out, outcome.graft, start.material, outcome.evaluation, outcome.decision, progress)
+def _cross_compared(start: _Start, features: Features, graft: Graft, here: _Here) -> Pair:
+    """Frozen and full on every photo, each judged by models that have not seen it."""
+    dataset, recipe = start.material.dataset, Recipe(**graft.details["recipe"])
+    folds = _folds(features, here.config)
+    said = np.full(len(dataset), -1)
+    numbers = [int(number) for number in np.unique(folds[folds >= 0])]
+    for done, number in enumerate(numbers):
+        inside = np.flatnonzero(folds == number)
+        train, val = dataset.subset(np.flatnonzero(folds != number)), dataset.subset(inside)
+        left_s = here.left_s(0)
+        budget_s = None if left_s is None else left_s / (len(numbers) - done)
+        here.progress.say(f"fold {done + 1} of {len(numbers)}")
+        job = {"train": train, "val": val, "budget_s": budget_s, "folder": here.out / "folds" / str(number)}
+        said[inside] = _tuned(start, _head(features, train, here.config), recipe, job, here).answers
+    judged = folds >= 0
+    frozen = out_of_fold(features, len(dataset.classes), folds, _head(features, dataset, here.config).penalty)
+    return pair("frozen", (frozen == dataset.labels)[judged], "full", (said == dataset.labels)[judged])
+
+
+def _forget(out: Path) -> None:
+    """A finished training has nothing to continue."""
+    remove(out / "checkpoints")
+    remove(out / "folds")
+
+
+def _finished(start: _Start, outcome: _Outcome, here: _Here) -> Run:
+    summary = summarise(here.out, outcome.graft, start.material, outcome.evaluation, outcome.decision, here.progress)
+    return finish(here.out, summary, outcome.evaluation)

@@ -38,12 +38,19 @@ class Progress:
         """Time a step. Yields `advance(count)`; a step with a `total` shows how far it is."""
         start = time.perf_counter()
         on_terminal = total > 0 and not self.quiet and sys.stderr.isatty()
+        done = 0
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            advance(number)
+
         with _bar(self._bars, name, total, unit) if on_terminal else _nothing() as advance:
-            yield advance
+            yield count
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         if total and seconds > 0.5:
-            self.say(f"{name}: {total} {unit} in {seconds:.1f} s ({total / seconds:.0f}/s)")
+            self.say(f"{name}: {done} {unit} in {seconds:.1f} s ({done / seconds:.0f}/s)")
 
 
 QUIET = Progress(quiet=True)

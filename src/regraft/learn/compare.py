@@ -32,6 +32,24 @@ class Pair:
         better, worse = (self.a, self.b) if self.a_only > self.b_only else (self.b, self.a)
         return f"{better} is better than {worse}: right on {abs(self.a_only - self.b_only)} more of {self.n} photos"
 
+    @property
+    def b_wins(self) -> bool:
+        """Whether b, which costs more, is to be preferred."""
+        return self.b_only > self.a_only and self.p_value <= BETTER
+
+    @property
+    def is_open(self) -> bool:
+        """Whether b is ahead, but not by enough: more photos would tell."""
+        return self.b_only > self.a_only and self.p_value > BETTER
+
+    def decision(self, how: str) -> str:
+        """Which one it is to be and why, in one sentence. how: which photos were compared."""
+        chosen, why = (self.b, "") if self.b_wins else (self.a, "; without a clear gain the simpler one stays")
+        return (
+            f"{chosen}: of {self.n} {how} photos {self.b} alone is right on {self.b_only}, {self.a} alone on "
+            f"{self.a_only} (p = {self.p_value:.2g}){why}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As printed and stored."""
         return {**asdict(self), "verdict": self.verdict}

@@ -22,7 +22,7 @@ from regraft.ground.runtime import keep_freed_memory
 from regraft.learn.batches import Loader, augmentation, choose_workers, decode_to_judge, decode_to_learn
 from regraft.learn.checkpoint import latest_checkpoint
 from regraft.learn.head import Head
-from regraft.learn.loop import Fit, Learner, Row, fit, gradients, resume
+from regraft.learn.loop import Fit, Learner, Row, answers, fit, gradients, resume
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About, continued
 from regraft.learn.world import World
@@ -58,7 +58,8 @@ class Tuned:
     """network: in evaluation mode, on the CPU.  recipe: as it was carried out.  rows: the history.
 
     epoch: the one that is delivered, from 1.  stopped: why before the recipe's end, "" if not.  frozen_sha256: hash of
-    the tensors that were not to move, the same before and after; None where all learned.
+    the tensors that were not to move, the same before and after; None where all learned.  answers: `(N,)` int64, the
+    class given to each photo of the job's val.
     """
 
     network: Network
@@ -67,6 +68,7 @@ class Tuned:
     epoch: int
     stopped: str
     frozen_sha256: str | None
+    answers: np.ndarray
 
 
 def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, world: World, progress: Progress) -> Tuned:
@@ -93,11 +95,11 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
         _fit_to_time(learner, train, val, deadline, progress)
     progress.say(f"recipe: {learner.recipe}")
     fitted = fit(learner, fitted, train, val, job.folder, deadline, progress)
-    trained = _taken_out(network, learner)
+    trained, said = _taken_out(network, learner, val)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if learner.best else fitted.epoch + bool(fitted.step)
-    return Tuned(trained, learner.recipe, fitted.rows, epoch, fitted.stopped, frozen)
+    return Tuned(trained, learner.recipe, fitted.rows, epoch, fitted.stopped, frozen, said)
 
 
 class Classifier(nn.Module):
@@ -242,11 +244,13 @@ def _fit_to_time(learner: Learner, train: Loader, val: Loader, deadline: float, 
     )
 
 
-def _taken_out(network: Network, learner: Learner) -> Network:
+def _taken_out(network: Network, learner: Learner, val: Loader) -> tuple[Network, np.ndarray]:
+    """The network as it is delivered, on the CPU, and its answers to the photos of `val`."""
     delivered = cast(Classifier, learner.delivered)
     if learner.best:
         delivered.load_state_dict(learner.best)
+    said = answers(learner, val)
     module = delivered.network.cpu().eval().to(memory_format=torch.contiguous_format)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    return replace(network, module=module)
+    return replace(network, module=module), said

@@ -4,6 +4,7 @@ The problem is convex, so there is no learning rate, no epoch and no luck: the s
 penalty is chosen by stratified cross-validation, by log loss, which a few photos decide less coarsely than accuracy.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,15 @@ def cross_validate(features: Features, num_classes: int, folds: np.ndarray, pena
         return _score(_standardise(features), num_classes, folds, penalty)
 
 
+def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty: float) -> np.ndarray:
+    """`(N,)` int64: the class that each photo gets from a head which has not seen it; -1 where `folds` is."""
+    found = np.full(len(folds), -1, dtype=np.int64)
+    with threadpool_limits(1):
+        for held_out, logits in _fold_logits(_standardise(features), num_classes, folds, penalty):
+            found[held_out] = logits.argmax(axis=1)
+    return found
+
+
 def _standardise(features: Features) -> _Problem:
     x = features.x.astype(np.float64)
     mean, scale = x.mean(axis=0), x.std(axis=0)
@@ -100,16 +110,24 @@ def _curve(problem: _Problem, num_classes: int, folds: np.ndarray) -> list[Score
 
 def _score(problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float) -> Score:
     loss, num_right, judged = 0.0, 0, folds >= 0
-    for fold in np.unique(folds[judged]):
-        held_out = folds == fold
-        weight, bias = _fit(problem.z[~held_out], problem.y[~held_out], penalty, num_classes)
-        logits, y = problem.z[held_out] @ weight.T + bias, problem.y[held_out]
+    for held_out, logits in _fold_logits(problem, num_classes, folds, penalty):
+        y = problem.y[held_out]
         logits -= logits.max(axis=1, keepdims=True)
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         loss -= float(log_p[np.arange(len(y)), y].sum())
         num_right += int((logits.argmax(axis=1) == y).sum())
     n = int(judged.sum())
     return Score(float(penalty), loss / n, num_right, n)
+
+
+def _fold_logits(
+    problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each fold, its photos, `(N,)` bool, and their logits `(n, C)` from a head fitted on the others."""
+    for fold in np.unique(folds[folds >= 0]):
+        held_out = folds == fold
+        weight, bias = _fit(problem.z[~held_out], problem.y[~held_out], penalty, num_classes)
+        yield held_out, problem.z[held_out] @ weight.T + bias
 
 
 def _fit(z: np.ndarray, y: np.ndarray, penalty: float, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

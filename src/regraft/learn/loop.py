@@ -30,7 +30,8 @@ from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About
 from regraft.learn.world import World
 
-CHECKPOINT_SECONDS = 30.0  # how much work a kill can cost, at most an epoch
+CHECKPOINT_SECONDS = 30.0  # how much work a kill can cost
+KEEPING_SHARE = 20.0  # at an epoch's end, times the seconds that a checkpoint takes
 Row = dict[str, Any]
 
 
@@ -123,25 +124,19 @@ def fit(
     Raises TrainError when the loss is not finite, Interrupted after a checkpoint when a signal came.
     """
     recipe, num_steps = learner.recipe, len(train.batches_of(0))
-    saved_at = time.monotonic()
+    keeper = _Keeper(folder, learner, fitted)
+    step = _training_step(learner, fitted, num_steps, progress)
 
     def after_step(one: Tally) -> bool:
-        nonlocal saved_at
         fitted.tally += one
         fitted.step += 1
         advance(int(one.n))
-        if stop_asked():
-            fitted.stopped = "interrupted"
-        elif time.monotonic() > deadline:
-            fitted.stopped = "time"
-        fitted.stopped = learner.world.agree(fitted.stopped)
-        if folder and time.monotonic() - saved_at > CHECKPOINT_SECONDS and not fitted.stopped:
-            _save(folder, learner, fitted)
-            saved_at = time.monotonic()
+        reason = "interrupted" if stop_asked() else "time" if time.monotonic() > deadline else ""
+        fitted.stopped = learner.world.agree(reason)
+        keeper.save_after(CHECKPOINT_SECONDS)
         return bool(fitted.stopped)
 
-    num_photos = recipe.epochs * len(train.photos) - fitted.epoch * len(train.photos)
-    step = _training_step(learner, fitted, num_steps, progress)
+    num_photos = (recipe.epochs - fitted.epoch) * len(train.photos) // learner.world.size
     with held_back() as stop_asked, progress.step("fine-tune", total=num_photos) as advance:
         learner.network.train()
         hold_still(learner.network, recipe)
@@ -151,10 +146,30 @@ def fit(
             if not fitted.stopped:
                 _end_of_epoch(learner, fitted, judge(learner, val), time.monotonic() - began)
                 progress.say(line(fitted.rows[-1], recipe.epochs))
-            if folder:
-                _save(folder, learner, fitted)
-                saved_at = time.monotonic()
+                keeper.save_after(KEEPING_SHARE * keeper.cost_s)
+        keeper.save_after(0.0)
+        if fitted.stopped:
+            progress.say(f"stopped ({fitted.stopped}) in epoch {fitted.epoch + 1}, after step {fitted.step}")
     return fitted
+
+
+@dataclass
+class _Keeper:
+    """Writes checkpoints, not more often than they are worth. folder: None keeps nothing."""
+
+    folder: Path | None
+    learner: Learner
+    fitted: Fit
+    saved_at: float = field(default_factory=time.monotonic)
+    cost_s: float = 0.0
+
+    def save_after(self, seconds: float) -> None:
+        """Save if the last time is longer ago."""
+        began = time.monotonic()
+        if self.folder and self.learner.world.is_main and began - self.saved_at >= seconds:
+            _save(self.folder, self.learner, self.fitted)
+            self.saved_at = time.monotonic()
+            self.cost_s = self.saved_at - began
 
 
 def hold_still(network: nn.Module, recipe: Recipe) -> None:
@@ -181,6 +196,18 @@ def judge(learner: Learner, photos: Loader) -> Tally:
     for module in was_training:
         module.training = True
     return Tally(*learner.world.total(asdict(tally).values()))
+
+
+def answers(learner: Learner, photos: Loader) -> np.ndarray:
+    """`(N,)` int64: the class that the network which would be delivered gives to each photo."""
+    world, found = learner.world, np.zeros(len(photos.photos))
+    learner.delivered.eval()
+    for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
+        with torch.inference_mode(), world.autocast():
+            labels = learner.delivered(batch.pixels).argmax(dim=1)
+        own = indices[world.rank :: world.size]
+        found[own] = labels.cpu().numpy()[: len(own)]
+    return np.array(world.total(found), dtype=np.int64)
 
 
 def rate_factor(recipe: Recipe, step: int, num_steps: int) -> float:
@@ -220,8 +247,6 @@ def resume(learner: Learner, checkpoint: Checkpoint) -> Fit:
 
 
 def _save(folder: Path, learner: Learner, fitted: Fit) -> None:
-    if not learner.world.is_main:
-        return
     tensors = {f"network/{name}": value for name, value in learner.network.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in flatten(learner.optimizer).items()}
     if learner.average is not None:

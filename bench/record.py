@@ -1,0 +1,37 @@
+"""What benchmarks share: where they ran, and how their tables get into README.md."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from regraft.ground.runtime import environment, num_cores
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+
+
+def machine() -> dict[str, Any]:
+    """Cores, processor, commit and versions."""
+    return {"cores": num_cores(), "processor": _processor(), "commit": _commit(), "versions": environment()}
+
+
+def fill(name: str, text: str, readme: Path = README) -> None:
+    """Replace what stands between `<!-- bench:name -->` and its end mark."""
+    start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+    before, _, rest = readme.read_text().partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{readme} has no {start} ... {end}")
+    readme.write_text(f"{before}{start}\n{text}\n{end}{after}")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
+    )
+    return done.stdout.strip()
