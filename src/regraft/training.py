@@ -29,7 +29,7 @@ from regraft.ground.runtime import torch_room
 from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.compare import Pair, no_room, pair
 from regraft.learn.head import Head, cross_validate, out_of_fold, solve
-from regraft.learn.recipe import Recipe, choose
+from regraft.learn.recipe import Recipe, choose, decide
 from regraft.learn.world import World, join
 from regraft.run import Graft, Material, Run, deliver, finish, place, say_what_is_there, summarise, write_photos
 
@@ -228,7 +228,9 @@ def _announce(start: _Start, frozen: _Outcome, here: _Here) -> None:
 def _tuned_on_split(start: _Start, head: Head | None, here: _Here) -> "Tuned":
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
-    recipe = choose(here.config.recipe, here.mode, len(splits.train), here.config.settings)
+    best = min(head.curve, key=lambda score: score.log_loss) if head and head.curve else None
+    decided = decide(here.mode, len(splits.train), 1 - best.num_right / best.n if best else None)
+    recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)
     left_s = here.left_s(len(splits.judged[1]))
     return _tuned(start, head, recipe, {"train": train, "val": val, "budget_s": left_s, "folder": here.out}, here)

@@ -12,6 +12,11 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from regraft.ground.errors import ConfigError, nearest
 
+MIN_STEPS = 50  # fewer teach a small set too little
+FASTEST = 1e-3  # rate of a backbone that has to learn much
+SLOWEST_SHARE = 0.2  # of it, for one that knows nearly all
+RATE_PER_ERROR = 4.0  # share of it for each unit of the frozen model's error
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,7 +37,7 @@ class Recipe:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW leaves biases and norms undecayed; SGD is the notebook's, plain, decay on everything."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Rate of the backbone."""
 
     head_learning_rate: float = 1e-3
@@ -56,10 +61,10 @@ class Recipe:
     clip: float = 0.0
     """Largest norm of a step's gradient; 0 for no limit."""
 
-    head_start: Literal["solved", "zero", "random"] = "solved"
+    head_start: Literal["solved", "zero", "random"] = "zero"
     """Where the head begins: solved on frozen features, near zero, or as torch draws a linear layer."""
 
-    batchnorm: Literal["eval", "train"] = "eval"
+    batchnorm: Literal["eval", "train"] = "train"
     """Whether BatchNorm keeps its pretrained statistics or takes those of each batch."""
 
     unfreeze: int = 0
@@ -71,7 +76,7 @@ class Recipe:
     flip: bool = True
     """Mirror half of the photos, left to right."""
 
-    augment: Literal["crop", "color", "trivial"] = "crop"
+    augment: Literal["crop", "color", "trivial"] = "color"
     """Random crops alone, with changed colours, or with TrivialAugment (Mueller and Hutter, ICCV 2021)."""
 
     mix: Literal["none", "mixup", "cutmix"] = "none"
@@ -113,11 +118,11 @@ class Recipe:
             f"{self.optimizer} {rates}, {self.schedule}",
             f"head from {self.head_start}",
             f"BatchNorm in {self.batchnorm}",
-            f"crops from {100 * self.min_crop:g} %",
+            f"crops from {100 * self.min_crop:g} %{_WITH[self.augment]}",
         ]
         usual = Recipe()
         told = {"epochs", "batch_size", "val_batch_size", "optimizer", "learning_rate", "head_learning_rate"}
-        told |= {"schedule", "head_start", "batchnorm", "min_crop"}
+        told |= {"schedule", "head_start", "batchnorm", "min_crop", "augment"}
         others = [f for f in fields(self) if f.name not in told and getattr(self, f.name) != getattr(usual, f.name)]
         return "; ".join(parts + [f"{f.name} {getattr(self, f.name)}" for f in others])
 
@@ -136,30 +141,32 @@ def tutorial(mode: str) -> Recipe:
         schedule="constant",
         warmup=0.0,
         head_start="random",
-        batchnorm="train",
+        augment="crop",
         unfreeze=-1 if mode == "frozen" else 0,
         min_crop=0.08,
         label_smoothing=0.0,
     )
 
 
-def decide(mode: str, num_train: int) -> Recipe:
-    """regraft's recipe for so many training photos, as the study in LOG.md found it."""
+def decide(mode: str, num_train: int, frozen_error: float | None = None) -> Recipe:
+    """regraft's recipe, as the study in LOG.md found it.
+
+    num_train: photos to learn from.  frozen_error: cross-validated error, 0..1, of the head solved on frozen features;
+    None where there is none. The further the photos are from what the backbone knows, the faster it may move.
+    """
+    steps_an_epoch = -(-num_train // Recipe.batch_size)
+    enough = -(-MIN_STEPS // steps_an_epoch)
     if mode == "scratch":
-        return Recipe(
-            epochs=20,
-            learning_rate=2e-3,
-            head_learning_rate=2e-3,
-            head_start="random",
-            batchnorm="train",
-        )
-    return Recipe()
+        rate = 2 * FASTEST
+        return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
+    error = 1.0 if frozen_error is None else frozen_error
+    share = min(1.0, max(SLOWEST_SHARE, RATE_PER_ERROR * error))
+    return Recipe(max(10, enough), learning_rate=round(FASTEST * share, 6))
 
 
-def choose(name: str, mode: str, num_train: int, fixed: dict[str, Any]) -> Recipe:
-    """The named recipe with what the user fixed. Raises ConfigError."""
-    recipe = tutorial(mode) if name == "tutorial" else decide(mode, num_train)
-    return replace(recipe, **fixed)
+def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
+    """The tutorial's recipe or the one that was decided, with what the user fixed. Raises ConfigError."""
+    return replace(tutorial(mode) if name == "tutorial" else recipe, **fixed)
 
 
 def recipe_fields() -> list[tuple[str, Any, str]]:
@@ -187,6 +194,7 @@ def _texts() -> dict[str, str]:
     }
 
 
+_WITH = {"crop": "", "color": " in changed colours", "trivial": " and TrivialAugment"}
 _BOUNDS = {
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
