@@ -11,8 +11,9 @@ from torchvision import models
 
 import regraft
 from conftest import draw, draw_folder
-from regraft.ground.errors import DataError, OutputError
+from regraft.ground.errors import ConfigError, DataError, OutputError
 from regraft.ground.files import sha256_file
+from test_training import save_toy
 
 
 def model_hash(run):
@@ -141,3 +142,34 @@ def test_training_inside_the_photos_is_refused(photos, monkeypatch):
     monkeypatch.chdir(photos)
     with pytest.raises(OutputError, match="inside the photos' folder"):
         regraft.train(".", quiet=True)
+
+
+def test_fine_tuning_is_one_call_and_repeatable(photos, tmp_path):
+    toy = save_toy(tmp_path / "toy")
+    settings = {"mode": "full", "epochs": 2, "batch_size": 8, "mix": "mixup", "augment": "trivial"}
+    bundle = regraft.train(photos, tmp_path / "a", quiet=True, **settings, **toy)
+    provenance = bundle.manifest["provenance"]
+    assert [row["epoch"] for row in provenance["history"]] == [1, 2]
+    assert provenance["config"]["settings"] == {name: settings[name] for name in settings if name != "mode"}
+    regraft.train(photos, tmp_path / "b", quiet=True, **settings, **toy)
+    assert model_hash(tmp_path / "a") == model_hash(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"epoch": 3}, "Unknown setting 'epoch'. Did you mean 'epochs'"),
+        ({"learningrate": 0.1}, "Did you mean 'learning_rate'"),
+        ({"zzz": 1}, "Unknown setting 'zzz'.$"),
+        ({"mode": "ful"}, "Unknown mode 'ful'. Expected one of: auto, frozen, full, scratch."),
+        ({"recipe": "Tutorial"}, "Unknown recipe 'Tutorial'. Expected one of: regraft, tutorial."),
+        ({"mode": "full", "epochs": "3"}, "--epochs '3' is of the wrong kind"),
+        ({"mode": "full", "optimizer": "adam"}, "--optimizer 'adam' is unknown. Expected adamw, sgd"),
+        ({"mode": "full", "flip": 1}, "--flip 1 is of the wrong kind"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_unknown_or_cannot_be_are_refused(photos, tmp_path, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        regraft.train(photos, tmp_path / "run", quiet=True, **settings)
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from torchvision import models
 from conftest import draw, draw_folder
 from regraft.ground.files import exclusive
 
-COMMANDS = ("scan", "train", "predict", "evaluate", "backbones", "demo")
+COMMANDS = ("scan", "train", "compare", "predict", "evaluate", "backbones", "demo")
 
 
 def only_line(done, code=1):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from regraft import __version__
 from regraft.ground import signals
@@ -193,6 +194,9 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     from regraft import api, training
 
     if start is not None:
+        given = click.get_current_context().get_parameter_source
+        if settings["weights"] is not None or given("backbone") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--from names the backbone and its weights: leave out --backbone and --weights.")
         settings |= api.start_of(start)
     config = api.configure(**{name: value for name, value in settings.items() if value is not None})
     run = training.train_run(folder, out, config, Progress(quiet))
@@ -308,10 +312,19 @@ def backbones(pattern: str, as_json: bool) -> None:
     if as_json:
         _print_json([vars(row) for row in rows])
         return
-    where = {True: "on this machine", False: "to be fetched"}
+    where = {True: "on this machine", False: "to be fetched"} | dict.fromkeys(catalog.OWN, "give --weights")
     _print_table(
         ("backbone", "parameters", "input", "licence", "weights"),
-        [(r.name, f"{r.num_params / 1e6:.1f} M", r.input_size, r.licence, where[r.on_this_machine]) for r in rows],
+        [
+            (
+                r.name,
+                f"{r.num_params / 1e6:.1f} M",
+                r.input_size,
+                r.licence,
+                where.get(r.name, where[r.on_this_machine]),
+            )
+            for r in rows
+        ],
     )
     if not pattern:
         print(f"{len(rows)} of {catalog.num_known()} shown; more with: regraft backbones PATTERN")

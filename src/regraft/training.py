@@ -23,6 +23,7 @@ from regraft.data.splits import Splits, fold_ids, held_out, split
 from regraft.deliver.bundle import load
 from regraft.deliver.evaluate import Evaluation
 from regraft.ground.config import TrainConfig
+from regraft.ground.errors import ConfigError
 from regraft.ground.files import PARTIAL, exclusive, remove, sweep
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import torch_room
@@ -45,6 +46,7 @@ WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, progress: Progress) -> Run:
     """Train as `config` says and leave everything in `out`. Raises RegraftError."""
     out = place(Path(folder), out)
+    choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     deadline = None if config.limit_s is None else time.monotonic() + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
@@ -109,6 +111,8 @@ def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
         sweep(out)
         if config.restart:
             _forget(out)
+        if not (out / "checkpoints").exists():
+            remove(out / "history.jsonl")  # of the run before this one
         world.wait()
         yield
 
@@ -116,12 +120,12 @@ def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
 def _prepare(folder: Path, here: _Here) -> _Start:
     """Photos, the backbone, and its features where a head is solved on them."""
     config, progress = here.config, here.progress
+    look = list_photos if config.is_solved else scan
+    dataset = look(folder, progress=progress)
     backbone = None if config.mode == "scratch" else _backbone(here)
     features = None
     if backbone is not None and config.is_solved:
-        dataset, features = _features(backbone, list_photos(folder, progress=progress), here)
-    else:
-        dataset = scan(folder, progress=progress)
+        dataset, features = _features(backbone, dataset, here)
     splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
     return _Start(Material(dataset, splits), backbone, features)
 
@@ -165,6 +169,7 @@ def _climb(start: _Start, here: _Here) -> _Outcome | None:
     with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
         graft = _traced(Path(folder), tuned, here)
         outcome = _delivered(graft, start, here) if frozen is None else _better(graft, frozen, start, here)
+    _finished(start, outcome, here)  # a kill from here on costs nothing
     _forget(here.out)
     return outcome
 
@@ -259,6 +264,8 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
         return splits.train, watched
     train = splits.train
     chosen = set(held_out(train, range(len(train)), config.val_fraction, config.seed))
+    if not chosen:
+        raise ConfigError("--keep best needs a class with two photos to learn from, to set one apart. Leave it out.")
     return train.subset(i for i in range(len(train)) if i not in chosen), train.subset(sorted(chosen))
 
 

@@ -117,6 +117,7 @@ def entries(pattern: str = "") -> Iterator[Entry]:
         timm_names = [f"timm/{name}" for name in _timm_names() if pattern in f"timm/{name}"]
         names = [n for n in _torchvision_names() if pattern in f"torchvision/{n}"] + timm_names
         names = [n.removeprefix("timm/") if n == f"timm/{DEFAULT}" else n for n in names]
+        names += [name for name in OWN if pattern in f"regraft/{name}"]
     else:
         names = list(SHORTLIST)
     for name in names:
@@ -180,6 +181,12 @@ def _entry(name: str, reference: Reference) -> Entry:
     import timm
     import torch
 
+    if reference.library == "regraft":
+        from regraft.backbones.mobilenet import MobileNet
+
+        with torch.device("meta"):
+            num_params = sum(parameter.numel() for parameter in MobileNet().parameters())
+        return Entry(name, num_params, 224, "the file's own", on_this_machine=False)
     with torch.device("meta"):
         network = timm.create_model(f"{reference.architecture}.{reference.tag}".rstrip("."), pretrained=False)
     config = network.pretrained_cfg

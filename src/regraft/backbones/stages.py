@@ -1,5 +1,6 @@
 """Where a network divides: its parameters by stage, from the first layers to the last, head left out."""
 
+import re
 from typing import Any
 
 from timm.models import group_parameters
@@ -27,5 +28,7 @@ def _block_of(name: str, module: nn.Module) -> str:
     """`features.3` of `features.3.conv.weight`; the child's own name where it is not a row of blocks."""
     first, _, rest = name.partition(".")
     child = getattr(module, first)
-    is_row = isinstance(child, (nn.Sequential, nn.ModuleList)) and "layer" not in first
+    if hasattr(child, "layers"):  # the encoder of a ViT
+        return f"{first}.{_block_of(rest, child)}"
+    is_row = isinstance(child, (nn.Sequential, nn.ModuleList)) and not re.fullmatch(r"layer\d+", first)  # of a ResNet
     return f"{first}.{rest.partition('.')[0]}" if is_row else first

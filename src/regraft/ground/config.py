@@ -1,7 +1,9 @@
 """What can be chosen about a training run. One dataclass, saved with the result."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from regraft.ground.errors import ConfigError
 
 Mode = Literal["auto", "frozen", "full", "scratch"]
 RecipeName = Literal["regraft", "tutorial"]
@@ -51,6 +53,13 @@ class TrainConfig:
 
     offline: bool = False
     """Never download anything."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed} is negative. Expected 0 or more.")
 
     @property
     def limit_s(self) -> float | None:

@@ -34,8 +34,8 @@ def held_back() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(_pending)
     finally:
         _holders.pop()
-    if _pending and not _holders:
-        raise Interrupted(_pending[0])
+        if _pending and not _holders:
+            raise Interrupted(_pending[0])  # also in place of an error: helpers that the same signal stopped cause some
 
 
 def _handle(signum: int, _: FrameType | None) -> None:

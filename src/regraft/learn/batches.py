@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +66,12 @@ class Batch:
     total: float
     parts: tuple[int, ...]
 
-    def split(self, size: int) -> Iterator["Batch"]:
-        """Microbatches of at most `size` photos, none across two parts; `total` stays that of the whole."""
-        sizes = [len(piece) for part in self.parts for piece in evenly(range(part), size)]
+    def split(self, size: int, least: int = 1) -> Iterator["Batch"]:
+        """Microbatches of at most `size` photos, none across two parts; `total` stays that of the whole.
+
+        least: photos that none may have less of, where that can be.
+        """
+        sizes = [len(piece) for part in self.parts for piece in evenly(range(part), size, least)]
         pieces = (torch.split(whole, sizes) for whole in (self.pixels, self.labels, self.weights))
         for pixels, labels, weights in zip(*pieces, strict=True):
             yield Batch(pixels, labels, weights, self.total, (len(labels),))
@@ -109,13 +113,14 @@ def plan(num_photos: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices cut into batches. A last one of a single photo joins the one before: BatchNorm needs two."""
     batches = [list(num_photos[start : start + batch_size]) for start in range(0, len(num_photos), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2] += batches.pop()
+        alone = batches.pop()
+        batches[-1] += alone
     return batches
 
 
-def evenly(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Consecutive parts of at most `size`, as equal as can be."""
-    count = max(1, math.ceil(len(indices) / size))
+def evenly(indices: Sequence[int], size: int, least: int = 1) -> list[Sequence[int]]:
+    """Consecutive parts of at most `size`, as equal as can be; of at least `least` where there are so many."""
+    count = max(1, min(math.ceil(len(indices) / size), len(indices) // least))
     ends = [len(indices) * number // count for number in range(count + 1)]
     return [indices[start:end] for start, end in pairwise(ends)]
 
@@ -153,24 +158,25 @@ class Loader:
             batch_sampler=[[i for part in share for i in part] for share in shares],
             num_workers=self.num_workers,
             collate_fn=torch.stack,
+            worker_init_fn=_leave_signals,
             pin_memory=self.world.is_gpu,
         )
         for indices, share, pixels in zip(batches, shares, loader, strict=True):
             yield self._batch(indices, share, pixels)
 
     def _share(self, indices: list[int]) -> list[Sequence[int]]:
-        """This process's parts of a batch; the first photo as a stand-in where there are more processes than parts."""
+        """This process's parts of a batch; the first photos as stand-ins where there are more processes than parts."""
         rank, size = self.world.rank, self.world.size
         if self.ghost_size:
-            return evenly(indices, self.ghost_size)[rank::size] or [indices[:1]]
+            return evenly(indices, self.ghost_size, least=2)[rank::size] or [indices[:2]]
         return [indices[rank::size] or indices[:1]]
 
     def _batch(self, indices: list[int], share: list[Sequence[int]], pixels: Tensor) -> Batch:
         labels = torch.from_numpy(self.photos.dataset.labels)
         per_class = torch.tensor(self.weights or (1.0,) * len(self.photos.dataset.classes))
         own = [i for part in share for i in part]
-        num_parts = len(evenly(indices, self.ghost_size or 1))
-        weights = torch.zeros(1) if num_parts <= self.world.rank else per_class[labels[own]]
+        num_parts = len(evenly(indices, self.ghost_size, least=2)) if self.ghost_size else len(indices)
+        weights = torch.zeros(len(own)) if num_parts <= self.world.rank else per_class[labels[own]]
         total = float(per_class[labels[indices]].double().sum())
         to = partial(Tensor.to, device=self.world.device, non_blocking=True)
         pixels = pixels.to(memory_format=torch.channels_last)
@@ -193,6 +199,12 @@ def choose_workers(wanted: int, batch: Sequence[int], world: World, progress: Pr
     room = "" if free is None else f" (/dev/shm has {free / 2**20:.0f} MB free, each needs {needed / 2**20:.0f} MB)"
     progress.say(f"workers: {chosen} of {wanted} wanted{room}")
     return chosen
+
+
+def _leave_signals(_: int) -> None:
+    """Signals to the whole group, as Ctrl-C is, are for the main process, which finishes its step with our help."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Changed(TorchDataset[Tensor]):

@@ -24,6 +24,11 @@ class RunningStatistics:
         self._sums = [torch.zeros_like(buffer) for buffer in self._now]
         self._n = 0
 
+    @property
+    def least(self) -> int:
+        """How many photos a ghost batch needs: one alone may have nothing to be normalised by."""
+        return 2 if self._now else 1
+
     def rewind(self) -> None:
         """Before each ghost batch: as if it were the step's first."""
         for now, before in zip(self._now, self._before, strict=True):

@@ -94,7 +94,15 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
     elif job.budget_s is not None:
         _fit_to_time(learner, train, val, deadline, progress)
     progress.say(f"recipe: {learner.recipe}")
-    fitted = fit(learner, fitted, train, val, job.folder, deadline, progress)
+    try:
+        fitted = fit(learner, fitted, train, val, job.folder, deadline, progress)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainError(
+            f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
+            "The same command goes on from here; with --workers 0 there are no such processes."
+        ) from error
     trained, said = _taken_out(network, learner, val)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
@@ -165,11 +173,7 @@ def _learner(network: Network, learning: list[list[str]], about: About, world: W
     world.share([*classifier.parameters(), *classifier.buffers()])
     average = None
     if recipe.ema:
-        average = AveragedModel(
-            classifier,
-            multi_avg_fn=get_ema_multi_avg_fn(recipe.ema),  # type: ignore[no-untyped-call]
-            use_buffers=True,
-        )
+        average = AveragedModel(classifier, multi_avg_fn=_averaging(recipe.ema), use_buffers=True)
     if recipe.compile and world.is_gpu:
         classifier.compile()
     return Learner(
@@ -182,6 +186,12 @@ def _learner(network: Network, learning: list[list[str]], about: About, world: W
         average=average,
         microbatch_size=recipe.microbatch_size,
     )
+
+
+def _averaging(decay: float) -> Any:
+    """How a running average moves; counts and indices are not averaged but taken over."""
+    move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return lambda old, new, n: move(old, new, n) if old[0].is_floating_point() else torch._foreach_copy_(old, new)
 
 
 def _optimizer(named: dict[str, nn.Parameter], learning: list[list[str]], recipe: Recipe) -> torch.optim.Optimizer:

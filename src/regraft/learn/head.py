@@ -95,7 +95,8 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
 def _standardise(features: Features) -> _Problem:
     x = features.x.astype(np.float64)
     mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 1e-8 * max(float(scale.max()), 1e-300), scale, 1.0)
+    noise = np.maximum(1e-8 * max(float(scale.max()), 1e-300), 1e-6 * np.abs(mean))  # of rounding, not of photos
+    scale = np.where(scale > noise, scale, 1.0)
     z, basis = (x - mean) / scale, None
     if z.shape[0] < z.shape[1]:
         u, s, basis = np.linalg.svd(z, full_matrices=False)

@@ -131,9 +131,12 @@ def fit(
         fitted.tally += one
         fitted.step += 1
         advance(int(one.n))
+        keeper.save_after(CHECKPOINT_SECONDS)
+        return must_stop(one)
+
+    def must_stop(_: Tally) -> bool:
         reason = "interrupted" if stop_asked() else "time" if time.monotonic() > deadline else ""
         fitted.stopped = learner.world.agree(reason)
-        keeper.save_after(CHECKPOINT_SECONDS)
         return bool(fitted.stopped)
 
     num_photos = (recipe.epochs - fitted.epoch) * len(train.photos) // learner.world.size
@@ -143,8 +146,9 @@ def fit(
         while fitted.epoch < recipe.epochs and not fitted.stopped:
             began = time.monotonic()
             run_epoch(train.load(fitted.epoch, fitted.step), step, after_step)
-            if not fitted.stopped:
-                _end_of_epoch(learner, fitted, judge(learner, val), time.monotonic() - began)
+            judged = None if fitted.stopped else judge(learner, val, must_stop)
+            if judged is not None and not fitted.stopped:
+                _end_of_epoch(learner, fitted, judged, time.monotonic() - began)
                 progress.say(line(fitted.rows[-1], recipe.epochs))
                 keeper.save_after(KEEPING_SHARE * keeper.cost_s)
         keeper.save_after(0.0)
@@ -180,7 +184,7 @@ def hold_still(network: nn.Module, recipe: Recipe) -> None:
             module.train(recipe.batchnorm == "train" and not is_frozen)
 
 
-def judge(learner: Learner, photos: Loader) -> Tally:
+def judge(learner: Learner, photos: Loader, must_stop: Callable[[Tally], bool] = lambda _: False) -> Tally:
     """Plain cross entropy and accuracy of the network that would be delivered."""
     network = learner.delivered
 
@@ -192,7 +196,7 @@ def judge(learner: Learner, photos: Loader) -> Tally:
 
     was_training = [module for module in network.modules() if module.training]
     network.eval()
-    tally = run_epoch(photos.load(0), step, lambda _: False)
+    tally = run_epoch(photos.load(0), step, must_stop)
     for module in was_training:
         module.training = True
     return Tally(*learner.world.total(asdict(tally).values()))
@@ -264,6 +268,10 @@ def write_history(folder: Path, rows: list[Row]) -> None:
 
 
 def _end_of_epoch(learner: Learner, fitted: Fit, judged: Tally, seconds: float) -> None:
+    recipe, num_steps = learner.recipe, fitted.step
+    if not math.isfinite(judged.loss):
+        raise _not_finite(judged.loss, f"on the photos that are judged after epoch {fitted.epoch + 1}", recipe)
+    rate = rate_factor(recipe, (fitted.epoch + 1) * num_steps - 1, recipe.epochs * num_steps)
     (loss, weight, num_right, n) = learner.world.total(asdict(fitted.tally).values())
     fitted.rows.append(
         {
@@ -272,16 +280,23 @@ def _end_of_epoch(learner: Learner, fitted: Fit, judged: Tally, seconds: float) 
             "train_accuracy": num_right / n,
             "val_loss": judged.loss / judged.weight,
             "val_accuracy": judged.num_right / judged.n,
-            "learning_rate": learner.optimizer.param_groups[0]["lr"],
+            "learning_rate": learner.optimizer.param_groups[0]["peak_lr"] * rate,
             "seconds": round(seconds, 3),
         }
     )
-    recipe, best = learner.recipe, fitted.best_epoch
+    best = fitted.best_epoch
     if recipe.keep == "best" and best == fitted.epoch:
         learner.best = {name: value.detach().clone() for name, value in learner.delivered.state_dict().items()}
     if recipe.patience and fitted.epoch - best >= recipe.patience:
         fitted.stopped = "patience"
     fitted.epoch, fitted.step, fitted.tally = fitted.epoch + 1, 0, Tally()
+
+
+def _not_finite(loss: float, where: str, recipe: Recipe) -> TrainError:
+    return TrainError(
+        f"The loss is {loss} {where}. Expected a finite number. Lower --learning-rate (it is "
+        f"{recipe.learning_rate:g}) and --head-learning-rate ({recipe.head_learning_rate:g}), or set --clip 1."
+    )
 
 
 def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Progress) -> Callable[[Batch], Tally]:
@@ -298,11 +313,7 @@ def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Prog
         world.add_up([p.grad for p in parameters if p.grad is not None])
         (loss,) = world.total([tally.loss / batch.total])
         if not math.isfinite(loss):
-            raise TrainError(
-                f"The loss is {loss} at step {fitted.step + 1} of epoch {fitted.epoch + 1}. Expected a finite number. "
-                f"Lower --learning-rate (it is {recipe.learning_rate:g}) and --head-learning-rate "
-                f"({recipe.head_learning_rate:g}), or set --clip 1."
-            )
+            raise _not_finite(loss, f"at step {fitted.step + 1} of epoch {fitted.epoch + 1}", recipe)
         if recipe.clip:
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
         learner.optimizer.step()
@@ -318,9 +329,9 @@ def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
     while True:
         size = min(learner.microbatch_size or len(batch.labels), len(batch.labels))
         learner.optimizer.zero_grad()
+        tally, statistics = Tally(), RunningStatistics(learner.network)
         try:
-            tally, statistics = Tally(), RunningStatistics(learner.network)
-            for part in batch.split(size):
+            for part in batch.split(size, statistics.least):
                 statistics.rewind()
                 one = _backward(learner, part)
                 statistics.add(int(one.n))
@@ -334,6 +345,8 @@ def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
                 raise TrainError(
                     "Not enough memory for one photo. Choose a smaller backbone, or free memory."
                 ) from error
+            statistics.rewind()
+            torch.manual_seed(torch.initial_seed())  # as if the attempt had not been
             learner.microbatch_size = size // 2
             progress.say(f"out of memory: microbatches of {learner.microbatch_size}; batches stay as they are")
 

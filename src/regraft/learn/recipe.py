@@ -224,4 +224,7 @@ def _problem(name: str, value: Any) -> str | None:
     if name in _BOUNDS and not _BOUNDS[name][0] <= value <= _BOUNDS[name][1]:
         low, high = _BOUNDS[name]
         return f"--{name.replace('_', '-')} {value} is out of range. Expected {low:g} to {high:g}."
+    choices = get_args(get_type_hints(Recipe)[name])
+    if choices and value not in choices:
+        return f"--{name.replace('_', '-')} {value!r} is unknown. Expected {', '.join(choices)}."
     return None

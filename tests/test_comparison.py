@@ -1,0 +1,123 @@
+"""Modes side by side: one split, one table of numbers, and a test of every two on the same photos."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+import regraft
+from conftest import draw_folder
+from regraft.api import compare, configure
+from regraft.ground.errors import ConfigError, DataError, OutputError
+from regraft.ground.progress import Progress
+from test_training import read_lines, save_toy, visible
+
+STANDING = {"epochs": 1, "learning_rate": 0.0, "head_learning_rate": 0.0, "head_start": "random"}
+QUIET = {"progress": Progress(quiet=True)}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return save_toy(tmp_path_factory.mktemp("toy") / "weights")
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """Three colours, four photos of each to learn from and six to judge on."""
+    root = tmp_path_factory.mktemp("data") / "split"
+    draw_folder(root / "train", ("red", "green", "blue"), 4)
+    return draw_folder(root / "val", ("red", "green", "blue"), 6, seed=5000).parent
+
+
+@pytest.fixture(scope="module")
+def compared(colours, toy, tmp_path_factory):
+    """Frozen, which solves the colours, beside full and scratch, which stand still. With the folder of the runs."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return compare(colours, out, config=configure(seed=2, **STANDING, **toy), **QUIET), out
+
+
+def test_the_object_of_the_contract(compared):
+    comparison, out = compared
+    result = comparison.to_json()
+    assert json.loads((out / "compare.json").read_text()) == json.loads(json.dumps(result)) == result
+    assert result.keys() == {"modes", "pairs"}
+    assert list(result["modes"]) == ["frozen", "full", "scratch"]
+    for mode, row in result["modes"].items():
+        assert row["accuracy"].keys() == {"value", "low", "high", "n", "split"}
+        assert (row["accuracy"]["n"], row["accuracy"]["split"]) == (18, "val")
+        assert row["seconds"] > 0
+        assert len(row["history"]) == (0 if mode == "frozen" else 1)
+        assert row["bundle"] == str(out / mode / "bundle")
+    assert [(one["a"], one["b"]) for one in result["pairs"]] == list(combinations(result["modes"], 2))
+    assert all({"a", "b", "p_value", "verdict"} <= one.keys() for one in result["pairs"])
+
+
+def test_every_mode_is_a_whole_run_on_the_same_split(compared):
+    _, out = compared
+    assert visible(out) == ["compare.json", "frozen", "full", "scratch"]
+    splits = [(out / mode / "photos.jsonl").read_bytes() for mode in ("frozen", "full", "scratch")]
+    assert splits[0] == splits[1] == splits[2]
+    for mode in ("frozen", "full", "scratch"):
+        assert regraft.load(out / mode).manifest["provenance"]["mode"] == mode
+        assert json.loads((out / mode / "result.json").read_text())["mode"] == mode
+
+
+def test_the_test_is_on_what_the_bundles_say_of_the_judged_photos(compared, colours):
+    comparison, out = compared
+    judged = [row for row in read_lines(out / "frozen" / "photos.jsonl") if row.get("split") == "val"]
+    paths, labels = [colours / row["path"] for row in judged], [row["label"] for row in judged]
+    right = {
+        mode: np.array([a.prediction.label for a in regraft.predict(regraft.load(out / mode), paths)]) == labels
+        for mode in comparison.runs
+    }
+    for one in comparison.to_json()["pairs"]:
+        a_only = int((right[one["a"]] & ~right[one["b"]]).sum())
+        b_only = int((right[one["b"]] & ~right[one["a"]]).sum())
+        assert (one["a_only"], one["b_only"], one["n"]) == (a_only, b_only, 18)
+        expected = binomtest(a_only, a_only + b_only).pvalue if a_only + b_only else 1.0
+        assert one["p_value"] == pytest.approx(expected)
+    for mode, run in comparison.runs.items():
+        assert run.summary["accuracy"]["value"] == pytest.approx(right[mode].mean())
+
+
+def test_verdicts_say_which_is_better_and_by_how_much(compared):
+    comparison, _ = compared
+    num_right = {mode: round(18 * run.summary["accuracy"]["value"]) for mode, run in comparison.runs.items()}
+    assert num_right["frozen"] == 18
+    assert max(num_right["full"], num_right["scratch"]) <= 9  # chance is 6
+    verdicts = {(one.a, one.b): one.verdict for one in comparison.pairs}
+    for other in ("full", "scratch"):
+        more = num_right["frozen"] - num_right[other]
+        assert verdicts["frozen", other] == f"frozen is better than {other}: right on {more} more of 18 photos"
+    assert verdicts["full", "scratch"] == "full and scratch do not differ on these 18 photos"
+
+
+def test_modes_come_in_the_order_asked_for_and_once(photos, toy, tmp_path):
+    modes = ("full", "frozen", "full")
+    comparison = compare(photos, tmp_path / "out", modes=modes, config=configure(epochs=1, **toy), **QUIET)
+    assert list(comparison.runs) == ["full", "frozen"]
+    assert [(one.a, one.b) for one in comparison.pairs] == [("full", "frozen")]
+
+
+def test_one_mode_has_nothing_to_be_compared_with(photos, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    comparison = compare(photos, modes=("frozen",), config=configure(**toy), **QUIET)
+    assert comparison.pairs == ()
+    assert comparison.to_json()["pairs"] == []
+    assert (tmp_path / "runs" / "colours-compared" / "frozen" / "bundle").is_dir()
+
+
+@pytest.mark.parametrize("modes", [("frozen", "auto"), ("",), ("frozen", "ful")])
+def test_an_unknown_mode_is_refused_before_anything_begins(photos, tmp_path, modes):
+    with pytest.raises(ConfigError, match=rf"Unknown mode '{modes[-1]}'. Expected some of: frozen, full, scratch"):
+        compare(photos, tmp_path / "out", modes=modes, **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_among_the_photos_or_none_at_all_is_refused(photos, tmp_path):
+    with pytest.raises(OutputError, match="inside the photos' folder"):
+        compare(photos, photos / "out", **QUIET)
+    with pytest.raises(DataError, match="There is no folder"):
+        compare(tmp_path / "none", tmp_path / "out", **QUIET)
