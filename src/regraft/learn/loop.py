@@ -256,6 +256,8 @@ def _save(folder: Path, learner: Learner, fitted: Fit) -> None:
     if learner.average is not None:
         tensors |= {f"average/{name}": value for name, value in learner.average.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in learner.best.items()}
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        return  # the next step will tell; until then the checkpoint before this is the last good one
     stopped = "patience" if fitted.stopped == "patience" else ""  # other ends are there to be continued from
     state = {"about": learner.about.to_json(), "fit": {**asdict(fitted), "stopped": stopped}}
     save_checkpoint(folder / "checkpoints", Checkpoint(tensors, state))
