@@ -94,11 +94,12 @@ def test_verdicts_say_which_is_better_and_by_how_much(compared):
     assert verdicts["full", "scratch"] == "full and scratch do not differ on these 18 photos"
 
 
-def test_modes_come_in_the_order_asked_for_and_once(photos, toy, tmp_path):
+def test_modes_come_in_the_order_asked_for_and_once(photos, toy, tmp_path, capsys):
     modes = ("full", "frozen", "full")
-    comparison = compare(photos, tmp_path / "out", modes=modes, config=configure(epochs=1, **toy), **QUIET)
+    comparison = compare(photos, tmp_path / "out", modes=modes, config=configure(epochs=1, **toy))
     assert list(comparison.runs) == ["full", "frozen"]
     assert [(one.a, one.b) for one in comparison.pairs] == [("full", "frozen")]
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("--")] == ["-- full", "-- frozen"]
 
 
 def test_one_mode_has_nothing_to_be_compared_with(photos, toy, tmp_path, monkeypatch):

@@ -66,12 +66,10 @@ def test_tables_are_the_benchmarks():
     sys.path.insert(0, str(ROOT / "bench"))
     import frozen
     import regimes
-    import training
 
     texts = {
         "frozen": lambda result: frozen.table(result),
         "regimes": lambda result: regimes.table(result["rows"]),
-        "training": lambda result: training.sentence(result),
     }
     for name, text in texts.items():
         stands = README.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0].strip()

@@ -261,6 +261,7 @@ def test_auto_announces_and_saves_the_frozen_model_before_it_goes_on_and_a_tie_l
     assert (mode, label, epochs_before) == ("frozen", "red", 0)
     assert len(said.epochs) == 2
     assert sha256_file(run.bundle.folder / "model.onnx") == model
+    assert regraft.load(run.out).manifest["provenance"]["mode"] == "frozen"
     assert run.summary["decision"] == (
         "frozen: of 18 val photos full alone is right on 0, frozen alone on 0 (p = 1); "
         "without a clear gain the simpler one stays"
@@ -380,6 +381,9 @@ def test_the_photos_that_choose_an_epoch_are_never_those_that_judge(tmp_path, la
     assert set(watched.hashes) == (set(splits.val.hashes) or judged)
 
 
+GROWING = {"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "head_learning_rate": 0.05, "warmup": 1.0}
+
+
 @pytest.mark.parametrize("layout", ["", "val test"])
 def test_the_best_epoch_is_delivered_by_photos_that_do_not_judge(tmp_path, toy, monkeypatch, layout):
     jobs, whole = [], finetune.finetune
@@ -387,16 +391,20 @@ def test_the_best_epoch_is_delivered_by_photos_that_do_not_judge(tmp_path, toy, 
         finetune, "finetune", lambda network, job, *rest: jobs.append(job) or whole(network, job, *rest)
     )
     photos = laid_out(tmp_path / "photos", layout)
-    settings = {"epochs": 6, "learning_rate": 0.02, "head_learning_rate": 0.02, "warmup": 0.0, "batch_size": 4}
-    config = configure(mode="full", keep="best", **settings, **toy)
+    config = configure(mode="full", keep="best", **GROWING, **GENTLE, **toy)
     run = train_run(photos, tmp_path / "run", config, Progress(quiet=True))
     told = {row["sha256"]: row["split"] for row in read_lines(run.out / "photos.jsonl")}
     judged = run.summary["accuracy"]["split"]
-    assert {told[content] for content in jobs[0].train.hashes} == {"train"}
-    assert {told[content] for content in jobs[0].val.hashes} == {"val" if layout else "train"}
+    (job,) = jobs
+    assert {told[content] for content in job.train.hashes} == {"train"}
+    assert {told[content] for content in job.val.hashes} == {"val" if layout else "train"}
     assert run.summary["accuracy"]["n"] == sum(name == judged for name in told.values())
     losses = [row["val_loss"] for row in run.summary["history"]]
-    assert run.bundle.manifest["provenance"]["epoch"] == 1 + losses.index(min(losses))
+    assert run.bundle.manifest["provenance"]["epoch"] == 1 + losses.index(min(losses)) < len(losses)
+    p = np.array([list(run.bundle.predict(job.val.root / path).probabilities.values()) for path in job.val.paths])
+    delivered = -np.log(p[np.arange(len(p)), job.val.labels]).mean()
+    assert delivered == pytest.approx(min(losses), abs=0.1)
+    assert losses[-1] > min(losses) + 0.5
 
 
 def test_keep_best_without_a_photo_to_set_apart_says_so(tmp_path, toy):

@@ -592,35 +592,6 @@ def test_the_deadline_ends_an_epoch_in_its_midst(tmp_path, capsys):
     assert (state["stopped"], state["epoch"], state["step"]) == ("", 0, 1)
 
 
-@few_workers
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"momentum": 0.9, "schedule": "cosine", "warmup": 0.3},
-        {"optimizer": "adamw", "learning_rate": 3e-3, "ema": 0.7, "keep": "best", "mix": "mixup", "microbatch_size": 4},
-    ],
-)
-def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path):
-    """Each part of it with another number of workers."""
-    recipe = recipe_of(**changes)
-    expected = learner_of(recipe)
-    rows = run(expected, train_loader(recipe, count=22)).rows
-    cuts, fitted = 0, Fit()
-    while fitted.epoch < recipe.epochs:
-        learner = learner_of(recipe)
-        checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
-        fitted = resume(learner, checkpoint) if checkpoint else Fit()
-        loader = train_loader(recipe, count=22, num_workers=2 * (cuts % 2))
-        fitted = run(learner, loader, folder=tmp_path, deadline=-math.inf, fitted=fitted)
-        cuts += 1
-    assert cuts == 7, "after each of 6 steps, and to the end"
-    assert without_times(fitted.rows) == without_times(rows)
-    assert distance(weights(learner.network), weights(expected.network)) == 0
-    assert distance(weights(learner.delivered), weights(expected.delivered)) == 0
-    assert learner.best.keys() == expected.best.keys()
-    assert all(torch.equal(value, expected.best[name]) for name, value in learner.best.items())
-
-
 @pytest.fixture
 def handlers(monkeypatch):
     """Signals as the command line takes them, for one test."""
@@ -633,32 +604,71 @@ def handlers(monkeypatch):
 
 
 class Signalled(Toy):
-    """Gets a signal in the midst of a step."""
+    """Gets a signal in the midst of a batch that it learns from, or one that it judges."""
 
-    def __init__(self, at_step):
+    def __init__(self, at_batch, *, judging=False):
         super().__init__()
-        self.at_step, self.steps = at_step, 0
+        self.at_batch, self.judging, self.num_batches = at_batch, judging, 0
 
     def forward(self, pixels):
-        self.steps += self.training
-        if self.steps == self.at_step:
-            self.at_step = 0
+        self.num_batches += self.training != self.judging
+        if self.num_batches == self.at_batch:
+            self.at_batch = 0
             os.kill(os.getpid(), signal.SIGTERM)
         return super().forward(pixels)
 
 
-@pytest.mark.parametrize("at_step", [1, 2, 3])
-def test_a_signal_ends_the_run_after_a_whole_step_and_a_checkpoint(at_step, tmp_path, handlers):
+@few_workers
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"momentum": 0.9, "schedule": "cosine", "warmup": 0.3},
+        {"optimizer": "adamw", "learning_rate": 3e-3, "ema": 0.7, "keep": "best", "mix": "mixup"},
+        {"microbatch_size": 3, "ema": 0.7, "patience": 5, "keep": "best"},
+    ],
+)
+def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path, handlers):
+    """Each part of it with another number of workers."""
+    recipe = recipe_of(**changes)
+    expected = learner_of(recipe)
+    rows = run(expected, train_loader(recipe, count=22)).rows
+    for part in range(7):
+        learner = learner_of(recipe, Signalled(1))
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
+        fitted = resume(learner, checkpoint) if checkpoint else Fit()
+        assert fitted.epoch * 3 + fitted.step == part
+        loader = train_loader(recipe, count=22, num_workers=2 * (part % 2))
+        try:
+            run(learner, loader, folder=tmp_path, fitted=fitted)
+        except signals.Interrupted:
+            signals._pending.clear()
+    assert (fitted.epoch, fitted.step, fitted.stopped) == (2, 0, "")
+    assert without_times(fitted.rows) == without_times(rows)
+    assert distance(weights(learner.network), weights(expected.network)) == 0
+    assert distance(weights(learner.delivered), weights(expected.delivered)) == 0
+    assert learner.best.keys() == expected.best.keys()
+    assert all(torch.equal(value, expected.best[name]) for name, value in learner.best.items())
+
+
+@pytest.mark.parametrize(
+    ("at_batch", "judging", "steps"), [(1, False, 1), (2, False, 2), (3, False, 3), (1, True, 2), (3, True, 4)]
+)
+def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, judging, steps, tmp_path, handlers):
     recipe = recipe_of(momentum=0.9)
+    expected = learner_of(recipe)
+    rows = run(expected).rows
+    network = Signalled(at_batch, judging=judging)
     with pytest.raises(signals.Interrupted) as caught:
-        run(learner_of(recipe, Signalled(at_step)), folder=tmp_path)
+        run(learner_of(recipe, network), folder=tmp_path)
     assert caught.value.signum == signal.SIGTERM
+    assert network.num_batches == at_batch, "none begins after it"
     signals._pending.clear()
     learner = learner_of(recipe)
     fitted = resume(learner, latest_checkpoint(tmp_path / "checkpoints", QUIET))
-    assert 2 * fitted.epoch + fitted.step == at_step
+    assert 2 * fitted.epoch + fitted.step == steps
     run(learner, folder=tmp_path, fitted=fitted)
-    assert distance(weights(learner.network), weights(trained(recipe).network)) == 0
+    assert distance(weights(learner.network), weights(expected.network)) == 0
+    assert without_times(fitted.rows) == without_times(rows)
 
 
 @pytest.mark.parametrize(("seconds", "within"), [(0.0, [(0, 1), (0, 2), (1, 1), (1, 2)]), (3600.0, [])])

@@ -83,7 +83,8 @@ class Learner:
 class Fit:
     """How far a training has come. rows: the history, one for each finished epoch.
 
-    epoch, step: what comes next.  tally: of the epoch that is under way.  stopped: why it ended before its time.
+    epoch, step: what comes next.  tally: of the epoch that is under way, over all processes.  stopped: why it ended
+    before its time.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -139,7 +140,7 @@ def fit(
         fitted.stopped = learner.world.agree(reason)
         return bool(fitted.stopped)
 
-    num_photos = (recipe.epochs - fitted.epoch) * len(train.photos) // learner.world.size
+    num_photos = (recipe.epochs - fitted.epoch) * len(train.photos)
     with held_back() as stop_asked, progress.step("fine-tune", total=num_photos) as advance:
         learner.network.train()
         hold_still(learner.network, recipe)
@@ -274,12 +275,12 @@ def _end_of_epoch(learner: Learner, fitted: Fit, judged: Tally, seconds: float) 
     if not math.isfinite(judged.loss):
         raise _not_finite(judged.loss, f"on the photos that are judged after epoch {fitted.epoch + 1}", recipe)
     rate = rate_factor(recipe, (fitted.epoch + 1) * num_steps - 1, recipe.epochs * num_steps)
-    (loss, weight, num_right, n) = learner.world.total(asdict(fitted.tally).values())
+    done = fitted.tally
     fitted.rows.append(
         {
             "epoch": fitted.epoch + 1,
-            "train_loss": loss / weight,
-            "train_accuracy": num_right / n,
+            "train_loss": done.loss / done.weight,
+            "train_accuracy": done.num_right / done.n,
             "val_loss": judged.loss / judged.weight,
             "val_accuracy": judged.num_right / judged.n,
             "learning_rate": learner.optimizer.param_groups[0]["peak_lr"] * rate,
@@ -311,11 +312,12 @@ def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Prog
         for group in learner.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
         torch.manual_seed(_seed(learner.seed, number, world.rank))  # of dropout and mixing
-        tally = gradients(learner, batch, progress)
+        own = gradients(learner, batch, progress)
         world.add_up([p.grad for p in parameters if p.grad is not None])
-        (loss,) = world.total([tally.loss / batch.total])
-        if not math.isfinite(loss):
-            raise _not_finite(loss, f"at step {fitted.step + 1} of epoch {fitted.epoch + 1}", recipe)
+        tally = Tally(*world.total(asdict(own).values()))
+        if not math.isfinite(tally.loss):
+            where = f"at step {fitted.step + 1} of epoch {fitted.epoch + 1}"
+            raise _not_finite(tally.loss / batch.total, where, recipe)
         if recipe.clip:
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
         learner.optimizer.step()

@@ -1,0 +1,190 @@
+"""A run that is continued with other flags: applied and said, or refused with the cure; nothing is ignored. (Row R8.)"""
+
+import shutil
+import signal
+
+import pytest
+
+from conftest import draw
+from faults.nursery import Trip, record, story, toy
+from regraft.deliver.bundle import load
+
+pytestmark = pytest.mark.slow
+STOPPED = (Trip("regraft.learn.loop.gradients", 5, signal.SIGTERM),)
+
+NO_EFFECT = {
+    "the same": (),
+    "workers": ("--workers", 1),
+    "time that suffices": ("--time", "10m"),
+    "offline": ("--offline",),
+    "force without a change": ("--force",),
+}
+APPLIED = {
+    "val_batch_size": ("--val-batch-size", 2),
+    "compile": ("--compile",),
+}
+NEED_FORCE = {
+    "epochs": ("--epochs", 7),
+    "microbatch_size": ("--microbatch-size", 2),
+    "learning_rate": ("--learning-rate", 0.0123),
+    "head_learning_rate": ("--head-learning-rate", 0.0123),
+    "layer_decay": ("--layer-decay", 0.5),
+    "momentum": ("--momentum", 0.5),
+    "weight_decay": ("--weight-decay", 0.5),
+    "schedule": ("--schedule", "constant"),
+    "warmup": ("--warmup", 0.5),
+    "clip": ("--clip", 1),
+    "batchnorm": ("--batchnorm", "eval"),
+    "min_crop": ("--min-crop", 0.9),
+    "flip": ("--no-flip",),
+    "augment": ("--augment", "trivial"),
+    "mix": ("--mix", "mixup"),
+    "label_smoothing": ("--label-smoothing", 0.3),
+    "class_weights": ("--class-weights",),
+}
+FORCED = ("epochs", "learning_rate", "layer_decay", "schedule", "batchnorm", "mix", "class_weights")
+REFUSED = {
+    "batch_size": ("--batch-size", 6),
+    "optimizer": ("--optimizer", "sgd"),
+    "head_start": ("--head-start", "solved"),
+    "unfreeze": ("--unfreeze", 1),
+    "ema": ("--ema", 0.5),
+    "keep": ("--keep", "best"),
+    "mode": ("--mode", "scratch"),
+    "recipe": ("--recipe", "tutorial"),
+    "seed": ("--seed", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return story(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def unfinished(whole, tmp_path_factory):
+    """A run that was stopped in its second epoch."""
+    out = tmp_path_factory.mktemp("unfinished") / "run"
+    assert whole.start(out, trips=STOPPED).wait().code == 143
+    return out
+
+
+@pytest.fixture
+def out(unfinished, tmp_path):
+    return shutil.copytree(unfinished, tmp_path / "run")
+
+
+def was_refused(ended, out, unfinished) -> str:
+    """The message. Nothing is lost."""
+    assert ended.code == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    for path in (unfinished / "checkpoints").rglob("*.*"):
+        assert (out / path.relative_to(unfinished)).read_bytes() == path.read_bytes()
+    return ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("row", NO_EFFECT)
+def test_what_changes_no_result_changes_nothing(whole, out, row):
+    ended = whole.start(out, *NO_EFFECT[row]).wait()
+    whole.check(out, ended)
+    assert "continued: epoch 2, step 3" in ended.stderr
+    assert "changed on resume" not in ended.stderr
+
+
+@pytest.mark.parametrize("row", APPLIED)
+def test_what_is_applied_is_said(whole, out, row):
+    ended = whole.start(out, *APPLIED[row]).wait()
+    whole.check(out, ended)
+    assert f"changed on resume: {row} " in ended.stderr
+
+
+@pytest.mark.parametrize("row", NEED_FORCE)
+def test_what_makes_another_recipe_needs_force(whole, out, unfinished, row):
+    message = was_refused(whole.start(out, *NEED_FORCE[row]).wait(), out, unfinished)
+    assert f"{row} " in message
+    assert "(now " in message
+    assert "--force" in message
+    assert "--restart" in message
+
+
+@pytest.mark.parametrize("row", FORCED)
+def test_what_is_forced_is_applied_and_said(whole, out, row):
+    ended = whole.start(out, *NEED_FORCE[row], "--force").wait()
+    assert ended.code == 0, ended.stderr
+    assert f"changed on resume: {row} " in ended.stderr
+    assert "continued: epoch 2, step 3" in ended.stderr
+    assert measured_rows(ended)[0] == whole.figures[3][0]  # the epoch before the change
+    assert measured_rows(ended) != whole.figures[3]
+    changed, before = load(out).manifest["provenance"]["recipe"][row], load(whole.out).manifest["provenance"]["recipe"]
+    assert changed != before[row]
+
+
+def measured_rows(ended):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in ended.summary["history"]]
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["plain", "forced"])
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_does_not_fit_the_checkpoint_is_refused(whole, out, unfinished, row, force):
+    message = was_refused(whole.start(out, *REFUSED[row], *force).wait(), out, unfinished)
+    assert f"{row} " in message
+    assert "(now " in message
+    assert "cannot be continued" in message
+    assert "--restart" in message
+
+
+def test_other_photos_and_other_weights_are_refused(whole, out, unfinished, tmp_path):
+    other = shutil.copytree(whole.photos, tmp_path / "photos")
+    draw(other / "red" / "one_more.jpg", (200, 30, 30), 77)
+    command = [other if argument == whole.photos else argument for argument in whole.command]
+    message = was_refused(whole.start(out, command=tuple(command)).wait(), out, unfinished)
+    assert "photos " in message
+    weights = toy(tmp_path / "dead", dead=True)
+    message = was_refused(whole.start(out, *weights).wait(), out, unfinished)
+    assert "backbone " in message
+    message = was_refused(whole.start(out, "--from", whole.out / "bundle").wait(), out, unfinished)
+    assert "backbone " in message
+
+
+def test_photos_under_other_names_are_the_same_photos(whole, out, tmp_path):
+    moved = shutil.copytree(whole.photos, tmp_path / "elsewhere")
+    for number, path in enumerate(sorted(moved.glob("*/*.jpg"))):
+        path.rename(path.with_name(f"photo{-number}.jpg"))
+    command = [moved if argument == whole.photos else argument for argument in whole.command]
+    ended = whole.start(out, command=tuple(command)).wait()
+    assert ended.code == 0, ended.stderr
+    assert "continued: epoch 2" in ended.stderr
+
+
+def test_settings_that_were_forced_stay_until_they_are_changed_again(whole, out, unfinished):
+    forced = ("--learning-rate", 0.0123, "--force")
+    again = (Trip("regraft.learn.loop.gradients", 2, signal.SIGTERM),)
+    assert whole.start(out, *forced, trips=again).wait().code == 143
+    back = whole.start(out).wait()
+    assert back.code == 1
+    assert "learning_rate 0.0123 (now " in back.stderr.splitlines()[-1]
+    ended = whole.start(out, "--learning-rate", 0.0123).wait()
+    assert ended.code == 0, ended.stderr
+    assert "changed on resume" not in ended.stderr
+    assert load(out).manifest["provenance"]["recipe"]["learning_rate"] == 0.0123
+
+
+def test_fewer_epochs_than_were_done_deliver_what_is_there(whole, out):
+    ended = whole.start(out, "--epochs", 1, "--force").wait()
+    assert ended.code == 0, ended.stderr
+    assert len(ended.summary["history"]) == 1
+
+
+def test_restart_begins_anew_with_any_flags(whole, out, record_property):
+    ended = whole.start(out, "--restart").wait()
+    whole.check(out, ended)
+    assert "continued" not in ended.stderr
+    rows = sum(map(len, (NO_EFFECT, APPLIED, NEED_FORCE, FORCED, REFUSED, REFUSED))) + 6
+    record(record_property, "R8", rows=rows, silent=0)
+
+
+def test_restart_takes_what_would_be_refused(whole, out):
+    ended = whole.start(out, "--restart", "--seed", 1, "--batch-size", 6).wait()
+    assert ended.code == 0, ended.stderr
+    assert "continued" not in ended.stderr
+    assert len(ended.summary["history"]) == 5
