@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from record import HERE, fill, machine
+from record import HERE, machine
 
 
 def main() -> None:
@@ -32,7 +32,6 @@ def main() -> None:
     ratio = statistics.median(r["regraft"] / r["plain"] for r in rounds)
     result = {"command": "python bench/training.py", **machine(), "images_per_s": rounds, "ratio": ratio}
     (HERE / "results" / "training.json").write_text(json.dumps(result, indent=1) + "\n")
-    fill("training", sentence(result))
     print(sentence(result))
 
 

@@ -275,6 +275,7 @@ def _identity(start: _Start, here: _Here) -> dict[str, str]:
     return {
         "photos": start.material.fingerprint,
         "val_fraction": str(config.val_fraction),
+        "num_folds": str(config.num_folds),
         "backbone": config.backbone if start.backbone is None else f"{config.backbone} {start.backbone.graph_sha256}",
         "mode": here.mode,
         "recipe": config.recipe,

@@ -117,6 +117,11 @@ def test_every_seed_and_epoch_has_an_order_of_its_own():
     assert len(firsts) > 45, "each photo comes early in some epoch"
 
 
+def test_every_epoch_and_seed_deals_the_photos_into_other_batches():
+    dealt = [loader_of(numbered(9), seed=seed).batches_of(epoch) for seed in range(3) for epoch in range(3)]
+    assert all(dealt.count(one) == 1 for one in dealt)
+
+
 def test_photos_that_are_judged_stay_in_their_order():
     loader = loader_of(numbered(7), change=None)
     assert [numbers(batch) for batch in loader.load(5)] == [[0, 1, 2, 3], [4, 5, 6]]

@@ -462,6 +462,23 @@ def test_mixing_changes_training_and_is_drawn_from_the_seed_alone(mix):
     assert distance(one, weights(other.network)) > 1e-4
 
 
+def test_every_step_draws_from_a_seed_of_its_own():
+    class Recording(Toy):
+        def forward(self, pixels):
+            if self.training:
+                seeds.append(torch.initial_seed())
+            return super().forward(pixels)
+
+    drawn = []
+    for seed in (0, 0, 1):
+        seeds = []
+        run(learner_of(recipe_of(), Recording(), seed=seed))
+        assert len(set(seeds)) == len(seeds) == 4
+        drawn.append(seeds)
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
+
+
 def test_a_photo_alone_is_not_mixed():
     recipe = recipe_of(mix="mixup", microbatch_size=1, batchnorm="eval")
     same = recipe_of(microbatch_size=1, batchnorm="eval")
@@ -625,6 +642,7 @@ class Signalled(Toy):
         {"momentum": 0.9, "schedule": "cosine", "warmup": 0.3},
         {"optimizer": "adamw", "learning_rate": 3e-3, "ema": 0.7, "keep": "best", "mix": "mixup"},
         {"microbatch_size": 3, "ema": 0.7, "patience": 5, "keep": "best"},
+        {"learning_rate": 0.0, "batchnorm": "eval", "keep": "best"},  # the first epoch is the best
     ],
 )
 def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path, handlers):

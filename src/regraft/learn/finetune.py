@@ -82,7 +82,7 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
     about = About(job.identity, recipe, recipe)
     if checkpoint:
         before = About.from_json(checkpoint.state["about"])
-        about = replace(before, carried_out=continued(before, job.identity, recipe, job.force, progress))
+        about = replace(about, carried_out=continued(before, job.identity, recipe, job.force, progress))
     network = _with_first_head(network, about.asked, head, len(job.train.classes), job.seed)
     learning = _learning(network, about.asked)
     frozen = _frozen_sha256(network, learning)
