@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test quick check format bench clean
+.PHONY: help setup demo test torture quick check format bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -23,6 +23,9 @@ demo: $(READY)   ## the main job on photos that regraft draws itself, offline
 
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile
+
+torture: $(READY)  ## the fault tests in their long form
+	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/faults tests/test_kill.py
 
 quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest
