@@ -111,3 +111,6 @@ def test_the_decision_is_one_sentence_with_its_figures():
     )
     assert [result.is_open for result in (won, open_, lost)] == [False, True, False]
     assert lost.decision("val").startswith("frozen: ")
+    far_behind = compared(table(both=20, a_only=9, b_only=1))
+    assert (far_behind.b_wins, far_behind.is_open) == (False, False)
+    assert far_behind.decision("val").startswith("frozen: ")

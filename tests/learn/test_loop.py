@@ -1,11 +1,13 @@
 """The loop: what a step does, what an epoch leaves, when it ends, and that a cut run ends as if it had not been cut."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -703,3 +705,35 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(learner_of(recipe_of()))
     assert list(tmp_path.iterdir()) == []
+
+
+def one_of(rank, size, folder, changes):
+    """A process among others: cut after its first step, continued to the end; the main one leaves what it has."""
+    loop.World.autocast = lambda self: contextlib.nullcontext()
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    recipe, world = recipe_of(**changes), World(rank, size)
+    train, val = (replace(loader, world=world) for loader in (train_loader(recipe, count=22), val_loader()))
+    learner = replace(learner_of(recipe), world=world)
+    run(learner, train, val, folder=folder, deadline=-math.inf)
+    world.wait()
+    learner = replace(learner_of(recipe), world=world)
+    fitted = resume(learner, latest_checkpoint(folder / "checkpoints", QUIET))
+    run(learner, train, val, fitted=fitted)
+    if world.is_main:
+        torch.save({"rows": fitted.rows, "weights": weights(learner.network)}, folder / "end.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"microbatch_size": 4}, {"batchnorm": "eval", "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_end_as_one_does(size, changes, tmp_path):
+    recipe = recipe_of(**changes)
+    alone = learner_of(recipe)
+    rows = run(alone, train_loader(recipe, count=22)).rows
+    torch.multiprocessing.spawn(one_of, (size, tmp_path, changes), size)
+    end = torch.load(tmp_path / "end.pt")
+    assert distance(weights(alone.network), end["weights"]) <= 1e-5
+    for row, expected in zip(without_times(end["rows"]), without_times(rows), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from regraft.backbones.engine import has_bf16, has_gpu
+from regraft.ground.errors import TrainError
 from regraft.ground.runtime import rank_and_world
 
 if TYPE_CHECKING:
@@ -112,5 +113,11 @@ def join() -> Iterator[World]:
     distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
     try:
         yield World(rank, size, device)
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, distributed.DistError):
+            raise
+        raise TrainError(
+            "Another process of this training has ended: its own message says why. The same command goes on from here."
+        ) from error
     finally:
         distributed.destroy_process_group()
