@@ -225,7 +225,9 @@ def compare(folder: str, out: str | None, modes: str, quiet: bool, as_json: bool
     from regraft import api
 
     config = api.configure(**{name: value for name, value in settings.items() if value is not None})
-    result = api.compare(folder, out, modes=tuple(modes.split(",")), config=config, progress=Progress(quiet))
+    result = api.compare(
+        folder, out, modes=tuple(mode.strip() for mode in modes.split(",")), config=config, progress=Progress(quiet)
+    )
     if as_json:
         _print_json(result.to_json())
         return

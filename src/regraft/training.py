@@ -47,10 +47,11 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
     """Train as `config` says and leave everything in `out`. Raises RegraftError."""
     out = place(Path(folder), out)
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
-    deadline = None if config.limit_s is None else time.monotonic() + config.limit_s
+    began = time.monotonic()
+    deadline = None if config.limit_s is None else began + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
-        here = _Here(out, config, deadline, world, progress)
+        here = _Here(out, config, deadline, world, progress, began)
         start = _prepare(Path(folder), here)
         say_what_is_there(start.material, progress)
         outcome = _climb(start, here)
@@ -62,13 +63,14 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
 
 @dataclass(frozen=True)
 class _Here:
-    """Where and how a run goes on. out: its folder.  deadline: of `time.monotonic`, None for no limit."""
+    """Where and how a run goes on. out: its folder.  deadline, began: of `time.monotonic`."""
 
     out: Path
     config: TrainConfig
     deadline: float | None
     world: World
     progress: Progress
+    began: float
 
     @property
     def mode(self) -> str:
@@ -167,7 +169,7 @@ def _climb(start: _Start, here: _Here) -> _Outcome | None:
     if not here.world.is_main:
         return None
     with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
-        graft = _traced(Path(folder), tuned, here)
+        graft = _traced(Path(folder), tuned, start, here)
         outcome = _delivered(graft, start, here) if frozen is None else _better(graft, frozen, start, here)
     _finished(start, outcome, here)  # a kill from here on costs nothing
     _forget(here.out)
@@ -283,7 +285,7 @@ def _identity(start: _Start, here: _Here) -> dict[str, str]:
     }
 
 
-def _traced(folder: Path, tuned: "Tuned", here: _Here) -> Graft:
+def _traced(folder: Path, tuned: "Tuned", start: _Start, here: _Here) -> Graft:
     """A trained network as a backbone's graph and a head, which is what bundles are made of."""
     network = tuned.network
     layer: Any = network.module.get_submodule(network.heads[0])
@@ -295,7 +297,10 @@ def _traced(folder: Path, tuned: "Tuned", here: _Here) -> Graft:
         "frozen_sha256": tuned.frozen_sha256,
         "history": tuned.rows,
     }
-    return Graft(here.mode, from_network(folder, network), weight, layer.bias.detach().numpy(), details)
+    backbone = from_network(folder, network)
+    if start.backbone is not None:  # where it began
+        backbone = replace(backbone, info={**backbone.info, "loaded": start.backbone.info["loaded"]})
+    return Graft(here.mode, backbone, weight, layer.bias.detach().numpy(), details)
 
 
 def _better(graft: Graft, frozen: _Outcome, start: _Start, here: _Here) -> _Outcome:
@@ -345,4 +350,5 @@ def _forget(out: Path) -> None:
 
 def _finished(start: _Start, outcome: _Outcome, here: _Here) -> Run:
     summary = summarise(here.out, outcome.graft, start.material, outcome.evaluation, outcome.decision, here.progress)
+    summary["seconds"].setdefault("total", round(time.monotonic() - here.began, 3))  # so far, of a run that goes on
     return finish(here.out, summary, outcome.evaluation)

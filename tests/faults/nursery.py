@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,18 @@ class Child:
 
     def is_alive(self) -> bool:
         return self.nursery.ask(poll=self.pid)["code"] is None
+
+    def has_begun(self) -> bool:
+        """Whether it looks after signals itself."""
+        return (self.folder / "begun").exists()
+
+    def is_paused(self) -> bool:
+        """Whether a trip's pause has begun."""
+        return (self.folder / "paused").exists()
+
+    def children(self) -> list[int]:
+        """Processes that it started."""
+        return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def kill(self, signum: int = signal.SIGKILL, *, group: bool = False) -> None:
         with suppress(ProcessLookupError):
@@ -150,16 +163,21 @@ def nursery() -> Nursery:
 class Story:
     """A command that trains, and what comes of it where nothing disturbs it.
 
-    start: of the command line.  cache: where its backbone and features are.  weights: hash of its model.  figures: all
-    of its summary but times.  seconds: that it took, from an empty cache.
+    command: without --out.  out: the run's folder.  cache: where its backbone and features are.  weights: hash of its
+    model.  summary: what it printed.  seconds: that it took, from an empty cache.
     """
 
     photos: Path
     command: tuple[object, ...]
+    out: Path
     cache: Path
     weights: str
-    figures: Any
+    summary: dict[str, Any]
     seconds: float
+
+    @property
+    def figures(self) -> Any:
+        return measured(self.summary)
 
     def start(
         self,
@@ -168,11 +186,19 @@ class Story:
         interval: float = 30.0,
         trips: tuple[Trip, ...] = (),
         cache: Path | None = None,
+        command: tuple[object, ...] = (),
+        **environment: str,
     ) -> Child:
-        """The same command. interval: seconds between checkpoints within an epoch."""
-        env = {"REGRAFT_CACHE": str(cache or self.cache)}
+        """The same command, unless another is given. interval: seconds between checkpoints within an epoch."""
+        env = {"REGRAFT_CACHE": str(cache or self.cache), **environment}
         change = {INTERVAL: interval}
-        return nursery().start(*self.command, "--out", out, *options, change=change, trips=trips, **env)
+        return nursery().start(*(command or self.command), "--out", out, *options, change=change, trips=trips, **env)
+
+    def start_together(self, size: int, out: Path, *options: object, **more: Any) -> list[Child]:
+        """The same command in several processes, with the environment that torchrun gives them."""
+        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+        return [self.start(out, *options, **more, **shared, **rank) for rank in ranks]
 
     def check(self, out: Path, ended: Ended) -> None:
         """As if nothing had disturbed it."""
@@ -187,7 +213,7 @@ def story(folder: Path, *flags: object, dead: bool = False) -> Story:
     command = ("train", photos, *toy(folder / "toy", dead=dead), *(flags or SHORT), "--json")
     out, cache = folder / "undisturbed", folder / "cache"
     ended = nursery().run(*command, "--out", out, REGRAFT_CACHE=str(cache))
-    return Story(photos, command, cache, weights_of(out), measured(ended.summary), ended.seconds)
+    return Story(photos, command, out, cache, weights_of(out), ended.summary, ended.seconds)
 
 
 def toy(folder: Path, *, dead: bool = False) -> tuple[object, ...]:
@@ -207,6 +233,13 @@ def toy(folder: Path, *, dead: bool = False) -> tuple[object, ...]:
     config = {"pretrained_cfg": {**size, "interpolation": "bilinear"}}
     (folder / "config.json").write_text(json.dumps(config))
     return ("--backbone", "timm/test_resnet", "--weights", folder / "model.safetensors")
+
+
+def free_port() -> str:
+    """Of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def weights_of(out: Path) -> str:

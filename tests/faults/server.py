@@ -19,6 +19,8 @@ PRELOADED = (
     "sklearn.linear_model",
     "sklearn.model_selection",
     "torch.distributed",
+    "onnx",
+    "openvino",
 )
 
 
@@ -60,7 +62,9 @@ def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: 
         module, _, name = target.rpartition(".")
         setattr(import_module(module), name, value)
     for trip in trips:
-        lay(**trip)
+        lay(**trip, mark=Path(folder) / "paused")
+    begin = import_module("regraft.ground.signals").install
+    import_module("regraft.ground.signals").install = lambda: (begin(), (Path(folder) / "begun").touch())
     sys.argv = ["regraft", *argv]
     code = 1
     try:
@@ -74,10 +78,10 @@ def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: 
     os._exit(code)  # taking torch down costs a second that tells nothing
 
 
-def lay(at: str, call: int, signum: int, pause: float) -> None:
-    module_name, _, name = at.rpartition(".")
-    module = import_module(module_name)
-    original = getattr(module, name)
+def lay(at: str, call: int, signum: int, pause: float, mark: Path) -> None:
+    place, _, name = at.rpartition(".")
+    owner = place_of(place)
+    original = getattr(owner, name)
     calls = iter(range(1, 10**9))
 
     @functools.wraps(original)
@@ -85,10 +89,21 @@ def lay(at: str, call: int, signum: int, pause: float) -> None:
         if next(calls) == call:
             if signum:
                 os.kill(os.getpid(), signal.Signals(signum))
-            time.sleep(pause)
+            if pause:
+                mark.touch()
+                time.sleep(pause)
         return original(*args, **kwargs)
 
-    setattr(module, name, tripped)
+    setattr(owner, name, tripped)
+
+
+def place_of(name: str) -> Any:
+    """A module, or a class in one."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        module, _, rest = name.rpartition(".")
+        return getattr(import_module(module), rest)
 
 
 if __name__ == "__main__":

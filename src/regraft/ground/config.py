@@ -58,6 +58,8 @@ class TrainConfig:
         for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
+        if not 0 < self.val_fraction < 1 or self.num_folds < 2 or not (self.time_s is None or self.time_s > 0):
+            raise ConfigError("Expected val_fraction between 0 and 1, two folds or more, and a time above 0.")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed} is negative. Expected 0 or more.")
 

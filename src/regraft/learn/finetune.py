@@ -220,10 +220,16 @@ def _loaders(network: Network, job: Job, recipe: Recipe, world: World, progress:
         world=world,
         change=augmentation(recipe, p),
         weights=_class_weights(job.train) if recipe.class_weights else None,
-        ghost_size=recipe.microbatch_size if recipe.batchnorm == "train" else 0,
+        ghost_size=_ghost_size(recipe),
         num_workers=choose_workers(job.workers, batch, world, progress),
     )
     return train, Loader(decode_to_judge(job.val, p, progress), recipe.val_batch_size, job.seed, world)
+
+
+def _ghost_size(recipe: Recipe) -> int:
+    """Photos that BatchNorm normalises together; a last batch of one photo may have joined the one before."""
+    whole = recipe.batch_size + 1
+    return (recipe.microbatch_size or whole) if recipe.batchnorm == "train" else 0
 
 
 def _class_weights(dataset: Dataset) -> tuple[float, ...]:
