@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(folder, out):
-    return train_run(folder, out, TrainConfig(), Progress(quiet=True)).summary
+    return train_run(folder, out, TrainConfig(mode="frozen"), Progress(quiet=True)).summary
 
 
 def test_ants_and_bees(real_photos, tmp_path):
@@ -47,7 +47,7 @@ def test_hard_sets_are_reported_honestly(real_photos, tmp_path, name, least, mos
 
 def test_evaluate_repeats_the_figure_of_training(real_photos, tmp_path):
     folder = real_photos / "hymenoptera"
-    bundle = regraft.train(folder, tmp_path, quiet=True)
+    bundle = regraft.train(folder, tmp_path, quiet=True, mode="frozen")
     assert regraft.evaluate(bundle, folder / "val").accuracy.value == bundle.manifest["metrics"]["accuracy"]["value"]
 
 
