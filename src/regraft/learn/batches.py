@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -149,7 +149,7 @@ class Loader:
         indices = order(hashes, self.seed, epoch) if self.change else range(len(self.photos))
         return plan(indices, self.batch_size)
 
-    def load(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def load(self, epoch: int, first: int = 0) -> Generator[Batch]:
         """This process's share of an epoch's batches, from the one numbered `first`."""
         batches = self.batches_of(epoch)[first:]
         shares = [self._share(indices) for indices in batches]

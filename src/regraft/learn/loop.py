@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ def fit(
         hold_still(learner.network, recipe)
         while fitted.epoch < recipe.epochs and not fitted.stopped:
             began = time.monotonic()
-            run_epoch(train.load(fitted.epoch, fitted.step), step, after_step)
+            with closing(train.load(fitted.epoch, fitted.step)) as batches:  # its processes end here, not some time
+                run_epoch(batches, step, after_step)
             judged = None if fitted.stopped else judge(learner, val, must_stop)
             if judged is not None and not fitted.stopped:
                 _end_of_epoch(learner, fitted, judged, time.monotonic() - began)
@@ -197,7 +199,8 @@ def judge(learner: Learner, photos: Loader, must_stop: Callable[[Tally], bool] =
 
     was_training = [module for module in network.modules() if module.training]
     network.eval()
-    tally = run_epoch(photos.load(0), step, must_stop)
+    with closing(photos.load(0)) as batches:
+        tally = run_epoch(batches, step, must_stop)
     for module in was_training:
         module.training = True
     return Tally(*learner.world.total(asdict(tally).values()))
