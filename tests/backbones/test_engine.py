@@ -136,6 +136,17 @@ def test_importing_the_engine_imports_neither_telemetry_nor_torch():
     subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, check=True)
 
 
+def test_signals_are_safe_after_engines_end_in_any_order(backbone):
+    """OpenVINO's plugins leave an unmapped signal stack behind when two of them end in the order they began."""
+    code = (
+        "import os, signal, sys; from regraft.backbones.engine import Engine; graph = open(sys.argv[1], 'rb').read();"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'));"
+        "first = Engine(graph); second = Engine(graph); del first; del second; os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, backbone.graph], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
 @pytest.mark.parametrize(
     ("device", "visible", "torch", "expected"),
     [

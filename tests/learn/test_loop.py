@@ -648,6 +648,7 @@ class Signalled(Toy):
     ],
 )
 def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path, handlers):
+    """Each part of it with another number of workers."""
     recipe = recipe_of(**changes)
     expected = learner_of(recipe)
     rows = run(expected, train_loader(recipe, count=22)).rows
@@ -656,7 +657,7 @@ def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path
         checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
         fitted = resume(learner, checkpoint) if checkpoint else Fit()
         assert fitted.epoch * 3 + fitted.step == part
-        loader = train_loader(recipe, count=22)  # with workers, in one process, see LOG.md
+        loader = train_loader(recipe, count=22, num_workers=2 * (part % 2))
         try:
             run(learner, loader, folder=tmp_path, fitted=fitted)
         except signals.Interrupted:

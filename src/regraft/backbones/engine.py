@@ -40,9 +40,7 @@ class Engine:
     batch_size = 1
 
     def __init__(self, graph: Path | bytes, precision: Precision = "f32") -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         self.precision: Precision = precision
         model = core.read_model(graph)
         _, *rest = model.inputs[0].partial_shape
@@ -68,6 +66,18 @@ class Engine:
             request = self._local.request = self._compiled.create_infer_request()
         request.infer({0: np.ascontiguousarray(image)})
         return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._outputs)}
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO, once and until the process ends.
+
+    Each of its CPU plugins puts a signal stack of its own in place of the thread's, and puts back the one it found: where
+    two end in the order in which they began, what is put back is unmapped, and the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def engine_identity(precision: Precision) -> str:
