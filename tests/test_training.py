@@ -417,7 +417,7 @@ def test_keep_best_without_a_photo_to_set_apart_says_so(tmp_path, toy):
 MODES = {
     "frozen": {"mode": "frozen"},
     "full": {"mode": "full", "epochs": 1},
-    "scratch": {"mode": "scratch", "epochs": 1},
+    "scratch": {"mode": "scratch", "epochs": 1, "weights": "random"},
     "tutorial": {"mode": "full", "recipe": "tutorial", "epochs": 1},
     "auto": {"epochs": 1},
 }
@@ -431,7 +431,7 @@ def test_files_that_are_no_photos_and_a_class_of_one_are_no_obstacle(tmp_path, t
     (photos / "a" / "empty.png").touch()
     (photos / "b" / "page.jpg").write_text("<html>not found</html>")
     said = Recorder()
-    run = train_run(photos, tmp_path / "run", configure(**settings, **toy), said)
+    run = train_run(photos, tmp_path / "run", configure(**toy | settings), said)
     assert run.summary["images"] == {"found": 14, "used": 11, "quarantined": 3}
     rows = read_lines(run.out / "photos.jsonl")
     reasons = {row["path"]: row["quarantined"] for row in rows if "quarantined" in row}
@@ -476,6 +476,16 @@ def test_settings_that_cannot_be_are_refused_in_every_mode_before_anything_begin
         with pytest.raises(ConfigError, match=told):
             regraft.train(photos, tmp_path / "run", quiet=True, mode=mode, **wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_scratch_would_not_use_are_refused(photos, toy, tmp_path):
+    with pytest.raises(ConfigError, match="--weights and --from have no use in it"):
+        regraft.train(photos, tmp_path / "run", quiet=True, mode="scratch", **toy)
+
+
+def test_settings_of_steps_that_frozen_does_not_take_are_said_to_be_without_effect(photos, toy, tmp_path, capsys):
+    regraft.train(photos, tmp_path / "run", mode="frozen", epochs=3, weight_decay=0.1, **toy)
+    assert "without effect: --epochs, --weight-decay;" in capsys.readouterr().err
 
 
 def test_features_that_differ_by_rounding_alone_teach_nothing():

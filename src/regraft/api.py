@@ -88,15 +88,17 @@ def compare(
     runs = {}
     for mode in dict.fromkeys(modes):
         progress.say(f"-- {mode}")
-        chosen: Any = mode
-        runs[mode] = train_run(
-            folder, out / mode, replace(config or TrainConfig(), mode=chosen), Progress(progress.quiet)
-        )
+        runs[mode] = train_run(folder, out / mode, _in_mode(config or TrainConfig(), mode), Progress(progress.quiet))
     right = {mode: run.evaluation.right for mode, run in runs.items() if run.evaluation is not None}
     comparison = Comparison(runs, tuple(pair(a, right[a], b, right[b]) for a, b in combinations(right, 2)))
     if right:
         write_atomic(out / "compare.json", json_bytes(comparison.to_json()))
     return comparison
+
+
+def _in_mode(config: TrainConfig, mode: Any) -> TrainConfig:
+    """A file of weights is for the modes that begin with weights."""
+    return replace(config, mode=mode, weights=None if mode == "scratch" else config.weights)
 
 
 @dataclass(frozen=True)

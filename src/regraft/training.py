@@ -52,6 +52,9 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
         here = _Here(out, config, deadline, world, progress, began)
+        if config.mode == "frozen" and config.is_solved and config.settings:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in config.settings)
+            progress.say(f"without effect: {flags}; the frozen head is solved, it takes no steps")
         start = _prepare(Path(folder), here)
         say_what_is_there(start.material, progress)
         outcome = _climb(start, here)

@@ -50,7 +50,7 @@ REFUSED = {
     "unfreeze": ("--unfreeze", 1),
     "ema": ("--ema", 0.5),
     "keep": ("--keep", "best"),
-    "mode": ("--mode", "scratch"),
+    "mode": ("--mode", "scratch", "--weights", "random"),
     "recipe": ("--recipe", "tutorial"),
     "seed": ("--seed", 1),
 }

@@ -18,6 +18,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("seconds", [1, 12])
 def test_it_ends_in_time_with_a_model_that_predicts(whole, tmp_path, record_property, mode, seconds):
     flags = ("--mode", mode, "--epochs", 100_000, "--time", f"{seconds}s")
+    flags += ("--weights", "random") if mode == "scratch" else ()
     ended = whole.start(tmp_path / "run", *flags).wait()
     assert ended.code == 0, ended.stderr
     assert ended.seconds < seconds + LATE_S

@@ -94,8 +94,9 @@ def test_features_are_shared_out_and_are_those_of_one(whole, tmp_path):
 
 @pytest.mark.parametrize("mode", ["frozen", "scratch", "auto"])
 def test_every_mode_ends_with_the_model_of_one(whole, tmp_path, mode):
-    alone = whole.start(tmp_path / "1", "--mode", mode).wait().summary
-    together = end_together(whole, 2, tmp_path / "2", "--mode", mode).summary
+    flags = ("--mode", mode, *(("--weights", "random") if mode == "scratch" else ()))
+    alone = whole.start(tmp_path / "1", *flags).wait().summary
+    together = end_together(whole, 2, tmp_path / "2", *flags).summary
     assert together["accuracy"] == alone["accuracy"]
     assert difference(tmp_path / "1", tmp_path / "2") <= (CLOSE if mode == "scratch" else 0.0)
 

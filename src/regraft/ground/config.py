@@ -60,6 +60,11 @@ class TrainConfig:
                 raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
         if not 0 < self.val_fraction < 1 or self.num_folds < 2 or not (self.time_s is None or self.time_s > 0):
             raise ConfigError("Expected val_fraction between 0 and 1, two folds or more, and a time above 0.")
+        if self.mode == "scratch" and self.weights not in (None, "random"):
+            raise ConfigError(
+                "--mode scratch begins with random weights, so --weights and --from have no use in it. "
+                "Leave them out, or choose --mode full."
+            )
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed} is negative. Expected 0 or more.")
 
