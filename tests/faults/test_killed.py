@@ -36,8 +36,10 @@ def ends_as_if_nothing_had_been(whole, out, **options) -> None:
     shutil.rmtree(out)
 
 
-def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_property):
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_property, mode):
     rng, kills = random.Random(1), []
+    whole = whole if mode == "full" else story(tmp_path / "frozen", "--mode", "frozen")
     for trial in range(TRIALS):
         options = {"cache": tmp_path / f"cache{trial}", "interval": INTERVALS[trial % 3]}
         if trial % 2:
@@ -51,7 +53,7 @@ def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_
         ends_as_if_nothing_had_been(whole, tmp_path / "run", **options)
         shutil.rmtree(options["cache"])
     assert sum(kills) >= TRIALS // 2
-    record(record_property, "R1", trials=TRIALS, killed=sum(kills), identical=TRIALS)
+    record(record_property, f"R1-{mode}", trials=TRIALS, killed=sum(kills), identical=TRIALS)
 
 
 def test_killed_at_any_step_it_ends_with_the_same_model(whole, tmp_path, record_property):
