@@ -92,26 +92,71 @@ def demo(out: str, data: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("folder", metavar="DIR")
+@click.option("--out", help="Folder for pictures of the photos and of each kind of finding, and for scan.json.")
+@click.option("--fix", metavar="DIR2", help="Write a copy without what --drop names, by links; DIR is not touched.")
+@click.option(
+    "--drop",
+    default="leaks,conflicts,duplicates",
+    show_default=True,
+    help="Kinds of findings that the copy leaves out, separated by commas; all, or none.",
+)
+@click.option("--strict", is_flag=True, help="Exit 1 if any file cannot be used.")
+@click.option("--fast", is_flag=True, help="No pass through the backbone: no doubtful labels, no outliers.")
+@click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
+@click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
+@click.option("--offline", is_flag=True, help="Never download anything.")
 @_with_json
-def scan(folder: str, as_json: bool) -> None:
-    """What is there: classes, counts, and files that cannot be used.
+def scan(
+    folder: str, out: str | None, fix: str | None, drop: str, strict: bool, fast: bool, as_json: bool, **settings: Any
+) -> None:
+    """What is there, and what may be wrong with it.
 
-    DIR is DIR/<class>/<image>, or DIR/train/<class>/<image> with val and optionally test.
+    Classes, counts, files that cannot be used; copies, also across splits and under two labels; doubtful labels;
+    photos unlike all others; blurred, dark, blank, tiny and odd-shaped ones; classes that file format, size or camera
+    alone would tell. DIR is DIR/<class>/<image>, DIR/train/<class>/<image> with val and optionally test, or a CSV or
+    JSON-lines file with path, label and optionally split.
 
     \b
     regraft scan photos/
+    regraft scan photos/ --out findings/
+    regraft scan photos/ --fix cleaned/ --drop leaks,duplicates,blurred
     """
-    from regraft.data.scan import scan as scan_folder
+    from pathlib import Path
 
-    dataset = scan_folder(folder, progress=Progress())
+    from regraft import api, doctor
+
+    kinds = doctor.chosen_kinds(drop)
+    found = doctor.examine(folder, api.configure(**settings), with_features=not fast, progress=Progress())
+    if out:
+        doctor.write_examination(found, Path(out))
+    left_out = doctor.write_fixed(found, Path(fix), kinds) if fix else {}
     if as_json:
-        _print_json(dataset.to_json())
-        return
+        _print_json(found.to_json())
+    else:
+        _print_examination(found, out)
+    if fix and not as_json:
+        print(
+            printable(
+                f"{fix}: {len(found.dataset) - len(left_out) + len(found.dataset.quarantine)} photos; "
+                f"left out: {len(left_out)}, listed in {fix}.left-out.csv"
+            )
+        )
+    if strict and found.dataset.quarantine:
+        _fail(f"error: {len(found.dataset.quarantine)} files cannot be used; --strict refuses that.", 1)
+
+
+def _print_examination(found: Any, out: str | None) -> None:
+    from regraft import doctor
+
+    dataset = found.dataset
     splits: list[str] = [name for name in ("train", "val", "test") if name in dataset.splits]
     _print_table(("class", *(splits or ["photos"])), _class_rows(dataset, splits))
     print(f"{len(dataset)} photos used of {dataset.num_found} found")
     for line in (*dataset.notes, *(f"left out: {q.path}: {q.reason}" for q in dataset.quarantine)):
         print(printable(line))
+    lines = doctor.in_words(found)
+    print("\n" + "\n".join(map(printable, lines)) if lines else "nothing suspicious was found")
+    print(f"\npictures in {out}" if out else "\nsee them with --out FOLDER; leave them out with --fix FOLDER")
 
 
 def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
@@ -138,6 +183,10 @@ _TRAINING = (
     click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'."),
     click.option("--out", help="Folder for the run.  [default: in runs/]"),
     click.option("--seed", default=0, show_default=True, help="Decides the split and everything random."),
+    click.option("--group-by", metavar="PATTERN",
+                 help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
+    click.option("--drop", help="Kinds of findings of `regraft scan` to leave out, separated by commas, or 'all'."),
+    click.option("--strict", is_flag=True, help="Refuse when a file cannot be used, instead of leaving it out."),
     click.option("--workers", default=-1, help="Processes that augment photos.  [default: decided]"),
     click.option("--offline", is_flag=True, help="Never download anything."),
     click.option("--quiet", is_flag=True, help="No progress."),

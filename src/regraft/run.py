@@ -3,6 +3,7 @@
 bundle/         the model
 result.json     what `regraft train --json` prints
 photos.jsonl    where every file found went
+quarantine.csv  files that are not used, and why
 history.jsonl   one line for each epoch, where there were epochs
 checkpoints/    what an unfinished training continues from
 """
@@ -23,7 +24,7 @@ from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import OutputError
-from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
+from regraft.ground.files import csv_bytes, json_bytes, published, sha256_json, write_atomic
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
 
@@ -103,7 +104,7 @@ def deliver(
 
 
 def write_photos(out: Path, material: Material) -> None:
-    """photos.jsonl: where every file found went, one JSON object a line."""
+    """photos.jsonl: where every file found went, one JSON object a line; quarantine.csv: those not used, and why."""
     splits, rows = material.splits, []
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is not None:
@@ -114,6 +115,8 @@ def write_photos(out: Path, material: Material) -> None:
             ]
     rows += [{"path": q.path, "quarantined": q.reason} for q in material.dataset.quarantine]
     write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
+    quarantine = [(q.path, q.reason) for q in material.dataset.quarantine]
+    write_atomic(out / "quarantine.csv", csv_bytes(("path", "reason"), quarantine))
 
 
 def summarise(

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regraft import doctor
 from regraft.backbones.catalog import RANDOM
 from regraft.backbones.features import Features, extract, fill
 from regraft.backbones.graph import Backbone, from_network, load_backbone
 from regraft.data.scan import Dataset, list_photos, scan
-from regraft.data.splits import Splits, fold_ids, held_out, split
+from regraft.data.splits import Splits, fold_ids, grouped, held_out, split
 from regraft.deliver.bundle import load
 from regraft.deliver.evaluate import Evaluation
 from regraft.ground.config import TrainConfig
-from regraft.ground.errors import ConfigError
+from regraft.ground.errors import ConfigError, DataError
 from regraft.ground.files import PARTIAL, exclusive, remove, sweep
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import torch_room
@@ -47,6 +48,7 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
     """Train as `config` says and leave everything in `out`. Raises RegraftError."""
     out = place(Path(folder), out)
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
+    doctor.chosen_kinds(config.drop)
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
@@ -126,11 +128,21 @@ def _prepare(folder: Path, here: _Here) -> _Start:
     """Photos, the backbone, and its features where a head is solved on them."""
     config, progress = here.config, here.progress
     look = list_photos if config.is_solved else scan
-    dataset = look(folder, progress=progress)
+    dataset = doctor.treated(folder, config, progress) if config.drop else look(folder, progress=progress)
     backbone = None if config.mode == "scratch" else _backbone(here)
     features = None
     if backbone is not None and config.is_solved:
         dataset, features = _features(backbone, dataset, here)
+    if config.strict and dataset.quarantine:
+        first = dataset.quarantine[0]
+        raise DataError(
+            f"{len(dataset.quarantine)} files of {folder} cannot be used, and --strict refuses that; the first: "
+            f"{first.path}: {first.reason}. Mend or remove them; `regraft scan` lists all."
+        )
+    if config.group_by is not None:
+        dataset = grouped(dataset, config.group_by)
+    if (seen := doctor.glance(dataset, features, config)) and not config.drop:
+        progress.say(f"doctor: {seen}; look at them with: regraft scan {folder} --out findings")
     splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
     return _Start(Material(dataset, splits), backbone, features)
 
@@ -181,28 +193,27 @@ def _climb(start: _Start, here: _Here) -> _Outcome | None:
 
 def _solved(backbone: Backbone, features: Features, material: Material, config: TrainConfig) -> tuple[Head, Graft]:
     """The frozen regime: the head of a convex problem on the features."""
-    num_classes = len(material.dataset.classes)
     head = _head(features, material.splits.train, config)
-    score = None if material.splits.given else _cross_validated(features, num_classes, head, config)
+    score = None if material.splits.given else _cross_validated(features, material.dataset, head, config)
     details = {"head": {"penalty": head.penalty, "curve": [vars(score) for score in head.curve]}}
     return head, Graft("frozen", backbone, head.weight, head.bias, details, score)
 
 
 def _head(features: Features, photos: Dataset, config: TrainConfig) -> Head:
     own = features.of(photos)
-    return solve(own, len(photos.classes), _folds(own, config))
+    return solve(own, len(photos.classes), _folds(photos, config))
 
 
-def _folds(features: Features, config: TrainConfig) -> np.ndarray:
-    return fold_ids(features.y, features.hashes, config.num_folds, config.seed)
+def _folds(photos: Dataset, config: TrainConfig) -> np.ndarray:
+    return fold_ids(photos.labels, photos.hashes, config.num_folds, config.seed, photos.groups)
 
 
-def _cross_validated(features: Features, num_classes: int, head: Head, config: TrainConfig) -> Accuracy | None:
+def _cross_validated(features: Features, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
     """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
-    folds = _folds(features, config)
+    folds = _folds(photos, config)
     if not (folds >= 0).any():
         return None
-    score = cross_validate(features, num_classes, folds, head.penalty)
+    score = cross_validate(features, len(photos.classes), folds, head.penalty)
     return accuracy(score.num_right, score.n, "cross-validated")
 
 
@@ -281,6 +292,7 @@ def _identity(start: _Start, here: _Here) -> dict[str, str]:
         "photos": start.material.fingerprint,
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
+        "group_by": str(config.group_by),
         "backbone": config.backbone if start.backbone is None else f"{config.backbone} {start.backbone.graph_sha256}",
         "mode": here.mode,
         "recipe": config.recipe,
@@ -329,7 +341,7 @@ def _better(graft: Graft, frozen: _Outcome, start: _Start, here: _Here) -> _Outc
 def _cross_compared(start: _Start, features: Features, graft: Graft, here: _Here) -> Pair:
     """Frozen and full on every photo, each judged by models that have not seen it."""
     dataset, recipe = start.material.dataset, Recipe(**graft.details["recipe"])
-    folds = _folds(features, here.config)
+    folds = _folds(dataset, here.config)
     said = np.full(len(dataset), -1)
     numbers = [int(number) for number in np.unique(folds[folds >= 0])]
     for done, number in enumerate(numbers):
@@ -341,7 +353,8 @@ def _cross_compared(start: _Start, features: Features, graft: Graft, here: _Here
         job = {"train": train, "val": val, "budget_s": budget_s, "folder": here.out / "folds" / str(number)}
         said[inside] = _tuned(start, _head(features, train, here.config), recipe, job, here).answers
     judged = folds >= 0
-    frozen = out_of_fold(features, len(dataset.classes), folds, _head(features, dataset, here.config).penalty)
+    penalty = _head(features, dataset, here.config).penalty
+    frozen = np.nan_to_num(out_of_fold(features, len(dataset.classes), folds, penalty)).argmax(axis=1)
     return pair("frozen", (frozen == dataset.labels)[judged], "full", (said == dataset.labels)[judged])
 
 

@@ -13,14 +13,13 @@ import pytest
 from conftest import TESTS, draw, draw_folder
 from regraft.backbones import features
 from regraft.backbones.engine import engine_identity
-from regraft.backbones.features import Features, FeatureStore, extract, look_up_or_compute
+from regraft.backbones.features import Features, extract, feature_rows, feature_store
 from regraft.backbones.graph import Backbone, load_backbone
 from regraft.backbones.torch_engine import TorchEngine
 from regraft.data.scan import list_photos
+from regraft.data.store import RowStore
 from regraft.data.transforms import photo_to_input
 from regraft.ground.errors import DataError
-from regraft.ground.files import sha256_bytes
-from regraft.ground.progress import QUIET
 
 SMALL = "timm/test_resnet"
 
@@ -235,8 +234,8 @@ def test_any_batch_size_gives_each_photo_its_row(dataset, empty_cache, backbone,
             return {"features": images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)}
 
     Means.batch_size = batch_size
-    store = FeatureStore("batches")
-    rows, failures = look_up_or_compute(store, dataset, backbone.preprocessing, Means)
+    store = RowStore("features", "batches")
+    rows, failures = feature_rows(store, dataset, backbone.preprocessing, Means)
     assert failures == {}
     for path, content in zip(dataset.paths, dataset.hashes, strict=True):
         image = photo_to_input((dataset.root / path).read_bytes(), backbone.preprocessing)
@@ -268,84 +267,6 @@ def test_what_is_damaged_on_disk_is_computed_again(backbone, dataset, empty_cach
     assert num_computed == []
 
 
-def rows_of(seed, count=4):
-    rng = np.random.default_rng(seed)
-    return {sha256_bytes(rng.bytes(8)): rng.normal(size=6).astype(np.float32) for _ in range(count)}
-
-
-def put(store, rows):
-    with store.writer(QUIET) as write:
-        for content, row in rows:
-            write(content, row)
-
-
-def same_rows(found, expected):
-    return found.keys() == expected.keys() and all(np.array_equal(found[key], expected[key]) for key in expected)
-
-
-def test_no_flipped_bit_in_a_shard_gets_through(empty_cache):
-    store, rows = FeatureStore("bits"), rows_of(0)
-    put(store, rows.items())
-    (shard,) = shards(empty_cache)
-    data = shard.read_bytes()
-    for position in range(len(data)):
-        shard.write_bytes(data[:position] + bytes([data[position] ^ (1 << position % 8)]) + data[position + 1 :])
-        found = store.read(rows)
-        assert same_rows(found, {content: rows[content] for content in found}), position
-        assert len(found) < len(rows), position
-
-
-def test_no_truncated_shard_gets_through(empty_cache):
-    store, rows = FeatureStore("cut"), rows_of(0)
-    put(store, rows.items())
-    (shard,) = shards(empty_cache)
-    data = shard.read_bytes()
-    for length in range(len(data)):
-        shard.write_bytes(data[:length])
-        assert store.read(rows) == {}, length
-
-
-def test_shards_of_several_writers_merge(empty_cache):
-    store, writers = FeatureStore("many"), [rows_of(seed) for seed in range(3)]
-    for rows in writers:
-        put(store, rows.items())
-    everything = {content: row for rows in writers for content, row in rows.items()}
-    assert len(shards(empty_cache)) == 3
-    assert same_rows(store.read(everything), everything)
-    assert same_rows(store.read(writers[1]), writers[1])
-
-
-def test_two_writers_of_the_same_rows_write_one_file(empty_cache):
-    store, rows = FeatureStore("same"), rows_of(0)
-    put(store, rows.items())
-    put(store, rows.items())
-    assert len(shards(empty_cache)) == 1
-
-
-def test_nothing_is_written_where_nothing_is_new(empty_cache):
-    put(FeatureStore("none"), {}.items())
-    assert shards(empty_cache) == []
-    assert FeatureStore("none").read(rows_of(0)) == {}
-
-
-def test_rows_reach_the_disk_every_few_seconds(empty_cache, monkeypatch):
-    monkeypatch.setattr(features, "FLUSH_SECONDS", -1.0)
-    put(FeatureStore("often"), rows_of(0).items())
-    assert len(shards(empty_cache)) == 4
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_rows_reach_the_disk_at_a_bad_end_too(empty_cache, error):
-    def interrupted():
-        yield from rows.items()
-        raise error
-
-    store, rows = FeatureStore("bad end"), rows_of(0)
-    with pytest.raises(error):
-        put(store, interrupted())
-    assert same_rows(store.read(rows), rows)
-
-
 def test_photos_computed_before_an_engine_fails_are_kept(backbone, dataset, empty_cache, monkeypatch):
     engine, calls = backbone.engine(), []
 
@@ -360,7 +281,7 @@ def test_photos_computed_before_an_engine_fails_are_kept(backbone, dataset, empt
     monkeypatch.setattr(Backbone, "engine", lambda self: failing)
     with pytest.raises(RuntimeError, match="the engine broke"):
         extract(backbone, dataset)
-    store = FeatureStore.of(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
+    store = feature_store(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
     assert len(store.read(dataset.hashes)) == 6
 
 
@@ -377,12 +298,12 @@ def test_a_cache_that_cannot_be_written_costs_only_the_next_run(backbone, datase
 def test_the_key_stands_for_everything_that_features_depend_on(backbone, monkeypatch):
     p = backbone.preprocessing
     keys = [
-        FeatureStore.of("a" * 64, p, engine_identity("f32")).key,
-        FeatureStore.of("b" * 64, p, engine_identity("f32")).key,
-        FeatureStore.of("a" * 64, p, engine_identity("bf16")).key,
-        FeatureStore.of("a" * 64, p, "torch 2.10 cuda").key,
+        feature_store("a" * 64, p, engine_identity("f32")).key,
+        feature_store("b" * 64, p, engine_identity("f32")).key,
+        feature_store("a" * 64, p, engine_identity("bf16")).key,
+        feature_store("a" * 64, p, "torch 2.10 cuda").key,
         *(
-            FeatureStore.of("a" * 64, replace(p, **change), engine_identity("f32")).key
+            feature_store("a" * 64, replace(p, **change), engine_identity("f32")).key
             for change in (
                 {"height": 8},
                 {"width": 8},
@@ -397,9 +318,9 @@ def test_the_key_stands_for_everything_that_features_depend_on(backbone, monkeyp
     for module, name in ((features.decode, "VERSION"), (features.PIL, "__version__")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, "another")
-            keys.append(FeatureStore.of("a" * 64, p, engine_identity("f32")).key)
+            keys.append(feature_store("a" * 64, p, engine_identity("f32")).key)
     assert len(set(keys)) == len(keys) == 13
-    assert FeatureStore.of("a" * 64, p, engine_identity("f32")).key == keys[0]
+    assert feature_store("a" * 64, p, engine_identity("f32")).key == keys[0]
 
 
 def test_features_of_another_set_are_found_by_content(backbone, dataset, empty_cache):
@@ -417,6 +338,7 @@ EXTRACT = """
 import sys, time, numpy
 from regraft.backbones import features
 from regraft.backbones.graph import load_backbone
+from regraft.data import store
 from regraft.data.scan import list_photos
 backbone = load_backbone({backbone!r}, "random")
 {slowly}
@@ -424,7 +346,7 @@ _, found = features.extract(backbone, list_photos({folder!r}))
 numpy.save(sys.argv[1], found.x)
 """
 SLOWLY = """
-features.FLUSH_SECONDS = -1.0
+store.FLUSH_SECONDS = -1.0
 decoded = features._decoded
 features._decoded = lambda *a: (time.sleep(0.2), decoded(*a))[1]
 """

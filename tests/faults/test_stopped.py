@@ -20,7 +20,7 @@ PHASES = {
     "scan": ("regraft.training.list_photos", 1),
     "trace the backbone": ("regraft.backbones.trace.export", 1),
     "extract features": ("regraft.backbones.features._decoded", 4),
-    "keep features": ("regraft.backbones.features.write_atomic", 1),
+    "keep features": ("regraft.data.store.write_atomic", 1),
     "solve the head": ("regraft.learn.head._fit", 3),
     "decode": ("regraft.learn.batches._large_enough", 6),
     "first step": ("regraft.learn.loop.gradients", 1),
@@ -131,8 +131,8 @@ def test_a_signal_to_the_whole_group_lets_workers_finish_their_step(whole, tmp_p
 def test_a_long_feature_pass_ends_soon_wherever_it_is(whole, tmp_path):
     """Photos still to come are not decoded first."""
     slow = tuple(Trip("regraft.backbones.features._decoded", call, pause=2.0) for call in range(2, 16))
-    for at, call in (("_Shard.add", 1), ("_decoded", 3)):
-        trips = (*slow, Trip(f"regraft.backbones.features.{at}", call, signal.SIGTERM))
+    for at, call in (("data.store._Shard.add", 1), ("backbones.features._decoded", 3)):
+        trips = (*slow, Trip(f"regraft.{at}", call, signal.SIGTERM))
         child = whole.start(tmp_path / "run", trips=trips, cache=tmp_path / "cache")
         child.wait_until(child.is_paused)
         began = time.monotonic()

@@ -72,8 +72,8 @@ class Engine:
 def _core() -> Any:
     """OpenVINO, once and until the process ends.
 
-    Each of its CPU plugins puts a signal stack of its own in place of the thread's, and puts back the one it found: where
-    two end in the order in which they began, what is put back is unmapped, and the next signal ends the process.
+    Each of its CPU plugins puts a signal stack of its own in place of the thread's, and puts back the one it found:
+    where two end in the order in which they began, that one is unmapped, and the next signal ends the process.
     """
     import openvino
 

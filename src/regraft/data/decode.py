@@ -5,8 +5,10 @@ A photo is either decoded whole, or refused with a reason. Nothing is guessed an
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,46 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
         raise Unreadable(f"more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:  # Pillow's plugins raise whatever they meet in a damaged file
         raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. size: (width, height) in pixels, as stored.  camera: make and model, "" for none."""
+
+    format: str
+    size: tuple[int, int]
+    camera: str
+
+    @property
+    def format_number(self) -> int:
+        """Place among FORMATS, from 1; 0 for another."""
+        return FORMATS.index(self.format) + 1 if self.format in FORMATS else 0
+
+    @property
+    def camera_number(self) -> int:
+        """Of 24 bits, which a float32 holds exactly; 0 for none."""
+        return zlib.crc32(self.camera.encode()) >> 8 if self.camera else 0
+
+
+def header(data: bytes) -> Header:
+    """What is known of an image file before its pixels are. Raises Unreadable."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return Header(image.format or "", image.size, _camera(image))
+    except UnidentifiedImageError:
+        raise Unreadable(_not_an_image(data)) from None
+    except Exception as error:  # as in decode
+        raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
+
+
+def _camera(image: Image.Image) -> str:
+    try:
+        exif = image.getexif()
+        return " ".join(
+            str(exif.get(tag, "")).strip("\0 ") for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
+        ).strip()
+    except Exception:  # whatever a damaged EXIF block raises, it names no camera
+        return ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

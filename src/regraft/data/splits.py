@@ -5,13 +5,16 @@ Copies of one photo stay on one side.
 """
 
 import hashlib
+import re
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 import numpy as np
 
 from regraft.data.scan import Dataset
-from regraft.ground.errors import DataError
+from regraft.ground.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
 
 def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
     """Indices out of `pool` that are kept for judging."""
+    if dataset.groups:
+        own = dataset.subset(pool)
+        folds = fold_ids(own.labels, own.hashes, max(2, round(1 / fraction)), seed, own.groups)
+        return [pool[int(i)] for i in np.flatnonzero(folds == 0)]
     chosen: list[int] = []
     for members in _ranked(dataset.labels[list(pool)], [dataset.hashes[i] for i in pool], seed):
         if len(members) > 1:
@@ -61,12 +68,16 @@ def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) 
     return chosen
 
 
-def fold_ids(labels: np.ndarray, hashes: Sequence[str], num_folds: int = 5, seed: int = 0) -> np.ndarray:
+def fold_ids(
+    labels: np.ndarray, hashes: Sequence[str], num_folds: int = 5, seed: int = 0, groups: Sequence[str] = ()
+) -> np.ndarray:
     """Stratified folds for cross-validation: `(N,)` int64 in 0..num_folds-1.
 
-    labels: `(N,)` int64.  hashes: N content hashes.  A class with a single photo gets -1: always learned from, never
-    judged.
+    labels: `(N,)` int64.  hashes: N content hashes.  groups: N names of what is not to be parted, or none.  A class
+    with a single photo, or a single group, gets -1: always learned from, never judged.
     """
+    if groups:
+        return _grouped_fold_ids(labels, groups, num_folds, seed)
     folds = np.full(len(labels), -1, dtype=np.int64)
     offset = 0  # small classes are dealt on where the last one stopped, so that folds stay of equal size
     for members in _ranked(labels, hashes, seed):
@@ -74,6 +85,44 @@ def fold_ids(labels: np.ndarray, hashes: Sequence[str], num_folds: int = 5, seed
             for rank, group in enumerate(members):
                 folds[group] = (rank + offset) % num_folds
             offset += len(members)
+    return folds
+
+
+def grouped(dataset: Dataset, pattern: str) -> Dataset:
+    """The data set with photos grouped by what a regular expression finds in their file names.
+
+    pattern: its first bracket, or all that it finds, is the group's name; a photo in which it finds nothing stands for
+    itself.  Raises ConfigError for a pattern that is none, or finds nothing at all.
+    """
+    try:
+        found = [re.search(pattern, PurePath(path).name) for path in dataset.paths]
+    except re.error as error:
+        raise ConfigError(f"--group-by {pattern!r} is no regular expression: {error}.") from error
+    if not any(found):
+        raise ConfigError(f"--group-by {pattern!r} finds nothing in any file name, such as {dataset.paths[0]!r}.")
+    groups = tuple(
+        f"={match[match.re.groups and 1]}" if match else content
+        for match, content in zip(found, dataset.hashes, strict=True)
+    )
+    note = f"{len(set(groups))} groups by {pattern!r}; photos of one stay on one side"
+    return replace(dataset, groups=groups, notes=(*dataset.notes, note))
+
+
+def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
+    """scikit-learn's stratified folds of whole groups; those that a class cannot do without are in none."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names = np.array(groups)
+    only = {own[0] for label in np.unique(labels) if len(own := np.unique(names[labels == label])) == 1}
+    free = np.flatnonzero([name not in only for name in groups])
+    folds = np.full(len(labels), -1, dtype=np.int64)
+    count = min(num_folds, len(np.unique(names[free])))
+    if count >= 2:
+        free = free[np.argsort(names[free], kind="stable")]
+        splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+        with warnings.catch_warnings(action="ignore"):  # classes with few photos are nothing to warn of
+            for number, (_, inside) in enumerate(splitter.split(free, labels[free], names[free])):
+                folds[free[inside]] = number
     return folds
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 
 from regraft.backbones.engine import engine_identity
-from regraft.backbones.features import FeatureStore, look_up_or_compute
+from regraft.backbones.features import feature_rows, feature_store
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.transforms import photo_to_input
 from regraft.deliver.bundle import Bundle
@@ -108,8 +108,8 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
     them. That this is what the graph itself says is checked on a few photos each time. Raises BundleError if not.
     """
     graph = bundle.manifest["backbone"]["graph_sha256"]
-    store = FeatureStore.of(graph, bundle.preprocessing, engine_identity(bundle.precision))
-    rows, failures = look_up_or_compute(store, dataset, bundle.preprocessing, lambda: bundle.engine, progress)
+    store = feature_store(graph, bundle.preprocessing, engine_identity(bundle.precision))
+    rows, failures = feature_rows(store, dataset, bundle.preprocessing, lambda: bundle.engine, progress)
     dataset = dataset.without(failures)
     if len(dataset) == 0:
         raise DataError(f"{dataset.root} has no readable photos to judge on. Found {dataset.num_found} files.")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.data.scan import is_junk, map_photos, natural_key
+from regraft.data.layout import is_junk, natural_key
+from regraft.data.scan import map_photos
 from regraft.deliver.bundle import Bundle, Prediction
 from regraft.ground.errors import DataError
 from regraft.ground.progress import QUIET, Progress

@@ -39,6 +39,16 @@ class TrainConfig:
     num_folds: int = 5
     """Folds of the cross-validation that chooses the head's strength."""
 
+    group_by: str | None = None
+    """Regular expression that finds in a file's name what it belongs with, such as a patient or a video: photos of one
+    group stay on one side of every split."""
+
+    drop: str = ""
+    """Kinds of the data doctor's findings whose photos are left out, separated by commas, or "all"."""
+
+    strict: bool = False
+    """Refuse to train when a file cannot be used, instead of leaving it out."""
+
     seed: int = 0
     """Decides which photos are kept for judging, the folds, the order of photos, augmentation and random weights."""
 

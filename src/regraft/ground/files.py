@@ -1,8 +1,10 @@
 """Files that are either whole or not there: hashing, atomic writing, folders published by one rename."""
 
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,17 @@ def sha256_json(value: Any) -> str:
 def json_bytes(value: Any) -> bytes:
     """`value` as readable UTF-8 JSON with a final newline; bytes of file names that are not UTF-8 as JSON escapes."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes:
+    """A CSV file; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(
+        [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in r] for r in rows
+    )
+    return buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -84,11 +84,11 @@ def cross_validate(features: Features, num_classes: int, folds: np.ndarray, pena
 
 
 def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty: float) -> np.ndarray:
-    """`(N,)` int64: the class that each photo gets from a head which has not seen it; -1 where `folds` is."""
-    found = np.full(len(folds), -1, dtype=np.int64)
+    """`(N, C)` float64: each photo's probabilities from a head which has not seen it; NaN where `folds` is -1."""
+    found = np.full((len(folds), num_classes), np.nan)
     with threadpool_limits(1):
         for held_out, logits in _fold_logits(_standardise(features), num_classes, folds, penalty):
-            found[held_out] = logits.argmax(axis=1)
+            found[held_out] = np.exp(_log_softmax(logits))
     return found
 
 
@@ -112,13 +112,16 @@ def _curve(problem: _Problem, num_classes: int, folds: np.ndarray) -> list[Score
 def _score(problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float) -> Score:
     loss, num_right, judged = 0.0, 0, folds >= 0
     for held_out, logits in _fold_logits(problem, num_classes, folds, penalty):
-        y = problem.y[held_out]
-        logits -= logits.max(axis=1, keepdims=True)
-        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        y, log_p = problem.y[held_out], _log_softmax(logits)
         loss -= float(log_p[np.arange(len(y)), y].sum())
         num_right += int((logits.argmax(axis=1) == y).sum())
     n = int(judged.sum())
     return Score(float(penalty), loss / n, num_right, n)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def _fold_logits(

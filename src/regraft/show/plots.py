@@ -14,6 +14,7 @@ from regraft.ground.files import write_atomic
 from regraft.ground.progress import printable
 
 TILE = 220  # pixels
+COLUMNS = 6
 GAP = 14
 CAPTION = 26
 INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
@@ -22,13 +23,17 @@ RIGHT, WRONG = "#1a7f4b", "#c2342b"
 
 @dataclass(frozen=True)
 class Tile:
-    """A photo with a caption below it, and an optional bar of length 0..1 above the caption."""
+    """A photo with a caption below it, and an optional bar of length 0..1 above the caption.
+
+    detail: at the right of the caption.  note: a line below it.
+    """
 
     photo: Image.Image
     caption: str
     colour: str = INK
     bar: float | None = None
     detail: str = ""
+    note: str = ""
 
 
 def dataset_grid(dataset: Dataset, *, per_class: int = 6, max_classes: int = 12) -> Image.Image:
@@ -66,6 +71,25 @@ def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, colu
     return _stack(f"{num_right} of {len(tiles)} photos it has not seen are named right", rows)
 
 
+def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequence[int], str]]) -> Image.Image:
+    """Photos and what was found about them: those that belong together in a row, single ones side by side.
+
+    findings: indices of photos, and a sentence.
+    """
+
+    def tile(index: int, note: str = "") -> Tile:
+        return Tile(decode(dataset.read(index), at_least=TILE), dataset.paths[index], note=note)
+
+    if all(len(photos) == 1 for photos, _ in findings):
+        tiles = [tile(photos[0], text) for photos, text in findings]
+        return _stack(title, [("", tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)])
+    rows = []
+    for photos, text in findings:
+        more = f", {len(photos) - COLUMNS} more" if len(photos) > COLUMNS else ""
+        rows.append((text + more, [tile(i) for i in photos[:COLUMNS]]))
+    return _stack(title, rows)
+
+
 def save_picture(picture: Image.Image, path: Path) -> Path:
     """Write a PNG, whole or not at all."""
     buffer = io.BytesIO()
@@ -78,7 +102,8 @@ def _stack(title: str, rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Imag
     """Rows of tiles below a title; a row may have a heading of its own."""
     columns = max(len(tiles) for _, tiles in rows)
     with_captions = any(tile.caption for _, tiles in rows for tile in tiles)
-    height = TILE + GAP + (CAPTION + 10 if with_captions else 0)
+    with_notes = any(tile.note for _, tiles in rows for tile in tiles)
+    height = TILE + GAP + (CAPTION + 10 if with_captions else 0) + (CAPTION - 6 if with_notes else 0)
     heights = [height + (CAPTION if heading else 0) for heading, _ in rows]
     picture = Image.new("RGB", (columns * (TILE + GAP) + GAP, 2 * GAP + CAPTION + sum(heights)), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -105,6 +130,8 @@ def _draw_tile(picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: i
     if tile.detail:
         width = draw.textlength(tile.detail, font=ImageFont.load_default(14))
         _text(draw, (x + TILE - width, y + TILE + 11), tile.detail, 14, MUTED, TILE)
+    if tile.note:
+        _text(draw, (x, y + TILE + 9 + CAPTION - 6), tile.note, 14, MUTED, TILE)
 
 
 def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, width: float) -> None:

@@ -1,0 +1,226 @@
+"""The story of `regraft scan`: what is there, what may be wrong with it, and a copy without what is."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.backbones.features import Features, extract
+from regraft.backbones.graph import load_backbone
+from regraft.data import findings
+from regraft.data.findings import CERTAIN, KINDS, Finding, Kind, Suspect
+from regraft.data.looks import look
+from regraft.data.scan import Dataset, checked, list_photos
+from regraft.data.splits import fold_ids
+from regraft.ground.config import TrainConfig
+from regraft.ground.errors import ConfigError, OutputError, nearest
+from regraft.ground.files import csv_bytes, json_bytes, make_folder, published, write_atomic
+from regraft.ground.progress import QUIET, Progress
+from regraft.ground.statistics import Accuracy, accuracy
+from regraft.learn.head import out_of_fold, solve
+
+PENALTY = 0.1  # of the heads that doubt labels: in the middle of those that a training tries
+SHOWN = 40  # findings of a kind on one contact sheet
+RARE = 5.0  # times that a class may have fewer photos than another before it is said
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `regraft scan` finds. dataset: what can be used.  findings: most serious first.
+
+    suspects: all photos that a model which has not seen them gives to another class, the surest first.  leak_cost:
+    accuracy on the judged photos with and without those that stand in train too; None where there are none.
+    """
+
+    dataset: Dataset
+    findings: tuple[Finding, ...]
+    suspects: tuple[Suspect, ...] = ()
+    leak_cost: tuple[Accuracy, Accuracy] | None = None
+
+    def of(self, kind: Kind) -> list[Finding]:
+        """Findings of one kind."""
+        return [one for one in self.findings if one.kind == kind]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `regraft scan --json` prints."""
+        d = self.dataset
+        groups = [one for one in self.findings if one.kind in CERTAIN]
+        return d.to_json() | {
+            "duplicates": [[d.paths[i] for i in one.photos] for one in groups],
+            "leaks": [_leak(d, one) for one in groups if len({d.splits[i] for i in one.photos}) > 1],
+            "suspects": [
+                {
+                    "path": d.paths[s.photo],
+                    "label": d.classes[d.labels[s.photo]],
+                    "suggested": d.classes[s.suggested],
+                    "probability": round(s.probability, 4),
+                }
+                for s in self.suspects
+            ],
+            "findings": [one.to_json(d) for one in self.findings],
+            "leak_cost": self.leak_cost
+            and {n: a.to_json() for n, a in zip(("with", "without"), self.leak_cost, strict=True)},
+        }
+
+
+def examine(
+    folder: str | Path, config: TrainConfig | None = None, *, with_features: bool = True, progress: Progress = QUIET
+) -> Examination:
+    """Read a folder, try every file in it, and look for what may be wrong.
+
+    config: backbone, weights, seed and folds.  with_features: also look for doubtful labels and photos unlike all
+    others, which takes one pass through the backbone, once for each photo.  Raises RegraftError.
+    """
+    config = config or TrainConfig()
+    dataset = list_photos(folder, progress=progress)
+    looks, failures = look(dataset, progress=progress)
+    if failures:
+        dataset, looks = checked(dataset.without(failures)), looks.without(failures)
+    with progress.step("compare photos"):
+        pairs = list(findings.alike(looks))
+        found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
+        found += findings.odd_looks(looks) + findings.format_leak(dataset, looks)
+    if not with_features:
+        return Examination(dataset, _ordered(found))
+    backbone = load_backbone(config.backbone, config.weights, offline=config.offline, progress=progress)
+    _, features = extract(backbone, dataset, progress=progress)
+    with progress.step("doubt labels"):
+        ranked = findings.suspects(dataset.labels, _held_out(features, dataset, config))
+        found += findings.outliers(features.x) + findings.doubted(dataset, ranked)
+        cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
+    return Examination(dataset, _ordered(found), tuple(ranked), cost)
+
+
+def glance(dataset: Dataset, features: Features | None, config: TrainConfig) -> str:
+    """What a training says of its photos, from what it knows anyway; "" for nothing."""
+    found = findings.copies(dataset, findings.groups_of_copies(dataset))
+    if features is not None:
+        found += findings.doubted(dataset, findings.suspects(dataset.labels, _held_out(features, dataset, config)))
+    counts = Counter(one.kind for one in _ordered(found))
+    return ", ".join(f"{kind}: {count}" for kind, count in counts.items())
+
+
+def treated(folder: str | Path, config: TrainConfig, progress: Progress) -> Dataset:
+    """The photos without those that `config.drop` names, which are quarantined. Raises RegraftError."""
+    found = examine(folder, config, progress=progress)
+    return checked(found.dataset.without(findings.left_out(found.findings, chosen_kinds(config.drop))))
+
+
+def chosen_kinds(text: str) -> tuple[Kind, ...]:
+    """Kinds of findings by name, separated by commas; "all", or "none". Raises ConfigError."""
+    if text in ("all", "none"):
+        return KINDS if text == "all" else ()
+    kinds = tuple(part.strip().replace("-", " ") for part in text.split(",") if part.strip())
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(
+                f"There are no findings of kind {kind!r}.{nearest(kind, KINDS)} Expected: {', '.join(KINDS)}."
+            )
+    return kinds  # type: ignore[return-value]
+
+
+def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
+    """A copy without the photos of some kinds of findings, by hard links: no byte is copied, the original not touched.
+
+    Returns path -> reason of what was left out, and writes it to `<folder>.left-out.csv`. Raises OutputError.
+    """
+    d, reasons = found.dataset, findings.left_out(found.findings, kinds)
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise OutputError(f"{folder} is not empty. Expected a new folder for the cleaned copy. Choose another --fix.")
+    if folder.resolve().is_relative_to(d.root.resolve()):
+        raise OutputError(f"{folder} lies inside {d.root}, whose copy it is to be. Choose another --fix.")
+    kept = d.without(reasons)
+    with published(folder) as partial:
+        for path in kept.paths:
+            _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
+    rows = {q.path: q.reason for q in kept.quarantine}
+    write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), csv_bytes(("path", "reason"), list(rows.items())))
+    return rows
+
+
+def write_examination(found: Examination, folder: Path) -> list[Path]:
+    """scan.json, quarantine.csv, a picture of the photos and one of each kind of finding. Returns the pictures."""
+    from regraft.show.plots import contact_sheet, dataset_grid, save_picture
+
+    make_folder(folder, kind="output folder")
+    write_atomic(folder / "scan.json", json_bytes(found.to_json()))
+    rows = [(q.path, q.reason) for q in found.dataset.quarantine]
+    write_atomic(folder / "quarantine.csv", csv_bytes(("path", "reason"), rows))
+    pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
+    for kind in KINDS:
+        own = [one for one in found.of(kind) if one.photos]
+        if own:
+            sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
+            pictures.append(save_picture(sheet, folder / f"{kind.replace(' ', '-')}.png"))
+    return pictures
+
+
+def in_words(found: Examination) -> list[str]:
+    """A line for each kind of finding, with its first examples."""
+    lines, counts = [], Counter(one.kind for one in found.findings)
+    for kind, count in counts.items():
+        first = found.of(kind)[:3]
+        lines.append(f"{kind}: {count}")
+        for one in first:
+            paths = ", ".join(found.dataset.paths[i] for i in one.photos[:3]) + (", ..." if len(one.photos) > 3 else "")
+            lines.append(f"  {paths}: {one.text}" if paths else f"  {one.text}")
+        if count > len(first):
+            lines.append(f"  and {count - len(first)} more")
+    if found.leak_cost:
+        with_them, without = found.leak_cost
+        lines.append(f"what the leaks are worth: {with_them}; without them {without}")
+    most, least = max(found.dataset.counts.items(), key=_count), min(found.dataset.counts.items(), key=_count)
+    if most[1] >= RARE * least[1]:
+        sizes = f"{most[1]} photos of {most[0]!r}, {least[1]} of {least[0]!r}"
+        lines.append(f"unbalanced: {sizes}; train with --class-weights to count classes alike")
+    return lines
+
+
+def _count(item: tuple[str, int]) -> int:
+    return item[1]
+
+
+def _ordered(found: list[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(found, key=lambda one: KINDS.index(one.kind)))
+
+
+def _leak(dataset: Dataset, finding: Finding) -> list[str]:
+    """The photo to learn from first, then the one to judge on."""
+    inside = [i for i in finding.photos if dataset.splits[i] == "train"] or list(finding.photos[:1])
+    outside = [i for i in finding.photos if i not in inside]
+    return [dataset.paths[inside[0]], *(dataset.paths[i] for i in outside)]
+
+
+def _held_out(features: Features, dataset: Dataset, config: TrainConfig) -> np.ndarray:
+    """`(N, C)` probabilities of heads that have not seen the photo, nor its copies."""
+    folds = fold_ids(dataset.labels, dataset.hashes, config.num_folds, config.seed, dataset.groups)
+    if len(np.unique(folds[folds >= 0])) < 2:
+        return np.full((len(dataset), len(dataset.classes)), np.nan)
+    return out_of_fold(features, len(dataset.classes), folds, PENALTY)
+
+
+def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:
+    """Accuracy of a head solved on train, on all judged photos and on those that did not leak."""
+    train = np.array([split == "train" for split in dataset.splits])
+    judged = ~train
+    clean = judged & ~np.isin(np.arange(len(dataset)), leaked)
+    if not leaked or not train.any() or not clean.any():
+        return None
+    own = Features(features.x[train], features.y[train], tuple(np.array(features.hashes)[train]))
+    head = solve(own, len(dataset.classes), np.full(int(train.sum()), -1))
+    right = head.logits(features.x).argmax(axis=1) == dataset.labels
+    return accuracy(int(right[judged].sum()), int(judged.sum()), "judged"), accuracy(
+        int(right[clean].sum()), int(clean.sum()), "judged, not in train"
+    )
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, place)

@@ -1,0 +1,91 @@
+"""Rows kept by content: nothing damaged gets through, and writers do not disturb each other."""
+
+import numpy as np
+import pytest
+
+from regraft.data import store as stores
+from regraft.data.store import RowStore
+from regraft.ground.files import sha256_bytes
+from regraft.ground.progress import QUIET
+
+
+def shards(cache):
+    return sorted((cache / "numbers").rglob("*.safetensors"))
+
+
+def rows_of(seed, count=4):
+    rng = np.random.default_rng(seed)
+    return {sha256_bytes(rng.bytes(8)): rng.normal(size=6).astype(np.float32) for _ in range(count)}
+
+
+def put(store, rows):
+    with store.writer(QUIET) as write:
+        for content, row in rows:
+            write(content, row)
+
+
+def same_rows(found, expected):
+    return found.keys() == expected.keys() and all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_no_flipped_bit_in_a_shard_gets_through(empty_cache):
+    store, rows = RowStore("numbers", "bits"), rows_of(0)
+    put(store, rows.items())
+    (shard,) = shards(empty_cache)
+    data = shard.read_bytes()
+    for position in range(len(data)):
+        shard.write_bytes(data[:position] + bytes([data[position] ^ (1 << position % 8)]) + data[position + 1 :])
+        found = store.read(rows)
+        assert same_rows(found, {content: rows[content] for content in found}), position
+        assert len(found) < len(rows), position
+
+
+def test_no_truncated_shard_gets_through(empty_cache):
+    store, rows = RowStore("numbers", "cut"), rows_of(0)
+    put(store, rows.items())
+    (shard,) = shards(empty_cache)
+    data = shard.read_bytes()
+    for length in range(len(data)):
+        shard.write_bytes(data[:length])
+        assert store.read(rows) == {}, length
+
+
+def test_shards_of_several_writers_merge(empty_cache):
+    store, writers = RowStore("numbers", "many"), [rows_of(seed) for seed in range(3)]
+    for rows in writers:
+        put(store, rows.items())
+    everything = {content: row for rows in writers for content, row in rows.items()}
+    assert len(shards(empty_cache)) == 3
+    assert same_rows(store.read(everything), everything)
+    assert same_rows(store.read(writers[1]), writers[1])
+
+
+def test_two_writers_of_the_same_rows_write_one_file(empty_cache):
+    store, rows = RowStore("numbers", "same"), rows_of(0)
+    put(store, rows.items())
+    put(store, rows.items())
+    assert len(shards(empty_cache)) == 1
+
+
+def test_nothing_is_written_where_nothing_is_new(empty_cache):
+    put(RowStore("numbers", "none"), {}.items())
+    assert shards(empty_cache) == []
+    assert RowStore("numbers", "none").read(rows_of(0)) == {}
+
+
+def test_rows_reach_the_disk_every_few_seconds(empty_cache, monkeypatch):
+    monkeypatch.setattr(stores, "FLUSH_SECONDS", -1.0)
+    put(RowStore("numbers", "often"), rows_of(0).items())
+    assert len(shards(empty_cache)) == 4
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_rows_reach_the_disk_at_a_bad_end_too(empty_cache, error):
+    def interrupted():
+        yield from rows.items()
+        raise error
+
+    store, rows = RowStore("numbers", "bad end"), rows_of(0)
+    with pytest.raises(error):
+        put(store, interrupted())
+    assert same_rows(store.read(rows), rows)
