@@ -13,6 +13,7 @@ import regraft
 from conftest import draw_folder
 from data.test_findings import encoded, pattern
 from faults.nursery import record
+from regraft.data.decode import decode
 from regraft.data.scan import list_photos
 from regraft.doctor import chosen_kinds, examine, write_examination, write_fixed
 from regraft.ground.config import TrainConfig
@@ -123,7 +124,7 @@ def test_where_links_do_not_reach_files_are_copied(messy, tmp_path, empty_cache,
 def test_each_kind_of_finding_has_a_picture(messy, tmp_path, empty_cache):
     pictures = write_examination(examine(messy, with_features=False), tmp_path / "out")
     assert [path.name for path in pictures] == ["photos.png", "leaks.png", "conflicts.png", "duplicates.png"]
-    assert all(Image.open(path).width > 400 for path in pictures)
+    assert all(decode(path.read_bytes()).width > 400 for path in pictures)
     assert json.loads((tmp_path / "out" / "scan.json").read_text())["used"] == 32
     assert "train/bee/page.jpg,not an image of a known format" in (tmp_path / "out" / "quarantine.csv").read_text()
 

@@ -27,6 +27,7 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
     signals.install()
+    _leave_a_lost_folder()
     debug = "--debug" in sys.argv or bool(os.environ.get("REGRAFT_DEBUG"))
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
@@ -43,6 +44,17 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _leave_a_lost_folder() -> None:
+    """Where the working folder has been deleted, MKL, among others, does not start."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        import tempfile
+
+        os.chdir(tempfile.mkdtemp(prefix="regraft-"))
+        print(f"the working folder is gone; relative paths begin in {os.getcwd()}", file=sys.stderr)  # noqa: PTH109
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -91,7 +91,7 @@ def examine(
     _, features = extract(backbone, dataset, progress=progress)
     with progress.step("doubt labels"):
         ranked = findings.suspects(dataset.labels, _held_out(features, dataset, config))
-        found += findings.outliers(features.x) + findings.doubted(dataset, ranked)
+        found += _outliers(features, found) + findings.doubted(dataset, ranked)
         cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
     return Examination(dataset, _ordered(found), tuple(ranked), cost)
 
@@ -202,6 +202,16 @@ def _held_out(features: Features, dataset: Dataset, config: TrainConfig) -> np.n
     if len(np.unique(folds[folds >= 0])) < 2:
         return np.full((len(dataset), len(dataset.classes)), np.nan)
     return out_of_fold(features, len(dataset.classes), folds, PENALTY)
+
+
+def _outliers(features: Features, found: list[Finding]) -> list[Finding]:
+    """A photo is not less of an outlier for having a copy: of copies, one is looked at."""
+    again = set(findings.left_out(found, CERTAIN))
+    kept = [i for i in range(len(features.x)) if i not in again]
+    return [
+        Finding(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],))
+        for one in findings.outliers(features.x[kept])
+    ]
 
 
 def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:

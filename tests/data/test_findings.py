@@ -103,7 +103,7 @@ def test_suspects_come_by_margin_and_never_where_nothing_is_known():
     assert [(s.photo, s.suggested, s.probability) for s in ranked] == [(2, 0, 0.95), (1, 1, 0.7)]
     dataset = dataset_of(labels)
     (sure,) = findings.doubted(dataset, ranked)
-    assert sure == Finding("suspects", (2,), "labelled 'bee', looks like 'ant' (95 %)", (2,))
+    assert sure == Finding("suspects", (2,), "'bee', looks like 'ant' (95 %)", (2,))
 
 
 def test_a_photo_unlike_all_others_is_an_outlier():

@@ -34,8 +34,9 @@ ALIKE = 0.97  # correlation of two thumbnails below which they are of different 
 SAME = 0.025  # mean difference of their pixels, 0..1, above which they are
 BLOCK = 2048  # photos whose thumbnails are compared with all others at once
 CONFIDENT = 0.8  # probability of another class at which a label is suspected
-FAR = 6.0  # times the usual spread at which a photo is an outlier, or blurred
-DARK, FLAT, TINY, LONG = 0.08, 0.02, 32, 5.0  # brightness and contrast, 0..1; pixels; aspect ratio
+OUTLYING, BLURRED = 4.0, 6.0  # times the usual spread at which a photo is an outlier, or blurred
+LEAST_SPREAD = 0.15  # of logarithms: sets more uniform than this have no outliers closer than that
+DARK, FLAT, TINY, LONG = 0.08, 0.01, 32, 5.0  # brightness and contrast, 0..1; pixels; aspect ratio
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Finding]:
         Finding(
             "suspects",
             (s.photo,),
-            f"labelled {dataset.classes[dataset.labels[s.photo]]!r}, looks like {dataset.classes[s.suggested]!r} "
+            f"{dataset.classes[dataset.labels[s.photo]]!r}, looks like {dataset.classes[s.suggested]!r} "
             f"({100 * s.probability:.0f} %)",
             (s.photo,),
         )
@@ -149,7 +150,8 @@ def outliers(x: np.ndarray) -> list[Finding]:
         nearest = np.partition(similar, -3, axis=1)[:, -3:]
         distance[start : start + BLOCK] = 1 - nearest.mean(axis=1)
     return [
-        Finding("outliers", (i,), "like no other photo here", (i,)) for i in _far(np.log(np.maximum(distance, 1e-6)))
+        Finding("outliers", (i,), "like no other photo here", (i,))
+        for i in _far(np.log(np.maximum(distance, 1e-6)), OUTLYING)
     ]
 
 
@@ -166,7 +168,7 @@ def odd_looks(looks: Looks) -> list[Finding]:
     found += [Finding("tiny", (i,), sizes[i], (i,)) for i in _where(tiny)]
     found += [Finding("odd shapes", (i,), sizes[i], (i,)) for i in _where(long)]
     usual = np.flatnonzero(~blank & ~dark & ~tiny)
-    blurred = usual[_far(-np.log(np.maximum(looks.sharpness[usual], 1e-4)))]
+    blurred = usual[_far(-np.log(np.maximum(looks.sharpness[usual], 1e-4)), BLURRED)]
     return found + [Finding("blurred", (int(i),), "less fine detail than the others", (int(i),)) for i in blurred]
 
 
@@ -207,14 +209,14 @@ def left_out(found: Iterable[Finding], kinds: Iterable[str]) -> dict[int, str]:
     return {i: f"{f.kind}: {f.text}" for f in found if f.kind in chosen for i in f.drop}
 
 
-def _far(values: np.ndarray) -> list[int]:
-    """Indices of values that lie far above the others, the furthest first: by median and its absolute deviation."""
+def _far(values: np.ndarray, times: float) -> list[int]:
+    """Indices of values, logarithms, that lie far above the others, the furthest first: by median and its deviation."""
     if len(values) == 0:
         return []
     median = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - median))
-    score = (values - median) / max(float(spread), 0.05)
-    return [int(i) for i in np.argsort(-score, kind="stable") if score[i] > FAR]
+    score = (values - median) / max(float(spread), LEAST_SPREAD)
+    return [int(i) for i in np.argsort(-score, kind="stable") if score[i] > times]
 
 
 def _where(chosen: np.ndarray) -> list[int]:

@@ -78,7 +78,8 @@ def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequenc
     """
 
     def tile(index: int, note: str = "") -> Tile:
-        return Tile(decode(dataset.read(index), at_least=TILE), dataset.paths[index], note=note)
+        name = Path(dataset.paths[index]).name if note else dataset.paths[index]
+        return Tile(decode(dataset.read(index), at_least=TILE), name, note=note)
 
     if all(len(photos) == 1 for photos, _ in findings):
         tiles = [tile(photos[0], text) for photos, text in findings]
