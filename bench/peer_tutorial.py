@@ -2,8 +2,8 @@
 
     python bench/peer_tutorial.py DIR [--mode full] [--epochs 10] [--workers 0]
 
-DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last epoch, images a second of the
-training part, seconds in all.
+DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last epoch, seconds of each epoch with
+its judging, number of photos learned from, seconds in all.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     model.classifier = nn.Linear(model.classifier.in_features, len(train.dataset.classes))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=1e-2, weight_decay=1e-4)
-    trained_s = 0.0
+    epoch_s = []
     epochs = arguments.epochs or (10 if arguments.mode == "full" else 20)
     for _ in range(epochs):
         start = time.perf_counter()
@@ -47,9 +47,9 @@ def main() -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-        trained_s += time.perf_counter() - start
         accuracy = judge(model, val)
-    result = {"accuracy": accuracy, "images_per_s": epochs * len(train.dataset) / trained_s}
+        epoch_s.append(time.perf_counter() - start)
+    result = {"accuracy": accuracy, "epoch_s": epoch_s, "num_train": len(train.dataset)}
     print(json.dumps({**result, "seconds": time.perf_counter() - began}))
 
 

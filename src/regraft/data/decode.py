@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
     scale, never below DRAFT_FACTOR times that.  Raises Unreadable with the reason.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             _check_size(image.size)
             if at_least is not None:
                 image.draft("RGB", (at_least * DRAFT_FACTOR, at_least * DRAFT_FACTOR))
@@ -95,8 +96,10 @@ class Header:
 def header(data: bytes) -> Header:
     """What is known of an image file before its pixels are. Raises Unreadable."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             return Header(image.format or "", image.size, _camera(image))
+    except Unreadable:
+        raise
     except UnidentifiedImageError:
         raise Unreadable(_not_an_image(data)) from None
     except Exception as error:  # as in decode
@@ -167,9 +170,33 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(scaled).clip(0, 255).astype(np.uint8))
 
 
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats that a file is tried as. A HEIC photo needs a library of its own, which is loaded for the first."""
+    if not _is_heic(data):
+        return FORMATS
+    if not _can_read_heic():
+        raise Unreadable("a HEIC photo; to read these: pip install 'regraft[heic]'")
+    return ("HEIF",)
+
+
+def _is_heic(data: bytes) -> bool:
+    brands = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
+    return data[4:12].startswith(brands) and b"avif" not in data[8:64]
+
+
+@cache
+def _can_read_heic() -> bool:
+    try:
+        import pi_heif
+    except ImportError:
+        return False
+    pi_heif.register_heif_opener()
+    return True
+
+
 def _not_an_image(data: bytes) -> str:
-    if data[4:12].startswith((b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")):
-        return "HEIC photos are not read yet; convert it to JPEG"
+    if _is_heic(data):
+        return "damaged: a HEIC file without a whole picture"
     if data.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the photo; run: git lfs pull"
     return "not an image of a known format"

@@ -96,8 +96,7 @@ def writable_cache(name: str, progress: Progress) -> Path:
         sweep(folder, older_than_s=DAY_S)
         return folder
     except OutputError as error:
-        if not _temporary_folder.cache_info().currsize:
-            progress.say(f"{error} Going on without: nothing is kept for the next run.")
+        progress.say_once("cache", f"{error} Going on without: nothing is kept for the next run.")
         return make_folder(Path(_temporary_folder().name) / name)
 
 

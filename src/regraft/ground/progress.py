@@ -23,6 +23,13 @@ class Progress:
     quiet: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     _bars: list[Any] = field(default_factory=list)
+    _topics: set[str] = field(default_factory=set)
+
+    def say_once(self, topic: str, message: str) -> None:
+        """Like `say`, for what would be said again and again."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            self.say(message)
 
     def say(self, message: str) -> None:
         """Print one line to stderr, above the bar where one is drawn."""
