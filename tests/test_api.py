@@ -62,6 +62,7 @@ def test_a_new_run_replaces_the_old_one_whole(photos, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith(".")) == [
         "bundle",
         "photos.jsonl",
+        "quarantine.csv",
         "result.json",
     ]
 

@@ -137,7 +137,10 @@ def test_what_is_out_of_range_is_told_in_one_line(regraft_main, photos, tmp_path
     ("options", "told"),
     [
         (["--mode", "full", "--unfreeze", 99], "--unfreeze 99 is more than timm/test_resnet has: 5 stages"),
-        (["--mode", "scratch", "--head-start", "solved"], "--head-start solved needs a pretrained backbone"),
+        (
+            ["--mode", "scratch", "--weights", "random", "--head-start", "solved"],
+            "--head-start solved needs a pretrained backbone",
+        ),
     ],
 )
 def test_what_this_network_cannot_do_is_told_in_one_line(regraft_main, photos, toy, tmp_path, options, told):
