@@ -50,7 +50,8 @@ def main() -> None:
             criterion(model(images.to(memory_format=torch.channels_last)), labels).backward()
             optimizer.step()
             number += 1
-    print(json.dumps({"accuracy": judge(model, val), "seconds": time.perf_counter() - began}))
+        accuracy = judge(model, val)
+    print(json.dumps({"accuracy": accuracy, "seconds": time.perf_counter() - began}))
 
 
 def network() -> nn.Module:

@@ -2,8 +2,8 @@
 
     python bench/peer_tutorial.py DIR [--mode full] [--epochs 10] [--workers 0]
 
-DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last epoch, seconds of each epoch with
-its judging, number of photos learned from, seconds in all.
+DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last epoch, seconds of each epoch
+with its judging, number of photos learned from, seconds in all.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python bench/training.py [--rounds 3]
 
 Takes REGRAFT_DATA/hymenoptera. Each round runs both as processes of their own, two epochs each, of which the second
-counts: learning from all photos and judging the others. Prints and writes bench/results/training.json, and fills README.
+counts: learning from all photos and judging the others. Writes bench/results/training.json and fills README.md.
 """
 
 import argparse

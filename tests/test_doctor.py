@@ -19,6 +19,7 @@ from regraft.doctor import chosen_kinds, examine, write_examination, write_fixed
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError, DataError, OutputError
 from regraft.ground.files import csv_bytes
+from regraft.ground.progress import Progress
 
 SMALL = TrainConfig(backbone="timm/test_resnet", weights="random")
 
@@ -157,6 +158,14 @@ def test_photos_of_a_group_stay_on_one_side(tmp_path, empty_cache):
     for pattern_, told in (("(", "no regular expression"), ("zebra", "finds nothing")):
         with pytest.raises(ConfigError, match=told):
             regraft.train(photos, tmp_path / "run", group_by=pattern_, **options)
+
+
+def test_a_pass_that_would_take_long_is_not_begun_unasked(messy, empty_cache, monkeypatch, capsys):
+    monkeypatch.setattr("regraft.doctor.QUICK", 20)
+    assert examine(messy, SMALL, progress=Progress()).leak_cost is None
+    assert "29 photos have not been through the backbone" in capsys.readouterr().err
+    assert examine(messy, SMALL, with_features=True).leak_cost is not None
+    assert examine(messy, SMALL).leak_cost is not None, "the features are there now"
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted():

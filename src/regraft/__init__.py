@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from regraft.deliver.bundle import Bundle, Prediction, load
     from regraft.deliver.evaluate import Evaluation, evaluate
     from regraft.deliver.predict import predict
+    from regraft.doctor import Examination, examine
     from regraft.ground.errors import RegraftError
     from regraft.learn.head import Head, solve
 
@@ -28,6 +29,7 @@ _HOMES = {
     "Bundle": "deliver.bundle",
     "Dataset": "data.scan",
     "Evaluation": "deliver.evaluate",
+    "Examination": "doctor",
     "Features": "backbones.features",
     "Head": "learn.head",
     "Prediction": "deliver.bundle",
@@ -36,6 +38,7 @@ _HOMES = {
     "demo": "api",
     "draw_orchard": "data.orchard.photos",
     "evaluate": "deliver.evaluate",
+    "examine": "doctor",
     "extract": "backbones.features",
     "load": "deliver.bundle",
     "load_backbone": "backbones.graph",
@@ -52,6 +55,7 @@ __all__ = [
     "Bundle",
     "Dataset",
     "Evaluation",
+    "Examination",
     "Features",
     "Head",
     "Prediction",
@@ -60,6 +64,7 @@ __all__ = [
     "demo",
     "draw_orchard",
     "evaluate",
+    "examine",
     "extract",
     "load",
     "load_backbone",

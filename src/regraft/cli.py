@@ -113,13 +113,25 @@ def demo(out: str, data: str, as_json: bool) -> None:
     help="Kinds of findings that the copy leaves out, separated by commas; all, or none.",
 )
 @click.option("--strict", is_flag=True, help="Exit 1 if any file cannot be used.")
-@click.option("--fast", is_flag=True, help="No pass through the backbone: no doubtful labels, no outliers.")
+@click.option(
+    "--deep/--fast",
+    default=None,
+    help="Whether to doubt labels and look for outliers, by a pass through the "
+    "backbone.  [default: unless it takes long]",
+)
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @_with_json
 def scan(
-    folder: str, out: str | None, fix: str | None, drop: str, strict: bool, fast: bool, as_json: bool, **settings: Any
+    folder: str,
+    out: str | None,
+    fix: str | None,
+    drop: str,
+    strict: bool,
+    deep: bool | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """What is there, and what may be wrong with it.
 
@@ -138,7 +150,7 @@ def scan(
     from regraft import api, doctor
 
     kinds = doctor.chosen_kinds(drop)
-    found = doctor.examine(folder, api.configure(**settings), with_features=not fast, progress=Progress())
+    found = doctor.examine(folder, api.configure(**settings), with_features=deep, progress=Progress())
     if out:
         doctor.write_examination(found, Path(out))
     left_out = doctor.write_fixed(found, Path(fix), kinds) if fix else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backbones.features import Features, extract
+from regraft.backbones.features import Features, extract, store_of
 from regraft.backbones.graph import load_backbone
 from regraft.data import findings
 from regraft.data.findings import CERTAIN, KINDS, Finding, Kind, Suspect
@@ -26,6 +26,7 @@ from regraft.learn.head import out_of_fold, solve
 
 PENALTY = 0.1  # of the heads that doubt labels: in the middle of those that a training tries
 SHOWN = 40  # findings of a kind on one contact sheet
+QUICK = 1500  # photos that are run through the backbone without asking
 RARE = 5.0  # times that a class may have fewer photos than another before it is said
 
 
@@ -69,12 +70,17 @@ class Examination:
 
 
 def examine(
-    folder: str | Path, config: TrainConfig | None = None, *, with_features: bool = True, progress: Progress = QUIET
+    folder: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    with_features: bool | None = None,
+    progress: Progress = QUIET,
 ) -> Examination:
     """Read a folder, try every file in it, and look for what may be wrong.
 
     config: backbone, weights, seed and folds.  with_features: also look for doubtful labels and photos unlike all
-    others, which takes one pass through the backbone, once for each photo.  Raises RegraftError.
+    others, which takes one pass through the backbone, once for each photo; None to do so unless it takes long.
+    Raises RegraftError.
     """
     config = config or TrainConfig()
     dataset = list_photos(folder, progress=progress)
@@ -85,9 +91,13 @@ def examine(
         pairs = list(findings.alike(looks))
         found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
         found += findings.odd_looks(looks) + findings.format_leak(dataset, looks)
-    if not with_features:
+    if with_features is False:
         return Examination(dataset, _ordered(found))
     backbone = load_backbone(config.backbone, config.weights, offline=config.offline, progress=progress)
+    num_new = len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
+    if with_features is None and num_new > QUICK:
+        progress.say(f"{num_new} photos have not been through the backbone: labels are not doubted; --deep does that")
+        return Examination(dataset, _ordered(found))
     _, features = extract(backbone, dataset, progress=progress)
     with progress.step("doubt labels"):
         ranked = findings.suspects(dataset.labels, _held_out(features, dataset, config))

@@ -40,6 +40,11 @@ def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) 
     return RowStore("features", sha256_json([graph_sha256, preprocessing.to_json(), decoder, engine])[:32])
 
 
+def store_of(backbone: Backbone) -> RowStore:
+    """Where a backbone's features are kept."""
+    return feature_store(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
+
+
 def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[Dataset, Features]:
     """Features of every photo. Photos that cannot be decoded move to the quarantine of the data set returned.
 
@@ -54,8 +59,7 @@ def fill(
     backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Put into the cache what it lacks. Returns what `feature_rows` does."""
-    store = feature_store(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
-    return feature_rows(store, dataset, backbone.preprocessing, backbone.engine, progress)
+    return feature_rows(store_of(backbone), dataset, backbone.preprocessing, backbone.engine, progress)
 
 
 def feature_rows(
