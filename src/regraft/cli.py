@@ -18,6 +18,7 @@ from regraft.ground import signals
 from regraft.ground.errors import RegraftError
 from regraft.ground.progress import Progress, printable
 from regraft.learn.recipe import recipe_fields
+from regraft.show import terminal
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -95,9 +96,9 @@ def demo(out: str, data: str, as_json: bool) -> None:
 
     result = api.demo(out, data=data)
     if as_json:
-        _print_json(result.run.summary)
+        terminal.print_json(result.run.summary)
         return
-    _print_summary(result.run.summary)
+    terminal.print_summary(result.run.summary)
     print(f"\nthe photos     {result.grid}\nsix predicted  {result.predictions}")
     print("\nNow your own photos, one folder for each class:\n\n    regraft train photos/")
 
@@ -155,32 +156,17 @@ def scan(
         doctor.write_examination(found, Path(out))
     left_out = doctor.write_fixed(found, Path(fix), kinds) if fix else {}
     if as_json:
-        _print_json(found.to_json())
+        terminal.print_json(found.to_json())
     else:
-        _print_examination(found, out)
-    if fix and not as_json:
-        print(
-            printable(
-                f"{fix}: {len(found.dataset) - len(left_out) + len(found.dataset.quarantine)} photos; "
-                f"left out: {len(left_out)}, listed in {fix}.left-out.csv"
-            )
-        )
+        terminal.print_photos(found.dataset)
+        lines = doctor.in_words(found)
+        print("\n" + "\n".join(map(printable, lines)) if lines else "nothing suspicious was found")
+        print(f"\npictures in {out}" if out else "\nsee them with --out FOLDER; leave them out with --fix FOLDER")
+        if fix:
+            kept = f"{found.dataset.num_found - len(left_out)} photos are in {fix}"
+            print(printable(f"{kept}; {len(left_out)} are not, and listed in {fix}.left-out.csv"))
     if strict and found.dataset.quarantine:
         _fail(f"error: {len(found.dataset.quarantine)} files cannot be used; --strict refuses that.", 1)
-
-
-def _print_examination(found: Any, out: str | None) -> None:
-    from regraft import doctor
-
-    dataset = found.dataset
-    splits: list[str] = [name for name in ("train", "val", "test") if name in dataset.splits]
-    _print_table(("class", *(splits or ["photos"])), _class_rows(dataset, splits))
-    print(f"{len(dataset)} photos used of {dataset.num_found} found")
-    for line in (*dataset.notes, *(f"left out: {q.path}: {q.reason}" for q in dataset.quarantine)):
-        print(printable(line))
-    lines = doctor.in_words(found)
-    print("\n" + "\n".join(map(printable, lines)) if lines else "nothing suspicious was found")
-    print(f"\npictures in {out}" if out else "\nsee them with --out FOLDER; leave them out with --fix FOLDER")
 
 
 def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
@@ -276,9 +262,9 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     if not run.summary:
         return  # one of several processes, and not the one that talks
     if as_json:
-        _print_json(run.summary)
+        terminal.print_json(run.summary)
         return
-    _print_summary(run.summary)
+    terminal.print_summary(run.summary)
     print(f"\nNext:\n\n    regraft predict {run.out} PHOTO...")
 
 
@@ -302,12 +288,9 @@ def compare(folder: str, out: str | None, modes: str, quiet: bool, as_json: bool
         folder, out, modes=tuple(mode.strip() for mode in modes.split(",")), config=config, progress=Progress(quiet)
     )
     if as_json:
-        _print_json(result.to_json())
+        terminal.print_json(result.to_json())
         return
-    _print_table(
-        ("mode", "accuracy", "95 % interval", "photos", "seconds"),
-        [_mode_row(mode, run.summary) for mode, run in result.runs.items() if run.summary],
-    )
+    terminal.print_modes({mode: run.summary for mode, run in result.runs.items() if run.summary})
     for one in result.pairs:
         print(f"{one.verdict} (p = {one.p_value:.2g})")
 
@@ -359,14 +342,14 @@ def evaluate(bundle: str, folder: str, precision: Any, as_json: bool) -> None:
 
     result = evaluate_folder(load(bundle, precision=precision), folder, progress=Progress())
     if as_json:
-        _print_json(result.to_json())
+        terminal.print_json(result.to_json())
         return
     print(f"accuracy {result.accuracy}")
     print(f"macro F1 {result.macro_f1:.3f}, log loss {result.log_loss:.3f}, calibration error {result.ece:.3f}")
     rows = [
         (r["class"], r["n"], f"{r['precision']:.3f}", f"{r['recall']:.3f}", f"{r['f1']:.3f}") for r in result.per_class
     ]
-    _print_table(("class", "photos", "precision", "recall", "F1"), rows)
+    terminal.print_table(("class", "photos", "precision", "recall", "F1"), rows)
 
 
 @cli.command()
@@ -385,10 +368,10 @@ def backbones(pattern: str, as_json: bool) -> None:
 
     rows = list(catalog.entries(pattern))
     if as_json:
-        _print_json([vars(row) for row in rows])
+        terminal.print_json([vars(row) for row in rows])
         return
     where = {True: "on this machine", False: "to be fetched"} | dict.fromkeys(catalog.OWN, "give --weights")
-    _print_table(
+    terminal.print_table(
         ("backbone", "parameters", "input", "licence", "weights"),
         [
             (
@@ -403,51 +386,6 @@ def backbones(pattern: str, as_json: bool) -> None:
     )
     if not pattern:
         print(f"{len(rows)} of {catalog.num_known()} shown; more with: regraft backbones PATTERN")
-
-
-def _mode_row(mode: str, summary: dict[str, Any]) -> tuple[str, ...]:
-    a = summary["accuracy"]
-    interval = f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
-    return mode, f"{100 * a['value']:.1f} %", interval, str(a["n"]), f"{summary['seconds']['total']:.1f}"
-
-
-def _class_rows(dataset: Any, splits: list[str]) -> list[tuple[Any, ...]]:
-    if not splits:
-        return list(dataset.counts.items())
-    parts = [dataset.subset(i for i, s in enumerate(dataset.splits) if s == name).counts for name in splits]
-    return [(name, *(part[name] for part in parts)) for name in dataset.classes]
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    from regraft.ground.statistics import Accuracy
-
-    print(f"\nmode     {summary['mode']}")
-    print(f"accuracy {Accuracy(**summary['accuracy'])}")
-    if summary["cross_validated"]:
-        print(f"         {Accuracy(**summary['cross_validated'])}")
-    if summary["decision"]:
-        print(f"chosen   {printable(summary['decision'])}")
-    print(f"model    {printable(summary['bundle'])}   ({summary['seconds']['total']:.1f} s)")
-
-
-def _print_table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        table.add_column(
-            name, justify="left" if name in ("class", "backbone", "licence", "weights", "mode") else "right"
-        )
-    for row in rows:
-        table.add_row(*(Text(printable(str(cell))) for cell in row))
-    Console(highlight=False).print(table)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _fail(message: str, code: int) -> NoReturn:

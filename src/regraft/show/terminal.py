@@ -1,0 +1,65 @@
+"""Data as text in a terminal: tables and summaries on stdout. Rich is imported when a table is drawn."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from regraft.ground.progress import printable
+from regraft.ground.statistics import Accuracy
+
+if TYPE_CHECKING:
+    from regraft.data.scan import Dataset
+
+WORDS = ("class", "backbone", "licence", "weights", "mode")  # columns that are not of numbers
+
+
+def print_json(value: Any) -> None:
+    """One JSON value."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows below a header."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="left" if name in WORDS else "right")
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """What came of a training, as `train --json` has it."""
+    print(f"\nmode     {summary['mode']}")
+    print(f"accuracy {Accuracy(**summary['accuracy'])}")
+    if summary["cross_validated"]:
+        print(f"         {Accuracy(**summary['cross_validated'])}")
+    if summary["decision"]:
+        print(f"chosen   {printable(summary['decision'])}")
+    print(f"model    {printable(summary['bundle'])}   ({summary['seconds']['total']:.1f} s)")
+
+
+def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Trainings in several modes, one below the other."""
+    rows = []
+    for mode, summary in summaries.items():
+        a = summary["accuracy"]
+        interval = f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
+        rows.append((mode, f"{100 * a['value']:.1f} %", interval, a["n"], f"{summary['seconds']['total']:.1f}"))
+    print_table(("mode", "accuracy", "95 % interval", "photos", "seconds"), rows)
+
+
+def print_photos(dataset: "Dataset") -> None:
+    """Classes and counts, what was noticed, and files that are not used."""
+    splits: list[str] = [name for name in ("train", "val", "test") if name in dataset.splits]
+    parts = [dataset.subset(i for i, s in enumerate(dataset.splits) if s == name).counts for name in splits]
+    rows = [(name, *(part[name] for part in parts or [dataset.counts])) for name in dataset.classes]
+    print_table(("class", *(splits or ["photos"])), rows)
+    print(f"{len(dataset)} photos used of {dataset.num_found} found")
+    for line in (*dataset.notes, *(f"left out: {q.path}: {q.reason}" for q in dataset.quarantine)):
+        print(printable(line))
