@@ -50,8 +50,9 @@ def main() -> None:
                         rows.append(found)
                         result = {"command": "python bench/peers.py", **machine(), "rows": rows}
                         RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    fill("peers", table(rows))
-    print(table(rows))
+    result = json.loads(RESULT.read_text())
+    fill("peers", table(result))
+    print(table(result))
 
 
 def contenders(graphs: Path, scratch: Path, fastai: str | None) -> dict[str, Callable[[Path, int], dict]]:
@@ -94,8 +95,9 @@ def copied(name: str, seed: int, folder: Path) -> Path:
     return folder
 
 
-def table(rows: list[dict]) -> str:
+def table(result: dict) -> str:
     """A line for each tool."""
+    rows = result["rows"]
     sets = [name for name in SETS if any(r["set"] == name for r in rows)]
     lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
     for tool in dict.fromkeys(r["tool"] for r in rows):
@@ -106,7 +108,12 @@ def table(rows: list[dict]) -> str:
             seconds = sum(r["seconds"] for r in own) / len(own) if own else 0.0
             cells.append(f"{100 * mean:.1f} %, {seconds:.0f} s" if own else "")
         lines.append(f"| {tool} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    seeds = len({row["seed"] for row in rows})
+    runs = "one run each" if seeds == 1 else f"mean of {seeds} seeds"
+    cores = "1 core" if result["cores"] == 1 else f"{result['cores']} cores"
+    return "\n".join(
+        [*lines, "", f"Accuracy and seconds, {runs}, {cores}, {result['processor']}; `{result['command']}`."]
+    )
 
 
 if __name__ == "__main__":

@@ -65,11 +65,15 @@ def test_files_and_modules_named_exist():
 def test_tables_are_the_benchmarks():
     sys.path.insert(0, str(ROOT / "bench"))
     import frozen
+    import peers
     import regimes
+    import training
 
     texts = {
         "frozen": lambda result: frozen.table(result),
         "regimes": lambda result: regimes.table(result["rows"]),
+        "peers": peers.table,
+        "training": training.sentence,
     }
     for name, text in texts.items():
         stands = README.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0].strip()
