@@ -148,10 +148,11 @@ def scan(
     """
     from pathlib import Path
 
-    from regraft import api, doctor
+    from regraft import doctor
+    from regraft.ground.config import TrainConfig
 
     kinds = doctor.chosen_kinds(drop)
-    found = doctor.examine(folder, api.configure(**settings), with_features=deep, progress=Progress())
+    found = doctor.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
     if out:
         doctor.write_examination(found, Path(out))
     left_out = doctor.write_fixed(found, Path(fix), kinds) if fix else {}

@@ -177,7 +177,6 @@ def format_leak(dataset: Dataset, looks: Looks) -> list[Finding]:
 
     A small decision tree, cross-validated, against always saying the most frequent class.
     """
-    from scipy.stats import binomtest
     from sklearn.model_selection import StratifiedKFold
     from sklearn.tree import DecisionTreeClassifier
 
@@ -196,11 +195,17 @@ def format_leak(dataset: Dataset, looks: Looks) -> list[Finding]:
         for train, held_out in folds.split(x, y):
             said[held_out] = tree.fit(x[train], y[train]).predict(x[held_out])
         num_right, chance = int((said == y).sum()), counts.max() / len(y)
-        if num_right / len(y) > chance + 0.25 and binomtest(num_right, len(y), chance, "greater").pvalue < 1e-6:
+        if num_right / len(y) > chance + 0.25 and _is_no_chance(num_right, len(y), chance):
             what = {"format": "the file format", "size": "the size in pixels", "camera": "the camera"}[name]
             text = f"{what} alone tells the class of {100 * num_right / len(y):.0f} % (chance {100 * chance:.0f} %)"
             found.append(Finding("format leak", (), text))
     return found
+
+
+def _is_no_chance(num_right: int, n: int, chance: float) -> bool:
+    from scipy.stats import binomtest  # a second to import
+
+    return bool(binomtest(num_right, n, chance, "greater").pvalue < 1e-6)
 
 
 def left_out(found: Iterable[Finding], kinds: Iterable[str]) -> dict[int, str]:
