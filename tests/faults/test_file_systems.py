@@ -59,7 +59,7 @@ def test_places_that_cannot_be_written(place, tmp_path, record_property, mode, w
     assert "Traceback" not in ended.stderr
     if what == "out":
         assert ended.code == 1
-        assert ended.seconds < 5.0  # 2 on a quiet machine
+        assert ended.seconds < 2.0
         assert str(tmp_path / "out") in ended.stderr.splitlines()[-1]
     else:
         assert ended.summary["accuracy"]["n"] > 0
@@ -124,7 +124,7 @@ def test_very_many_paths_are_listed(tmp_path, record_property):
     done = subprocess.run([sys.executable, "-c", LIST, tmp_path / "photos"], capture_output=True, text=True, check=True)
     found, seconds, megabytes = map(float, done.stdout.split())
     assert found == count
-    assert seconds < 60
+    assert seconds < 60 * count / 1_000_000
     assert megabytes < 1000
     record(record_property, "F9", paths=count, seconds=round(seconds, 2), megabytes=round(megabytes))
 
