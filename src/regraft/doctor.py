@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from regraft.data import findings
 from regraft.data.findings import CERTAIN, KINDS, Finding, Kind, Suspect
 from regraft.data.looks import look
 from regraft.data.scan import Dataset, checked, list_photos
-from regraft.data.splits import fold_ids
+from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError, OutputError, nearest
-from regraft.ground.files import csv_bytes, json_bytes, make_folder, published, write_atomic
+from regraft.ground.files import json_bytes, make_folder, published, write_atomic
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.head import out_of_fold, solve
@@ -148,9 +149,8 @@ def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAI
     with published(folder) as partial:
         for path in kept.paths:
             _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
-    rows = {q.path: q.reason for q in kept.quarantine}
-    write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), csv_bytes(("path", "reason"), list(rows.items())))
-    return rows
+    write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), kept.quarantine_csv())
+    return {q.path: q.reason for q in kept.quarantine}
 
 
 def write_examination(found: Examination, folder: Path) -> list[Path]:
@@ -159,8 +159,7 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
 
     make_folder(folder, kind="output folder")
     write_atomic(folder / "scan.json", json_bytes(found.to_json()))
-    rows = [(q.path, q.reason) for q in found.dataset.quarantine]
-    write_atomic(folder / "quarantine.csv", csv_bytes(("path", "reason"), rows))
+    write_atomic(folder / "quarantine.csv", found.dataset.quarantine_csv())
     pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
     for kind in KINDS:
         own = [one for one in found.of(kind) if one.photos]
@@ -184,15 +183,12 @@ def in_words(found: Examination) -> list[str]:
     if found.leak_cost:
         with_them, without = found.leak_cost
         lines.append(f"what the leaks are worth: {with_them}; without them {without}")
-    most, least = max(found.dataset.counts.items(), key=_count), min(found.dataset.counts.items(), key=_count)
+    counted, size = found.dataset.counts.items(), itemgetter(1)
+    most, least = max(counted, key=size), min(counted, key=size)
     if most[1] >= RARE * least[1]:
         sizes = f"{most[1]} photos of {most[0]!r}, {least[1]} of {least[0]!r}"
         lines.append(f"unbalanced: {sizes}; train with --class-weights to count classes alike")
     return lines
-
-
-def _count(item: tuple[str, int]) -> int:
-    return item[1]
 
 
 def _ordered(found: list[Finding]) -> tuple[Finding, ...]:
@@ -208,7 +204,7 @@ def _leak(dataset: Dataset, finding: Finding) -> list[str]:
 
 def _held_out(features: Features, dataset: Dataset, config: TrainConfig) -> np.ndarray:
     """`(N, C)` probabilities of heads that have not seen the photo, nor its copies."""
-    folds = fold_ids(dataset.labels, dataset.hashes, config.num_folds, config.seed, dataset.groups)
+    folds = folds_of(dataset, config.num_folds, config.seed)
     if len(np.unique(folds[folds >= 0])) < 2:
         return np.full((len(dataset), len(dataset.classes)), np.nan)
     return out_of_fold(features, len(dataset.classes), folds, PENALTY)

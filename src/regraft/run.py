@@ -24,7 +24,7 @@ from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import OutputError
-from regraft.ground.files import csv_bytes, json_bytes, published, sha256_json, write_atomic
+from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
 
@@ -115,8 +115,7 @@ def write_photos(out: Path, material: Material) -> None:
             ]
     rows += [{"path": q.path, "quarantined": q.reason} for q in material.dataset.quarantine]
     write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
-    quarantine = [(q.path, q.reason) for q in material.dataset.quarantine]
-    write_atomic(out / "quarantine.csv", csv_bytes(("path", "reason"), quarantine))
+    write_atomic(out / "quarantine.csv", material.dataset.quarantine_csv())
 
 
 def summarise(

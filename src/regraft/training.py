@@ -20,7 +20,7 @@ from regraft.backbones.catalog import RANDOM
 from regraft.backbones.features import Features, extract, fill
 from regraft.backbones.graph import Backbone, from_network, load_backbone
 from regraft.data.scan import Dataset, list_photos, scan
-from regraft.data.splits import Splits, fold_ids, grouped, held_out, split
+from regraft.data.splits import Splits, folds_of, grouped, held_out, split
 from regraft.deliver.bundle import load
 from regraft.deliver.evaluate import Evaluation
 from regraft.ground.config import TrainConfig
@@ -141,7 +141,7 @@ def _prepare(folder: Path, here: _Here) -> _Start:
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)
-    if (seen := doctor.glance(dataset, features, config)) and not config.drop:
+    if here.world.is_main and not config.drop and (seen := doctor.glance(dataset, features, config)):
         progress.say(f"doctor: {seen}; look at them with: regraft scan {folder} --out findings")
     splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
     return _Start(Material(dataset, splits), backbone, features)
@@ -205,7 +205,7 @@ def _head(features: Features, photos: Dataset, config: TrainConfig) -> Head:
 
 
 def _folds(photos: Dataset, config: TrainConfig) -> np.ndarray:
-    return fold_ids(photos.labels, photos.hashes, config.num_folds, config.seed, photos.groups)
+    return folds_of(photos, config.num_folds, config.seed)
 
 
 def _cross_validated(features: Features, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:

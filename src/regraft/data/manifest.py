@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.data.layout import SPLIT_NAMES, Labelled, Listing, Quarantined
+from regraft.data.layout import SPLIT_NAMES, Labelled, Listing, Quarantined, is_manifest
 from regraft.ground.errors import DataError
 
 MAX_BYTES = 2**30
@@ -57,7 +57,7 @@ def refuse_conflicts(listing: Listing) -> None:
     labels = {one.path: one.label for one in listing.files}
     for file in listing.loose:
         try:
-            rows = read_rows(file) if file.suffix.lower() in READERS and file.parent == listing.root else []
+            rows = read_rows(file) if is_manifest(file) and file.parent == listing.root else []
         except DataError:
             continue  # a table of something else
         for row in rows:

@@ -17,7 +17,7 @@ from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes
 from regraft.data.layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
 from regraft.data.manifest import list_manifest, refuse_conflicts
 from regraft.ground.errors import DataError, nearest
-from regraft.ground.files import sha256_bytes
+from regraft.ground.files import csv_bytes, sha256_bytes
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import num_cores
 
@@ -84,6 +84,10 @@ class Dataset:
         if sha256_bytes(data) != self.hashes[index]:
             raise DataError(f"{path} changed while it was being used. Run the command again when nothing writes to it.")
         return data
+
+    def quarantine_csv(self) -> bytes:
+        """Files found and not used, with the reason, as a CSV file."""
+        return csv_bytes(("path", "reason"), [(q.path, q.reason) for q in self.quarantine])
 
     def to_json(self) -> dict[str, Any]:
         """As printed by `regraft scan --json`."""

@@ -57,8 +57,7 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
 def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
     """Indices out of `pool` that are kept for judging."""
     if dataset.groups:
-        own = dataset.subset(pool)
-        folds = fold_ids(own.labels, own.hashes, max(2, round(1 / fraction)), seed, own.groups)
+        folds = folds_of(dataset.subset(pool), max(2, round(1 / fraction)), seed)
         return [pool[int(i)] for i in np.flatnonzero(folds == 0)]
     chosen: list[int] = []
     for members in _ranked(dataset.labels[list(pool)], [dataset.hashes[i] for i in pool], seed):
@@ -86,6 +85,11 @@ def fold_ids(
                 folds[group] = (rank + offset) % num_folds
             offset += len(members)
     return folds
+
+
+def folds_of(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
+    """`fold_ids` of a data set's photos, whole groups where it has them."""
+    return fold_ids(dataset.labels, dataset.hashes, num_folds, seed, dataset.groups)
 
 
 def grouped(dataset: Dataset, pattern: str) -> Dataset:
