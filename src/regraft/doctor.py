@@ -14,8 +14,8 @@ import numpy as np
 from regraft.backbones.features import Features, extract, store_of
 from regraft.backbones.graph import load_backbone
 from regraft.data import findings
-from regraft.data.findings import CERTAIN, KINDS, Finding, Kind, Suspect
-from regraft.data.looks import look
+from regraft.data.findings import BY_FEATURES, CERTAIN, KINDS, Finding, Kind, Suspect
+from regraft.data.looks import Looks, look
 from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
@@ -23,9 +23,8 @@ from regraft.ground.errors import ConfigError, OutputError, nearest
 from regraft.ground.files import json_bytes, make_folder, published, write_atomic
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.statistics import Accuracy, accuracy
-from regraft.learn.head import out_of_fold, solve
+from regraft.learn.head import Head, out_of_fold, solve
 
-PENALTY = 0.1  # of the heads that doubt labels: in the middle of those that a training tries
 SHOWN = 40  # findings of a kind on one contact sheet
 QUICK = 1500  # photos that are run through the backbone without asking
 RARE = 5.0  # times that a class may have fewer photos than another before it is said
@@ -84,42 +83,64 @@ def examine(
     Raises RegraftError.
     """
     config = config or TrainConfig()
-    dataset = list_photos(folder, progress=progress)
-    looks, failures = look(dataset, progress=progress)
-    if failures:
-        dataset, looks = checked(dataset.without(failures)), looks.without(failures)
-    with progress.step("compare photos"):
-        pairs = list(findings.alike(looks))
-        found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
-        found += findings.odd_looks(looks) + findings.format_leak(dataset, looks)
-    if with_features is False:
-        return Examination(dataset, _ordered(found))
-    backbone = load_backbone(config.backbone, config.weights, offline=config.offline, progress=progress)
-    num_new = len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
-    if with_features is None and num_new > QUICK:
-        progress.say(f"{num_new} photos have not been through the backbone: labels are not doubted; --deep does that")
-        return Examination(dataset, _ordered(found))
-    _, features = extract(backbone, dataset, progress=progress)
-    with progress.step("doubt labels"):
-        ranked = findings.suspects(dataset.labels, _held_out(features, dataset, config))
-        found += _outliers(features, found) + findings.doubted(dataset, ranked)
-        cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
-    return Examination(dataset, _ordered(found), tuple(ranked), cost)
+    dataset, looks = _looked(list_photos(folder, progress=progress), progress)
+    features = None if with_features is False else _features(dataset, config, bool(with_features), progress)
+    return _examined(dataset, looks, features, config, progress)
 
 
-def glance(dataset: Dataset, features: Features | None, config: TrainConfig) -> str:
-    """What a training says of its photos, from what it knows anyway; "" for nothing."""
+def glance(dataset: Dataset, learned: Dataset, head: Head | None) -> str:
+    """What a training says of its photos, from what it knows anyway; "" for nothing.
+
+    learned: those that `head` was solved on.
+    """
     found = findings.copies(dataset, findings.groups_of_copies(dataset))
-    if features is not None:
-        found += findings.doubted(dataset, findings.suspects(dataset.labels, _held_out(features, dataset, config)))
+    if head is not None:
+        found += findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out)))
     counts = Counter(one.kind for one in _ordered(found))
     return ", ".join(f"{kind}: {count}" for kind, count in counts.items())
 
 
-def treated(folder: str | Path, config: TrainConfig, progress: Progress) -> Dataset:
+def treated(dataset: Dataset, features: Features | None, config: TrainConfig, progress: Progress) -> Dataset:
     """The photos without those that `config.drop` names, which are quarantined. Raises RegraftError."""
-    found = examine(folder, config, progress=progress)
-    return checked(found.dataset.without(findings.left_out(found.findings, chosen_kinds(config.drop))))
+    kinds = chosen_kinds(config.drop)
+    if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
+        progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
+    dataset, looks = _looked(dataset, progress)
+    found = _examined(dataset, looks, features and features.of(dataset), config, progress)
+    return checked(dataset.without(findings.left_out(found.findings, kinds)))
+
+
+def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, Looks]:
+    looks, failures = look(dataset, progress=progress)
+    return (checked(dataset.without(failures)), looks.without(failures)) if failures else (dataset, looks)
+
+
+def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> Features | None:
+    """Of all photos; None where that would take long and nobody asked for it."""
+    backbone = load_backbone(config.backbone, config.weights, offline=config.offline, progress=progress)
+    num_new = len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
+    if num_new > QUICK and not in_any_case:
+        progress.say(f"{num_new} photos have not been through the backbone: labels are not doubted; --deep does that")
+        return None
+    return extract(backbone, dataset, progress=progress)[1]
+
+
+def _examined(
+    dataset: Dataset, looks: Looks, features: Features | None, config: TrainConfig, progress: Progress
+) -> Examination:
+    with progress.step("compare photos"):
+        pairs = list(findings.alike(looks))
+        found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
+        found += findings.odd_looks(looks) + findings.format_leak(dataset, looks)
+    if features is None:
+        return Examination(dataset, _ordered(found))
+    with progress.step("doubt labels"):
+        folds = folds_of(dataset, config.num_folds, config.seed)
+        unseen = out_of_fold(features, len(dataset.classes), folds)
+        ranked = findings.suspects(dataset.labels, np.exp(unseen))
+        found += _outliers(features, found) + findings.doubted(dataset, ranked)
+        cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
+    return Examination(dataset, _ordered(found), tuple(ranked), cost)
 
 
 def chosen_kinds(text: str) -> tuple[Kind, ...]:
@@ -200,14 +221,6 @@ def _leak(dataset: Dataset, finding: Finding) -> list[str]:
     inside = [i for i in finding.photos if dataset.splits[i] == "train"] or list(finding.photos[:1])
     outside = [i for i in finding.photos if i not in inside]
     return [dataset.paths[inside[0]], *(dataset.paths[i] for i in outside)]
-
-
-def _held_out(features: Features, dataset: Dataset, config: TrainConfig) -> np.ndarray:
-    """`(N, C)` probabilities of heads that have not seen the photo, nor its copies."""
-    folds = folds_of(dataset, config.num_folds, config.seed)
-    if len(np.unique(folds[folds >= 0])) < 2:
-        return np.full((len(dataset), len(dataset.classes)), np.nan)
-    return out_of_fold(features, len(dataset.classes), folds, PENALTY)
 
 
 def _outliers(features: Features, found: list[Finding]) -> list[Finding]:

@@ -7,11 +7,11 @@ photos -> network from random weights -> bundle                      scratch
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from regraft.ground.progress import Progress
 from regraft.ground.runtime import torch_room
 from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.compare import Pair, no_room, pair
-from regraft.learn.head import Head, cross_validate, out_of_fold, solve
+from regraft.learn.head import Head, out_of_fold, score, solve
 from regraft.learn.recipe import Recipe, choose, decide
 from regraft.learn.world import World, join
 from regraft.run import Graft, Material, Run, deliver, finish, place, say_what_is_there, summarise, write_photos
@@ -38,6 +38,7 @@ from regraft.run import Graft, Material, Run, deliver, finish, place, say_what_i
 if TYPE_CHECKING:
     from regraft.learn.finetune import Tuned
 
+T = TypeVar("T")
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
 FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
@@ -53,11 +54,11 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
     deadline = None if config.limit_s is None else began + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
-        here = _Here(out, config, deadline, world, progress, began)
+        here = _Here(Path(folder), out, config, deadline, world, progress, began)
         if config.mode == "frozen" and config.is_solved and config.settings:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in config.settings)
             progress.say(f"without effect: {flags}; the frozen head is solved, it takes no steps")
-        start = _prepare(Path(folder), here)
+        start = _prepare(here)
         say_what_is_there(start.material, progress)
         outcome = _climb(start, here)
         world.wait()
@@ -68,8 +69,12 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
 
 @dataclass(frozen=True)
 class _Here:
-    """Where and how a run goes on. out: its folder.  deadline, began: of `time.monotonic`."""
+    """Where and how a run goes on.
 
+    photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.
+    """
+
+    photos: Path
     out: Path
     config: TrainConfig
     deadline: float | None
@@ -124,38 +129,43 @@ def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
         yield
 
 
-def _prepare(folder: Path, here: _Here) -> _Start:
+def _prepare(here: _Here) -> _Start:
     """Photos, the backbone, and its features where a head is solved on them."""
     config, progress = here.config, here.progress
-    look = list_photos if config.is_solved else scan
-    dataset = doctor.treated(folder, config, progress) if config.drop else look(folder, progress=progress)
+    dataset = (list_photos if config.is_solved else scan)(here.photos, progress=progress)
     backbone = None if config.mode == "scratch" else _backbone(here)
     features = None
-    if backbone is not None and config.is_solved:
+    if backbone is not None and (config.is_solved or config.drop):
         dataset, features = _features(backbone, dataset, here)
+    if config.drop:
+        dataset = _main_first(here, lambda: doctor.treated(dataset, features, config, progress))
     if config.strict and dataset.quarantine:
         first = dataset.quarantine[0]
         raise DataError(
-            f"{len(dataset.quarantine)} files of {folder} cannot be used, and --strict refuses that; the first: "
+            f"{len(dataset.quarantine)} files of {here.photos} cannot be used, and --strict refuses that; the first: "
             f"{first.path}: {first.reason}. Mend or remove them; `regraft scan` lists all."
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)
-    if here.world.is_main and not config.drop and (seen := doctor.glance(dataset, features, config)):
-        progress.say(f"doctor: {seen}; look at them with: regraft scan {folder} --out findings")
     splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
-    return _Start(Material(dataset, splits), backbone, features)
+    return _Start(Material(dataset, splits), backbone, features if config.is_solved else None)
 
 
 def _backbone(here: _Here) -> Backbone:
-    """The main process first: what it fetches and traces, the others find in the cache."""
     c = here.config
+    return _main_first(
+        here, lambda: load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, progress=here.progress)
+    )
+
+
+def _main_first(here: _Here, work: Callable[[], T]) -> T:
+    """The main process first: what it fetches and computes, the others find in the cache."""
     if not here.world.is_main:
         here.world.wait()
-    backbone = load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, progress=here.progress)
+    done = work()
     if here.world.is_main:
         here.world.wait()
-    return backbone
+    return done
 
 
 def _features(backbone: Backbone, dataset: Dataset, here: _Here) -> tuple[Dataset, Features]:
@@ -169,17 +179,16 @@ def _features(backbone: Backbone, dataset: Dataset, here: _Here) -> tuple[Datase
 
 def _climb(start: _Start, here: _Here) -> _Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
-    head, frozen = None, None
-    if start.backbone is not None and start.features is not None:
-        with here.progress.step("solve head"):
-            head, graft = _solved(start.backbone, start.features, start.material, here.config)
-        if here.config.mode != "full":
-            frozen = _delivered(graft, start, here) if here.world.is_main else None
-            stop = here.world.agree(None if frozen is None else _why_stop(frozen, here))
-            if stop is not None:
-                return None if frozen is None else replace(frozen, decision=stop)
-            if frozen is not None:
-                _announce(start, frozen, here)
+    head, graft = _solved(start, here)
+    _say_what_the_doctor_sees(start.material, head, here)
+    frozen = None
+    if graft is not None and here.config.mode != "full":
+        frozen = _delivered(graft, start, here) if here.world.is_main else None
+        stop = here.world.agree(None if frozen is None else _why_stop(frozen, here))
+        if stop is not None:
+            return None if frozen is None else replace(frozen, decision=stop)
+        if frozen is not None:
+            _announce(start, frozen, here)
     tuned = _tuned_on_split(start, head, here)
     if not here.world.is_main:
         return None
@@ -191,12 +200,21 @@ def _climb(start: _Start, here: _Here) -> _Outcome | None:
     return outcome
 
 
-def _solved(backbone: Backbone, features: Features, material: Material, config: TrainConfig) -> tuple[Head, Graft]:
-    """The frozen regime: the head of a convex problem on the features."""
-    head = _head(features, material.splits.train, config)
-    score = None if material.splits.given else _cross_validated(features, material.dataset, head, config)
-    details = {"head": {"penalty": head.penalty, "curve": [vars(score) for score in head.curve]}}
-    return head, Graft("frozen", backbone, head.weight, head.bias, details, score)
+def _say_what_the_doctor_sees(material: Material, head: Head | None, here: _Here) -> None:
+    if not here.config.drop and (seen := doctor.glance(material.dataset, material.splits.train, head)):
+        here.progress.say(f"doctor: {seen}; look at them with: regraft scan {here.photos} --out findings")
+
+
+def _solved(start: _Start, here: _Here) -> tuple[Head, Graft] | tuple[None, None]:
+    """The frozen regime: the head of a convex problem on the features, where there are any."""
+    if start.backbone is None or start.features is None:
+        return None, None
+    features, material = start.features, start.material
+    with here.progress.step("solve head"):
+        head = _head(features, material.splits.train, here.config)
+        whole = None if material.splits.given else _cross_validated(features, material.dataset, head, here.config)
+    details = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
+    return head, Graft("frozen", start.backbone, head.weight, head.bias, details, whole)
 
 
 def _head(features: Features, photos: Dataset, config: TrainConfig) -> Head:
@@ -213,8 +231,8 @@ def _cross_validated(features: Features, photos: Dataset, head: Head, config: Tr
     folds = _folds(photos, config)
     if not (folds >= 0).any():
         return None
-    score = cross_validate(features, len(photos.classes), folds, head.penalty)
-    return accuracy(score.num_right, score.n, "cross-validated")
+    found = score(out_of_fold(features, len(photos.classes), folds, head.penalty), photos.labels, head.penalty)
+    return accuracy(found.num_right, found.n, "cross-validated")
 
 
 def _delivered(graft: Graft, start: _Start, here: _Here) -> _Outcome:
@@ -249,7 +267,7 @@ def _announce(start: _Start, frozen: _Outcome, here: _Here) -> None:
 def _tuned_on_split(start: _Start, head: Head | None, here: _Here) -> "Tuned":
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
-    best = min(head.curve, key=lambda score: score.log_loss) if head and head.curve else None
+    best = min(head.curve, key=lambda point: point.log_loss) if head and head.curve else None
     decided = decide(here.mode, len(splits.train), 1 - best.num_right / best.n if best else None)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)

@@ -205,5 +205,12 @@ def test_a_list_keeps_its_splits_and_says_what_it_lists_in_vain(tmp_path):
     }
 
 
+def test_a_list_that_is_too_large_is_refused_by_its_size(tmp_path, monkeypatch):
+    build(tmp_path, listed(ROWS))
+    monkeypatch.setattr("regraft.data.manifest.MAX_BYTES", 20)
+    with pytest.raises(DataError, match=r"list\.csv has \d+ bytes\. Expected a list of at most 20\."):
+        scan(tmp_path / "list.csv")
+
+
 def test_the_figures_of_layouts(record_property):
     record(record_property, "D4", layouts=len(READ) + len(REFUSED), read=len(READ), refused=len(REFUSED), mislabelled=0)

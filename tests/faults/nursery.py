@@ -91,8 +91,10 @@ class Child:
         deadline = time.monotonic() + timeout
         while (code := self.nursery.ask(poll=self.pid)["code"]) is None:
             if time.monotonic() > deadline:
+                self.kill(signal.SIGUSR1)  # it tells where it is
+                time.sleep(1.0)
                 self.kill(group=True)
-                raise TimeoutError(f"still running after {timeout} s: {self.stderr[-2000:]}")
+                raise TimeoutError(f"still running after {timeout} s: {self.stderr[-6000:]}")
             time.sleep(0.01)
         seconds = time.monotonic() - self.began
         return Ended(code, (self.folder / "stdout").read_text(), self.stderr, seconds)

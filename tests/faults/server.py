@@ -1,5 +1,6 @@
 """The process that command lines are forked from. Orders come in, a JSON object a line; each is answered by one."""
 
+import faulthandler
 import functools
 import json
 import os
@@ -56,6 +57,7 @@ def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: 
     os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_APPEND), number)
+    faulthandler.register(signal.SIGUSR1, file=2)
     os.environ.clear()
     os.environ.update(env)
     for target, value in change.items():

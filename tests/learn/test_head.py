@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from regraft.backbones.features import Features
 from regraft.data.splits import fold_ids
 from regraft.learn import head as heads
-from regraft.learn.head import PENALTIES, cross_validate, solve
+from regraft.learn.head import PENALTIES, out_of_fold, score, solve
 
 SHAPES = {"N<D": (60, 96), "N>D": (120, 24)}
 
@@ -121,8 +121,8 @@ def test_rotation_changes_nothing(monkeypatch):
 def test_the_penalty_is_where_the_curve_is_lowest():
     features = draw_features(120, 24, 5)
     head = solve(features, 5, folds_of(features))
-    losses = [score.log_loss for score in head.curve]
-    assert [score.penalty for score in head.curve] == list(PENALTIES)
+    losses = [point.log_loss for point in head.curve]
+    assert [point.penalty for point in head.curve] == list(PENALTIES)
     assert head.penalty == PENALTIES[int(np.argmin(losses))]
     assert PENALTIES[0] < head.penalty < PENALTIES[-1], "a task where the choice matters"
 
@@ -131,32 +131,43 @@ def test_the_penalty_is_where_the_curve_is_lowest():
 def test_the_curve_is_the_log_loss_of_photos_not_seen(num_classes):
     features = draw_features(60, 96, num_classes)
     folds = folds_of(features)
-    score = solve(features, num_classes, folds).curve[4]
+    point = solve(features, num_classes, folds).curve[4]
     scaler = StandardScaler().fit(features.x.astype(np.float64))
     z, logits = scaler.transform(features.x.astype(np.float64)), np.zeros((60, num_classes))
     for fold in range(5):
         seen = folds != fold
-        model = LogisticRegression(C=1 / (score.penalty * seen.sum()), tol=1e-8, max_iter=5000)
+        model = LogisticRegression(C=1 / (point.penalty * seen.sum()), tol=1e-8, max_iter=5000)
         logits[~seen] = model.fit(z[seen], features.y[seen]).predict_log_proba(z[~seen])
-    assert score.log_loss == pytest.approx(log_loss(features.y, np.exp(logits)), abs=1e-3)
-    assert score.num_right == accuracy_score(features.y, logits.argmax(axis=1), normalize=False)
-    assert score.n == 60
+    assert point.log_loss == pytest.approx(log_loss(features.y, np.exp(logits)), abs=1e-3)
+    assert point.num_right == accuracy_score(features.y, logits.argmax(axis=1), normalize=False)
+    assert point.n == 60
+    assert np.allclose(np.exp(out_of_fold(features, num_classes, folds, point.penalty)), np.exp(logits), atol=1e-3)
 
 
-def test_cross_validate_is_a_point_of_the_curve():
+def test_what_a_head_says_of_photos_not_seen_is_that_of_its_point_of_the_curve():
     features = draw_features(60, 24, 3)
     folds = folds_of(features)
-    curve = solve(features, 3, folds).curve
-    assert cross_validate(features, 3, folds, PENALTIES[5]) == curve[5]
+    head = solve(features, 3, folds)
+    again = out_of_fold(features, 3, folds, head.penalty)
+    assert np.array_equal(again, head.held_out)
+    assert score(again, features.y, head.penalty) == head.curve[PENALTIES.index(head.penalty)]
 
 
-def test_cross_validate_counts_only_what_is_judged():
+def test_only_what_is_judged_counts():
     features = draw_features(60, 24, 3)
     folds = folds_of(features)
     folds[[0, 1, 2, 30]] = -1
-    score = cross_validate(features, 3, folds, 0.1)
-    assert score.n == 56
-    assert 0 <= score.num_right <= 56
+    log_p = out_of_fold(features, 3, folds)
+    assert np.array_equal(np.isnan(log_p).any(axis=1), folds == -1)
+    point = score(log_p, features.y, 0.1)
+    assert point.n == 56
+    assert 0 <= point.num_right <= 56
+
+
+def test_where_all_others_are_of_one_class_that_one_is_said():
+    features = draw_features(6, 4, 2)
+    folds = np.where(features.y == 0, 0, -1)
+    assert (out_of_fold(features, 2, folds)[folds == 0].argmax(axis=1) == 1).all()
 
 
 def test_photos_never_judged_are_always_learned_from():
@@ -169,7 +180,7 @@ def test_photos_never_judged_are_always_learned_from():
     heads_fit = lambda z, y, penalty, c: (seen.append(set(y.tolist())), fit(z, y, penalty, c))[1]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "_fit", heads_fit)
-        cross_validate(features, 3, folds, 0.1)
+        out_of_fold(features, 3, folds)
     assert seen == [{0, 1, 2}] * 3
 
 
@@ -181,8 +192,8 @@ def test_classes_far_apart_are_all_right(num_classes, dimensions):
     folds = folds_of(features)
     head = solve(features, num_classes, folds)
     assert np.array_equal(head.logits(features.x).argmax(axis=1), features.y)
-    score = cross_validate(features, num_classes, folds, head.penalty)
-    assert (score.num_right, score.n) == (30, 30)
+    point = score(out_of_fold(features, num_classes, folds, head.penalty), features.y, head.penalty)
+    assert (point.num_right, point.n) == (30, 30)
 
 
 def test_without_folds_a_middling_penalty_is_taken():
@@ -234,8 +245,8 @@ def test_a_few_photos_of_a_class_are_enough(counts, dimensions):
     head = solve(features, len(counts), folds)
     assert np.isfinite(head.weight).all()
     assert np.isfinite(head.bias).all()
-    assert all(np.isfinite(score.log_loss) for score in head.curve)
-    assert all(score.n == (folds >= 0).sum() for score in head.curve)
+    assert all(np.isfinite(point.log_loss) for point in head.curve)
+    assert all(point.n == (folds >= 0).sum() for point in head.curve)
     centres = np.stack([features.x[y == c].mean(axis=0) for c in range(len(counts))])
     if dimensions == 64 and min(counts) > 1:
         assert np.array_equal(head.logits(centres).argmax(axis=1), np.arange(len(counts)))

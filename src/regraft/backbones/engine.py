@@ -106,9 +106,7 @@ def usable_precision(recorded: str) -> Precision:
 @cache
 def has_bf16() -> bool:
     """Whether this processor computes bfloat16 natively."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_gpu() -> bool:

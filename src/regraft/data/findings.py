@@ -28,6 +28,7 @@ Kind = Literal[
     "format leak",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+BY_FEATURES: tuple[Kind, ...] = ("suspects", "outliers")
 CERTAIN: tuple[Kind, ...] = ("leaks", "conflicts", "duplicates")  # what a cleaned copy leaves out unless told otherwise
 
 ALIKE = 0.97  # correlation of two thumbnails below which they are of different photos

@@ -71,8 +71,9 @@ def refuse_conflicts(listing: Listing) -> None:
 def read_rows(file: Path) -> list[Row]:
     """The rows of a list. Raises DataError, naming the line, where one has no path or no label."""
     try:
-        data = file.read_bytes() if file.stat().st_size <= MAX_BYTES else b""
-        text = data.decode("utf-8-sig")
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise DataError(f"{file} has {size} bytes. Expected a list of at most {MAX_BYTES}. Divide it.")
+        text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{file} cannot be read: {(error.strerror or str(error)).lower()}.") from error
     except UnicodeDecodeError as error:

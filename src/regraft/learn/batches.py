@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -158,7 +159,7 @@ class Loader:
             batch_sampler=[[i for part in share for i in part] for share in shares],
             num_workers=self.num_workers,
             collate_fn=torch.stack,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_begin_worker,
             pin_memory=self.world.is_gpu,
         )
         for indices, share, pixels in zip(batches, shares, loader, strict=True):
@@ -201,10 +202,14 @@ def choose_workers(wanted: int, batch: Sequence[int], world: World, progress: Pr
     return chosen
 
 
-def _leave_signals(_: int) -> None:
-    """Signals to the whole group, as Ctrl-C is, are for the main process, which finishes its step with our help."""
+def _begin_worker(_: int) -> None:
+    """Signals to the whole group, as Ctrl-C is, are for the main process, which finishes its step with our help.
+
+    Errors reach it through the loader; the hook is only for what multiprocessing prints when the other end has gone.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None
 
 
 class _Changed(TorchDataset[Tensor]):

@@ -4,7 +4,6 @@ The problem is convex, so there is no learning rate, no epoch and no luck: the s
 penalty is chosen by stratified cross-validation, by log loss, which a few photos decide less coarsely than accuracy.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from regraft.backbones.features import Features
 from regraft.ground.runtime import num_cores
 
-PENALTIES = tuple(10.0 ** np.arange(-3.0, 1.6, 0.5))  # per photo, on standardised features
+PENALTIES = tuple(map(float, 10.0 ** np.arange(-3.0, 1.6, 0.5)))  # per photo, on standardised features
+MIDDLING = 0.1  # among them: where nothing chooses
 MAX_ITERATIONS = 2000
 TOLERANCE = 1e-7  # logits within 1e-3 of the exact solution, also at the smallest penalty
 
@@ -35,13 +35,15 @@ class Score:
 class Head:
     """weight: `(C, D)` float32 and bias: `(C,)` float32, on raw features: logits = x @ weight.T + bias.
 
-    penalty: the chosen one.  curve: a Score for each penalty tried.
+    penalty: the chosen one.  curve: a Score for each penalty tried.  held_out: of the photos it was solved on, what
+    `out_of_fold` gives at the chosen penalty.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     penalty: float
     curve: tuple[Score, ...]
+    held_out: np.ndarray
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """`(N, C)` float32 of features `x (N, D)` float32."""
@@ -71,25 +73,29 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     """
     with threadpool_limits(1):  # the same bytes on any number of cores; folds run side by side instead
         problem = _standardise(features)
-        curve = _curve(problem, num_classes, folds) if (folds >= 0).any() else ()
-        penalty = min(curve, key=lambda score: score.log_loss).penalty if curve else 0.1
+        tried = _try_all(problem, num_classes, folds) if (folds >= 0).any() else {}
+        curve = tuple(score(log_p, problem.y, penalty) for penalty, log_p in tried.items())
+        penalty = min(curve, key=lambda one: one.log_loss).penalty if curve else MIDDLING
         weight, bias = _fit(problem.z, problem.y, penalty, num_classes)
-    return _unfold(problem, weight, bias, penalty, tuple(curve))
+    weight, bias = _unfold(problem, weight, bias)
+    unseen = np.full((len(folds), num_classes), np.nan)
+    return Head(weight, bias, penalty, curve, tried.get(penalty, unseen))
 
 
-def cross_validate(features: Features, num_classes: int, folds: np.ndarray, penalty: float) -> Score:
-    """Quality on photos that each fold's head has not seen, at a given penalty."""
+def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty: float = MIDDLING) -> np.ndarray:
+    """`(N, C)` float64: logarithms of each photo's probabilities from a head which has not seen it.
+
+    NaN where `folds` is -1.
+    """
     with threadpool_limits(1):
-        return _score(_standardise(features), num_classes, folds, penalty)
+        return _held_out(_standardise(features), num_classes, folds, penalty)
 
 
-def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty: float) -> np.ndarray:
-    """`(N, C)` float64: each photo's probabilities from a head which has not seen it; NaN where `folds` is -1."""
-    found = np.full((len(folds), num_classes), np.nan)
-    with threadpool_limits(1):
-        for held_out, logits in _fold_logits(_standardise(features), num_classes, folds, penalty):
-            found[held_out] = np.exp(_log_softmax(logits))
-    return found
+def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
+    """Quality of what `out_of_fold` gives. y: `(N,)` int64."""
+    log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
+    loss = -log_p[np.arange(len(y)), y].mean()
+    return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
 
 
 def _standardise(features: Features) -> _Problem:
@@ -104,19 +110,20 @@ def _standardise(features: Features) -> _Problem:
     return _Problem(z, features.y, mean, scale, basis)
 
 
-def _curve(problem: _Problem, num_classes: int, folds: np.ndarray) -> list[Score]:
+def _try_all(problem: _Problem, num_classes: int, folds: np.ndarray) -> dict[float, np.ndarray]:
+    """What each penalty gives for photos not seen."""
     with ThreadPoolExecutor(num_cores()) as pool:
-        return list(pool.map(partial(_score, problem, num_classes, folds), PENALTIES))
+        found = pool.map(partial(_held_out, problem, num_classes, folds), PENALTIES)
+        return dict(zip(PENALTIES, found, strict=True))
 
 
-def _score(problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float) -> Score:
-    loss, num_right, judged = 0.0, 0, folds >= 0
-    for held_out, logits in _fold_logits(problem, num_classes, folds, penalty):
-        y, log_p = problem.y[held_out], _log_softmax(logits)
-        loss -= float(log_p[np.arange(len(y)), y].sum())
-        num_right += int((logits.argmax(axis=1) == y).sum())
-    n = int(judged.sum())
-    return Score(float(penalty), loss / n, num_right, n)
+def _held_out(problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float) -> np.ndarray:
+    log_p = np.full((len(folds), num_classes), np.nan)
+    for fold in np.unique(folds[folds >= 0]):
+        inside = folds == fold
+        weight, bias = _fit(problem.z[~inside], problem.y[~inside], penalty, num_classes)
+        log_p[inside] = _log_softmax(problem.z[inside] @ weight.T + bias)
+    return log_p
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -124,20 +131,13 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _fold_logits(
-    problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each fold, its photos, `(N,)` bool, and their logits `(n, C)` from a head fitted on the others."""
-    for fold in np.unique(folds[folds >= 0]):
-        held_out = folds == fold
-        weight, bias = _fit(problem.z[~held_out], problem.y[~held_out], penalty, num_classes)
-        yield held_out, problem.z[held_out] @ weight.T + bias
-
-
 def _fit(z: np.ndarray, y: np.ndarray, penalty: float, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Weight `(C, R)` and bias `(C,)` of softmax regression; a class absent from `y` is never predicted."""
-    model = LogisticRegression(C=1 / (penalty * len(y)), max_iter=MAX_ITERATIONS, tol=TOLERANCE).fit(z, y)
     weight, bias = np.zeros((num_classes, z.shape[1])), np.full(num_classes, -100.0)
+    if (y == y[0]).all():  # of what groups have left
+        bias[y[0]] = 0.0
+        return weight, bias
+    model = LogisticRegression(C=1 / (penalty * len(y)), max_iter=MAX_ITERATIONS, tol=TOLERANCE).fit(z, y)
     if len(model.classes_) == 2:  # scikit-learn gives the difference of the two logits
         weight[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2
         bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2
@@ -146,10 +146,10 @@ def _fit(z: np.ndarray, y: np.ndarray, penalty: float, num_classes: int) -> tupl
     return weight, bias
 
 
-def _unfold(problem: _Problem, weight: np.ndarray, bias: np.ndarray, penalty: float, curve: tuple[Score, ...]) -> Head:
+def _unfold(problem: _Problem, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fold rotation and standardisation into weight and bias, so that the head takes raw features."""
     if problem.basis is not None:
         weight = weight @ problem.basis
     weight = weight / problem.scale
     bias = bias - weight @ problem.mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), penalty, curve)
+    return weight.astype(np.float32), bias.astype(np.float32)
