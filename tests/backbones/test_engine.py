@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from conftest import TESTS
@@ -145,6 +146,41 @@ def test_signals_are_safe_after_engines_end_in_any_order(backbone):
     )
     done = subprocess.run([sys.executable, "-c", code, backbone.graph], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
+FIRST_CALLS = """
+import os, sys, threading
+import numpy as np
+import openvino
+from regraft.backbones.engine import Engine
+graph = open(sys.argv[1], "rb").read()
+
+def call_together():
+    engine, images, gate = Engine(graph), np.zeros((1, 8, 8, 3), np.uint8), threading.Barrier(2)
+    threads = [threading.Thread(target=lambda: (gate.wait(), engine(images))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+for _ in range(40):
+    if (pid := os.fork()) == 0:
+        call_together()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_two_threads_may_be_the_first_to_call(tmp_path):
+    """In a fresh process: OpenVINO's binding can wait for ever where two threads touch their first array at once."""
+    cast = onnx.helper.make_node("Cast", ["images"], ["features"], to=onnx.TensorProto.FLOAT)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, kind, [1, 8, 8, 3])
+        for name, kind in (("images", onnx.TensorProto.UINT8), ("features", onnx.TensorProto.FLOAT))
+    ]
+    graph = onnx.helper.make_graph([cast], "cast", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "cast.onnx")
+    subprocess.run([sys.executable, "-c", FIRST_CALLS, tmp_path / "cast.onnx"], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

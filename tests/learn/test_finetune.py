@@ -355,7 +355,9 @@ def test_networks_with_other_heads_learn_new_classes(module, heads, changes, tun
 @pytest.mark.parametrize("module", [Toy, ConvolutionHead])
 def test_a_solved_head_is_where_training_starts(module, tune):
     rng = np.random.default_rng(0)
-    head = Head(rng.normal(size=(3, WIDTH)).astype(np.float32), rng.normal(size=3).astype(np.float32), 0.1, ())
+    head = Head(
+        rng.normal(size=(3, WIDTH)).astype(np.float32), rng.normal(size=3).astype(np.float32), 0.1, (), np.empty((0, 3))
+    )
     tuned = tune(recipe_of(**STILL, head_start="solved"), network_of(module()), head=head)
     assert np.array_equal(tuned.network.module.fc.weight.detach().flatten(1).numpy(), head.weight)
     assert np.array_equal(tuned.network.module.fc.bias.detach().numpy(), head.bias)

@@ -73,10 +73,13 @@ def _core() -> Any:
     """OpenVINO, once and until the process ends.
 
     Each of its CPU plugins puts a signal stack of its own in place of the thread's, and puts back the one it found:
-    where two end in the order in which they began, that one is unmapped, and the next signal ends the process.
+    where two end in the order in which they began, that one is unmapped, and the next signal ends the process.  And
+    its first look at an array takes a lock that it waits for while it holds the interpreter: where two threads look
+    first at the same time, both wait for ever.
     """
     import openvino
 
+    openvino.Tensor(np.zeros(1, np.uint8)).data  # noqa: B018  # the first look, by one thread
     return openvino.Core()
 
 
