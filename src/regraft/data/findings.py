@@ -37,6 +37,8 @@ BLOCK = 2048  # photos whose thumbnails are compared with all others at once
 CONFIDENT = 0.8  # probability of another class at which a label is suspected
 OUTLYING, BLURRED = 4.0, 6.0  # times the usual spread at which a photo is an outlier, or blurred
 LEAST_SPREAD = 0.15  # of logarithms: sets more uniform than this have no outliers closer than that
+LEAKING = 0.25  # share of photos above chance from which a class is told by its files
+SIZE_STEPS = 3  # of sizes, for each doubling
 DARK, FLAT, TINY, LONG = 0.08, 0.01, 32, 5.0  # brightness and contrast, 0..1; pixels; aspect ratio
 
 
@@ -70,7 +72,7 @@ def groups_of_copies(dataset: Dataset, pairs: Iterable[tuple[int, int]] = ()) ->
     for i, content in enumerate(dataset.hashes):
         by_content[content].append(i)
     links = [(members[0], other) for members in by_content.values() for other in members[1:]] + list(pairs)
-    return _joined(links, len(dataset))
+    return _joined(links)
 
 
 def copies(dataset: Dataset, groups: list[list[int]]) -> list[Finding]:
@@ -176,37 +178,44 @@ def odd_looks(looks: Looks) -> list[Finding]:
 def format_leak(dataset: Dataset, looks: Looks) -> list[Finding]:
     """Whether file format, size or camera alone tell the class better than chance: then a model may learn those.
 
-    A small decision tree, cross-validated, against always saying the most frequent class.
+    Each photo is given the most frequent class of the others with the same value, sizes in steps of a third.
     """
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.tree import DecisionTreeClassifier
-
     y = dataset.labels
     counts = np.bincount(y)
     if len(y) < 20 or np.count_nonzero(counts) < 2 or counts[counts > 0].min() < 5:
         return []
-    columns = {"format": looks.format, "size": np.stack([looks.width, looks.height]), "camera": looks.camera}
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    sizes = np.round(SIZE_STEPS * np.log2(np.stack([looks.width, looks.height], axis=1)))
+    columns = {
+        "the file format": looks.format,
+        "the size in pixels": np.unique(sizes, axis=0, return_inverse=True)[1],
+        "the camera": looks.camera,
+    }
     found = []
-    for name, values in columns.items():
-        x = values.reshape(-1, len(y)).T
-        if (x == x[0]).all():
-            continue
-        said, tree = np.empty_like(y), DecisionTreeClassifier(max_depth=4, min_samples_leaf=5, random_state=0)
-        for train, held_out in folds.split(x, y):
-            said[held_out] = tree.fit(x[train], y[train]).predict(x[held_out])
-        num_right, chance = int((said == y).sum()), counts.max() / len(y)
-        if num_right / len(y) > chance + 0.25 and _is_no_chance(num_right, len(y), chance):
-            what = {"format": "the file format", "size": "the size in pixels", "camera": "the camera"}[name]
-            text = f"{what} alone tells the class of {100 * num_right / len(y):.0f} % (chance {100 * chance:.0f} %)"
+    for what, values in columns.items():
+        right, chance = float((_said_by_others(values, y) == y).mean()), counts.max() / len(y)
+        if right > chance + LEAKING and _is_no_chance(right, len(y), chance):
+            text = f"{what} alone tells the class of {100 * right:.0f} % (chance {100 * chance:.0f} %)"
             found.append(Finding("format leak", (), text))
     return found
 
 
-def _is_no_chance(num_right: int, n: int, chance: float) -> bool:
-    from scipy.stats import binomtest  # a second to import
+def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """For each photo, the most frequent class among the others with its value, or of all where there is no other."""
+    _, rows = np.unique(values, return_inverse=True)
+    table = np.zeros((rows.max() + 1, y.max() + 1))
+    np.add.at(table, (rows, y), 1)
+    others = table[rows]
+    others[np.arange(len(y)), y] -= 1
+    others += np.bincount(y) / (2 * len(y))  # decides nothing but ties
+    return np.asarray(others.argmax(axis=1))
 
-    return bool(binomtest(num_right, n, chance, "greater").pvalue < 1e-6)
+
+def _is_no_chance(right: float, n: int, chance: float) -> bool:
+    """H. Chernoff's bound on the tail of a binomial distribution, 1952. right > chance: shares of n."""
+    divergence = right * np.log(right / chance)
+    if right < 1:
+        divergence += (1 - right) * np.log((1 - right) / (1 - chance))
+    return bool(np.exp(-n * divergence) < 1e-6)
 
 
 def left_out(found: Iterable[Finding], kinds: Iterable[str]) -> dict[int, str]:
@@ -229,16 +238,12 @@ def _where(chosen: np.ndarray) -> list[int]:
     return [int(i) for i in np.flatnonzero(chosen)]
 
 
-def _joined(links: Sequence[tuple[int, int]], count: int) -> list[list[int]]:
-    """Connected groups of at least two."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    if not links:
-        return []
-    ends = np.array(links).T
-    _, names = connected_components(coo_array((np.ones(len(links)), ends), (count, count)), directed=False)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in np.unique(ends):
-        groups[int(names[i])].append(int(i))
-    return list(groups.values())
+def _joined(links: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Connected groups, each sorted, in the order of their first members."""
+    group_of: dict[int, list[int]] = {}
+    for ends in links:
+        smaller, larger = sorted((group_of.setdefault(i, [i]) for i in ends), key=len)
+        if smaller is not larger:
+            larger += smaller
+            group_of.update(dict.fromkeys(smaller, larger))
+    return sorted(sorted(group) for group in {id(group): group for group in group_of.values()}.values())

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from regraft.backbones.features import Features
 from regraft.ground.runtime import num_cores
+from regraft.learn.lbfgs import minimize
 
 PENALTIES = tuple(map(float, 10.0 ** np.arange(-3.0, 1.6, 0.5)))  # per photo, on standardised features
 MIDDLING = 0.1  # among them: where nothing chooses
@@ -105,8 +105,8 @@ def _standardise(features: Features) -> _Problem:
     scale = np.where(scale > noise, scale, 1.0)
     z, basis = (x - mean) / scale, None
     if z.shape[0] < z.shape[1]:
-        u, s, basis = np.linalg.svd(z, full_matrices=False)
-        z = u * s
+        q, r = np.linalg.qr(z.T)
+        z, basis = np.ascontiguousarray(r.T), q.T
     return _Problem(z, features.y, mean, scale, basis)
 
 
@@ -134,16 +134,31 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def _fit(z: np.ndarray, y: np.ndarray, penalty: float, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Weight `(C, R)` and bias `(C,)` of softmax regression; a class absent from `y` is never predicted."""
     weight, bias = np.zeros((num_classes, z.shape[1])), np.full(num_classes, -100.0)
-    if (y == y[0]).all():  # of what groups have left
-        bias[y[0]] = 0.0
-        return weight, bias
-    model = LogisticRegression(C=1 / (penalty * len(y)), max_iter=MAX_ITERATIONS, tol=TOLERANCE).fit(z, y)
-    if len(model.classes_) == 2:  # scikit-learn gives the difference of the two logits
-        weight[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2
-        bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2
-    else:
-        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    present, y = np.unique(y, return_inverse=True)
+    if len(present) == 2:
+        penalty *= 2  # it is meant for the difference of the two, whose halves these are
+    start = np.zeros(len(present) * (z.shape[1] + 1))
+    loss = partial(_loss_and_gradient, z, y, penalty)
+    solution = minimize(loss, start, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    weight[present], bias[present] = _unpacked(solution, z.shape[1])
     return weight, bias
+
+
+def _loss_and_gradient(z: np.ndarray, y: np.ndarray, penalty: float, packed: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean log loss with a ridge penalty on the weights, not on the biases."""
+    weight, bias = _unpacked(packed, z.shape[1])
+    rows, log_p = np.arange(len(y)), _log_softmax(z @ weight.T + bias)
+    loss = penalty / 2 * float((weight * weight).sum()) - float(log_p[rows, y].mean())
+    error = np.exp(log_p)
+    error[rows, y] -= 1
+    error /= len(y)
+    return loss, np.concatenate([(error.T @ z + penalty * weight).ravel(), error.sum(axis=0)])
+
+
+def _unpacked(packed: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `(C, R)` and biases `(C,)` out of one vector."""
+    num_classes = len(packed) // (size + 1)
+    return packed[:-num_classes].reshape(num_classes, size), packed[-num_classes:]
 
 
 def _unfold(problem: _Problem, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
