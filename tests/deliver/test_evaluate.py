@@ -6,11 +6,20 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    recall_score,
+)
 
 import regraft
 from conftest import draw, draw_folder
+from regraft.data.scan import Dataset
 from regraft.deliver.bundle import load
-from regraft.deliver.evaluate import evaluate, expected_calibration_error
+from regraft.deliver.evaluate import evaluate, expected_calibration_error, figures
 from regraft.ground.errors import BundleError, DataError
 from regraft.ground.files import sha256_file
 
@@ -41,6 +50,28 @@ def test_log_loss_and_probabilities_are_the_bundles(bundle, photos):
     assert result.log_loss == pytest.approx(-np.log(p).mean())
     path = photos / result.dataset.paths[3]
     assert max(result.probabilities[3]) == pytest.approx(bundle.predict(path).probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("absent", [None, 2])
+def test_figures_are_scikit_learns(photos, absent):
+    """Also of a class that does not occur, or is never said."""
+    rng, num_classes = np.random.default_rng(0), 5
+    y = rng.integers(0, num_classes, 60)
+    y[y == absent] = 0
+    p = rng.dirichlet(np.ones(num_classes), 60)
+    p[:, 3] = 0.0
+    p /= p.sum(axis=1, keepdims=True)
+    dataset = Dataset(photos, ("",) * 60, y, tuple("abcde"), ("",) * 60, ("",) * 60)
+    ours, said, labels = figures(dataset, p, "new"), p.argmax(axis=1), np.arange(num_classes)
+    rows = precision_recall_fscore_support(y, said, labels=labels, zero_division=0)
+    for name, column in zip(("precision", "recall", "f1", "n"), rows, strict=True):
+        assert [row[name] for row in ours.per_class] == pytest.approx(list(column))
+    assert ours.accuracy.value == accuracy_score(y, said)
+    assert ours.macro_f1 == pytest.approx(f1_score(y, said, labels=np.unique(y), average="macro", zero_division=0))
+    present = np.unique(y)
+    assert ours.balanced_accuracy == pytest.approx(recall_score(y, said, labels=present, average="macro"))
+    assert ours.log_loss == pytest.approx(log_loss(y, p, labels=labels))
+    assert np.array_equal(ours.confusion, confusion_matrix(y, said, labels=labels))
 
 
 def test_classes_are_matched_by_name_when_some_are_absent(bundle, tmp_path):

@@ -5,12 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import (
-    confusion_matrix,
-    f1_score,
-    log_loss,
-    precision_recall_fscore_support,
-)
 
 from regraft.backbones.engine import engine_identity
 from regraft.backbones.features import feature_rows, feature_store
@@ -77,20 +71,25 @@ def evaluate(bundle: Bundle, folder: str | Path, *, progress: Progress = QUIET) 
 def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: Progress = QUIET) -> Evaluation:
     """Judge a bundle on photos whose labels count in the bundle's order. split: their name, for the report."""
     dataset, logits = logits_of(bundle, dataset, progress)
-    p, y, num_classes = bundle.probabilities(logits), dataset.labels, len(bundle.classes)
-    predicted = p.argmax(axis=1)
-    present = np.unique(y)
-    precision, recall, f1, n = precision_recall_fscore_support(
-        y, predicted, labels=np.arange(num_classes), zero_division=0
-    )
-    rows = zip(bundle.classes, n, precision, recall, f1, strict=True)
+    return figures(dataset, bundle.probabilities(logits), split)
+
+
+def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
+    """How good probabilities `p (N, C)` are for the photos of a data set."""
+    y, num_classes = dataset.labels, len(dataset.classes)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion, (y, p.argmax(axis=1)), 1)
+    right, n, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall, f1 = _share(right, said), _share(right, n), _share(2 * right, n + said)
+    rows = zip(dataset.classes, n, precision, recall, f1, strict=True)
+    likelihood = np.maximum(p[np.arange(len(y)), y], np.finfo(p.dtype).eps)
     return Evaluation(
-        accuracy=accuracy(int((predicted == y).sum()), len(y), split),
-        macro_f1=float(f1_score(y, predicted, labels=present, average="macro", zero_division=0)),
-        balanced_accuracy=float(np.mean(recall[present])),
-        log_loss=float(log_loss(y, p, labels=np.arange(num_classes))),
+        accuracy=accuracy(int(right.sum()), len(y), split),
+        macro_f1=float(f1[n > 0].mean()),
+        balanced_accuracy=float(recall[n > 0].mean()),
+        log_loss=float(-np.log(likelihood).mean()),
         ece=expected_calibration_error(p, y),
-        confusion=confusion_matrix(y, predicted, labels=np.arange(num_classes)),
+        confusion=confusion,
         per_class=[
             {"class": c, "n": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
             for c, n, p, r, f in rows
@@ -141,6 +140,11 @@ def expected_calibration_error(p: np.ndarray, y: np.ndarray, num_bins: int = 15)
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     gaps = np.abs(np.bincount(bins, right - confidence, num_bins))
     return float(gaps.sum() / len(y))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Elementwise quotient, 0 of nothing."""
+    return np.asarray(part / np.maximum(whole, 1))
 
 
 def _check_graph(bundle: Bundle, dataset: Dataset, logits: np.ndarray) -> None:

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 DIFFERS = 0.05  # largest two-sided p-value that is called a difference
 BETTER = 0.1  # largest one for which auto prefers the model that took longer: one-sided 0.05
@@ -57,6 +56,8 @@ class Pair:
 
 def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:
     """Compare two models. right_a, right_b: `(N,)` bool, which photos each has right, the same photos in order."""
+    from scipy.stats import binomtest  # a second to import
+
     a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     discordant = a_only + b_only
     p_value = float(binomtest(a_only, discordant).pvalue) if discordant else 1.0
