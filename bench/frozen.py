@@ -18,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, fill, machine
-from regraft.data.orchard.photos import draw_orchard
+from record import HERE, fill, machine, real_or_drawn
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         scratch = Path(folder)
-        photos = arguments.photos or _photos(scratch)
+        photos = arguments.photos or real_or_drawn("hymenoptera", scratch)
         num_photos = sum(1 for path in photos.rglob("*") if path.is_file())
         rounds = [_round(photos, scratch / str(number)) for number in range(arguments.rounds)]
     result = {
@@ -44,11 +43,6 @@ def main() -> None:
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
     fill("frozen", table(result))
-
-
-def _photos(scratch: Path) -> Path:
-    real = Path(os.environ.get("REGRAFT_DATA", "/nonexistent")) / "hymenoptera"
-    return real if real.is_dir() else draw_orchard(scratch / "orchard")
 
 
 def _round(photos: Path, scratch: Path) -> dict[str, dict[str, float]]:

@@ -1,9 +1,11 @@
 """What benchmarks share: where they ran, and how their tables get into README.md."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from regraft.data.orchard.photos import draw_orchard
 from regraft.ground.runtime import environment, num_cores
 
 HERE = Path(__file__).parent
@@ -23,6 +25,12 @@ def fill(name: str, text: str, readme: Path = README) -> None:
     if not found:
         raise SystemExit(f"{readme} has no {start} ... {end}")
     readme.write_text(f"{before}{start}\n{text}\n{end}{after}")
+
+
+def real_or_drawn(name: str, scratch: Path) -> Path:
+    """A set of `REGRAFT_DATA`, or the orchard drawn into `scratch`."""
+    real = Path(os.environ.get("REGRAFT_DATA", "/nonexistent")) / name
+    return real if real.is_dir() else draw_orchard(scratch / "orchard")
 
 
 def _processor() -> str:

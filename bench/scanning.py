@@ -1,0 +1,94 @@
+"""`regraft scan`: photos seen before, ten thousand new ones, a million paths.
+
+    python bench/scanning.py [--photos DIR]
+
+Whole processes, three times where nothing changes between. Without --photos, the photos seen before are those of
+`REGRAFT_DATA/hymenoptera`, or the orchard. Prints a table and writes bench/results/scanning.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from record import HERE, machine, real_or_drawn
+
+NUM_NEW, NUM_PATHS, ROUNDS = 10_000, 1_000_000, 3
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
+MEASURED = f"import subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); {PEAK}"
+LIST = "import sys; from regraft.data.layout import list_folder; print(len(list_folder(sys.argv[1]).files))"
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
+        scratch = Path(folder)
+        photos = arguments.photos or real_or_drawn("hymenoptera", scratch)
+        scan = [sys.executable, "-m", "regraft", "scan"]
+        run([*scan, photos], scratch / "cache")
+        again = [run([*scan, photos], scratch / "cache") for _ in range(ROUNDS)]
+        new = [run([*scan, draw(scratch / "new")], scratch / "cache")]
+        listed = [run([sys.executable, "-c", LIST, name(scratch / "names")], scratch / "cache")]
+        num_photos = sum(1 for path in photos.rglob("*") if path.is_file())
+    rows = {
+        f"scan {num_photos} photos again": again,
+        f"scan {NUM_NEW:,} new photos (drawn, 160x120)": new,
+        f"list {NUM_PATHS:,} paths": listed,
+    }
+    summary = [
+        {"name": what, "seconds": statistics.median(s for s, _ in runs), "megabytes": max(m for _, m in runs)}
+        for what, runs in rows.items()
+    ]
+    result = {"command": "python bench/scanning.py", **machine(), "rows": summary}
+    (HERE / "results" / "scanning.json").write_text(json.dumps(result, indent=2) + "\n")
+    for row in summary:
+        print(f"{row['name']:50} {row['seconds']:6.1f} s {row['megabytes']:6.0f} MB")
+
+
+def run(command: list[object], cache: Path) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a whole process."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "REGRAFT_CACHE": str(cache)},
+    )
+    return time.perf_counter() - start, int(done.stderr.splitlines()[-1]) / 1024
+
+
+def draw(folder: Path) -> Path:
+    """Ten thousand small photos of ten classes, none like another."""
+    rng = np.random.default_rng(0)
+    for number in range(NUM_NEW):
+        place = folder / f"class{number % 10}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(pixels).resize((160, 120), Image.Resampling.BICUBIC).save(place / f"{number}.jpg")
+    return folder
+
+
+def name(folder: Path) -> Path:
+    """A million empty files in ten classes."""
+    for number in range(NUM_PATHS // 1000):
+        place = folder / f"class{number % 10}" / f"part{number}"
+        place.mkdir(parents=True)
+        for i in range(1000):
+            os.mknod(place / f"{i}.jpg")
+    return folder
+
+
+if __name__ == "__main__":
+    main()
