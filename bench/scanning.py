@@ -3,7 +3,8 @@
     python bench/scanning.py [--photos DIR]
 
 Whole processes, three times where nothing changes between. Without --photos, the photos seen before are those of
-`REGRAFT_DATA/hymenoptera`, or the orchard. Prints a table and writes bench/results/scanning.json.
+`REGRAFT_DATA/hymenoptera`, or the orchard. Prints a table, writes bench/results/scanning.json, and fills the table in
+README.md.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from record import HERE, machine, real_or_drawn
+from record import HERE, fill, machine, real_or_drawn
 
 NUM_NEW, NUM_PATHS, ROUNDS = 10_000, 1_000_000, 3
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
@@ -52,8 +53,15 @@ def main() -> None:
     ]
     result = {"command": "python bench/scanning.py", **machine(), "rows": summary}
     (HERE / "results" / "scanning.json").write_text(json.dumps(result, indent=2) + "\n")
-    for row in summary:
-        print(f"{row['name']:50} {row['seconds']:6.1f} s {row['megabytes']:6.0f} MB")
+    print(table(result))
+    fill("scanning", table(result))
+
+
+def table(result: dict) -> str:
+    """The rows as Markdown."""
+    lines = ["| whole process | seconds | peak memory |", "|---|---:|---:|"]
+    lines += [f"| {row['name']} | {row['seconds']:.1f} | {row['megabytes']:.0f} MB |" for row in result["rows"]]
+    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
 
 
 def run(command: list[object], cache: Path) -> tuple[float, float]:

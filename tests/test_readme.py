@@ -67,10 +67,12 @@ def test_tables_are_the_benchmarks():
     import frozen
     import peers
     import regimes
+    import scanning
     import training
 
     texts = {
         "frozen": lambda result: frozen.table(result),
+        "scanning": lambda result: scanning.table(result),
         "regimes": lambda result: regimes.table(result["rows"]),
         "peers": peers.table,
         "training": training.sentence,
