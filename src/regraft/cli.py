@@ -189,6 +189,8 @@ _TRAINING = (
     click.option("--recipe", type=click.Choice(["regraft", "tutorial"]), default="regraft", show_default=True,
                  help="How gradients are followed: decided from the data, or as PyTorch's tutorial does."),
     click.option("--time", "time_s", callback=_seconds, help="Longest time, such as 90s or 3m.  [auto: 10m]"),
+    click.option("--search/--no-search", default=None,
+                 help="Also try a larger input and all levels of the frozen network.  [auto: yes]"),
     click.option("--backbone", default="tf_efficientnet_lite0", show_default=True,
                  help="Network; see `regraft backbones`."),
     click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'."),

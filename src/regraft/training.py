@@ -32,6 +32,7 @@ from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.compare import Pair, no_room, pair
 from regraft.learn.head import Head, out_of_fold, score, solve
 from regraft.learn.recipe import Recipe, choose, decide
+from regraft.learn.search import Tried, Way, best, search
 from regraft.learn.world import World, join
 from regraft.run import Graft, Material, Run, deliver, finish, place, say_what_is_there, summarise, write_photos
 
@@ -42,6 +43,7 @@ T = TypeVar("T")
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
 FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
+SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 
@@ -105,10 +107,11 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became the bundle, how good it is, and why it was chosen."""
+    """What became the bundle, how good it is, and why it was chosen. features: that it was solved on, if it was."""
 
     graft: Graft
     evaluation: Evaluation
+    features: Features | None = None
     decision: str = ""
 
 
@@ -179,16 +182,18 @@ def _features(backbone: Backbone, dataset: Dataset, here: _Here) -> tuple[Datase
 
 def _climb(start: _Start, here: _Here) -> _Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
-    head, graft = _solved(start, here)
+    solved = _solved(start, here)
+    head = solved.head if solved else None
     _say_what_the_doctor_sees(start.material, head, here)
     frozen = None
-    if graft is not None and here.config.mode != "full":
-        frozen = _delivered(graft, start, here) if here.world.is_main else None
+    if solved and here.config.mode != "full":
+        frozen = _frozen(solved, start, here) if here.world.is_main else None
         stop = here.world.agree(None if frozen is None else _why_stop(frozen, here))
         if stop is not None:
-            return None if frozen is None else replace(frozen, decision=stop)
+            return None if frozen is None else replace(frozen, decision=" ".join(filter(None, (frozen.decision, stop))))
         if frozen is not None:
             _announce(start, frozen, here)
+        here.progress.say("fine-tuning goes on; Ctrl-C keeps this one, and the same command continues")
     tuned = _tuned_on_split(start, head, here)
     if not here.world.is_main:
         return None
@@ -205,16 +210,42 @@ def _say_what_the_doctor_sees(material: Material, head: Head | None, here: _Here
         here.progress.say(f"doctor: {seen}; look at them with: regraft scan {here.photos} --out findings")
 
 
-def _solved(start: _Start, here: _Here) -> tuple[Head, Graft] | tuple[None, None]:
+def _solved(start: _Start, here: _Here) -> Tried | None:
     """The frozen regime: the head of a convex problem on the features, where there are any."""
     if start.backbone is None or start.features is None:
-        return None, None
-    features, material = start.features, start.material
+        return None
     with here.progress.step("solve head"):
-        head = _head(features, material.splits.train, here.config)
-        whole = None if material.splits.given else _cross_validated(features, material.dataset, head, here.config)
-    details = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
-    return head, Graft("frozen", start.backbone, head.weight, head.bias, details, whole)
+        head = _head(start.features, start.material.splits.train, here.config)
+    return Tried(Way(f"{start.backbone.preprocessing.height} px", start.backbone, start.features), head)
+
+
+def _frozen(plain: Tried, start: _Start, here: _Here) -> _Outcome:
+    """The solved head as the bundle; where it is wanted and there is room, that of the best features instead."""
+    frozen = _delivered(_graft(plain, [plain], start, here), start, here)
+    if not here.config.is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
+        return frozen
+    _announce(start, frozen, here)
+    here.progress.say("other features of the same network, cross-validated on the photos to learn from:")
+    here.progress.say(f"  {plain}")
+    splits = start.material.splits
+    left_s = here.left_s(len(splits.judged[1]))
+    budget_s = SEARCH_S if left_s is None else min(SEARCH_S, left_s * SEARCH_SHARE)
+    folds = _folds(splits.train, here.config)
+    tried = search(plain, start.material.dataset, splits.train, folds, here.config, budget_s, here.progress)
+    chosen = best(tried)
+    if chosen is plain:
+        return frozen
+    frozen = _delivered(_graft(chosen, tried, start, here), start, here)
+    return replace(frozen, features=chosen.way.features, decision=f"features of {chosen}, {plain}.")
+
+
+def _graft(one: Tried, tried: list[Tried], start: _Start, here: _Here) -> Graft:
+    head, material = one.head, start.material
+    whole = None if material.splits.given else _cross_validated(one.way.features, material.dataset, head, here.config)
+    details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
+    if len(tried) > 1:
+        details["searched"] = [other.to_json() for other in tried]
+    return Graft("frozen", one.way.backbone, head.weight, head.bias, details, whole)
 
 
 def _head(features: Features, photos: Dataset, config: TrainConfig) -> Head:
@@ -238,7 +269,7 @@ def _cross_validated(features: Features, photos: Dataset, head: Head, config: Tr
 def _delivered(graft: Graft, start: _Start, here: _Here) -> _Outcome:
     evaluation = deliver(here.out, graft, start.material, here.config, here.progress)
     write_photos(here.out, start.material)
-    return _Outcome(graft, evaluation)
+    return _Outcome(graft, evaluation, start.features)
 
 
 def _why_stop(frozen: _Outcome, here: _Here) -> str | None:
@@ -246,9 +277,8 @@ def _why_stop(frozen: _Outcome, here: _Here) -> str | None:
     if here.config.mode == "frozen":
         return ""
     a = frozen.evaluation.accuracy
-    num_right = round(a.value * a.n)
-    cv = frozen.graft.cross_validated
-    if no_room(num_right, a.n) and (cv is None or no_room(round(cv.value * cv.n), cv.n)):
+    if _no_room(frozen):
+        num_right = round(a.value * a.n)
         wrong = f"only {a.n - num_right}" if num_right < a.n else "none"
         return f"frozen: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
     left_s = here.left_s(a.n)
@@ -257,18 +287,22 @@ def _why_stop(frozen: _Outcome, here: _Here) -> str | None:
     return None
 
 
+def _no_room(frozen: _Outcome) -> bool:
+    a, cv = frozen.evaluation.accuracy, frozen.graft.cross_validated
+    return no_room(round(a.value * a.n), a.n) and (cv is None or no_room(round(cv.value * cv.n), cv.n))
+
+
 def _announce(start: _Start, frozen: _Outcome, here: _Here) -> None:
-    """The first rung is there: say so, and leave it as a whole run in case nothing better comes."""
+    """A rung is there: say so, and leave it as a whole run in case nothing better comes."""
     _finished(start, frozen, here)
     here.progress.say(f"usable now: {here.out / 'bundle'}: {frozen.evaluation.accuracy}")
-    here.progress.say("fine-tuning goes on; Ctrl-C keeps this one, and the same command continues")
 
 
 def _tuned_on_split(start: _Start, head: Head | None, here: _Here) -> "Tuned":
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
-    best = min(head.curve, key=lambda point: point.log_loss) if head and head.curve else None
-    decided = decide(here.mode, len(splits.train), 1 - best.num_right / best.n if best else None)
+    point = min(head.curve, key=lambda point: point.log_loss) if head and head.curve else None
+    decided = decide(here.mode, len(splits.train), 1 - point.num_right / point.n if point else None)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)
     left_s = here.left_s(len(splits.judged[1]))
@@ -344,16 +378,16 @@ def _better(graft: Graft, frozen: _Outcome, start: _Start, here: _Here) -> _Outc
         a = evaluation.accuracy
         compared, how = pair("frozen", frozen.evaluation.right, "full", evaluation.right), a.split
         few = compared.is_open and a.n < FEW and not start.material.splits.given and here.world.size == 1
-        if few and start.features is not None:
+        if few and frozen.features is not None:
             here.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
-            compared, how = _cross_compared(start, start.features, graft, here), "cross-validated"
+            compared, how = _cross_compared(start, frozen.features, graft, here), "cross-validated"
         found.append((compared, how))
         return compared.b_wins
 
     evaluation = deliver(here.out, graft, start.material, here.config, here.progress, accept=is_better)
     compared, how = found[0]
-    best = _Outcome(graft, evaluation) if compared.b_wins else frozen
-    return replace(best, decision=compared.decision(how))
+    kept = _Outcome(graft, evaluation) if compared.b_wins else frozen
+    return replace(kept, decision=" ".join(filter(None, (kept.decision, compared.decision(how)))))
 
 
 def _cross_compared(start: _Start, features: Features, graft: Graft, here: _Here) -> Pair:
@@ -369,7 +403,8 @@ def _cross_compared(start: _Start, features: Features, graft: Graft, here: _Here
         budget_s = None if left_s is None else left_s / (len(numbers) - done)
         here.progress.say(f"fold {done + 1} of {len(numbers)}")
         job = {"train": train, "val": val, "budget_s": budget_s, "folder": here.out / "folds" / str(number)}
-        said[inside] = _tuned(start, _head(features, train, here.config), recipe, job, here).answers
+        head = _head(start.features, train, here.config) if start.features else None
+        said[inside] = _tuned(start, head, recipe, job, here).answers
     judged = folds >= 0
     penalty = _head(features, dataset, here.config).penalty
     frozen = np.nan_to_num(out_of_fold(features, len(dataset.classes), folds, penalty)).argmax(axis=1)

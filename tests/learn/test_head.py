@@ -100,7 +100,7 @@ def test_float32_on_raw_features_gives_the_labels_of_the_float64_solution():
     shifted = features_of(features.x * 1e-2 + 10, features.y)
     head = solve(shifted, 5, folds_of(shifted))
     problem = heads._standardise(shifted)
-    weight, bias = heads._fit(problem.z, problem.y, head.penalty, 5)
+    (weight,), (bias,) = heads._fit(problem.z, problem.y, (head.penalty,), 5)
     assert np.array_equal(head.logits(shifted.x).argmax(axis=1), (problem.z @ weight.T + bias).argmax(axis=1))
 
 
@@ -188,7 +188,7 @@ def test_photos_never_judged_are_always_learned_from():
     folds = np.array([0, 1, 2, 0, 1, 2, -1])
     seen = []
     fit = heads._fit
-    heads_fit = lambda z, y, penalty, c: (seen.append(set(y.tolist())), fit(z, y, penalty, c))[1]  # noqa: E731
+    heads_fit = lambda z, y, *more: (seen.append(set(y.tolist())), fit(z, y, *more))[1]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "_fit", heads_fit)
         out_of_fold(features, 3, folds)
@@ -265,14 +265,14 @@ def test_a_few_photos_of_a_class_are_enough(counts, dimensions):
 
 def test_a_class_that_a_fold_has_not_seen_is_not_predicted_there():
     z, y = np.array([[0.0], [1.0], [0.2], [1.1]]), np.array([0, 2, 0, 2])
-    weight, bias = heads._fit(z, y, 0.1, 4)
+    (weight,), (bias,) = heads._fit(z, y, (0.1,), 4)
     assert set((z @ weight.T + bias).argmax(axis=1)) == {0, 2}
     assert weight.shape == (4, 1)
 
 
 def test_two_classes_are_solved_as_scikit_learn_solves_them_whatever_their_names():
     z, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
-    weight, bias = heads._fit(z, y, 0.1, 2)
+    (weight,), (bias,) = heads._fit(z, y, (0.1,), 2)
     assert np.allclose(weight[0], -weight[1], atol=1e-12)
     assert np.isclose(bias[0], -bias[1], atol=1e-12)
 

@@ -42,10 +42,8 @@ class Engine:
     def __init__(self, graph: Path | bytes, precision: Precision = "f32") -> None:
         core = _core()
         self.precision: Precision = precision
-        model = core.read_model(graph)
-        _, *rest = model.inputs[0].partial_shape
-        model.reshape({model.inputs[0]: [1, *rest]})
-        self.height, self.width = (int(dimension.get_length()) for dimension in rest[:2])
+        model = _read(core, graph)
+        _, self.height, self.width, _ = model.inputs[0].shape
         options = {
             "INFERENCE_PRECISION_HINT": precision,
             "NUM_STREAMS": num_cores(),
@@ -66,6 +64,26 @@ class Engine:
             request = self._local.request = self._compiled.create_infer_request()
         request.infer({0: np.ascontiguousarray(image)})
         return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._outputs)}
+
+
+def activations(graph: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of what a graph takes and computes, in order, for one photo; constants are left out."""
+    model = _read(_core(), graph)
+    return [
+        (min(output.get_names()), tuple(output.shape))
+        for node in model.get_ordered_ops()
+        if node.get_type_name() not in ("Constant", "Result")
+        for output in node.outputs()
+        if output.get_names() and output.partial_shape.is_static
+    ]
+
+
+def _read(core: Any, graph: Path | bytes) -> Any:
+    """A graph for one photo at a time."""
+    model = core.read_model(graph)
+    _, *rest = model.inputs[0].partial_shape
+    model.reshape({model.inputs[0]: [1, *rest]})
+    return model
 
 
 @cache

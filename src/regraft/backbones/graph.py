@@ -7,6 +7,7 @@ graphs/requests/<hash>.json       which key a request by name, weights and libra
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
 from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
 from regraft.data.transforms import Preprocessing
 from regraft.ground.errors import WeightsError
-from regraft.ground.files import json_bytes, make_folder, sha256_file, sha256_json, writable_cache, write_atomic
+from regraft.ground.files import (
+    json_bytes,
+    make_folder,
+    published,
+    sha256_file,
+    sha256_json,
+    writable_cache,
+    write_atomic,
+)
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import cache_folder, is_offline, torch_room, version_of
 
@@ -70,14 +79,18 @@ class Backbone:
     @property
     def engine_identity(self) -> str:
         """What feature values depend on besides the graph and the photo."""
-        return f"torch {version_of('torch')} cuda" if has_gpu() else engine_identity(self.precision)
+        return f"torch {version_of('torch')} cuda" if self._is_for_torch else engine_identity(self.precision)
 
     def engine(self) -> AnyEngine:
-        """OpenVINO on the processor, torch on a GPU."""
-        if has_gpu():
+        """OpenVINO on the processor, torch on a GPU; levels are known to the graph alone."""
+        if self._is_for_torch:
             engine: AnyEngine = torch_room("backbones.torch_engine").TorchEngine(self.info, self.trunk, "cuda")
             return engine
         return Engine(self.graph, self.precision)
+
+    @property
+    def _is_for_torch(self) -> bool:
+        return has_gpu() and "levels" not in self.info
 
 
 def load_backbone(
@@ -86,26 +99,56 @@ def load_backbone(
     *,
     offline: bool = False,
     seed: int = 0,
+    size: int | None = None,
     progress: Progress = QUIET,
 ) -> Backbone:
     """A backbone from the cache, or traced once and put there.
 
-    weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.
+    weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.  size: height of the
+    input in pixels, None for the network's own.
     Raises BackboneError, WeightsError, or MissingExtra when torch is needed and absent.
     """
     weights = None if weights is None else str(weights)
-    request = Path("requests") / f"{_request_hash(name, weights, seed)}.json"
+    request = Path("requests") / f"{_request_hash(name, weights, seed, size)}.json"
     if backbone := _cached(cache_folder() / "graphs", request):
         return backbone
     trace = torch_room("backbones.trace").trace
     graphs = writable_cache("graphs", progress)
     with progress.step("trace backbone"):
-        key = trace(graphs, name, weights, offline=offline or is_offline(), seed=seed, progress=progress)
-        make_folder(graphs / "requests", kind="cache")
-        write_atomic(graphs / request, json_bytes({"key": key}))
+        offline = offline or is_offline()
+        key = trace(graphs, name, weights, offline=offline, seed=seed, size=size, progress=progress)
+        _remember(graphs, request, key)
     if backbone := _cached(graphs, request):
         return backbone
     raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+
+
+def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
+    """The backbone whose features are those of all its levels, and at the end its own. See `backbones.levels`.
+
+    Raises BackboneError for a network without levels.
+    """
+    key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
+    request = Path("requests") / f"{key}.json"
+    if found := _cached(cache_folder() / "graphs", request):
+        return found
+    from regraft.backbones.levels import with_levels  # takes onnx along
+
+    graphs = writable_cache("graphs", progress)
+    data, num_features = with_levels(backbone.graph)
+    with published(graphs / key) as folder:
+        write_atomic(folder / "features.onnx", data)
+        shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
+        info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}
+        info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
+        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
+    _remember(graphs, request, key)
+    return Backbone(graphs / key, info)
+
+
+def _remember(graphs: Path, request: Path, key: str) -> None:
+    make_folder(graphs / "requests", kind="cache")
+    write_atomic(graphs / request, json_bytes({"key": key}))
 
 
 def from_network(folder: Path, network: Any) -> Backbone:
@@ -117,13 +160,14 @@ def from_network(folder: Path, network: Any) -> Backbone:
     return Backbone(folder, info)
 
 
-def _request_hash(name: str, weights: str | None, seed: int) -> str:
+def _request_hash(name: str, weights: str | None, seed: int, size: int | None = None) -> str:
     """Everything that the traced graph depends on, known without importing torch."""
     return sha256_json(
         {
             "name": name,
             "weights": _identity(name, weights),
             "seed": seed if weights == RANDOM else 0,
+            "size": size,
             "versions": [version_of("timm"), version_of("torchvision")],
             "format": FORMAT,
         }

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from regraft.backbones import network as networks
 from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.graph import FORMAT, intact, sealed
 from regraft.backbones.network import FeatureGraph, Network, check_linear
-from regraft.ground.errors import BackboneError
+from regraft.ground.errors import BackboneError, RegraftError
 from regraft.ground.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import environment
@@ -22,15 +23,35 @@ from regraft.ground.runtime import environment
 MAX_DIFFERENCE = 1e-3  # of engine and torch, relative to the features' spread
 
 
-def trace(graphs: Path, name: str, weights: str | None, *, offline: bool, seed: int, progress: Progress = QUIET) -> str:
-    """Build a network, trace it into `graphs/<key>/` and return the key: a hash of network, weights, preprocessing."""
+def trace(
+    graphs: Path,
+    name: str,
+    weights: str | None,
+    *,
+    offline: bool,
+    seed: int,
+    size: int | None = None,
+    progress: Progress = QUIET,
+) -> str:
+    """Build a network, trace it into `graphs/<key>/` and return the key: a hash of network, weights, preprocessing.
+
+    size: height of the input, None for the network's own.  Raises BackboneError where it takes no other.
+    """
     network = networks.build(name, weights, offline=offline, seed=seed)
-    _say(network, progress)
+    if size is not None:
+        network = replace(network, preprocessing=network.preprocessing.scaled(size))
+    else:
+        _say(network, progress)
     key = _key(network)
     with FileLock(graphs / f"{key}.lock"):  # processes that start together trace once
         if not intact(graphs / key):
             with published(graphs / key) as folder:
-                trace_into(folder, network)
+                try:
+                    trace_into(folder, network)
+                except Exception as error:  # networks and exporters raise errors of every kind
+                    if size is None or isinstance(error, (RegraftError, OSError)):
+                        raise
+                    raise BackboneError(f"{network.reference} takes inputs of its own size alone.") from error
     return key
 
 

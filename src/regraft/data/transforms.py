@@ -1,6 +1,6 @@
 """Pixels to what a backbone was trained on. The parameters belong to the weights and travel in the bundle."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -49,6 +49,11 @@ class Preprocessing:
             raise ValueError(f"unknown interpolation or crop: {self.interpolation!r}, {self.crop_mode!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise ValueError(f"mean and std are not three numbers each, std above 0: {self.mean}, {self.std}")
+
+    def scaled(self, height: int) -> "Preprocessing":
+        """The same for an input of another height, in pixels; everything grows alike."""
+        width, *resize = (round(side * height / self.height) for side in (self.width, *self.resize))
+        return replace(self, height=height, width=width, resize=(resize[0], resize[1]))
 
     def to_json(self) -> dict[str, Any]:
         """As stored in manifests."""

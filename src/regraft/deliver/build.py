@@ -54,6 +54,7 @@ def manifest_of(backbone: Backbone, classes: tuple[str, ...], provenance: dict[s
         "backbone": {
             **{key: info[key] for key in ("name", "num_features", "num_params", "licence", "origin", "loaded")},
             "bf16_agreement": info["bf16_agreement"],
+            "levels": "levels" in info,
             "graph_sha256": backbone.graph_sha256,
         },
         "provenance": {**provenance, "versions": environment()},

@@ -24,6 +24,7 @@ def card(manifest: dict[str, Any]) -> str:
         f"- Backbone: {_code(backbone['name'])}, {backbone['num_params'] / 1e6:.1f} million parameters, licence "
         f"{backbone['licence']}; weights from {backbone['origin']}.",
         f"- Mode: {provenance['mode']}.",
+        *(["- Features: mean and maximum of all its levels, beside the usual ones."] if backbone["levels"] else []),
         f"- Input: {Preprocessing.from_json(manifest['preprocessing'])}.",
         f"- Photos: {provenance['images']['used']} used of {provenance['images']['found']} found; data fingerprint "
         f"{_code(provenance['data_sha256'][:16])}.",

@@ -24,6 +24,9 @@ class TrainConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of the recipe that are fixed by the user, such as epochs."""
 
+    search: bool | None = None
+    """Whether to try a larger input and all levels of the frozen network. None: in mode auto."""
+
     time_s: float | None = None
     """Seconds that the whole run may take. None: 600 for auto, no limit for the others."""
 
@@ -82,6 +85,11 @@ class TrainConfig:
     def limit_s(self) -> float | None:
         """Seconds that the run may take."""
         return AUTO_SECONDS if self.time_s is None and self.mode == "auto" else self.time_s
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether better features are looked for."""
+        return self.mode == "auto" if self.search is None else self.search
 
     @property
     def is_solved(self) -> bool:

@@ -19,6 +19,8 @@ PENALTIES = tuple(map(float, 10.0 ** np.arange(-3.0, 1.6, 0.5)))  # per photo, o
 MIDDLING = 0.1  # among them: where nothing chooses
 MAX_ITERATIONS = 2000
 TOLERANCE = 1e-7  # logits within 1e-3 of the exact solution, also at the smallest penalty
+LOOSE = 1e-6  # log losses within 2e-3, for choosing a penalty
+MAX_NUMBERS = 2**24  # probabilities that are held at once
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     features, folds = Features(features.x[order], features.y[order], ()), folds[order]
     with threadpool_limits(1):  # the same bytes on any number of cores; folds run side by side instead
         problem = _standardise(features)
-        tried = _try_all(problem, num_classes, folds) if (folds >= 0).any() else {}
-        curve = tuple(score(log_p, problem.y, penalty) for penalty, log_p in tried.items())
+        tried = _held_out(problem, num_classes, folds, PENALTIES)
+        points = (score(log_p, problem.y, p) for log_p, p in zip(tried, PENALTIES, strict=True))
+        curve = tuple(points) if (folds >= 0).any() else ()
         penalty = min(curve, key=lambda one: one.log_loss).penalty if curve else MIDDLING
-        weight, bias = _fit(problem.z, problem.y, penalty, num_classes)
+        (weight,), (bias,) = _fit(problem.z, problem.y, (penalty,), num_classes)
     weight, bias = _unfold(problem, weight, bias)
-    held_out = np.full((len(folds), num_classes), np.nan)
-    if tried:
-        held_out[order] = tried[penalty]
+    held_out = np.empty((len(folds), num_classes))
+    held_out[order] = tried[PENALTIES.index(penalty)]
     return Head(weight, bias, penalty, curve, held_out)
 
 
@@ -92,7 +94,7 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
     NaN where `folds` is -1.
     """
     with threadpool_limits(1):
-        return _held_out(_standardise(features), num_classes, folds, penalty)
+        return np.asarray(_held_out(_standardise(features), num_classes, folds, (penalty,))[0])
 
 
 def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
@@ -114,55 +116,66 @@ def _standardise(features: Features) -> _Problem:
     return _Problem(z, features.y, mean, scale, basis)
 
 
-def _try_all(problem: _Problem, num_classes: int, folds: np.ndarray) -> dict[float, np.ndarray]:
-    """What each penalty gives for photos not seen."""
-    with ThreadPoolExecutor(num_cores()) as pool:
-        found = pool.map(partial(_held_out, problem, num_classes, folds), PENALTIES)
-        return dict(zip(PENALTIES, found, strict=True))
+def _held_out(problem: _Problem, num_classes: int, folds: np.ndarray, penalties: tuple[float, ...]) -> np.ndarray:
+    """`(K, N, C)`: what `out_of_fold` gives at each of K penalties."""
 
-
-def _held_out(problem: _Problem, num_classes: int, folds: np.ndarray, penalty: float) -> np.ndarray:
-    log_p = np.full((len(folds), num_classes), np.nan)
-    for fold in np.unique(folds[folds >= 0]):
+    def fold_of(fold: int) -> np.ndarray:
         inside = folds == fold
-        weight, bias = _fit(problem.z[~inside], problem.y[~inside], penalty, num_classes)
-        log_p[inside] = _log_softmax(problem.z[inside] @ weight.T + bias)
+        weight, bias = _fit(problem.z[~inside], problem.y[~inside], penalties, num_classes, LOOSE)
+        return _log_softmax(np.einsum("nr,kcr->knc", problem.z[inside], weight, optimize=True) + bias[:, np.newaxis])
+
+    log_p = np.full((len(penalties), len(folds), num_classes), np.nan)
+    names = np.unique(folds[folds >= 0])
+    with ThreadPoolExecutor(num_cores()) as pool:
+        for fold, found in zip(names, pool.map(fold_of, names), strict=True):
+            log_p[:, folds == fold] = found
     return log_p
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def _fit(z: np.ndarray, y: np.ndarray, penalty: float, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weight `(C, R)` and bias `(C,)` of softmax regression; a class absent from `y` is never predicted."""
-    weight, bias = np.zeros((num_classes, z.shape[1])), np.full(num_classes, -100.0)
+def _fit(
+    z: np.ndarray, y: np.ndarray, penalties: tuple[float, ...], num_classes: int, tolerance: float = TOLERANCE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax regression at K penalties: weights `(K, C, R)` and biases `(K, C)`. What `y` lacks is never said."""
     present, y = np.unique(y, return_inverse=True)
-    if len(present) == 2:
-        penalty *= 2  # it is meant for the difference of the two, whose halves these are
-    start = np.zeros(len(present) * (z.shape[1] + 1))
-    loss = partial(_loss_and_gradient, z, y, penalty)
-    solution = minimize(loss, start, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
-    weight[present], bias[present] = _unpacked(solution, z.shape[1])
+    shape = (len(present), z.shape[1])
+    k, once = len(penalties), max(1, MAX_NUMBERS // (len(y) * len(present)))
+    weight, bias = np.zeros((k, num_classes, z.shape[1])), np.full((k, num_classes), -100.0)
+    for first in range(0, k, once):
+        some = slice(first, first + once)
+        ridge = np.array(penalties[some]) * (2 if len(present) == 2 else 1)  # of two, it is meant for the difference
+        loss = partial(_loss_and_gradient, z, y, ridge, shape)
+        start = np.zeros((len(ridge), shape[0] * (shape[1] + 1)))
+        solution = minimize(loss, start, tolerance=tolerance, max_iterations=MAX_ITERATIONS)
+        weight[some, present], bias[some, present] = _unpacked(solution, shape)
     return weight, bias
 
 
-def _loss_and_gradient(z: np.ndarray, y: np.ndarray, penalty: float, packed: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean log loss with a ridge penalty on the weights, not on the biases."""
-    weight, bias = _unpacked(packed, z.shape[1])
-    rows, log_p = np.arange(len(y)), _log_softmax(z @ weight.T + bias)
-    loss = penalty / 2 * float((weight * weight).sum()) - float(log_p[rows, y].mean())
+def _loss_and_gradient(
+    z: np.ndarray, y: np.ndarray, ridge: np.ndarray, shape: tuple[int, int], packed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
+    n, k, (num_classes, size) = len(y), len(ridge), shape
+    weight, bias = _unpacked(packed, shape)
+    flat = weight.reshape(k * num_classes, size)
+    log_p = _log_softmax((z @ flat.T).reshape(n, k, num_classes) + bias)
+    rows = np.arange(n)
+    loss = ridge / 2 * (weight * weight).sum(axis=(1, 2)) - log_p[rows, :, y].mean(axis=0)
     error = np.exp(log_p)
-    error[rows, y] -= 1
-    error /= len(y)
-    return loss, np.concatenate([(error.T @ z + penalty * weight).ravel(), error.sum(axis=0)])
+    error[rows, :, y] -= 1
+    error /= n
+    of_weight = (error.reshape(n, -1).T @ z).reshape(weight.shape) + ridge[:, np.newaxis, np.newaxis] * weight
+    return loss, np.concatenate([of_weight.reshape(k, -1), error.sum(axis=0)], axis=1)
 
 
-def _unpacked(packed: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `(C, R)` and biases `(C,)` out of one vector."""
-    num_classes = len(packed) // (size + 1)
-    return packed[:-num_classes].reshape(num_classes, size), packed[-num_classes:]
+def _unpacked(packed: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `(K, C, R)` and biases `(K, C)` out of K vectors."""
+    num_classes, size = shape
+    return packed[:, : num_classes * size].reshape(-1, num_classes, size), packed[:, num_classes * size :]
 
 
 def _unfold(problem: _Problem, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,7 @@
-"""Minimising a smooth convex function with numpy alone: SciPy's own takes longer to import than this takes to run."""
+"""Minimising smooth convex functions with numpy alone: SciPy's own takes longer to import than this takes to run.
+
+Several problems of the same size go in step, so that one product of matrices serves them all.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -12,50 +15,71 @@ ROUNDING = 1e-14  # of a loss
 
 
 def minimize(
-    function: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     start: np.ndarray,
     *,
     tolerance: float,
     max_iterations: int,
 ) -> np.ndarray:
-    """Where no entry of the gradient is larger than `tolerance`, or rounding stops the descent. `(P,)` float64.
+    """Where no entry of the gradient is larger than `tolerance`, or rounding stops the descent. `(K, P)` float64.
 
-    function: of `(P,)` float64; gives the loss and its gradient.  L-BFGS with backtracking: J. Nocedal and S. Wright,
-    "Numerical Optimization", algorithms 7.4 and 3.1.
+    function: of K points `(K, P)` float64; gives their losses `(K,)` and gradients `(K, P)`.  L-BFGS with backtracking:
+    J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
     """
     x, (loss, gradient) = start, function(start)
-    pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
-    best, idle = loss, 0
+    best, idle = loss, np.zeros(len(start), np.int64)
+    pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
+    scale = 1 / np.maximum(1.0, np.abs(gradient).sum(axis=1))  # the first step is of length one
     for _ in range(max_iterations):
-        if np.abs(gradient).max(initial=0.0) <= tolerance or idle == MEMORY:
+        going = (np.abs(gradient).max(axis=1, initial=0.0) > tolerance) & (idle < MEMORY)
+        if not going.any():
             break
-        step = -_newton_like(gradient, pairs)
-        slope = float(gradient @ step)
-        for _ in range(HALVINGS):
-            new_loss, new_gradient = function(x + step)
-            if new_loss <= loss + SUFFICIENT * slope + ROUNDING * abs(loss):
-                break
-            step, slope = step / 2, slope / 2
-        else:
-            break
-        if (change := new_gradient - gradient) @ step > 0:
-            pairs.append((step, change))
+        step = -_newton_like(gradient, pairs, scale) * going[:, np.newaxis]
+        step, new_loss, new_gradient = _backtrack(function, x, loss, gradient, step)
+        change = new_gradient - gradient
+        curvature = _dot(step, change)
+        bent = curvature > 0
+        scale = np.where(bent, curvature / np.where(bent, _dot(change, change), 1), scale)
+        pairs.append((step, change, np.where(bent, 1 / np.where(bent, curvature, 1), 0)))
         x, loss, gradient = x + step, new_loss, new_gradient
-        best, idle = (loss, 0) if loss < best else (best, idle + 1)
+        idle = np.where(loss < best, 0, idle + 1)
+        best = np.minimum(loss, best)
     return x
 
 
-def _newton_like(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The gradient times the inverse Hessian as far as the last steps tell it; before the first, of length one."""
-    if not pairs:
-        return np.asarray(gradient / max(1.0, float(np.abs(gradient).sum())))
+def _backtrack(
+    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    x: np.ndarray,
+    loss: np.ndarray,
+    gradient: np.ndarray,
+    step: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each step halved until its loss falls enough, or made nothing where it never does; with losses and gradients."""
+    slope = _dot(gradient, step)
+    for _ in range(HALVINGS):
+        new_loss, new_gradient = function(x + step)
+        short = new_loss > loss + SUFFICIENT * slope + ROUNDING * np.abs(loss)
+        if not short.any():
+            return step, new_loss, new_gradient
+        factor = np.where(short, 0.5, 1.0)
+        step, slope = step * factor[:, np.newaxis], slope * factor
+    step = np.where(short[:, np.newaxis], 0.0, step)
+    return step, np.where(short, loss, new_loss), np.where(short[:, np.newaxis], gradient, new_gradient)
+
+
+def _newton_like(
+    gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]], scale: np.ndarray
+) -> np.ndarray:
+    """The gradients times their inverse Hessians, as far as the last steps tell them."""
     direction, shares = gradient, []
-    for step, change in reversed(pairs):
-        share = (step @ direction) / (step @ change)
-        direction = direction - share * change
-        shares.append(share)
-    step, change = pairs[-1]
-    direction = direction * ((step @ change) / (change @ change))
-    for (step, change), share in zip(pairs, reversed(shares), strict=True):
-        direction = direction + (share - (change @ direction) / (step @ change)) * step
+    for step, change, inverse in reversed(pairs):
+        shares.append(inverse * _dot(step, direction))
+        direction = direction - shares[-1][:, np.newaxis] * change
+    direction = direction * scale[:, np.newaxis]
+    for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
+        direction = direction + (share - inverse * _dot(change, direction))[:, np.newaxis] * step
     return np.asarray(direction)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("kp,kp->k", a, b))
