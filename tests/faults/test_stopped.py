@@ -100,11 +100,11 @@ def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, t
     [
         "regraft.learn.loop.gradients",  # where the first signal is held back
         "regraft.learn.loop.save_checkpoint",
-        "regraft.learn.head._held_out",  # where it raised, and a thread has to end
+        "regraft.learn.head._fit",  # where it raised, and a thread has to end
     ],
 )
 def test_a_second_signal_ends_it_at_once(whole, tmp_path, at, second):
-    child = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, 6, pause=60.0),))
+    child = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, 4, pause=60.0),))
     child.wait_until(child.is_paused)
     child.kill(signal.SIGTERM)
     time.sleep(0.2)
