@@ -236,7 +236,8 @@ def _frozen(plain: Tried, start: _Start, here: _Here) -> _Outcome:
     if chosen is plain:
         return frozen
     frozen = _delivered(_graft(chosen, tried, start, here), start, here)
-    return replace(frozen, features=chosen.way.features, decision=f"features of {chosen}, {plain}.")
+    losses = f"cross-validated log loss {chosen.score.log_loss:.3f} instead of {plain.score.log_loss:.3f}"
+    return replace(frozen, features=chosen.way.features, decision=f"features of {chosen.way.name}: {losses}.")
 
 
 def _graft(one: Tried, tried: list[Tried], start: _Start, here: _Here) -> Graft:
