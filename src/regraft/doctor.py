@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backbones.features import Features, extract, store_of
+from regraft.backbones.features import Features, extract, num_new
 from regraft.backbones.graph import load_backbone
 from regraft.data import findings
 from regraft.data.findings import BY_FEATURES, CERTAIN, KINDS, Finding, Kind, Suspect
@@ -118,9 +118,8 @@ def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, Looks]:
 def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> Features | None:
     """Of all photos; None where that would take long and nobody asked for it."""
     backbone = load_backbone(config.backbone, config.weights, offline=config.offline, progress=progress)
-    num_new = len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
-    if num_new > QUICK and not in_any_case:
-        progress.say(f"{num_new} photos have not been through the backbone: labels are not doubted; --deep does that")
+    if not in_any_case and (new := num_new(backbone, dataset)) > QUICK:
+        progress.say(f"{new} photos have not been through the backbone: labels are not doubted; --deep does that")
         return None
     return extract(backbone, dataset, progress=progress)[1]
 

@@ -302,7 +302,7 @@ def _announce(start: _Start, frozen: _Outcome, here: _Here) -> None:
 def _tuned_on_split(start: _Start, head: Head | None, here: _Here) -> "Tuned":
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
-    point = min(head.curve, key=lambda point: point.log_loss) if head and head.curve else None
+    point = head.best if head else None
     decided = decide(here.mode, len(splits.train), 1 - point.num_right / point.n if point else None)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)

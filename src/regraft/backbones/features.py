@@ -45,6 +45,11 @@ def store_of(backbone: Backbone) -> RowStore:
     return feature_store(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
 
 
+def num_new(backbone: Backbone, dataset: Dataset) -> int:
+    """How many photos, copies counted once, the cache has no features of."""
+    return len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
+
+
 def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[Dataset, Features]:
     """Features of every photo. Photos that cannot be decoded move to the quarantine of the data set returned.
 

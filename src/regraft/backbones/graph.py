@@ -117,7 +117,8 @@ def load_backbone(
     with progress.step("trace backbone"):
         offline = offline or is_offline()
         key = trace(graphs, name, weights, offline=offline, seed=seed, size=size, progress=progress)
-        _remember(graphs, request, key)
+        make_folder(graphs / "requests", kind="cache")
+        write_atomic(graphs / request, json_bytes({"key": key}))
     if backbone := _cached(graphs, request):
         return backbone
     raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
@@ -129,9 +130,9 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
     Raises BackboneError for a network without levels.
     """
     key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
-    request = Path("requests") / f"{key}.json"
-    if found := _cached(cache_folder() / "graphs", request):
-        return found
+    place = cache_folder() / "graphs" / key
+    if kept := intact(place):
+        return Backbone(place, kept)
     from regraft.backbones.levels import with_levels  # takes onnx along
 
     graphs = writable_cache("graphs", progress)
@@ -142,13 +143,7 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
         info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}
         info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
         write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
-    _remember(graphs, request, key)
     return Backbone(graphs / key, info)
-
-
-def _remember(graphs: Path, request: Path, key: str) -> None:
-    make_folder(graphs / "requests", kind="cache")
-    write_atomic(graphs / request, json_bytes({"key": key}))
 
 
 def from_network(folder: Path, network: Any) -> Backbone:

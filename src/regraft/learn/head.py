@@ -47,6 +47,11 @@ class Head:
     curve: tuple[Score, ...]
     held_out: np.ndarray
 
+    @property
+    def best(self) -> Score | None:
+        """The point of the curve that was chosen; None where there is no curve."""
+        return min(self.curve, key=lambda point: point.log_loss, default=None)
+
     def logits(self, x: np.ndarray) -> np.ndarray:
         """`(N, C)` float32 of features `x (N, D)` float32."""
         return np.asarray(x @ self.weight.T + self.bias)
@@ -151,7 +156,8 @@ def _fit(
         loss = partial(_loss_and_gradient, z, y, ridge, shape)
         start = np.zeros((len(ridge), shape[0] * (shape[1] + 1)))
         solution = minimize(loss, start, tolerance=tolerance, max_iterations=MAX_ITERATIONS)
-        weight[some, present], bias[some, present] = _unpacked(solution, shape)
+        for whole, part in zip((weight, bias), _unpacked(solution, shape), strict=True):
+            whole[some, present] = part - part.mean(axis=1, keepdims=True)  # what all have in common is rounding
     return weight, bias
 
 

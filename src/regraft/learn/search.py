@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backbones.features import Features, extract, store_of
+from regraft.backbones.features import Features, extract, num_new
 from regraft.backbones.graph import Backbone, load_backbone, with_all_levels
 from regraft.data.scan import Dataset
 from regraft.ground.config import TrainConfig
@@ -42,8 +42,9 @@ class Tried:
 
     @property
     def score(self) -> Score:
-        """Cross-validated on the photos to learn from."""
-        return min(self.head.curve, key=lambda point: point.log_loss)
+        """Cross-validated on the photos to learn from, of a head that was."""
+        assert self.head.best is not None
+        return self.head.best
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the manifest."""
@@ -117,12 +118,12 @@ def _resized(config: TrainConfig, size: int, progress: Progress) -> Backbone:
 
 def _is_affordable(backbone: Backbone, dataset: Dataset, deadline: float) -> bool:
     """Whether features of all photos can be had in time, as far as one of them tells."""
-    num_new = len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
-    if num_new == 0:
+    new = num_new(backbone, dataset)
+    if new == 0:
         return True
     p = backbone.preprocessing
     engine, photo = backbone.engine(), np.zeros((1, p.height, p.width, 3), np.uint8)
     engine(photo)
     began = time.monotonic()
     engine(photo)
-    return time.monotonic() + num_new * (time.monotonic() - began) / num_cores() < deadline
+    return time.monotonic() + new * (time.monotonic() - began) / num_cores() < deadline
