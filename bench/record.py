@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from regraft.ground.runtime import environment, num_cores
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
+MEASURED = f"import subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); {PEAK}"
 
 
 def machine() -> dict[str, Any]:
@@ -31,6 +35,19 @@ def real_or_drawn(name: str, scratch: Path) -> Path:
     """A set of `REGRAFT_DATA`, or the orchard drawn into `scratch`."""
     real = Path(os.environ.get("REGRAFT_DATA", "/nonexistent")) / name
     return real if real.is_dir() else draw_orchard(scratch / "orchard")
+
+
+def measured(command: list[object], cache: Path) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a whole process."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "REGRAFT_CACHE": str(cache)},
+    )
+    return time.perf_counter() - start, int(done.stderr.splitlines()[-1]) / 1024
 
 
 def _processor() -> str:

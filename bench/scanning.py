@@ -11,20 +11,16 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from record import HERE, fill, machine, real_or_drawn
+from record import HERE, fill, machine, measured, real_or_drawn
 
 NUM_NEW, NUM_PATHS, ROUNDS = 10_000, 1_000_000, 3
-PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
-MEASURED = f"import subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); {PEAK}"
 LIST = "import sys; from regraft.data.layout import list_folder; print(len(list_folder(sys.argv[1]).files))"
 
 
@@ -37,10 +33,10 @@ def main() -> None:
         scratch = Path(folder)
         photos = arguments.photos or real_or_drawn("hymenoptera", scratch)
         scan = [sys.executable, "-m", "regraft", "scan"]
-        run([*scan, photos], scratch / "cache")
-        again = [run([*scan, photos], scratch / "cache") for _ in range(ROUNDS)]
-        new = [run([*scan, draw(scratch / "new")], scratch / "cache")]
-        listed = [run([sys.executable, "-c", LIST, name(scratch / "names")], scratch / "cache")]
+        measured([*scan, photos], scratch / "cache")
+        again = [measured([*scan, photos], scratch / "cache") for _ in range(ROUNDS)]
+        new = [measured([*scan, draw(scratch / "new")], scratch / "cache")]
+        listed = [measured([sys.executable, "-c", LIST, name(scratch / "names")], scratch / "cache")]
         num_photos = sum(1 for path in photos.rglob("*") if path.is_file())
     rows = {
         f"scan {num_photos} photos again": again,
@@ -62,19 +58,6 @@ def table(result: dict) -> str:
     lines = ["| whole process | seconds | peak memory |", "|---|---:|---:|"]
     lines += [f"| {row['name']} | {row['seconds']:.1f} | {row['megabytes']:.0f} MB |" for row in result["rows"]]
     return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
-
-
-def run(command: list[object], cache: Path) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a whole process."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *map(str, command)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "REGRAFT_CACHE": str(cache)},
-    )
-    return time.perf_counter() - start, int(done.stderr.splitlines()[-1]) / 1024
 
 
 def draw(folder: Path) -> Path:

@@ -225,7 +225,7 @@ def _leak(dataset: Dataset, finding: Finding) -> list[str]:
 def _outliers(features: Features, found: list[Finding]) -> list[Finding]:
     """A photo is not less of an outlier for having a copy: of copies, one is looked at."""
     again = set(findings.left_out(found, CERTAIN))
-    kept = [i for i in range(len(features.x)) if i not in again]
+    kept = [i for i in range(len(features.hashes)) if i not in again]
     return [
         Finding(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],))
         for one in findings.outliers(features.x[kept])

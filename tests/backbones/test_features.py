@@ -242,6 +242,16 @@ def test_any_batch_size_gives_each_photo_its_row(dataset, empty_cache, backbone,
         assert np.allclose(rows[content], image.reshape(-1, 3).mean(axis=0), rtol=1e-5)
 
 
+def test_rows_of_some_photos_are_found_without_copying_the_table(dataset, backbone):
+    dataset, everything = extract(backbone, dataset)
+    some = dataset.subset([7, 2, 7])
+    own = everything.of(some)
+    assert own.table is everything.table
+    assert np.array_equal(own.x, everything.x[[7, 2, 7]])
+    assert np.array_equal(own.of(some.subset([1])).x, everything.x[[2]])
+    assert own.y.tolist() == some.labels.tolist()
+
+
 DAMAGE = {
     "truncated": lambda data: data[: len(data) // 2],
     "a flipped bit in the features": lambda data: data[:-500] + bytes([data[-500] ^ 1]) + data[-499:],

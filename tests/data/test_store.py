@@ -1,10 +1,14 @@
 """Rows kept by content: nothing damaged gets through, and writers do not disturb each other."""
 
+import errno
+import mmap
+import os
+
 import numpy as np
 import pytest
 
 from regraft.data import store as stores
-from regraft.data.store import RowStore
+from regraft.data.store import RowStore, RowTable
 from regraft.ground.files import sha256_bytes
 from regraft.ground.progress import QUIET
 
@@ -89,3 +93,48 @@ def test_rows_reach_the_disk_at_a_bad_end_too(empty_cache, error):
     with pytest.raises(error):
         put(store, interrupted())
     assert same_rows(store.read(rows), rows)
+
+
+def test_a_table_knows_what_was_put_into_it_and_nothing_else():
+    table = RowTable(["a", "b", "a", "c"])
+    assert (len(table), table.unknown()) == (0, {"a", "b", "c"})
+    table.put(["c", "a"], np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
+    assert dict(table.items()).keys() == {"a", "c"}
+    assert table["a"].tolist() == [3, 4]
+    assert table.get("b") is None
+    assert "z" not in table
+    assert table.table[table.places(["c", "a", "c"])].tolist() == [[1, 2], [3, 4], [1, 2]]
+
+
+def test_a_large_table_lies_in_a_file_without_a_name(empty_cache, monkeypatch):
+    monkeypatch.setattr(stores, "LARGE_BYTES", 0)
+    empty_cache.mkdir()
+    table = RowTable(map(str, range(1000)))
+    table.put(["7"], np.ones((1, 5), np.float32))
+    assert isinstance(table.table.base, mmap.mmap)
+    assert list(empty_cache.iterdir()) == []
+    assert table["7"].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("reason", ["no such folder", "no space"])
+def test_without_room_on_disk_a_large_table_lies_in_memory(empty_cache, monkeypatch, reason):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(stores, "LARGE_BYTES", 0)
+    if reason == "no space":
+        empty_cache.mkdir()
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    table = RowTable(["a"])
+    table.put(["a"], np.ones((1, 5), np.float32))
+    assert table["a"].tolist() == [1] * 5
+
+
+def test_what_is_missing_is_told_by_the_hashes_alone(empty_cache):
+    store, rows = RowStore("numbers", "missing"), rows_of(0)
+    assert store.missing(rows) == rows.keys()
+    put(store, rows.items())
+    assert store.missing([*rows, "new"]) == {"new"}
+    (shard,) = shards(empty_cache)
+    shard.write_bytes(b"")
+    assert store.missing(rows) == rows.keys()

@@ -21,7 +21,7 @@ PHASES = {
     "trace the backbone": ("regraft.backbones.trace.export", 1),
     "extract features": ("regraft.backbones.features._decoded", 4),
     "keep features": ("regraft.data.store.write_atomic", 1),
-    "solve the head": ("regraft.learn.head._fit", 3),
+    "solve the head": ("regraft.learn.head.fit", 3),
     "decode": ("regraft.learn.batches._large_enough", 6),
     "first step": ("regraft.learn.loop.gradients", 1),
     "seventh step": ("regraft.learn.loop.gradients", 7),
@@ -100,7 +100,7 @@ def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, t
     [
         "regraft.learn.loop.gradients",  # where the first signal is held back
         "regraft.learn.loop.save_checkpoint",
-        "regraft.learn.head._fit",  # where it raised, and a thread has to end
+        "regraft.learn.head.fit",  # where it raised, and a thread has to end
     ],
 )
 def test_a_second_signal_ends_it_at_once(whole, tmp_path, at, second):

@@ -12,7 +12,9 @@ from threadpoolctl import threadpool_limits
 from regraft.backbones.features import Features
 from regraft.data.splits import fold_ids
 from regraft.learn import head as heads
+from regraft.learn import logistic
 from regraft.learn.head import PENALTIES, out_of_fold, score, solve
+from regraft.learn.logistic import Curvature, Held, Task, fit
 
 SHAPES = {"N<D": (60, 96), "N>D": (120, 24)}
 
@@ -88,7 +90,7 @@ def test_the_number_of_cores_does_not_matter(monkeypatch):
     features = draw_features(60, 24, 3)
     heads_found = []
     for cores in (1, 7):
-        monkeypatch.setattr(heads, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(logistic, "num_cores", lambda cores=cores: cores)
         heads_found.append(solve(features, 3, folds_of(features)))
     assert heads_found[0].weight.tobytes() == heads_found[1].weight.tobytes()
     assert heads_found[0].curve == heads_found[1].curve
@@ -99,20 +101,16 @@ def test_float32_on_raw_features_gives_the_labels_of_the_float64_solution():
     features = draw_features(120, 64, 5, separation=1.0)
     shifted = features_of(features.x * 1e-2 + 10, features.y)
     head = solve(shifted, 5, folds_of(shifted))
-    problem = heads._standardise(shifted)
-    (weight,), (bias,) = heads._fit(problem.z, problem.y, (head.penalty,), 5)
-    assert np.array_equal(head.logits(shifted.x).argmax(axis=1), (problem.z @ weight.T + bias).argmax(axis=1))
+    problem = heads._standardise(shifted, 5, np.arange(120))
+    one = problem.fit(np.ones((120, 1), bool), head.penalty, None, 1e-12)
+    weight, bias = one.weight[0], one.bias[0]
+    assert np.array_equal(head.logits(shifted.x).argmax(axis=1), (problem.rows.z @ weight.T + bias).argmax(axis=1))
 
 
 def test_rotation_changes_nothing(monkeypatch):
     features = draw_features(40, 60, 3)
     rotated = solve(features, 3, folds_of(features))
-    plain = heads._Problem
-
-    def unrotated(z, y, mean, scale, basis):
-        return plain(z if basis is None else z @ basis, y, mean, scale, None)
-
-    monkeypatch.setattr(heads, "_Problem", unrotated)
+    monkeypatch.setattr(heads, "principal_axes", lambda z: (np.eye(z.shape[1]), np.ones(z.shape[1])))
     expected = solve(features, 3, folds_of(features))
     assert expected.penalty == rotated.penalty
     assert np.allclose(rotated.logits(features.x), expected.logits(features.x), atol=1e-3)
@@ -189,10 +187,13 @@ def test_photos_never_judged_are_always_learned_from():
     features = features_of(x, [0, 0, 0, 1, 1, 1, 2])
     folds = np.array([0, 1, 2, 0, 1, 2, -1])
     seen = []
-    fit = heads._fit
-    heads_fit = lambda z, y, *more: (seen.append(set(y.tolist())), fit(z, y, *more))[1]  # noqa: E731
+
+    def heads_fit(task, *more, **named):
+        seen.extend(set(task.y[one].tolist()) for one in task.chosen.T)
+        return fit(task, *more, **named)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "_fit", heads_fit)
+        patch.setattr(heads, "fit", heads_fit)
         out_of_fold(features, 3, folds)
     assert seen == [{0, 1, 2}] * 3
 
@@ -267,14 +268,16 @@ def test_a_few_photos_of_a_class_are_enough(counts, dimensions):
 
 def test_a_class_that_a_fold_has_not_seen_is_not_predicted_there():
     z, y = np.array([[0.0], [1.0], [0.2], [1.1]]), np.array([0, 2, 0, 2])
-    (weight,), (bias,) = heads._fit(z, y, (0.1,), 4)
-    assert set((z @ weight.T + bias).argmax(axis=1)) == {0, 2}
+    one = fit(Task(Held(z), y, np.ones((4, 1), bool), 4, 0.1), Curvature(None, np.ones(1)), above=1e-12)
+    weight = one.weight[0]
+    assert set((z @ weight.T + one.bias[0]).argmax(axis=1)) == {0, 2}
     assert weight.shape == (4, 1)
 
 
 def test_two_classes_are_solved_as_scikit_learn_solves_them_whatever_their_names():
     z, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
-    (weight,), (bias,) = heads._fit(z, y, (0.1,), 2)
+    one = fit(Task(Held(z), y, np.ones((20, 1), bool), 2, 0.1), Curvature(None, np.ones(3)), above=1e-12)
+    weight, bias = one.weight[0], one.bias[0]
     assert np.array_equal(weight[0], -weight[1])
     assert bias[0] == -bias[1]
 

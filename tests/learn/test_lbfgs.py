@@ -34,7 +34,7 @@ def one(function):
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
 def test_the_minimum_of_a_quadratic(condition):
     function, place = quadratic(condition)
-    (found,) = minimize(one(function), np.zeros((1, 50)), tolerance=1e-8, max_iterations=5000)
+    (found,) = minimize(one(function), np.zeros((1, 50)), enough=1e-16, max_iterations=5000)
     assert np.abs(function(found)[1]).max() <= 1e-8
     assert np.abs(found - place).max() <= 1e-7
 
@@ -50,7 +50,7 @@ def test_it_agrees_with_scipy_in_about_as_many_calls():
         loss = float(np.logaddexp(0, -margin).mean() + 0.01 * w @ w)
         return loss, x.T @ (-y / (1 + np.exp(margin))) / 200 + 0.02 * w
 
-    (ours,) = minimize(one(function), np.zeros((1, 10)), tolerance=1e-9, max_iterations=500)
+    (ours,) = minimize(one(function), np.zeros((1, 10)), enough=1e-18, max_iterations=500)
     num_ours = len(calls)
     theirs = scipy_minimize(function, np.zeros(10), jac=True, method="L-BFGS-B", options={"gtol": 1e-9, "ftol": 0.0})
     assert np.abs(ours - theirs.x).max() <= 1e-8
@@ -59,18 +59,18 @@ def test_it_agrees_with_scipy_in_about_as_many_calls():
 
 def test_rounding_ends_it():
     function, place = quadratic(1e6)
-    (found,) = minimize(one(function), np.zeros((1, 50)), tolerance=0.0, max_iterations=10**9)
+    (found,) = minimize(one(function), np.zeros((1, 50)), enough=0.0, max_iterations=10**9)
     assert np.abs(found - place).max() <= 1e-6
 
 
 def test_no_more_iterations_than_asked_for():
     function, place = quadratic(1e6)
-    assert np.abs(minimize(one(function), np.zeros((1, 50)), tolerance=0.0, max_iterations=3) - place).max() > 0.1
+    assert np.abs(minimize(one(function), np.zeros((1, 50)), enough=0.0, max_iterations=3) - place).max() > 0.1
 
 
 def test_a_start_at_the_minimum_stays():
     function, place = quadratic(10.0)
-    assert np.array_equal(minimize(one(function), place[np.newaxis], tolerance=1e-9, max_iterations=10)[0], place)
+    assert np.array_equal(minimize(one(function), place[np.newaxis], enough=1e-18, max_iterations=10)[0], place)
 
 
 def test_problems_in_step_end_where_they_end_alone():
@@ -84,8 +84,8 @@ def test_problems_in_step_end_where_they_end_alone():
         losses, gradients = zip(*(function(row) for function, row in zip(functions, x, strict=True)), strict=True)
         return np.array(losses), np.stack(gradients)
 
-    found = minimize(together, start, tolerance=1e-9, max_iterations=5000)
+    found = minimize(together, start, enough=1e-18, max_iterations=5000)
     for row, function, begin, place in zip(found, functions, start, places, strict=True):
-        alone = minimize(one(function), begin[np.newaxis], tolerance=1e-9, max_iterations=5000)[0]
+        alone = minimize(one(function), begin[np.newaxis], enough=1e-18, max_iterations=5000)[0]
         assert np.abs(row - alone).max() <= 1e-8
         assert np.abs(row - place).max() <= 1e-8

@@ -14,7 +14,7 @@ from regraft.backbones.graph import Backbone
 from regraft.data import decode
 from regraft.data.decode import Unreadable
 from regraft.data.scan import Dataset, checked, map_photos
-from regraft.data.store import RowStore, look_up_or_compute
+from regraft.data.store import RowStore, RowTable, look_up_or_compute
 from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.ground.files import sha256_json
 from regraft.ground.progress import QUIET, Progress
@@ -22,16 +22,32 @@ from regraft.ground.progress import QUIET, Progress
 
 @dataclass(frozen=True)
 class Features:
-    """x: `(N, D)` float32, a row for each photo.  y: `(N,)` int64 class indices.  hashes: of the photos' contents."""
+    """Features of N photos.
 
-    x: np.ndarray
+    table: `(M, D)` float32; of many photos it lies on disk.  y: `(N,)` int64 class indices.  hashes: of the photos'
+    contents.  rows: `(N,)` int64, each photo's row of the table; None where they are all of it, in order.
+    """
+
+    table: np.ndarray
     y: np.ndarray
     hashes: tuple[str, ...]
+    rows: np.ndarray | None = None
+
+    @property
+    def x(self) -> np.ndarray:
+        """`(N, D)` float32, a row for each photo, in memory."""
+        return self.table if self.rows is None else self.table[self.rows]
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return int(self.table.shape[1])
 
     def of(self, dataset: Dataset) -> "Features":
-        """Rows for the photos of another data set, found by content; all must be among these."""
-        row = {content: i for i, content in enumerate(self.hashes)}
-        return Features(self.x[[row[content] for content in dataset.hashes]], dataset.labels, dataset.hashes)
+        """Those of the photos of another data set, found by content; all must be among these. Nothing is copied."""
+        number = {content: i for i, content in enumerate(self.hashes)}
+        rows = np.array([number[content] for content in dataset.hashes], np.int64)
+        return Features(self.table, dataset.labels, dataset.hashes, rows if self.rows is None else self.rows[rows])
 
 
 def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> RowStore:
@@ -47,7 +63,7 @@ def store_of(backbone: Backbone) -> RowStore:
 
 def num_new(backbone: Backbone, dataset: Dataset) -> int:
     """How many photos, copies counted once, the cache has no features of."""
-    return len(set(dataset.hashes) - store_of(backbone).read(dataset.hashes).keys())
+    return len(store_of(backbone).missing(dataset.hashes))
 
 
 def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[Dataset, Features]:
@@ -57,12 +73,12 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
     """
     rows, failures = fill(backbone, dataset, progress=progress)
     dataset = checked(dataset.without(failures))
-    return dataset, Features(np.stack([rows[c] for c in dataset.hashes]), dataset.labels, dataset.hashes)
+    places = rows.places(dataset.hashes)
+    is_all = np.array_equal(places, np.arange(len(rows.table)))
+    return dataset, Features(rows.table, dataset.labels, dataset.hashes, None if is_all else places)
 
 
-def fill(
-    backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+def fill(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[RowTable, dict[int, str]]:
     """Put into the cache what it lacks. Returns what `feature_rows` does."""
     return feature_rows(store_of(backbone), dataset, backbone.preprocessing, backbone.engine, progress)
 
@@ -73,7 +89,7 @@ def feature_rows(
     preprocessing: Preprocessing,
     start_engine: Callable[[], AnyEngine],
     progress: Progress = QUIET,
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+) -> tuple[RowTable, dict[int, str]]:
     """Feature rows by content hash, from the store or from the engine, which starts only when it is needed.
 
     Returns also the photos that could not be decoded: index -> reason.

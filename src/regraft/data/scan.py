@@ -22,6 +22,7 @@ from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import num_cores
 
 T = TypeVar("T")
+WAITING = 10_000  # photos that wait for a thread at a time: a million of them would take a gigabyte
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,10 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:
     """`function(index)` for every photo in order, on all cores: Pillow and hashing release the interpreter."""
     with quiet_pillow(), ThreadPoolExecutor(num_cores()) as pool:
-        for result in pool.map(function, range(count)):
-            advance(1)
-            yield result
+        for start in range(0, count, WAITING):
+            for result in pool.map(function, range(start, min(start + WAITING, count))):
+                advance(1)
+                yield result
 
 
 def _listed(place: Path) -> Listing:

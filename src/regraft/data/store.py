@@ -8,12 +8,16 @@ once, and a kill loses at most the photos since the last shard. Each row carries
 computed again.
 """
 
+import mmap
+import os
+import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,6 +30,49 @@ from regraft.ground.runtime import cache_folder
 
 Compute = Callable[[list[int], Callable[[int], None]], Iterator[tuple[str, np.ndarray | str]]]
 FLUSH_SECONDS = 5.0  # how much work a kill can cost
+LARGE_BYTES = 2**28  # from which on rows lie on disk instead of in memory
+
+
+class RowTable(Mapping[str, np.ndarray]):
+    """Rows `(D,)` float32 by content hash, of those wanted the ones that are known.
+
+    table: `(M, D)` float32, a place for each one wanted, unknown ones anything.  A large one lies in a file without a
+    name, which goes when the process ends.
+    """
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self.table = np.empty((0, 0), np.float32)
+        self._place = {content: i for i, content in enumerate(dict.fromkeys(wanted))}
+        self._known = np.zeros(len(self._place), bool)
+
+    def put(self, hashes: Sequence[str], rows: np.ndarray) -> None:
+        """Make rows `(n, D)` known."""
+        if self.table.size == 0:
+            self.table = _room(len(self._place), rows.shape[1])
+        places = self.places(hashes)
+        self.table[places], self._known[places] = rows, True
+
+    def places(self, hashes: Iterable[str]) -> np.ndarray:
+        """`(n,)` int64: their rows of the table."""
+        return np.array([self._place[content] for content in hashes], np.int64)
+
+    def unknown(self) -> set[str]:
+        """Those wanted that are not known."""
+        return {content for content, i in self._place.items() if not self._known[i]}
+
+    def __getitem__(self, content: str) -> np.ndarray:
+        if content not in self:
+            raise KeyError(content)
+        return np.asarray(self.table[self._place[content]])
+
+    def __contains__(self, content: object) -> bool:
+        return content in self._place and bool(self._known[self._place[content]])
+
+    def __iter__(self) -> Iterator[str]:
+        return (content for content, i in self._place.items() if self._known[i])
+
+    def __len__(self) -> int:
+        return int(self._known.sum())
 
 
 @dataclass(frozen=True)
@@ -35,16 +82,25 @@ class RowStore:
     kind: str
     key: str
 
-    def read(self, wanted: Iterable[str]) -> dict[str, np.ndarray]:
-        """Rows `(D,)` float32 by content hash, of those wanted that are there and intact."""
-        missing, rows = set(wanted), {}
-        for path in sorted((cache_folder() / self.kind / self.key).glob("*.safetensors")):
+    def read(self, wanted: Iterable[str]) -> RowTable:
+        """Of those wanted, the rows that are there and intact."""
+        found = RowTable(wanted)
+        missing = found.unknown()
+        for path in self._shards():
             if not missing:
                 break
-            found = _read_shard(path, missing)
-            missing -= found.keys()
-            rows.update(found)
-        return rows
+            hashes, rows = _read_shard(path, missing)
+            if hashes:
+                found.put(hashes, rows)
+                missing.difference_update(hashes)
+        return found
+
+    def missing(self, wanted: Iterable[str]) -> set[str]:
+        """Those wanted that no shard has, as far as can be told without reading rows."""
+        return set(wanted).difference(*map(_hashes, self._shards()))
+
+    def _shards(self) -> list[Path]:
+        return sorted((cache_folder() / self.kind / self.key).glob("*.safetensors"))
 
     @contextmanager
     def writer(self, progress: Progress) -> Iterator[Callable[[str, np.ndarray], None]]:
@@ -58,7 +114,7 @@ class RowStore:
 
 def look_up_or_compute(
     store: RowStore, dataset: Dataset, step: str, compute: Compute, progress: Progress = QUIET
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+) -> tuple[RowTable, dict[int, str]]:
     """Rows by content hash, from the store or computed, and photos for which there is none: index -> reason.
 
     step: its name for the user.  compute: of indices and `advance(count)`; yields content hash, and row or reason.
@@ -74,7 +130,7 @@ def look_up_or_compute(
             if isinstance(outcome, str):
                 reasons[content] = outcome
             else:
-                rows[content] = outcome
+                rows.put([content], outcome[np.newaxis])
                 write(content, outcome)
     return rows, {i: reasons[content] for i, content in enumerate(dataset.hashes) if content in reasons}
 
@@ -100,19 +156,47 @@ class _Shard:
         self.rows, self.since = {}, time.monotonic()
 
 
-def _read_shard(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
+def _read_shard(path: Path, wanted: set[str]) -> tuple[list[str], np.ndarray]:
     """The wanted rows of one file; nothing from a file that has none of them, is damaged, or has just gone."""
+    nothing: tuple[list[str], np.ndarray] = [], np.empty((0, 0), np.float32)
     try:
         with safe_open(path, framework="np") as shard:
             hashes = shard.get_tensor("hashes")
-            chosen = [row for row, content in enumerate(map(bytes.hex, map(bytes, hashes))) if content in wanted]
+            chosen = [row for row, content in enumerate(_hex(hashes)) if content in wanted]
             if not chosen:
-                return {}
+                return nothing
             rows, checks = shard.get_tensor("rows")[chosen], shard.get_tensor("checks")[chosen]
     except (OSError, SafetensorError, KeyError, IndexError):
-        return {}
+        return nothing
     intact = checks == _checks(hashes[chosen], rows)
-    return {bytes(hashes[i]).hex(): row for i, row, good in zip(chosen, rows, intact, strict=True) if good}
+    return _hex(hashes[chosen][intact]), rows[intact]
+
+
+def _hashes(path: Path) -> list[str]:
+    """What one file has rows of."""
+    try:
+        with safe_open(path, framework="np") as shard:
+            return _hex(shard.get_tensor("hashes"))
+    except (OSError, SafetensorError, KeyError):
+        return []
+
+
+def _hex(hashes: np.ndarray) -> list[str]:
+    return [one.tobytes().hex() for one in hashes]
+
+
+def _room(num_rows: int, size: int) -> np.ndarray:
+    """`(num_rows, size)` float32 in memory, or on disk where it is large and the disk has room for it."""
+    shape, num_bytes = (num_rows, size), 4 * num_rows * size
+    if num_bytes < LARGE_BYTES or not hasattr(os, "posix_fallocate"):
+        return np.empty(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile(dir=cache_folder()) as file:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            buffer: Any = mmap.mmap(file.fileno(), num_bytes)
+    except OSError:
+        return np.empty(shape, np.float32)
+    return np.ndarray(shape, np.float32, buffer)
 
 
 def _checks(hashes: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from regraft.ground.progress import QUIET, Progress
 from regraft.ground.statistics import Accuracy, accuracy
 
 NUM_PROBES = 8
+BLOCK = 4096  # photos whose features are in memory at a time
 MAX_DIFFERENCE = 1e-3
 
 
@@ -113,7 +114,8 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
     if len(dataset) == 0:
         raise DataError(f"{dataset.root} has no readable photos to judge on. Found {dataset.num_found} files.")
     weight, bias = bundle.head
-    logits = np.stack([rows[content] for content in dataset.hashes]) @ weight.T + bias
+    places = rows.places(dataset.hashes)
+    logits = np.concatenate([rows.table[places[i : i + BLOCK]] @ weight.T for i in range(0, len(places), BLOCK)]) + bias
     _check_graph(bundle, dataset, logits)
     return dataset, logits
 

@@ -4,23 +4,45 @@ The problem is convex, so there is no learning rate, no epoch and no luck: the s
 penalty is chosen by stratified cross-validation, by log loss, which a few photos decide less coarsely than accuracy.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from regraft.backbones.features import Features
-from regraft.ground.runtime import num_cores
-from regraft.learn.lbfgs import minimize
+from regraft.learn.logistic import (
+    Curvature,
+    Fit,
+    Held,
+    Rows,
+    Streamed,
+    Task,
+    fit,
+    log_probabilities,
+    moments,
+    principal_axes,
+    sampled_curvature,
+)
 
-PENALTIES = tuple(map(float, 10.0 ** np.arange(-3.0, 1.6, 0.5)))  # per photo, on standardised features
-MIDDLING = 0.1  # among them: where nothing chooses
-MAX_ITERATIONS = 2000
-TOLERANCE = 1e-7  # logits within 1e-3 of the exact solution, also at the smallest penalty
-LOOSE = 1e-6  # log losses within 2e-3, for choosing a penalty
-MAX_NUMBERS = 2**24  # probabilities that are held at once
+ALL_PENALTIES = tuple(map(float, 10.0 ** np.arange(-6.0, 1.6, 0.5)))  # per photo, on standardised features
+PENALTIES = ALL_PENALTIES[6:]  # from 0.001 on, unless there are many photos
+MIDDLING = PENALTIES[4]  # 0.1, where nothing chooses
+FEW = 1000  # photos for which that is a good place to begin; for more, it is less in proportion
+MAX_HELD = 2**22  # numbers that features held in memory have at most; more are streamed
+MAX_WORK = 2**30  # photos times classes times features from which on a single fold is judged
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Nats above the least loss that do: for trying a penalty, for what is said of photos not seen, for the head."""
+
+    loose: float
+    firm: float
+    exact: float
+
+
+HELD = Tolerance(1e-6, 1e-9, 1e-12)  # probabilities of photos not seen within 1e-3, as logits of the head
+STREAMED = Tolerance(1e-4, 1e-4, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -37,8 +59,8 @@ class Score:
 class Head:
     """weight: `(C, D)` float32 and bias: `(C,)` float32, on raw features: logits = x @ weight.T + bias.
 
-    penalty: the chosen one.  curve: a Score for each penalty tried.  held_out: of the photos it was solved on, what
-    `out_of_fold` gives at the chosen penalty.
+    penalty: the chosen one.  curve: a Score for each penalty tried, the smallest first.  held_out: of the photos it was
+    solved on, what `out_of_fold` gives at the chosen penalty; NaN for photos that had no part in choosing it.
     """
 
     weight: np.ndarray
@@ -59,37 +81,63 @@ class Head:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Standardised features in the coordinates of their own span.
+    """What heads are fitted to. Rows are photos by content.
 
-    z: `(N, R)` float64.  basis: `(R, D)`, or None when z has D columns.  A ridge penalty does not see rotations, so
-    with fewer photos than features the solution lies in the span of the photos and R = N replaces D exactly.
+    rows: standardised features `(N, R)`.  y: `(N,)` int64.  mean, scale: `(D,)` of the raw ones.  basis: `(R, D)`, or
+    None when R is D.  A ridge penalty does not see rotations, so features in memory are turned to their principal
+    axes, of which N photos have at most N: with fewer photos than features that makes the problem smaller, exactly.
     """
 
-    z: np.ndarray
+    rows: Rows
     y: np.ndarray
+    num_classes: int
     mean: np.ndarray
     scale: np.ndarray
     basis: np.ndarray | None
+    curvature: Curvature
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How exactly it is worth solving."""
+        return HELD if isinstance(self.rows, Held) else STREAMED
+
+    def fit(self, chosen: np.ndarray, penalty: float, start: Fit | None, above: float, *, coarse: bool = False) -> Fit:
+        """Fits to the photos chosen `(N, K)`. coarse: in single precision, which takes half the time."""
+        rows = Held(self.rows.z.astype(np.float32)) if coarse and isinstance(self.rows, Held) else self.rows
+        task = Task(rows, self.y, chosen, self.num_classes, penalty)
+        return fit(task, self.curvature, start=start, above=above)
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A penalty, what it says of the photos judged `(n, C)`, which ones those are, and a fit for each fold."""
+
+    score: Score
+    log_p: np.ndarray
+    judged: np.ndarray
+    fits: Fit
 
 
 def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     """Solve the head and choose its penalty.
 
     features: x `(N, D)` float32, y `(N,)` int64 with every class present.  folds: `(N,)` int64, -1 for photos that
-    are never judged.  Photos are taken by content: their names and order change no bit.
+    are never judged.  Photos are taken by content: their names and order change no bit.  Of very many photos, one fold
+    alone chooses the penalty.
     """
     order = np.lexsort((features.y, np.array(features.hashes)))
-    features, folds = Features(features.x[order], features.y[order], ()), folds[order]
-    with threadpool_limits(1):  # the same bytes on any number of cores; folds run side by side instead
-        problem = _standardise(features)
-        tried = _held_out(problem, num_classes, folds, PENALTIES)
-        points = (score(log_p, problem.y, p) for log_p, p in zip(tried, PENALTIES, strict=True))
-        curve = tuple(points) if (folds >= 0).any() else ()
-        penalty = min(curve, key=lambda one: one.log_loss).penalty if curve else MIDDLING
-        (weight,), (bias,) = _fit(problem.z, problem.y, (penalty,), num_classes)
-    weight, bias = _unfold(problem, weight, bias)
-    held_out = np.empty((len(folds), num_classes))
-    held_out[order] = tried[PENALTIES.index(penalty)]
+    with threadpool_limits(1):  # the same bytes on any number of cores
+        problem = _standardise(features, num_classes, order)
+        is_huge = len(order) * num_classes * features.num_features > MAX_WORK
+        tries = _tried(problem, folds[order], 1 if is_huge else None) if (folds >= 0).any() else []
+        best = min(tries, key=lambda one: one.score.log_loss, default=None)
+        penalty, start = (best.score.penalty, best.fits.mean) if best else (MIDDLING, None)
+        whole = problem.fit(np.ones((len(order), 1), bool), penalty, start, problem.tolerance.exact)
+    weight, bias = _unfold(problem, whole)
+    held_out = np.full((len(order), num_classes), np.nan)
+    if best:
+        held_out[order[best.judged]] = best.log_p
+    curve = tuple(sorted((one.score for one in tries), key=lambda point: point.penalty))
     return Head(weight, bias, penalty, curve, held_out)
 
 
@@ -98,8 +146,13 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
 
     NaN where `folds` is -1.
     """
-    with threadpool_limits(1):
-        return np.asarray(_held_out(_standardise(features), num_classes, folds, (penalty,))[0])
+    log_p = np.full((len(folds), num_classes), np.nan)
+    if (folds >= 0).any():
+        with threadpool_limits(1):
+            problem = _standardise(features, num_classes, np.arange(len(folds)))
+            one = _try(problem, _numbered(folds), penalty, None, problem.tolerance.firm)
+        log_p[one.judged] = one.log_p
+    return log_p
 
 
 def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
@@ -109,85 +162,64 @@ def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
     return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
 
 
-def _standardise(features: Features) -> _Problem:
-    x = features.x.astype(np.float64)
-    mean, scale = x.mean(axis=0), x.std(axis=0)
+def _standardise(features: Features, num_classes: int, order: np.ndarray) -> _Problem:
+    """Photos in the given order."""
+    table, y = features.table, features.y[order]
+    rows = order if features.rows is None else features.rows[order]
+    mean, scale = moments(table, rows)
     noise = np.maximum(1e-8 * max(float(scale.max()), 1e-300), 1e-6 * np.abs(mean))  # of rounding, not of photos
     scale = np.where(scale > noise, scale, 1.0)
-    z, basis = (x - mean) / scale, None
-    if z.shape[0] < z.shape[1]:
-        q, r = np.linalg.qr(z.T)
-        z, basis = np.ascontiguousarray(r.T), q.T
-    return _Problem(z, features.y, mean, scale, basis)
+    if len(rows) * table.shape[1] > MAX_HELD:
+        streamed = Streamed(table, rows, mean.astype(np.float32), scale.astype(np.float32))
+        return _Problem(streamed, y, num_classes, mean, scale, None, sampled_curvature(streamed))
+    z = (table[rows] - mean) / scale
+    axes, variances = principal_axes(z)
+    return _Problem(Held(z @ axes), y, num_classes, mean, scale, axes.T, Curvature(None, variances))
 
 
-def _held_out(problem: _Problem, num_classes: int, folds: np.ndarray, penalties: tuple[float, ...]) -> np.ndarray:
-    """`(K, N, C)`: what `out_of_fold` gives at each of K penalties."""
+def _tried(problem: _Problem, folds: np.ndarray, num_judged: int | None) -> list[_Try]:
+    """Penalties from the middle downwards and upwards, each begun where its neighbour ended.
 
-    def fold_of(fold: int) -> np.ndarray:
-        inside = folds == fold
-        weight, bias = _fit(problem.z[~inside], problem.y[~inside], penalties, num_classes, LOOSE)
-        return _log_softmax(np.einsum("nr,kcr->knc", problem.z[inside], weight, optimize=True) + bias[:, np.newaxis])
-
-    log_p = np.full((len(penalties), len(folds), num_classes), np.nan)
-    names = np.unique(folds[folds >= 0])
-    with ThreadPoolExecutor(num_cores()) as pool:
-        for fold, found in zip(names, pool.map(fold_of, names), strict=True):
-            log_p[:, folds == fold] = found
-    return log_p
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
-def _fit(
-    z: np.ndarray, y: np.ndarray, penalties: tuple[float, ...], num_classes: int, tolerance: float = TOLERANCE
-) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax regression at K penalties: weights `(K, C, R)` and biases `(K, C)`. What `y` lacks is never said."""
-    present, y = np.unique(y, return_inverse=True)
-    shape = (len(present), z.shape[1])
-    k, once = len(penalties), max(1, MAX_NUMBERS // (len(y) * len(present)))
-    weight, bias = np.zeros((k, num_classes, z.shape[1])), np.full((k, num_classes), -100.0)
-    for first in range(0, k, once):
-        some = slice(first, first + once)
-        ridge = np.array(penalties[some]) * (2 if len(present) == 2 else 1)  # of two, it is meant for the difference
-        loss = partial(_loss_and_gradient, z, y, ridge, shape)
-        start = np.zeros((len(ridge), shape[0] * (shape[1] + 1)))
-        solution = minimize(loss, start, tolerance=tolerance, max_iterations=MAX_ITERATIONS)
-        for whole, part in zip((weight, bias), _unpacked(solution, shape), strict=True):
-            whole[some, present] = part - part.mean(axis=1, keepdims=True)  # what all have in common is rounding
-    return weight, bias
+    Of many photos, only as far as the loss of photos not seen falls.  num_judged: folds, None for all.
+    """
+    which, loose, is_large = _numbered(folds, num_judged), problem.tolerance.loose, isinstance(problem.rows, Streamed)
+    penalties, guess = (ALL_PENALTIES, MIDDLING * min(1, FEW / len(folds))) if is_large else (PENALTIES, MIDDLING)
+    middle = int(np.abs(np.log(penalties) - np.log(guess)).argmin())
+    tries = [_try(problem, which, penalties[middle], None, loose)]
+    for leg in (penalties[:middle][::-1], penalties[middle + 1 :]):
+        last = tries[0]
+        for penalty in leg:
+            tries.append(_try(problem, which, penalty, last.fits, loose))
+            if is_large and tries[-1].score.log_loss > last.score.log_loss:
+                break
+            last = tries[-1]
+        if is_large and last is not tries[0]:
+            break
+    if is_large:
+        return tries
+    best = min(tries, key=lambda one: one.score.log_loss)
+    firm = _try(problem, which, best.score.penalty, best.fits, problem.tolerance.firm)
+    return [firm if one is best else one for one in tries]
 
 
-def _loss_and_gradient(
-    z: np.ndarray, y: np.ndarray, ridge: np.ndarray, shape: tuple[int, int], packed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
-    n, k, (num_classes, size) = len(y), len(ridge), shape
-    weight, bias = _unpacked(packed, shape)
-    flat = weight.reshape(k * num_classes, size)
-    log_p = _log_softmax((z @ flat.T).reshape(n, k, num_classes) + bias)
-    rows = np.arange(n)
-    loss = ridge / 2 * (weight * weight).sum(axis=(1, 2)) - log_p[rows, :, y].mean(axis=0)
-    error = np.exp(log_p)
-    error[rows, :, y] -= 1
-    error /= n
-    of_weight = (error.reshape(n, -1).T @ z).reshape(weight.shape) + ridge[:, np.newaxis, np.newaxis] * weight
-    return loss, np.concatenate([of_weight.reshape(k, -1), error.sum(axis=0)], axis=1)
+def _numbered(folds: np.ndarray, at_most: int | None = None) -> np.ndarray:
+    """`(N,)` int64: which fold judges a photo, counted from 0; -1 for none."""
+    names = np.unique(folds[folds >= 0])[:at_most]
+    return np.where(np.isin(folds, names), np.searchsorted(names, folds), -1)
 
 
-def _unpacked(packed: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `(K, C, R)` and biases `(K, C)` out of K vectors."""
-    num_classes, size = shape
-    return packed[:, : num_classes * size].reshape(-1, num_classes, size), packed[:, num_classes * size :]
+def _try(problem: _Problem, which: np.ndarray, penalty: float, start: Fit | None, above: float) -> _Try:
+    """One penalty on the folds to be judged."""
+    seen = which[:, np.newaxis] != np.arange(which.max() + 1)
+    fits = problem.fit(seen, penalty, start, above, coarse=above == problem.tolerance.loose)
+    judged = np.flatnonzero(which >= 0)
+    log_p = log_probabilities(problem.rows.of(judged), fits, which[judged])
+    return _Try(score(log_p, problem.y[judged], penalty), log_p, judged, fits)
 
 
-def _unfold(problem: _Problem, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _unfold(problem: _Problem, whole: Fit) -> tuple[np.ndarray, np.ndarray]:
     """Fold rotation and standardisation into weight and bias, so that the head takes raw features."""
-    if problem.basis is not None:
-        weight = weight @ problem.basis
+    weight = whole.weight[0] if problem.basis is None else whole.weight[0] @ problem.basis
     weight = weight / problem.scale
-    bias = bias - weight @ problem.mean
+    bias = whole.bias[0] - weight @ problem.mean
     return weight.astype(np.float32), bias.astype(np.float32)

@@ -11,36 +11,40 @@ import numpy as np
 MEMORY = 10  # steps that the curvature is guessed from
 SUFFICIENT = 1e-4  # share of the decrease that the slope promises
 HALVINGS = 40  # of one step, before rounding is taken for the end
-ROUNDING = 1e-14  # of a loss
+
+Map = Callable[[np.ndarray], np.ndarray]
+Step = tuple[np.ndarray, np.ndarray, np.ndarray]  # points' change and gradients' change `(K, P)`, 1 / their product
 
 
 def minimize(
     function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     start: np.ndarray,
     *,
-    tolerance: float,
+    enough: np.ndarray | float,
     max_iterations: int,
+    precondition: Map = np.copy,
+    rounding: float = 1e-14,
 ) -> np.ndarray:
-    """Where no entry of the gradient is larger than `tolerance`, or rounding stops the descent. `(K, P)` float64.
+    """Where the squared length of a gradient is at most `enough`, or rounding stops the descent. `(K, P)` float64.
 
-    function: of K points `(K, P)` float64; gives their losses `(K,)` and gradients `(K, P)`.  L-BFGS with backtracking:
-    J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
+    function: of K points `(K, P)` float64; gives their losses `(K,)` and gradients `(K, P)`.  enough: `(K,)`, or one
+    for all.  precondition: a guess of the inverse Hessians times K vectors.  rounding: of a loss, relative.  L-BFGS
+    with backtracking: J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
     """
     x, (loss, gradient) = start, function(start)
-    best, idle = loss, np.zeros(len(start), np.int64)
-    pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
-    scale = 1 / np.maximum(1.0, np.abs(gradient).sum(axis=1))  # the first step is of length one
+    best, idle, scale = loss, np.zeros(len(start), np.int64), np.ones(len(start))
+    steps: deque[Step] = deque(maxlen=MEMORY)
     for _ in range(max_iterations):
-        going = (np.abs(gradient).max(axis=1, initial=0.0) > tolerance) & (idle < MEMORY)
+        going = (_dot(gradient, gradient) > enough) & (idle < MEMORY)
         if not going.any():
             break
-        step = -_newton_like(gradient, pairs, scale) * going[:, np.newaxis]
-        step, new_loss, new_gradient = _backtrack(function, x, loss, gradient, step)
+        step = -_newton_like(gradient, steps, precondition, scale) * going[:, np.newaxis]
+        step, new_loss, new_gradient = _backtrack(function, x, loss, gradient, step, rounding)
         change = new_gradient - gradient
         curvature = _dot(step, change)
         bent = curvature > 0
-        scale = np.where(bent, curvature / np.where(bent, _dot(change, change), 1), scale)
-        pairs.append((step, change, np.where(bent, 1 / np.where(bent, curvature, 1), 0)))
+        scale = np.where(bent, curvature / np.where(bent, _dot(change, precondition(change)), 1), scale)
+        steps.append((step, change, np.where(bent, 1 / np.where(bent, curvature, 1), 0)))
         x, loss, gradient = x + step, new_loss, new_gradient
         idle = np.where(loss < best, 0, idle + 1)
         best = np.minimum(loss, best)
@@ -53,12 +57,13 @@ def _backtrack(
     loss: np.ndarray,
     gradient: np.ndarray,
     step: np.ndarray,
+    rounding: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each step halved until its loss falls enough, or made nothing where it never does; with losses and gradients."""
     slope = _dot(gradient, step)
     for _ in range(HALVINGS):
         new_loss, new_gradient = function(x + step)
-        short = new_loss > loss + SUFFICIENT * slope + ROUNDING * np.abs(loss)
+        short = new_loss > loss + SUFFICIENT * slope + rounding * np.abs(loss)
         if not short.any():
             return step, new_loss, new_gradient
         factor = np.where(short, 0.5, 1.0)
@@ -67,18 +72,16 @@ def _backtrack(
     return step, np.where(short, loss, new_loss), np.where(short[:, np.newaxis], gradient, new_gradient)
 
 
-def _newton_like(
-    gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]], scale: np.ndarray
-) -> np.ndarray:
-    """The gradients times their inverse Hessians, as far as the last steps tell them."""
+def _newton_like(gradient: np.ndarray, steps: deque[Step], precondition: Map, scale: np.ndarray) -> np.ndarray:
+    """The gradients times their inverse Hessians, as far as the guess and the last steps tell them."""
     direction, shares = gradient, []
-    for step, change, inverse in reversed(pairs):
+    for step, change, inverse in reversed(steps):
         shares.append(inverse * _dot(step, direction))
         direction = direction - shares[-1][:, np.newaxis] * change
-    direction = direction * scale[:, np.newaxis]
-    for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
+    direction = scale[:, np.newaxis] * precondition(direction)
+    for (step, change, inverse), share in zip(steps, reversed(shares), strict=True):
         direction = direction + (share - inverse * _dot(change, direction))[:, np.newaxis] * step
-    return np.asarray(direction)
+    return direction
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -97,8 +97,8 @@ def _ways(plain: Way, dataset: Dataset, config: TrainConfig, deadline: float, pr
             return
         _, features = extract(richest, dataset, progress=progress)
         if backbone is not None and backbone is not plain.backbone:  # the usual features stand at the end
-            last = np.ascontiguousarray(features.x[:, -backbone.num_features :])
-            yield Way(f"{size} px", backbone, replace(features, x=last))
+            last = features.table[:, -backbone.num_features :]
+            yield Way(f"{size} px", backbone, replace(features, table=last))
         if levels is not None:
             yield Way(f"{size} px, all levels", levels, features)
 
