@@ -11,7 +11,20 @@ import pytest
 import regraft
 
 SOURCE = Path(regraft.__file__).parent
-ROOMS = ("ground", "data", "backbones", "learn", "deliver", "show", "doctor", "run", "training", "api", "cli")
+ROOMS = (
+    "ground",
+    "data",
+    "backbones",
+    "learn",
+    "deliver",
+    "show",
+    "doctor",
+    "run",
+    "training",
+    "ranking",
+    "api",
+    "cli",
+)
 TORCH_MODULES = {
     *(f"backbones.{name}" for name in ("weights", "network", "mobilenet", "stages", "trace", "torch_engine")),
     *(f"learn.{name}" for name in ("batches", "batchnorm", "checkpoint", "loop", "finetune")),

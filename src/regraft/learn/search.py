@@ -5,14 +5,14 @@ the model is judged on have no part in the choice.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from regraft.backbones.features import Features, extract, num_new
-from regraft.backbones.graph import Backbone, load_backbone, with_all_levels
+from regraft.backbones.graph import Backbone, configured, with_all_levels
 from regraft.data.scan import Dataset
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import BackboneError
@@ -69,12 +69,24 @@ def search(
     dataset: all photos.  learned: those to learn from, which `folds (N,)` belong to.  budget_s: seconds at most,
     estimated.
     """
-    tried = [plain]
-    for way in _ways(plain.way, dataset, config, time.monotonic() + budget_s, progress):
-        with progress.step("solve head"):
-            tried.append(Tried(way, solve(way.features.of(learned), len(dataset.classes), folds)))
-        progress.say(f"  {tried[-1]}")
+    tried, deadline = [plain], time.monotonic() + budget_s
+    for backbone in (plain.way.backbone, larger(plain.way.backbone, config, progress)):
+        if backbone is None:
+            continue
+        if not _is_affordable(richest(backbone, progress), dataset, deadline):
+            progress.say(f"  {backbone.preprocessing.height} px: not tried, it would take too long")
+            break
+        for way in ways_of(backbone, dataset, progress):
+            if way.backbone is not plain.way.backbone:
+                tried.append(solved(way, learned, folds, progress))
+                progress.say(f"  {tried[-1]}")
     return tried
+
+
+def solved(way: Way, learned: Dataset, folds: np.ndarray, progress: Progress) -> Tried:
+    """A way with its head, solved on the photos to learn from, which `folds (N,)` belong to."""
+    with progress.step("solve head"):
+        return Tried(way, solve(way.features.of(learned), len(learned.classes), folds))
 
 
 def best(tried: list[Tried]) -> Tried:
@@ -82,48 +94,48 @@ def best(tried: list[Tried]) -> Tried:
     return min(tried, key=lambda one: one.score.log_loss)
 
 
-def _ways(plain: Way, dataset: Dataset, config: TrainConfig, deadline: float, progress: Progress) -> Iterator[Way]:
-    """All levels at the network's own size, then a larger input, alone and with all levels."""
-    side = plain.backbone.preprocessing.height
-    larger = round(side * LARGER / STEP) * STEP
-    for size in (side, larger):
-        backbone = plain.backbone if size == side else _or_none(_resized, config, larger, progress)
-        levels = backbone and _or_none(with_all_levels, backbone, progress)
-        richest = levels or backbone
-        if richest is None or richest is plain.backbone:
-            continue  # a network of a fixed size, or without levels
-        if not _is_affordable(richest, dataset, deadline):
-            progress.say(f"  {size} px: not tried, it would take too long")
-            return
-        _, features = extract(richest, dataset, progress=progress)
-        if backbone is not None and backbone is not plain.backbone:  # the usual features stand at the end
-            last = features.table[:, -backbone.num_features :]
-            yield Way(f"{size} px", backbone, replace(features, table=last))
-        if levels is not None:
-            yield Way(f"{size} px, all levels", levels, features)
+def ways_of(backbone: Backbone, dataset: Dataset, progress: Progress) -> Iterator[Way]:
+    """The usual features, and where the network has levels those of all levels: one pass gives both."""
+    size, wide = f"{backbone.preprocessing.height} px", richest(backbone, progress)
+    _, features = extract(wide, dataset, progress=progress)
+    if wide is backbone:
+        yield Way(size, backbone, features)
+        return
+    yield Way(size, backbone, replace(features, table=features.table[:, -backbone.num_features :]))  # at the end
+    yield Way(f"{size}, all levels", wide, features)
 
 
-def _or_none(make: Callable[..., Backbone], *arguments: Any) -> Backbone | None:
+def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backbone | None:
+    """The backbone of a run at a larger input; None for a network of a fixed size."""
+    size = round(backbone.preprocessing.height * LARGER / STEP) * STEP
     try:
-        return make(*arguments)
+        return configured(config, progress, size=size)
     except BackboneError:
         return None
 
 
-def _resized(config: TrainConfig, size: int, progress: Progress) -> Backbone:
-    return load_backbone(
-        config.backbone, config.weights, offline=config.offline, seed=config.seed, size=size, progress=progress
-    )
+def richest(backbone: Backbone, progress: Progress) -> Backbone:
+    """With all its levels, or itself where it has none."""
+    try:
+        return with_all_levels(backbone, progress)
+    except BackboneError:
+        return backbone
 
 
-def _is_affordable(backbone: Backbone, dataset: Dataset, deadline: float) -> bool:
-    """Whether features of all photos can be had in time, as far as one of them tells."""
-    new = num_new(backbone, dataset)
-    if new == 0:
-        return True
+def photos_per_s(backbone: Backbone) -> float:
+    """How many photos a second go through on all cores, as far as one of them tells."""
     p = backbone.preprocessing
     engine, photo = backbone.engine(), np.zeros((1, p.height, p.width, 3), np.uint8)
     engine(photo)
-    began = time.monotonic()
-    engine(photo)
-    return time.monotonic() + new * (time.monotonic() - began) / num_cores() < deadline
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        engine(photo)
+        seconds.append(time.perf_counter() - began)
+    return num_cores() / min(seconds)
+
+
+def _is_affordable(backbone: Backbone, dataset: Dataset, deadline: float) -> bool:
+    """Whether features of all photos can be had in time."""
+    new = num_new(backbone, dataset)
+    return new == 0 or time.monotonic() + new / photos_per_s(backbone) < deadline

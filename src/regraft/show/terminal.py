@@ -1,6 +1,7 @@
 """Data as text in a terminal: tables and summaries on stdout. Rich is imported when a table is drawn."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,10 @@ from regraft.ground.statistics import Accuracy
 if TYPE_CHECKING:
     from regraft.data.scan import Dataset
 
-WORDS = ("class", "backbone", "licence", "weights", "mode")  # columns that are not of numbers
+WORDS = ("class", "backbone", "features", "licence", "weights", "mode")  # columns that are not of numbers
+
+
+WIDE = 200  # columns where nobody's terminal is as wide as that
 
 
 def print_json(value: Any) -> None:
@@ -27,10 +31,10 @@ def print_table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Non
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in header:
-        table.add_column(name, justify="left" if name in WORDS else "right")
+        table.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
@@ -52,6 +56,17 @@ def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:
         interval = f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
         rows.append((mode, f"{100 * a['value']:.1f} %", interval, a["n"], f"{summary['seconds']['total']:.1f}"))
     print_table(("mode", "accuracy", "95 % interval", "photos", "seconds"), rows)
+
+
+def print_ranked(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Networks and ways of getting features from them, as `backbones --rank --json` has them."""
+    cells = []
+    for row in rows:
+        a = row["accuracy"]
+        right, interval = f"{100 * a['value']:.1f} %", f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
+        figures = f"{row['log_loss']:.3f}", right, interval, f"{row['photos_per_s']:.0f}"
+        cells.append((row["backbone"], row["features"], *figures))
+    print_table(("backbone", "features", "log loss", "right", "95 % interval", "photos/s"), cells)
 
 
 def print_photos(dataset: "Dataset") -> None:

@@ -1,0 +1,67 @@
+"""The story of `regraft backbones --rank`: every network on this machine, tried on the user's photos."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regraft.backbones.catalog import packaged_here
+from regraft.backbones.graph import Backbone, configured, traced
+from regraft.data.scan import scan
+from regraft.data.splits import folds_of
+from regraft.ground.config import TrainConfig
+from regraft.ground.errors import DataError
+from regraft.ground.progress import Progress
+from regraft.ground.statistics import Accuracy, accuracy
+from regraft.learn.search import Tried, larger, photos_per_s, solved, ways_of
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network and a way of getting features from it. photos_per_s: through the network, decoding not counted."""
+
+    backbone: str
+    tried: Tried
+    photos_per_s: float
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Cross-validated over all photos."""
+        return accuracy(self.tried.score.num_right, self.tried.score.n, "cross-validated")
+
+    def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft backbones --rank --json`."""
+        way = {"backbone": self.backbone, "features": self.tried.way.name, "log_loss": self.tried.score.log_loss}
+        return {**way, "accuracy": self.accuracy.to_json(), "photos_per_s": round(self.photos_per_s, 1)}
+
+
+def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ranked]:
+    """Networks whose weights are here, at their own input size and a larger one, with and without all levels.
+
+    Best log loss first; each is cross-validated over all photos.  Raises DataError for photos of which none can be set
+    apart.
+    """
+    dataset = scan(folder, progress=progress)
+    folds = folds_of(dataset, config.num_folds, config.seed)
+    if not (folds >= 0).any():
+        raise DataError(f"{folder} has one photo of each class. Expected two of some, to judge on one. Add some.")
+    found = []
+    for name, backbone in _backbones(config, progress):
+        for way in ways_of(backbone, dataset, progress):
+            found.append(Ranked(name, solved(way, dataset, folds, progress), photos_per_s(way.backbone)))
+            progress.say(f"  {name}, {found[-1].tried}")
+    return sorted(found, key=lambda one: one.tried.score.log_loss)
+
+
+def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, Backbone]]:
+    """Those of packages, also at a larger size; and what the cache holds besides."""
+    names = packaged_here()
+    for name in names:
+        own = replace(config, backbone=name, weights=None, offline=True)
+        backbone = configured(own, progress)
+        yield name, backbone
+        if (grown := larger(backbone, own, progress)) is not None:
+            yield name, grown
+    for backbone in traced():
+        if backbone.name.removeprefix("timm/") not in names:
+            yield backbone.name, backbone
