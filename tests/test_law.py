@@ -20,6 +20,8 @@ ROOMS = (
     "show",
     "doctor",
     "run",
+    "frozen",
+    "tuning",
     "training",
     "ranking",
     "api",

@@ -26,7 +26,8 @@ from regraft.ground.progress import Progress
 from regraft.learn import finetune
 from regraft.learn.head import solve
 from regraft.learn.recipe import Recipe
-from regraft.training import _learned_and_watched, train_run
+from regraft.training import train_run
+from regraft.tuning import _learned_and_watched
 
 WRONG_OF_EIGHTEEN = 6  # in `mislabelled`: no model that learned its photos does better than 12 of 18
 

@@ -9,6 +9,7 @@ checkpoints/    what an unfinished training continues from
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backbones.features import Features
 from regraft.backbones.graph import Backbone
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
@@ -27,6 +29,10 @@ from regraft.ground.errors import OutputError
 from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
+from regraft.learn.world import World
+
+RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
+JUDGED_PER_S = 40  # photos judged a second, a low estimate
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,52 @@ class Graft:
     cross_validated: Accuracy | None = None
 
 
+@dataclass(frozen=True)
+class Here:
+    """Where and how a run goes on.
+
+    photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.
+    """
+
+    photos: Path
+    out: Path
+    config: TrainConfig
+    deadline: float | None
+    world: World
+    progress: Progress
+    began: float
+
+    @property
+    def mode(self) -> str:
+        """What a tuned model calls itself."""
+        return "full" if self.config.mode == "auto" else self.config.mode
+
+    def left_s(self, num_judged: int) -> float | None:
+        """Seconds left for gradient descent, when so many photos are judged after it; None for no limit."""
+        if self.deadline is None:
+            return None
+        return self.deadline - time.monotonic() - RESERVE_S - num_judged / JUDGED_PER_S
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a mode begins with. backbone: None for random weights.  features: None where no head is solved."""
+
+    material: Material
+    backbone: Backbone | None
+    features: Features | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became the bundle, how good it is, and why it was chosen. features: that it was solved on, if it was."""
+
+    graft: Graft
+    evaluation: Evaluation
+    features: Features | None = None
+    decision: str = ""
+
+
 def place(folder: Path, out: str | Path | None) -> Path:
     """Where a run goes. Raises OutputError for a place among the photos."""
     chosen = Path(out) if out else Path("runs") / folder.resolve().name
@@ -84,23 +136,25 @@ def place(folder: Path, out: str | Path | None) -> Path:
 
 
 def deliver(
-    out: Path,
-    graft: Graft,
-    material: Material,
-    config: TrainConfig,
-    progress: Progress,
-    accept: Callable[[Evaluation], bool] = lambda _: True,
+    graft: Graft, material: Material, here: Here, accept: Callable[[Evaluation], bool] = lambda _: True
 ) -> Evaluation:
     """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
     try:
-        with published(out / "bundle") as partial, progress.step("save and judge"):
+        with published(here.out / "bundle") as partial, here.progress.step("save and judge"):
             write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes)
-            evaluation = _judge_and_seal(partial, graft, material, config)
+            evaluation = _judge_and_seal(partial, graft, material, here.config)
             if not accept(evaluation):
                 raise _Declined
     except _Declined:
         pass
     return evaluation
+
+
+def delivered(graft: Graft, material: Material, here: Here, features: Features | None = None) -> Outcome:
+    """A model as the run's bundle, with the list of photos beside it. features: that it was solved on."""
+    evaluation = deliver(graft, material, here)
+    write_photos(here.out, material)
+    return Outcome(graft, evaluation, features)
 
 
 def write_photos(out: Path, material: Material) -> None:
@@ -118,29 +172,31 @@ def write_photos(out: Path, material: Material) -> None:
     write_atomic(out / "quarantine.csv", material.dataset.quarantine_csv())
 
 
-def summarise(
-    out: Path, graft: Graft, material: Material, evaluation: Evaluation, decision: str, progress: Progress
-) -> dict[str, Any]:
-    """What `regraft train --json` prints."""
-    seconds = {name.replace(" ", "_"): round(value, 3) for name, value in progress.seconds.items()}
-    return {
-        "bundle": str(out / "bundle"),
+def finished(material: Material, outcome: Outcome, here: Here) -> Run:
+    """Write result.json, which is what `regraft train --json` prints, and read the bundle back."""
+    graft, evaluation, cv = outcome.graft, outcome.evaluation, outcome.graft.cross_validated
+    seconds = {name.replace(" ", "_"): round(value, 3) for name, value in here.progress.seconds.items()}
+    seconds.setdefault("total", round(time.monotonic() - here.began, 3))  # so far, of a run that goes on
+    summary = {
+        "bundle": str(here.out / "bundle"),
         "mode": graft.mode,
         "backbone": graft.backbone.name,
         "classes": list(material.dataset.classes),
         "images": _counts(material.dataset),
         "accuracy": evaluation.accuracy.to_json(),
-        "cross_validated": None if graft.cross_validated is None else graft.cross_validated.to_json(),
-        "decision": decision,
+        "cross_validated": None if cv is None else cv.to_json(),
+        "decision": outcome.decision,
         "history": graft.details.get("history", []),
         "seconds": seconds,
     }
+    write_atomic(here.out / "result.json", json_bytes(summary))
+    return Run(here.out, load(here.out / "bundle"), summary, evaluation)
 
 
-def finish(out: Path, summary: dict[str, Any], evaluation: Evaluation) -> Run:
-    """Write result.json and read the bundle back."""
-    write_atomic(out / "result.json", json_bytes(summary))
-    return Run(out, load(out / "bundle"), summary, evaluation)
+def announce(material: Material, outcome: Outcome, here: Here) -> None:
+    """A rung is there: say so, and leave it as a whole run in case nothing better comes."""
+    finished(material, outcome, here)
+    here.progress.say(f"usable now: {here.out / 'bundle'}: {outcome.evaluation.accuracy}")
 
 
 def say_what_is_there(material: Material, progress: Progress) -> None:

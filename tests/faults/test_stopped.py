@@ -29,7 +29,7 @@ PHASES = {
     "judge an epoch": ("regraft.learn.loop.judge", 2),
     "judge the last epoch": ("regraft.learn.loop.judge", 5),
     "write a checkpoint": ("regraft.learn.checkpoint.published", 4),
-    "trace what was trained": ("regraft.training.from_network", 1),
+    "trace what was trained": ("regraft.tuning.from_network", 1),
     "write the bundle": ("regraft.run.write_model", 1),
     "judge the bundle": ("regraft.run.evaluate_dataset", 1),
     "seal the bundle": ("regraft.run.seal", 2),

@@ -170,3 +170,19 @@ def test_of_very_many_photos_one_fold_is_judged(monkeypatch):
 def test_nothing_judged_is_nothing_said():
     x, y = draw(20, 4, 2)
     assert np.isnan(out_of_fold(features_of(x, y), 2, np.full(20, -1))).all()
+
+
+def test_of_very_many_photos_some_choose_the_penalty_and_all_are_learned_from(monkeypatch):
+    x, y = draw(600, 30, 3, separation=0.05)
+    features, folds = features_of(x, y), np.arange(600) % 5
+    monkeypatch.setattr(heads, "ENOUGH", 200)
+    few = solve(features_of(x[:200], y[:200]), 3, folds[:200])
+    head = solve(features, 3, folds)
+    assert head.best.n == 200
+    assert np.isfinite(head.held_out[:200]).all()
+    assert np.isnan(head.held_out[200:]).all()
+    assert head.penalty == pytest.approx(few.penalty)
+    monkeypatch.setattr(heads, "PENALTIES", (head.penalty,))
+    monkeypatch.setattr(heads, "MIDDLING", head.penalty)
+    monkeypatch.setattr(heads, "ENOUGH", 600)
+    assert np.allclose(solve(features, 3, folds).weight, head.weight, atol=1e-4)

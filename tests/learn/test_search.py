@@ -77,7 +77,7 @@ def test_photos_to_judge_on_have_no_part_in_the_choice(photos, tmp_path, blind_a
 
 
 def test_what_takes_too_long_is_not_tried(photos, tmp_path, blind_at_the_end, empty_cache, monkeypatch, capsys):
-    monkeypatch.setattr("regraft.training.SEARCH_S", 0.0)
+    monkeypatch.setattr("regraft.frozen.SEARCH_S", 0.0)
     config = TrainConfig(mode="frozen", search=True, **blind_at_the_end)
     run = train_run(photos, tmp_path / "run", config, Progress())
     assert "not tried, it would take too long" in capsys.readouterr().err

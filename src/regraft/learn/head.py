@@ -4,7 +4,7 @@ The problem is convex, so there is no learning rate, no epoch and no luck: the s
 penalty is chosen by stratified cross-validation, by log loss, which a few photos decide less coarsely than accuracy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -29,6 +29,7 @@ PENALTIES = ALL_PENALTIES[6:]  # from 0.001 on, unless there are many photos
 MIDDLING = PENALTIES[4]  # 0.1, where nothing chooses
 FEW = 1000  # photos for which that is a good place to begin; for more, it is less in proportion
 MAX_HELD = 2**22  # numbers that features held in memory have at most; more are streamed
+ENOUGH = 20_000  # photos that choose the penalty where there are more
 MAX_WORK = 2**28  # photos times classes times features from which on a single fold is judged
 
 
@@ -122,8 +123,8 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     """Solve the head and choose its penalty.
 
     features: x `(N, D)` float32, y `(N,)` int64 with every class present.  folds: `(N,)` int64, -1 for photos that
-    are never judged.  Photos are taken by content: their names and order change no bit.  Of very many photos, one fold
-    alone chooses the penalty.
+    are never judged.  Photos are taken by content: their names and order change no bit.  Of very many photos, some
+    choose the penalty, by one fold.
     """
     order = np.lexsort((features.y, np.array(features.hashes)))
     with threadpool_limits(1):  # the same bytes on any number of cores
@@ -182,6 +183,9 @@ def _tried(problem: _Problem, folds: np.ndarray, num_judged: int | None) -> list
 
     Of many photos, only as far as the loss of photos not seen falls.  num_judged: folds, None for all.
     """
+    if len(folds) > ENOUGH:
+        some = np.arange(ENOUGH)
+        problem, folds = replace(problem, rows=problem.rows.of(some), y=problem.y[some]), folds[some]
     which, loose, is_large = _numbered(folds, num_judged), problem.tolerance.loose, isinstance(problem.rows, Streamed)
     penalties, guess = (ALL_PENALTIES, MIDDLING * min(1, FEW / len(folds))) if is_large else (PENALTIES, MIDDLING)
     middle = int(np.abs(np.log(penalties) - np.log(guess)).argmin())

@@ -1,0 +1,140 @@
+"""The last rung of a training: gradient descent, its network as a bundle, and whether that beats the frozen one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regraft.backbones.catalog import RANDOM
+from regraft.backbones.features import Features
+from regraft.backbones.graph import from_network
+from regraft.data.scan import Dataset
+from regraft.data.splits import Splits, held_out
+from regraft.deliver.evaluate import Evaluation
+from regraft.frozen import folds_for, head_of
+from regraft.ground.config import TrainConfig
+from regraft.ground.errors import ConfigError
+from regraft.ground.runtime import torch_room
+from regraft.learn.compare import Pair, pair
+from regraft.learn.head import Head, out_of_fold
+from regraft.learn.recipe import Recipe, choose, decide
+from regraft.run import Graft, Here, Outcome, Start, deliver
+
+if TYPE_CHECKING:
+    from regraft.learn.finetune import Tuned
+
+FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
+
+
+def tuned_on_split(start: Start, head: Head | None, here: Here) -> "Tuned":
+    """Gradient descent on the photos to learn from."""
+    splits = start.material.splits
+    point = head.best if head else None
+    decided = decide(here.mode, len(splits.train), 1 - point.num_right / point.n if point else None)
+    recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
+    train, val = _learned_and_watched(splits, recipe, here.config)
+    left_s = here.left_s(len(splits.judged[1]))
+    return _tuned(start, head, recipe, {"train": train, "val": val, "budget_s": left_s, "folder": here.out}, here)
+
+
+def _tuned(start: Start, head: Head | None, recipe: Recipe, job: dict[str, Any], here: Here) -> "Tuned":
+    """Gradient descent from the pretrained network or from random weights. job: the parts of a Job that differ."""
+    finetuning, networks = torch_room("learn.finetune"), torch_room("backbones.network")
+    config = here.config
+    if start.backbone is None:
+        network = networks.build(config.backbone, RANDOM, seed=config.seed)
+    else:
+        network = networks.restore(start.backbone.info, start.backbone.trunk)
+    whole = finetuning.Job(
+        **job, seed=config.seed, workers=config.workers, identity=_identity(start, here), force=config.force
+    )
+    tuned: Tuned = finetuning.finetune(network, whole, recipe, head, here.world, here.progress)
+    return tuned
+
+
+def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """Photos to learn from, and those judged after each epoch. What chooses an epoch never judges the model."""
+    _, judged = splits.judged
+    watched = splits.val if len(splits.val) else judged
+    if recipe.keep == "last" or watched is not judged:
+        return splits.train, watched
+    train = splits.train
+    chosen = set(held_out(train, range(len(train)), config.val_fraction, config.seed))
+    if not chosen:
+        raise ConfigError("--keep best needs a class with two photos to learn from, to set one apart. Leave it out.")
+    return train.subset(i for i in range(len(train)) if i not in chosen), train.subset(sorted(chosen))
+
+
+def _identity(start: Start, here: Here) -> dict[str, str]:
+    """What must be the same for an unfinished training to be continued."""
+    config = here.config
+    return {
+        "photos": start.material.fingerprint,
+        "val_fraction": str(config.val_fraction),
+        "num_folds": str(config.num_folds),
+        "group_by": str(config.group_by),
+        "backbone": config.backbone if start.backbone is None else f"{config.backbone} {start.backbone.graph_sha256}",
+        "mode": here.mode,
+        "recipe": config.recipe,
+        "seed": str(config.seed),
+    }
+
+
+def traced(folder: Path, tuned: "Tuned", start: Start, here: Here) -> Graft:
+    """A trained network as a backbone's graph and a head, which is what bundles are made of."""
+    network = tuned.network
+    layer: Any = network.module.get_submodule(network.heads[0])
+    weight = layer.weight.detach().flatten(1).numpy()
+    details = {
+        "recipe": tuned.recipe.to_json(),
+        "epoch": tuned.epoch,
+        "stopped": tuned.stopped,
+        "frozen_sha256": tuned.frozen_sha256,
+        "history": tuned.rows,
+    }
+    backbone = from_network(folder, network)
+    if start.backbone is not None:  # where it began
+        backbone = replace(backbone, info={**backbone.info, "loaded": start.backbone.info["loaded"]})
+    return Graft(here.mode, backbone, weight, layer.bias.detach().numpy(), details)
+
+
+def better(graft: Graft, frozen: Outcome, start: Start, here: Here) -> Outcome:
+    """The tuned model as the bundle if it is clearly better on the same photos, else the frozen one that is there."""
+    found: list[tuple[Pair, str]] = []
+
+    def is_better(evaluation: Evaluation) -> bool:
+        a = evaluation.accuracy
+        compared, how = pair("frozen", frozen.evaluation.right, "full", evaluation.right), a.split
+        few = compared.is_open and a.n < FEW and not start.material.splits.given and here.world.size == 1
+        if few and frozen.features is not None:
+            here.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
+            compared, how = _cross_compared(start, frozen.features, graft, here), "cross-validated"
+        found.append((compared, how))
+        return compared.b_wins
+
+    evaluation = deliver(graft, start.material, here, accept=is_better)
+    compared, how = found[0]
+    kept = Outcome(graft, evaluation) if compared.b_wins else frozen
+    return replace(kept, decision=" ".join(filter(None, (kept.decision, compared.decision(how)))))
+
+
+def _cross_compared(start: Start, features: Features, graft: Graft, here: Here) -> Pair:
+    """Frozen and full on every photo, each judged by models that have not seen it."""
+    dataset, recipe = start.material.dataset, Recipe(**graft.details["recipe"])
+    folds = folds_for(dataset, here.config)
+    said = np.full(len(dataset), -1)
+    numbers = [int(number) for number in np.unique(folds[folds >= 0])]
+    for done, number in enumerate(numbers):
+        inside = np.flatnonzero(folds == number)
+        train, val = dataset.subset(np.flatnonzero(folds != number)), dataset.subset(inside)
+        left_s = here.left_s(0)
+        budget_s = None if left_s is None else left_s / (len(numbers) - done)
+        here.progress.say(f"fold {done + 1} of {len(numbers)}")
+        job = {"train": train, "val": val, "budget_s": budget_s, "folder": here.out / "folds" / str(number)}
+        head = head_of(start.features, train, here.config) if start.features else None
+        said[inside] = _tuned(start, head, recipe, job, here).answers
+    judged = folds >= 0
+    penalty = head_of(features, dataset, here.config).penalty
+    frozen = np.nan_to_num(out_of_fold(features, len(dataset.classes), folds, penalty)).argmax(axis=1)
+    return pair("frozen", (frozen == dataset.labels)[judged], "full", (said == dataset.labels)[judged])
