@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test torture quick check format bench clean
+.PHONY: help setup demo test torture quick check format bench bench-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -39,8 +39,13 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix src tests bench
 	$(BIN)/ruff format src tests bench
 
-bench: $(READY)  ## measure; results go to bench/results/*.json
-	$(BIN)/python bench/frozen.py
+bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
+	$(BIN)/python bench/frozen.py --slow
+	for name in limits engines searching scanning scale training regimes peers; do $(BIN)/python bench/$$name.py || exit; done
+
+bench-check: $(READY)  ## a minute of measuring: fails where a speed ratio has fallen by more than half
+	$(BIN)/python bench/limits.py --check
+	$(BIN)/python bench/frozen.py --check
 
 clean:           ## remove the environment, caches and what the demo made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache regraft-demo

@@ -1,10 +1,11 @@
 """How close extraction and prediction come to what the cores allow.
 
-    python bench/limits.py [--photos 2400] [--rounds 3]
+    python bench/limits.py [--photos 2400] [--rounds 3] [--check]
 
 The limit: decoding and resizing alone on all cores, then the engine alone on all cores, one after the other. Photos
 are those of `REGRAFT_DATA/hymenoptera`, or of the orchard, 500x375, several versions of each. Every round measures
-everything in turn. Then one photo is predicted by a process of its own. Writes bench/results/limits.json, fills README.md.
+everything in turn. Then one photo is predicted by a process of its own. Writes bench/results/limits.json, fills
+README.md. --check: one round of few photos, and exit 1 where extraction is less than half as close as on record.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from record import HERE, fill, machine, real_or_drawn
+from record import HERE, check, fill, machine, real_or_drawn
 from regraft.backbones.features import extract
 from regraft.backbones.graph import Backbone, load_backbone
 from regraft.data.scan import Dataset, list_photos, map_photos
@@ -39,18 +40,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=2400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         scratch = Path(folder)
         os.environ["REGRAFT_CACHE"] = str(scratch / "cache")
-        photos = versions(real_or_drawn("hymenoptera", scratch), scratch / "photos", arguments.photos)
+        count = 200 if arguments.check else arguments.photos
+        photos = versions(real_or_drawn("hymenoptera", scratch), scratch / "photos", count)
         dataset, backbone = list_photos(photos), load_backbone()
         run = [sys.executable, "-m", "regraft", "train", real_or_drawn("hymenoptera", scratch), "--mode", "frozen"]
         subprocess.run([*map(str, run), "--out", str(scratch / "run"), "--quiet"], check=True, capture_output=True)
-        rounds = [one_round(dataset, backbone, scratch) for _ in range(arguments.rounds)]
+        rounds = [one_round(dataset, backbone, scratch) for _ in range(1 if arguments.check else arguments.rounds)]
         cold = [one_photo(dataset.root / dataset.paths[0], scratch) for _ in range(5)]
     speed = {name: statistics.median(len(dataset) / r[name] for r in rounds) for name in rounds[0]}
     share = statistics.median((r["decode"] + r["engine"]) / r["extract"] for r in rounds)
+    if arguments.check:
+        check("limits", share, lambda recorded: recorded["shares"]["extract of the limit"])
+        return
     shares = {"extract of the limit": share}
     shares["predict of extract"] = statistics.median(r["extract"] / r["predict"] for r in rounds)
     seconds = {name: statistics.median(one[name] for one in cold) for name in COLD}

@@ -1,9 +1,11 @@
 """What benchmarks share: where they ran, and how their tables get into README.md."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ def real_or_drawn(name: str, scratch: Path) -> Path:
     """A set of `REGRAFT_DATA`, or the orchard drawn into `scratch`."""
     real = Path(os.environ.get("REGRAFT_DATA", "/nonexistent")) / name
     return real if real.is_dir() else draw_orchard(scratch / "orchard")
+
+
+def check(name: str, ratio: float, of: Callable[[dict[str, Any]], float]) -> None:
+    """Say a ratio beside the one on record, and exit 1 where it is less than half of it."""
+    recorded = of(json.loads((HERE / "results" / f"{name}.json").read_text()))
+    print(f"{name}: {ratio:.2f}, on record {recorded:.2f}")
+    if ratio < recorded / 2:
+        raise SystemExit(f"{name}: the ratio has fallen by more than half")
 
 
 def measured(command: list[object], cache: Path) -> tuple[float, float]:

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import regraft
 from regraft.api import train_run
+from regraft.deliver.predict import predict
 from regraft.ground.config import TrainConfig
 from regraft.ground.progress import Progress
 
@@ -62,3 +64,18 @@ def test_junk_among_real_photos_changes_nothing_but_the_record(real_photos, tmp_
     assert summary["accuracy"] == clean["accuracy"]
     manifest = json.loads((tmp_path / "run" / "bundle" / "regraft.json").read_text())
     assert manifest["provenance"]["images"]["quarantined"] == 2
+
+
+def test_photos_of_other_sets_look_new_to_the_ants_and_bees_model(real_photos, tmp_path):
+    bundle = regraft.train(real_photos / "hymenoptera", tmp_path, quiet=True, mode="frozen")
+    own = [answer.prediction for answer in predict(bundle, [real_photos / "hymenoptera" / "val"])]
+    others = [
+        answer.prediction
+        for name in ("wbc4", "grocery_fruit5", "signdigits10s")
+        for answer in predict(bundle, sorted((real_photos / name).rglob("*.[jJ][pP]*"))[::5])
+    ]
+    novelty = [one.novelty for one in own if one], [one.novelty for one in others if one]
+    labels = [0] * len(novelty[0]) + [1] * len(novelty[1])
+    assert len(novelty[1]) > 100
+    assert roc_auc_score(labels, [*novelty[0], *novelty[1]]) >= 0.95
+    assert sum(value > 1 for value in novelty[0]) <= 0.04 * len(novelty[0])

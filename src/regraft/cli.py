@@ -306,7 +306,8 @@ def compare(folder: str, out: str | None, modes: str, quiet: bool, as_json: bool
 def predict(bundle: str, photos: tuple[str, ...], precision: Any, as_json: bool) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
-    With --json one object a line, in input order; a photo that cannot be read has an "error", and the exit code is 1.
+    A photo far from all that were learned from is said to look new: its label means little. With --json one object a
+    line, in input order; a photo that cannot be read has an "error", and the exit code is 1.
 
     \b
     regraft predict runs/pets cat.jpg
@@ -324,7 +325,8 @@ def predict(bundle: str, photos: tuple[str, ...], precision: Any, as_json: bool)
             print(printable(answer.error or ""), file=sys.stderr)
         else:
             chosen = answer.prediction
-            print(printable(f"{answer.path}  {chosen.label}  {100 * chosen.probability:.1f} %"))
+            doubt = "  (looks like nothing it has learned from)" if chosen.looks_new else ""
+            print(printable(f"{answer.path}  {chosen.label}  {100 * chosen.probability:.1f} %{doubt}"))
     if failed:
         _fail(f"error: {failed} of the photos could not be read; the others are above.", 1)
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backbones.familiar import familiar
 from regraft.backbones.features import Features
 from regraft.data.scan import Dataset
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.statistics import Accuracy, accuracy
+from regraft.learn.calibrate import temperature
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head, out_of_fold, score, solve
 from regraft.learn.search import Tried, Way, best, search
@@ -56,7 +58,9 @@ def _delivered(one: Tried, tried: list[Tried], start: Start, here: Here) -> Outc
     details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
     if len(tried) > 1:
         details["searched"] = [other.to_json() for other in tried]
-    graft = Graft("frozen", one.way.backbone, head.weight, head.bias, details, whole)
+    learned = one.way.features.of(material.splits.train)
+    known, calm = familiar(learned), temperature(head.held_out, learned.y)
+    graft = Graft("frozen", one.way.backbone, head.weight, head.bias, details, whole, calm, known)
     return delivered(graft, material, here, one.way.features)
 
 

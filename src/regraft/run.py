@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backbones.familiar import Familiar
 from regraft.backbones.features import Features
 from regraft.backbones.graph import Backbone
 from regraft.data.scan import Dataset
@@ -67,7 +68,7 @@ class Graft:
     """A backbone with a new head. mode: how it was made.  weight: `(C, D)` and bias: `(C,)` float32.
 
     details: how it came to be, for the record.  cross_validated: accuracy over all photos, each judged by a head that
-    has not seen it.
+    has not seen it.  temperature: divides its logits.  known: where the features lie of photos it has learned from.
     """
 
     mode: str
@@ -76,6 +77,8 @@ class Graft:
     bias: np.ndarray
     details: dict[str, Any] = field(default_factory=dict)
     cross_validated: Accuracy | None = None
+    temperature: float = 1.0
+    known: Familiar | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def deliver(
     """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
     try:
         with published(here.out / "bundle") as partial, here.progress.step("save and judge"):
-            write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes)
+            write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes, graft.known)
             evaluation = _judge_and_seal(partial, graft, material, here.config)
             if not accept(evaluation):
                 raise _Declined
@@ -219,7 +222,8 @@ class _Declined(Exception):
 
 def _judge_and_seal(folder: Path, graft: Graft, material: Material, config: TrainConfig) -> Evaluation:
     """Judge the bundle as it was read back from disk, then write what was found into it."""
-    manifest = manifest_of(graft.backbone, material.dataset.classes, _provenance(graft, material, config))
+    provenance = _provenance(graft, material, config)
+    manifest = manifest_of(graft.backbone, material.dataset.classes, graft.temperature, provenance)
     seal(folder, manifest)
     name, dataset = material.splits.judged
     evaluation = evaluate_dataset(load(folder), dataset, name)

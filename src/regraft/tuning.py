@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regraft.backbones.catalog import RANDOM
-from regraft.backbones.features import Features
-from regraft.backbones.graph import from_network
+from regraft.backbones.familiar import Familiar, familiar
+from regraft.backbones.features import Features, extract
+from regraft.backbones.graph import Backbone, from_network
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, held_out
 from regraft.deliver.evaluate import Evaluation
@@ -24,6 +25,7 @@ from regraft.run import Graft, Here, Outcome, Start, deliver
 if TYPE_CHECKING:
     from regraft.learn.finetune import Tuned
 
+NUM_KNOWN = 500  # photos that tell what a tuned network knows
 FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
 
 
@@ -34,7 +36,7 @@ def tuned_on_split(start: Start, head: Head | None, here: Here) -> "Tuned":
     decided = decide(here.mode, len(splits.train), 1 - point.num_right / point.n if point else None)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)
-    left_s = here.left_s(len(splits.judged[1]))
+    left_s = here.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
     return _tuned(start, head, recipe, {"train": train, "val": val, "budget_s": left_s, "folder": here.out}, here)
 
 
@@ -96,7 +98,17 @@ def traced(folder: Path, tuned: "Tuned", start: Start, here: Here) -> Graft:
     backbone = from_network(folder, network)
     if start.backbone is not None:  # where it began
         backbone = replace(backbone, info={**backbone.info, "loaded": start.backbone.info["loaded"]})
-    return Graft(here.mode, backbone, weight, layer.bias.detach().numpy(), details)
+    known = _known(backbone, start.material.splits, here)
+    return Graft(here.mode, backbone, weight, layer.bias.detach().numpy(), details, known=known)
+
+
+def _known(backbone: Backbone, splits: Splits, here: Here) -> Familiar | None:
+    """Where features lie of photos that the network has learned from, as far as they tell of those it has not."""
+    train = splits.train
+    some = sorted(range(len(train)), key=lambda i: train.hashes[i])[:NUM_KNOWN]
+    _, learned = extract(backbone, train.subset(some), progress=here.progress)
+    _, unseen = extract(backbone, splits.judged[1], progress=here.progress)  # which are judged next
+    return familiar(learned, unseen)
 
 
 def better(graft: Graft, frozen: Outcome, start: Start, here: Here) -> Outcome:

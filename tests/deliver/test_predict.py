@@ -17,7 +17,8 @@ def test_answers_come_in_input_order_with_errors_between(bundle, photos, tmp_pat
     assert [answer.path for answer in answers] == list(map(str, sources))
     assert [answer.prediction and answer.prediction.label for answer in answers] == ["red", None, "blue"]
     assert "bad.jpg" in answers[1].to_json()["error"]
-    assert set(answers[0].to_json()) == {"path", "label", "probability", "probabilities"}
+    known = {"path", "label", "probability", "probabilities", "novelty", "looks_new"}
+    assert set(answers[0].to_json()) == known
 
 
 def test_folders_are_searched_in_natural_order_without_junk(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from regraft.backbones.familiar import LEAST, Familiar
 from regraft.backbones.graph import Backbone
 from regraft.deliver.bundle import FILES, FORMAT, MANIFEST
 from regraft.deliver.card import card
@@ -22,10 +23,18 @@ except ImportError as error:
 
 
 def write_model(
-    folder: Path, backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...]
+    folder: Path,
+    backbone: Backbone,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    classes: tuple[str, ...],
+    known: Familiar | None = None,
 ) -> None:
-    """Write model.onnx, model.safetensors and config.json. weight: `(C, D)` float32.  bias: `(C,)` float32."""
-    write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes))
+    """Write model.onnx, model.safetensors and config.json. weight: `(C, D)` float32.  bias: `(C,)` float32.
+
+    known: where the features of the photos that were learned from lie; None for a model that cannot say what is new.
+    """
+    write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes, known))
     write_atomic(folder / "model.safetensors", _weights(backbone, weight, bias))
     config = {**backbone.info["config"], "num_classes": len(classes), "label_names": list(classes)}
     write_atomic(folder / "config.json", json_bytes(config))
@@ -39,7 +48,9 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     )
 
 
-def manifest_of(backbone: Backbone, classes: tuple[str, ...], provenance: dict[str, Any]) -> dict[str, Any]:
+def manifest_of(
+    backbone: Backbone, classes: tuple[str, ...], temperature: float, provenance: dict[str, Any]
+) -> dict[str, Any]:
     """A manifest without metrics and hashes."""
     info = backbone.info
     return {
@@ -47,7 +58,7 @@ def manifest_of(backbone: Backbone, classes: tuple[str, ...], provenance: dict[s
         "classes": list(classes),
         "preprocessing": info["preprocessing"],
         "precision": info["precision"],
-        "temperature": 1.0,
+        "temperature": temperature,
         "thresholds": {},
         "heads": info["heads"],
         "metrics": {},
@@ -61,7 +72,9 @@ def manifest_of(backbone: Backbone, classes: tuple[str, ...], provenance: dict[s
     }
 
 
-def _with_head(backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...]) -> bytes:
+def _with_head(
+    backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...], known: Familiar | None
+) -> bytes:
     model = onnx.load(str(backbone.graph))
     graph = model.graph
     graph.initializer.extend(
@@ -69,8 +82,45 @@ def _with_head(backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes
     )
     graph.node.append(helper.make_node("Gemm", ["features", "head.weight", "head.bias"], ["logits"], transB=1))
     graph.output.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", len(weight)]))
+    if known is not None:
+        _add_novelty(graph, known)
     helper.set_model_props(model, {"classes": json.dumps(list(classes), ensure_ascii=False)})
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _add_novelty(graph: Any, known: Familiar) -> None:
+    """`Familiar.novelty` as an output `(B,)`, in operators that every version of ONNX writes alike."""
+    constants = {
+        "ones": np.ones((len(known.mean), 1), np.float32),
+        "least": np.array([LEAST], np.float32),
+        "mean": known.mean,
+        "axes": known.axes,
+        "columns": np.ascontiguousarray(known.axes.T),
+        "limit": np.array([known.limit], np.float32),
+        "row": np.array([-1], np.int64),
+    }
+    steps = (
+        ("Mul", "features", "features", "squares"),
+        ("MatMul", "squares", "ones", "square"),
+        ("Sqrt", "square", "", "length"),
+        ("Max", "length", "least", "positive"),
+        ("Div", "features", "positive", "unit"),
+        ("Sub", "unit", "mean", "centred"),
+        ("MatMul", "centred", "columns", "along"),
+        ("MatMul", "along", "axes", "inside"),
+        ("Sub", "centred", "inside", "outside"),
+        ("Mul", "outside", "outside", "outside squares"),
+        ("MatMul", "outside squares", "ones", "outside square"),
+        ("Sqrt", "outside square", "", "distance"),
+        ("Div", "distance", "limit", "column"),
+        ("Reshape", "column", "row", "novelty"),
+    )
+    own = {"features", "novelty"}
+    graph.initializer.extend(numpy_helper.from_array(value, f"novelty/{name}") for name, value in constants.items())
+    for kind, *inputs, output in steps:
+        names = [name if name in own else f"novelty/{name}" for name in (*filter(None, inputs), output)]
+        graph.node.append(helper.make_node(kind, names[:-1], names[-1:]))
+    graph.output.append(helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["B"]))
 
 
 def _weights(backbone: Backbone, weight: np.ndarray, bias: np.ndarray) -> bytes:

@@ -1,7 +1,7 @@
 """The delivered model: a folder that predicts by itself. No pickle anywhere, and no torch.
 
 regraft.json        what it is, and the sha256 of every other file; written last
-model.onnx          images (B, H, W, 3) uint8 -> logits (B, C), features (B, D); normalisation inside
+model.onnx          images (B, H, W, 3) uint8 -> logits (B, C), features (B, D), novelty (B,); normalisation inside
 model.safetensors   the same weights under the library's own names
 config.json         builds the network in timm: timm.create_model("local-dir:BUNDLE", pretrained=True)
 README.md           the model card
@@ -32,11 +32,21 @@ Photo = str | Path | bytes | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one photo. Probabilities are 0..1 and sum to 1; `probability` is the label's."""
+    """What a model says of one photo. Probabilities are 0..1 and sum to 1; `probability` is the label's.
+
+    novelty: how far the photo is from those learned from, beside what all but 1 % of them keep; None where the model
+    cannot tell.
+    """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    novelty: float | None = None
+
+    @property
+    def looks_new(self) -> bool:
+        """Whether it looks like nothing that was learned from: the label then means little."""
+        return self.novelty is not None and self.novelty > 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,8 @@ class Bundle:
 
         Raises DataError when it cannot be read.
         """
-        return self.to_prediction(self.engine(self.to_input(photo)[np.newaxis])["logits"][0])
+        said = self.engine(self.to_input(photo)[np.newaxis])
+        return self.to_prediction(said["logits"][0], float(said["novelty"][0]) if "novelty" in said else None)
 
     def to_input(self, photo: Photo) -> np.ndarray:
         """`(H, W, 3)` uint8 as the graph takes it. Raises DataError."""
@@ -106,11 +117,11 @@ class Bundle:
         exp = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return np.asarray(exp / exp.sum(axis=1, keepdims=True))
 
-    def to_prediction(self, logits: np.ndarray) -> Prediction:
+    def to_prediction(self, logits: np.ndarray, novelty: float | None = None) -> Prediction:
         """Prediction from the logits `(C,)` of one photo."""
         p = self.probabilities(logits[np.newaxis])[0]
-        best = int(p.argmax())
-        return Prediction(self.classes[best], float(p[best]), dict(zip(self.classes, map(float, p), strict=True)))
+        best, shares = int(p.argmax()), dict(zip(self.classes, map(float, p), strict=True))
+        return Prediction(self.classes[best], float(p[best]), shares, novelty)
 
 
 def load(folder: str | Path, *, precision: Precision | None = None) -> Bundle:
