@@ -43,7 +43,7 @@ class Tolerance:
 
 
 HELD = Tolerance(1e-6, 1e-9, 1e-12)  # probabilities of photos not seen within 1e-3, as logits of the head
-STREAMED = Tolerance(1e-4, 1e-4, 1e-6)
+STREAMED = Tolerance(1e-3, 1e-4, 1e-6)
 
 
 @dataclass(frozen=True)

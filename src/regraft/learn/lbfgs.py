@@ -28,8 +28,8 @@ def minimize(
     """Where the squared length of a gradient is at most `enough`, or rounding stops the descent. `(K, P)` float64.
 
     function: of K points `(K, P)` float64; gives their losses `(K,)` and gradients `(K, P)`.  enough: `(K,)`, or one
-    for all.  precondition: a guess of the inverse Hessians times K vectors.  rounding: of a loss, relative.  L-BFGS
-    with backtracking: J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
+    for all.  precondition: a guess of the inverse Hessians times K vectors.  rounding: of a loss, beside 1 or itself.
+    L-BFGS with backtracking: J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
     """
     x, (loss, gradient) = start, function(start)
     best, idle, scale = loss, np.zeros(len(start), np.int64), np.ones(len(start))
@@ -63,7 +63,7 @@ def _backtrack(
     slope = _dot(gradient, step)
     for _ in range(HALVINGS):
         new_loss, new_gradient = function(x + step)
-        short = new_loss > loss + SUFFICIENT * slope + rounding * np.abs(loss)
+        short = new_loss > loss + SUFFICIENT * slope + rounding * np.maximum(1, np.abs(loss))
         if not short.any():
             return step, new_loss, new_gradient
         factor = np.where(short, 0.5, 1.0)

@@ -19,7 +19,7 @@ MAX_ITERATIONS = 2000
 NEVER = -100.0  # logit of a class that no photo shows
 BLOCK = 1024  # photos at a time
 NUM_PARTS = 16  # whose sums are added in order: the same bits on any number of cores
-ROUNDING = {4: 1e-7, 8: 1e-14}  # of a loss, by the bytes of a number
+ROUNDING = {4: (1e-7, 1e-5), 8: (1e-14, 1e-12)}  # of a loss, of a gradient's length; by the bytes of a number
 KEPT = 1e-10  # of the largest variance; less is rounding
 SAMPLE, FEW_SAMPLE = 8192, 2048  # photos that tell the principal axes; the latter where features are wider than that
 
@@ -166,14 +166,15 @@ def fit(task: Task, curvature: Curvature, *, start: Fit | None = None, above: fl
     gradient's length tells.
     """
     rows, present = task.rows, task.present
+    rounding, noise = ROUNDING[rows.dtype.itemsize]
     start = start or Fit(np.zeros((*present.shape, rows.shape[1])), np.zeros(present.shape))
     with ThreadPoolExecutor(num_cores()) as pool:
         packed = minimize(
             partial(_losses_and_gradients, task, pool.map if len(rows.parts()) > 1 else map),
             _packed(start.weight * present[..., np.newaxis], np.where(present, start.bias, NEVER)),
             precondition=partial(_newton_steps, task, curvature),
-            enough=2 * task.ridge * above,
-            rounding=ROUNDING[rows.dtype.itemsize],
+            enough=np.maximum(2 * task.ridge * above, noise * noise),
+            rounding=rounding,
             max_iterations=MAX_ITERATIONS,
         )
     weight, bias = _unpacked(packed, task)
