@@ -64,15 +64,21 @@ def test_files_and_modules_named_exist():
 
 def test_tables_are_the_benchmarks():
     sys.path.insert(0, str(ROOT / "bench"))
+    import engines
     import frozen
+    import limits
     import peers
     import regimes
     import scanning
+    import searching
     import training
 
     texts = {
         "frozen": lambda result: frozen.table(result),
+        "limits": lambda result: limits.table(result),
+        "engines": lambda result: engines.table(result),
         "scanning": lambda result: scanning.table(result),
+        "searching": lambda result: searching.table(result),
         "regimes": lambda result: regimes.table(result["rows"]),
         "peers": peers.table,
         "training": training.sentence,
