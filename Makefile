@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: help setup demo test torture quick check format bench bench-check clean
 
 help:            ## this list
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 setup: $(READY)  ## private virtual environment in .venv
 

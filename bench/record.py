@@ -47,6 +47,13 @@ def check(name: str, ratio: float, of: Callable[[dict[str, Any]], float]) -> Non
         raise SystemExit(f"{name}: the ratio has fallen by more than half")
 
 
+def processes(result: dict[str, Any], digits: int) -> str:
+    """Seconds and memory of whole processes as Markdown."""
+    lines = ["| whole process | seconds | peak memory |", "|---|---:|---:|"]
+    lines += [f"| {row['name']} | {row['seconds']:.{digits}f} | {row['megabytes']:.0f} MB |" for row in result["rows"]]
+    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+
+
 def measured(command: list[object], cache: Path) -> tuple[float, float]:
     """Seconds and peak memory in MB of a whole process."""
     start = time.perf_counter()

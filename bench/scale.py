@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from record import HERE, fill, machine, measured
+from record import HERE, fill, machine, measured, processes
 from regraft.backbones.features import Features
 from regraft.learn.head import solve
 
@@ -44,8 +44,8 @@ def main() -> None:
             rows += trained(number, Path(folder) / str(number))
     result = {"command": "python bench/scale.py", **machine(), "rows": rows}
     (HERE / "results" / "scale.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
-    fill("scale", table(result))
+    print(processes(result, 0))
+    fill("scale", processes(result, 0))
 
 
 def trained(number: int, scratch: Path) -> list[dict]:
@@ -90,13 +90,6 @@ def solve_drawn(number: int) -> None:
     began = time.perf_counter()
     head = solve(Features(x, y, tuple(f"{i:064x}" for i in range(number))), NUM_CLASSES, rng.integers(0, 5, number))
     print(time.perf_counter() - began, head.best, file=sys.stderr)
-
-
-def table(result: dict) -> str:
-    """The rows as Markdown."""
-    lines = ["| whole process | seconds | peak memory |", "|---|---:|---:|"]
-    lines += [f"| {row['name']} | {row['seconds']:.0f} | {row['megabytes']:.0f} MB |" for row in result["rows"]]
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
 
 
 def _numbers(text: str) -> list[int]:

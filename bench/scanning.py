@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from record import HERE, fill, machine, measured, real_or_drawn
+from record import HERE, fill, machine, measured, processes, real_or_drawn
 
 NUM_NEW, NUM_PATHS, ROUNDS = 10_000, 1_000_000, 3
 LIST = "import sys; from regraft.data.layout import list_folder; print(len(list_folder(sys.argv[1]).files))"
@@ -49,15 +49,8 @@ def main() -> None:
     ]
     result = {"command": "python bench/scanning.py", **machine(), "rows": summary}
     (HERE / "results" / "scanning.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
-    fill("scanning", table(result))
-
-
-def table(result: dict) -> str:
-    """The rows as Markdown."""
-    lines = ["| whole process | seconds | peak memory |", "|---|---:|---:|"]
-    lines += [f"| {row['name']} | {row['seconds']:.1f} | {row['megabytes']:.0f} MB |" for row in result["rows"]]
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+    print(processes(result, 1))
+    fill("scanning", processes(result, 1))
 
 
 def draw(folder: Path) -> Path:

@@ -27,7 +27,7 @@ from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.progress import QUIET
 from regraft.ground.statistics import accuracy
-from regraft.learn.search import Way, best, larger, solved, ways_of
+from regraft.learn.search import Way, best, larger, richest, solved, ways_of
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def nested(dataset: Dataset) -> dict:
     """Photos right with the usual features, and with those chosen on the other folds."""
     config = TrainConfig(mode="frozen", search=True)
     plain = configured(config)
-    sizes = [plain, larger(plain, config, QUIET)]
-    ways = [way for backbone in sizes if backbone for way in ways_of(backbone, dataset, QUIET)]
+    sizes = filter(None, (plain, larger(plain, config, QUIET)))
+    ways = [way for one in sizes for way in ways_of(one, richest(one, QUIET), dataset, QUIET)]
     folds, counts, chosen = folds_of(dataset, 5, 0), {"plain": 0, "searched": 0}, []
     for number in np.unique(folds[folds >= 0]):
         learned = dataset.subset(np.flatnonzero(folds != number))

@@ -69,15 +69,16 @@ def test_tables_are_the_benchmarks():
     import limits
     import peers
     import regimes
-    import scanning
     import searching
     import training
+    from record import processes
 
     texts = {
         "frozen": lambda result: frozen.table(result),
         "limits": lambda result: limits.table(result),
         "engines": lambda result: engines.table(result),
-        "scanning": lambda result: scanning.table(result),
+        "scale": lambda result: processes(result, 0),
+        "scanning": lambda result: processes(result, 1),
         "searching": lambda result: searching.table(result),
         "regimes": lambda result: regimes.table(result["rows"]),
         "peers": peers.table,

@@ -14,7 +14,7 @@ from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.calibrate import temperature
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head, out_of_fold, score, solve
-from regraft.learn.search import Tried, Way, best, search
+from regraft.learn.search import Tried, Way, best, search, solved
 from regraft.run import Graft, Here, Outcome, Start, announce, delivered
 
 MANY = 1000  # photos to judge on, beside which cross-validation over all photos tells nothing new
@@ -25,9 +25,9 @@ def solve_head(start: Start, here: Here) -> Tried | None:
     """The frozen regime: the head of a convex problem on the features, where there are any."""
     if start.backbone is None or start.features is None:
         return None
-    with here.progress.step("solve head"):
-        head = head_of(start.features, start.material.splits.train, here.config)
-    return Tried(Way(f"{start.backbone.preprocessing.height} px", start.backbone, start.features), head)
+    way = Way(f"{start.backbone.preprocessing.height} px", start.backbone, start.features)
+    train = start.material.splits.train
+    return solved(way, train, folds_for(train, here.config), here.progress)
 
 
 def frozen_model(plain: Tried, start: Start, here: Here) -> Outcome:

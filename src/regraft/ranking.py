@@ -13,7 +13,7 @@ from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy, accuracy
-from regraft.learn.search import Tried, larger, photos_per_s, solved, ways_of
+from regraft.learn.search import Tried, larger, photos_per_s, richest, solved, ways_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
         raise DataError(f"{folder} has one photo of each class. Expected two of some, to judge on one. Add some.")
     found = []
     for name, backbone in _backbones(config, progress):
-        for way in ways_of(backbone, dataset, progress):
+        for way in ways_of(backbone, richest(backbone, progress), dataset, progress):
             found.append(Ranked(name, solved(way, dataset, folds, progress), photos_per_s(way.backbone)))
             progress.say(f"  {name}, {found[-1].tried}")
     return sorted(found, key=lambda one: one.tried.score.log_loss)

@@ -7,10 +7,11 @@ from sklearn.preprocessing import StandardScaler
 
 from regraft.backbones.features import Features
 from regraft.data.splits import fold_ids
+from regraft.ground.axes import principal_axes
 from regraft.learn import head as heads
 from regraft.learn import logistic
 from regraft.learn.head import out_of_fold, solve
-from regraft.learn.logistic import Curvature, Held, Streamed, Task, fit, moments, principal_axes, sampled_curvature
+from regraft.learn.logistic import Curvature, Held, Streamed, Task, fit, moments, sampled_curvature
 
 
 def draw(n, d, c, seed=0, separation=0.3):

@@ -6,10 +6,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from regraft.backbones.features import Features
+from regraft.ground.axes import principal_axes
 
 NUM_AXES = 16
 PHOTOS_PER_AXIS = 4  # at least
-MANY = 4096  # photos that tell the axes where there are more
+MANY = 1024  # photos that tell the axes where there are more; six eigendecompositions of as many
 SEEN_AS_NEW = 0.01  # share of familiar photos that may be taken for new ones
 LEAST = 1e-12  # length
 
@@ -56,7 +57,7 @@ def familiar(features: Features, unseen: Features | None = None) -> Familiar | N
 def _by_content(features: Features) -> np.ndarray:
     """`(n, D)`: features in an order that does not depend on names, of some photos where there are many."""
     order = np.argsort(np.array(features.hashes), kind="stable")
-    order = order[:: max(1, len(order) // MANY)]
+    order = order[:: -(-len(order) // MANY)]
     return np.asarray(features.table[order if features.rows is None else features.rows[order]])
 
 
@@ -66,14 +67,10 @@ def _distance(x: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def _subspace(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, and the axes along which they spread most: eigenvectors of the smaller of two products."""
+    """Mean, and the axes along which they spread most."""
     unit = _unit(x).astype(np.float64)
     mean = unit.mean(axis=0)
-    z, wanted = unit - mean, min(NUM_AXES, len(x) // PHOTOS_PER_AXIS)
-    is_wide = z.shape[0] < z.shape[1]
-    squares, vectors = np.linalg.eigh(z @ z.T if is_wide else z.T @ z)
-    chosen = np.flatnonzero(squares > 1e-10 * squares[-1])[-wanted:]
-    axes = z.T @ (vectors[:, chosen] / np.sqrt(squares[chosen])) if is_wide else vectors[:, chosen]
+    axes, _ = principal_axes(unit - mean, min(NUM_AXES, len(x) // PHOTOS_PER_AXIS))
     return mean.astype(np.float32), np.ascontiguousarray(axes.T, np.float32)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from regraft.backbones.features import Features
+from regraft.ground.axes import principal_axes
 from regraft.learn.logistic import (
     Curvature,
     Fit,
@@ -20,7 +21,6 @@ from regraft.learn.logistic import (
     fit,
     log_probabilities,
     moments,
-    principal_axes,
     sampled_curvature,
 )
 
@@ -102,10 +102,14 @@ class _Problem:
         """How exactly it is worth solving."""
         return HELD if isinstance(self.rows, Held) else STREAMED
 
-    def fit(self, chosen: np.ndarray, penalty: float, start: Fit | None, above: float, *, coarse: bool = False) -> Fit:
-        """Fits to the photos chosen `(N, K)`. coarse: in single precision, which takes half the time."""
-        rows = Held(self.rows.z.astype(np.float32)) if coarse and isinstance(self.rows, Held) else self.rows
-        task = Task(rows, self.y, chosen, self.num_classes, penalty)
+    @property
+    def coarse(self) -> "_Problem":
+        """In single precision, which takes half the time."""
+        return replace(self, rows=Held(self.rows.z.astype(np.float32))) if isinstance(self.rows, Held) else self
+
+    def fit(self, chosen: np.ndarray, penalty: float, start: Fit | None, above: float) -> Fit:
+        """Fits to the photos chosen `(N, K)`."""
+        task = Task(self.rows, self.y, chosen, self.num_classes, penalty)
         return fit(task, self.curvature, start=start, above=above)
 
 
@@ -186,14 +190,15 @@ def _tried(problem: _Problem, folds: np.ndarray, num_judged: int | None) -> list
     if len(folds) > ENOUGH:
         some = np.arange(ENOUGH)
         problem, folds = replace(problem, rows=problem.rows.of(some), y=problem.y[some]), folds[some]
-    which, loose, is_large = _numbered(folds, num_judged), problem.tolerance.loose, isinstance(problem.rows, Streamed)
+    which, is_large = _numbered(folds, num_judged), isinstance(problem.rows, Streamed)
+    coarse, loose = problem.coarse, problem.tolerance.loose
     penalties, guess = (ALL_PENALTIES, MIDDLING * min(1, FEW / len(folds))) if is_large else (PENALTIES, MIDDLING)
     middle = int(np.abs(np.log(penalties) - np.log(guess)).argmin())
-    tries = [_try(problem, which, penalties[middle], None, loose)]
+    tries = [_try(coarse, which, penalties[middle], None, loose)]
     for leg in (penalties[:middle][::-1], penalties[middle + 1 :]):
         last = tries[0]
         for penalty in leg:
-            tries.append(_try(problem, which, penalty, last.fits, loose))
+            tries.append(_try(coarse, which, penalty, last.fits, loose))
             if is_large and tries[-1].score.log_loss > last.score.log_loss:
                 break
             last = tries[-1]
@@ -215,7 +220,7 @@ def _numbered(folds: np.ndarray, at_most: int | None = None) -> np.ndarray:
 def _try(problem: _Problem, which: np.ndarray, penalty: float, start: Fit | None, above: float) -> _Try:
     """One penalty on the folds to be judged."""
     seen = which[:, np.newaxis] != np.arange(which.max() + 1)
-    fits = problem.fit(seen, penalty, start, above, coarse=above == problem.tolerance.loose)
+    fits = problem.fit(seen, penalty, start, above)
     judged = np.flatnonzero(which >= 0)
     log_p = log_probabilities(problem.rows.of(judged), fits, which[judged])
     return _Try(score(log_p, problem.y[judged], penalty), log_p, judged, fits)

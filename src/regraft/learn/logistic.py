@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from regraft.ground.axes import principal_axes
 from regraft.ground.runtime import num_cores
 from regraft.learn.lbfgs import minimize
 
@@ -20,7 +21,6 @@ NEVER = -100.0  # logit of a class that no photo shows
 BLOCK = 1024  # photos at a time
 NUM_PARTS = 16  # whose sums are added in order: the same bits on any number of cores
 ROUNDING = {4: (1e-7, 1e-5), 8: (1e-14, 1e-12)}  # of a loss, of a gradient's length; by the bytes of a number
-KEPT = 1e-10  # of the largest variance; less is rounding
 SAMPLE, FEW_SAMPLE = 8192, 2048  # photos that tell the principal axes; the latter where features are wider than that
 
 
@@ -212,20 +212,10 @@ def moments(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return mean, np.sqrt(squares / len(rows))
 
 
-def principal_axes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Axes `(R, A)` along which centred features `z (n, R)` spread, A <= min(n, R), and their variances `(A,)`."""
-    z = z.astype(np.float64, copy=False)
-    n, r = z.shape
-    squares, vectors = np.linalg.eigh(z @ z.T if n < r else z.T @ z)
-    kept = squares > KEPT * squares.max(initial=0.0)
-    squares, vectors = squares[kept], vectors[:, kept]
-    return (z.T @ (vectors / np.sqrt(squares)) if n < r else vectors), squares / n
-
-
 def sampled_curvature(rows: Streamed) -> Curvature:
     """Of some photos out of many, which is enough for a guess."""
     n, r = rows.shape
-    every = max(1, n // (SAMPLE if r <= FEW_SAMPLE else FEW_SAMPLE))
+    every = -(-n // (SAMPLE if r <= FEW_SAMPLE else FEW_SAMPLE))
     return Curvature(*principal_axes(rows.block(slice(None, None, every))))
 
 

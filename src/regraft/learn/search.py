@@ -73,10 +73,11 @@ def search(
     for backbone in (plain.way.backbone, larger(plain.way.backbone, config, progress)):
         if backbone is None:
             continue
-        if not _is_affordable(richest(backbone, progress), dataset, deadline):
+        wide = richest(backbone, progress)
+        if not _is_affordable(wide, dataset, deadline):
             progress.say(f"  {backbone.preprocessing.height} px: not tried, it would take too long")
             break
-        for way in ways_of(backbone, dataset, progress):
+        for way in ways_of(backbone, wide, dataset, progress):
             if way.backbone is not plain.way.backbone:
                 tried.append(solved(way, learned, folds, progress))
                 progress.say(f"  {tried[-1]}")
@@ -94,9 +95,12 @@ def best(tried: list[Tried]) -> Tried:
     return min(tried, key=lambda one: one.score.log_loss)
 
 
-def ways_of(backbone: Backbone, dataset: Dataset, progress: Progress) -> Iterator[Way]:
-    """The usual features, and where the network has levels those of all levels: one pass gives both."""
-    size, wide = f"{backbone.preprocessing.height} px", richest(backbone, progress)
+def ways_of(backbone: Backbone, wide: Backbone, dataset: Dataset, progress: Progress) -> Iterator[Way]:
+    """The usual features, and where the network has levels those of all levels: one pass gives both.
+
+    wide: what `richest` gives.
+    """
+    size = f"{backbone.preprocessing.height} px"
     _, features = extract(wide, dataset, progress=progress)
     if wide is backbone:
         yield Way(size, backbone, features)

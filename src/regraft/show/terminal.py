@@ -53,8 +53,7 @@ def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     rows = []
     for mode, summary in summaries.items():
         a = summary["accuracy"]
-        interval = f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
-        rows.append((mode, f"{100 * a['value']:.1f} %", interval, a["n"], f"{summary['seconds']['total']:.1f}"))
+        rows.append((mode, *_with_interval(a), a["n"], f"{summary['seconds']['total']:.1f}"))
     print_table(("mode", "accuracy", "95 % interval", "photos", "seconds"), rows)
 
 
@@ -62,9 +61,7 @@ def print_ranked(rows: Sequence[Mapping[str, Any]]) -> None:
     """Networks and ways of getting features from them, as `backbones --rank --json` has them."""
     cells = []
     for row in rows:
-        a = row["accuracy"]
-        right, interval = f"{100 * a['value']:.1f} %", f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
-        figures = f"{row['log_loss']:.3f}", right, interval, f"{row['photos_per_s']:.0f}"
+        figures = f"{row['log_loss']:.3f}", *_with_interval(row["accuracy"]), f"{row['photos_per_s']:.0f}"
         cells.append((row["backbone"], row["features"], *figures))
     print_table(("backbone", "features", "log loss", "right", "95 % interval", "photos/s"), cells)
 
@@ -78,3 +75,8 @@ def print_photos(dataset: "Dataset") -> None:
     print(f"{len(dataset)} photos used of {dataset.num_found} found")
     for line in (*dataset.notes, *(f"left out: {q.path}: {q.reason}" for q in dataset.quarantine)):
         print(printable(line))
+
+
+def _with_interval(a: Mapping[str, Any]) -> tuple[str, str]:
+    """An accuracy and its interval in per cent."""
+    return f"{100 * a['value']:.1f} %", f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"
