@@ -24,7 +24,7 @@ from regraft.ground.statistics import accuracy
 SETS = ("hymenoptera", "grocery_fruit5", "wbc4", "signdigits10s")
 REGIMES = {
     "frozen": ["--mode", "frozen"],
-    "frozen, searched": ["--mode", "frozen", "--search"],
+    "frozen searched": ["--mode", "frozen", "--search"],
     "full": ["--mode", "full"],
     "scratch": ["--mode", "scratch"],
     "tutorial frozen": ["--mode", "frozen", "--recipe", "tutorial"],

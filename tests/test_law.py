@@ -20,6 +20,7 @@ ROOMS = (
     "show",
     "doctor",
     "run",
+    "reporting",
     "frozen",
     "tuning",
     "training",

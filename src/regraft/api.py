@@ -1,9 +1,9 @@
 """The stories, one screen each: how the rooms work together. That of training is long, and has its own module."""
 
 from dataclasses import dataclass, fields, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from regraft.data.fetch import fetch_hymenoptera
 from regraft.data.orchard.photos import draw_orchard
@@ -14,14 +14,18 @@ from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError
 from regraft.ground.files import json_bytes, make_folder, published, sweep, write_atomic
 from regraft.ground.progress import Progress
-from regraft.learn.compare import Pair, pair
+from regraft.learn.compare import Pair, pairs
 from regraft.learn.recipe import check_names
+from regraft.reporting import NAME as REPORT
 from regraft.run import Run, place
+from regraft.show.compared import compared_html
+from regraft.show.page import write_page
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
 from regraft.training import train_run
 
 NUM_DRAWN = 320  # photos in the orchard as `draw_orchard` makes it
 MODES = ("frozen", "full", "scratch")
+COMPARED = "compare.html"
 
 
 def train(folder: str | Path, out: str | Path | None = None, *, quiet: bool = False, **settings: Any) -> Bundle:
@@ -50,10 +54,14 @@ def start_of(bundle: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Modes side by side on one split. runs: by mode.  pairs: every two of them, tested on the same photos."""
+    """Modes side by side on one split. runs: by mode.  pairs: every two of them, tested on the same photos.
+
+    page: the HTML file that shows them; None in processes other than the main one.
+    """
 
     runs: dict[str, Run]
     pairs: tuple[Pair, ...]
+    page: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `regraft compare --json` prints."""
@@ -74,26 +82,41 @@ def compare(
     out: str | Path | None = None,
     *,
     modes: tuple[str, ...] = MODES,
+    backbones: tuple[str, ...] = (),
     config: TrainConfig | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Train in several modes on the same photos and split, and test which differ.
 
-    out: holds a run for each mode.  modes: of "frozen", "full" and "scratch".  config: for all of them.
+    out: holds a run for each mode, compare.json and compare.html.  modes: of "frozen", "full" and "scratch".
+    backbones: each in every mode; () for the config's own.  config: for all of them.
     """
-    progress = progress or Progress()
+    progress, config = progress or Progress(), config or TrainConfig()
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
     out = place(Path(folder), out or Path("runs") / f"{Path(folder).resolve().name}-compared")
     runs = {}
-    for mode in dict.fromkeys(modes):
-        progress.say(f"-- {mode}")
-        runs[mode] = train_run(folder, out / mode, _in_mode(config or TrainConfig(), mode), Progress(progress.quiet))
-    right = {mode: run.evaluation.right for mode, run in runs.items() if run.evaluation is not None}
-    comparison = Comparison(runs, tuple(pair(a, right[a], b, right[b]) for a, b in combinations(right, 2)))
-    if right:
+    for name, one in _configs(config, modes, backbones).items():
+        progress.say(f"-- {name}")
+        runs[name] = train_run(folder, out / name.replace("/", "-"), one, Progress(progress.quiet))
+    evaluations = {name: run.evaluation for name, run in runs.items() if run.evaluation is not None}
+    page = out / COMPARED if evaluations else None
+    comparison = Comparison(runs, pairs({name: one.right for name, one in evaluations.items()}), page)
+    if page is not None:
         write_atomic(out / "compare.json", json_bytes(comparison.to_json()))
+        summaries = {name: run.summary for name, run in runs.items()}
+        reports = {name: quote(f"{run.out.name}/{REPORT}") for name, run in runs.items() if config.report}
+        title = f"{Path(folder).resolve().name}: {', '.join(runs)}"
+        write_page(page, compared_html(title, evaluations, summaries, comparison.pairs, reports))
     return comparison
+
+
+def _configs(config: TrainConfig, modes: tuple[str, ...], backbones: tuple[str, ...]) -> dict[str, TrainConfig]:
+    """A training for each mode and backbone, by name."""
+    own = {mode: _in_mode(config, mode) for mode in modes}
+    if not backbones:
+        return own
+    return {f"{mode} {b}": replace(one, backbone=b, weights=None) for b in backbones for mode, one in own.items()}
 
 
 def _in_mode(config: TrainConfig, mode: Any) -> TrainConfig:

@@ -185,6 +185,33 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     return seconds
 
 
+def _part(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """`2%` or `0.02` as a share, between 0 and 1."""
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise click.BadParameter(f"{text!r} is no share between 0 and 1. Expected one like 2% or 0.02.")
+    return share
+
+
+_PROMISES = (
+    click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Arithmetic.  [default: as trained]"),
+    click.option("--max-error", callback=_part, metavar="SHARE",
+                 help="Say 'unsure' so often that no more than so many of the other answers are wrong, such as 2%."),
+)  # fmt: skip
+
+
+def _with_promises(command: Command) -> Command:
+    """Options of what answers through a bundle."""
+    for option in reversed(_PROMISES):
+        command = option(command)
+    return command
+
+
 _TRAINING = (
     click.option("--recipe", type=click.Choice(["regraft", "tutorial"]), default="regraft", show_default=True,
                  help="How gradients are followed: decided from the data, or as PyTorch's tutorial does."),
@@ -200,6 +227,7 @@ _TRAINING = (
                  help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
     click.option("--drop", help="Kinds of findings of `regraft scan` to leave out, separated by commas, or 'all'."),
     click.option("--strict", is_flag=True, help="Refuse when a file cannot be used, instead of leaving it out."),
+    click.option("--report/--no-report", default=True, help="Also write report.html.  [default: yes]"),
     click.option("--workers", default=-1, help="Processes that augment photos.  [default: decided]"),
     click.option("--offline", is_flag=True, help="Never download anything."),
     click.option("--quiet", is_flag=True, help="No progress."),
@@ -268,42 +296,57 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
         terminal.print_json(run.summary)
         return
     terminal.print_summary(run.summary)
+    if config.report:
+        print(f"report   {printable(str(run.out / 'report.html'))}")
     print(f"\nNext:\n\n    regraft predict {run.out} PHOTO...")
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--modes", default="frozen,full,scratch", show_default=True, help="Which, separated by commas.")
+@click.option("--backbones", default="", help="Several networks, separated by commas, each in every mode.")
 @_with_training_options
 @_with_json
-def compare(folder: str, out: str | None, modes: str, quiet: bool, as_json: bool, **settings: Any) -> None:
+def compare(
+    folder: str, out: str | None, modes: str, backbones: str, quiet: bool, as_json: bool, **settings: Any
+) -> None:
     """Train in several modes on the same split, side by side, and say which really differ.
+
+    OUT/compare.html shows them on one page.
 
     \b
     regraft compare photos/
     regraft compare photos/ --recipe tutorial
     regraft compare photos/ --modes frozen,full --json
+    regraft compare photos/ --modes frozen --backbones tf_efficientnet_lite0,resnet50
     """
     from regraft import api
 
     config = api.configure(**{name: value for name, value in settings.items() if value is not None})
-    result = api.compare(
-        folder, out, modes=tuple(mode.strip() for mode in modes.split(",")), config=config, progress=Progress(quiet)
-    )
+    named = [tuple(part.strip() for part in text.split(",") if part.strip()) for text in (modes, backbones)]
+    result = api.compare(folder, out, modes=named[0], backbones=named[1], config=config, progress=Progress(quiet))
     if as_json:
         terminal.print_json(result.to_json())
         return
     terminal.print_modes({mode: run.summary for mode, run in result.runs.items() if run.summary})
     for one in result.pairs:
-        print(f"{one.verdict} (p = {one.p_value:.2g})")
+        print(f"{one.verdict} (p = {one.corrected:.2g})")
+    if result.page is not None:
+        print(f"report   {printable(str(result.page))}")
 
 
 @cli.command()
 @click.argument("bundle")
 @click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
-@click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Arithmetic.  [default: as trained]")
+@_with_promises
+@click.option(
+    "--coverage",
+    callback=_part,
+    metavar="SHARE",
+    help="Name as many classes as it takes for the right one to be among them so often, such as 95%.",
+)
 @_with_json
-def predict(bundle: str, photos: tuple[str, ...], precision: Any, as_json: bool) -> None:
+def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
     A photo far from all that were learned from is said to look new: its label means little. With --json one object a
@@ -312,21 +355,20 @@ def predict(bundle: str, photos: tuple[str, ...], precision: Any, as_json: bool)
     \b
     regraft predict runs/pets cat.jpg
     regraft predict runs/pets new_photos/ --json > answers.jsonl
+    regraft predict runs/pets new_photos/ --max-error 2%
     """
     from regraft.deliver.bundle import load
     from regraft.deliver.predict import predict as predict_photos
 
     failed = 0
-    for answer in predict_photos(load(bundle, precision=precision), photos, progress=Progress()):
+    for answer in predict_photos(load(bundle, **promises), photos, progress=Progress()):
         failed += answer.prediction is None
         if as_json:
             print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
         elif answer.prediction is None:
             print(printable(answer.error or ""), file=sys.stderr)
         else:
-            chosen = answer.prediction
-            doubt = "  (looks like nothing it has learned from)" if chosen.looks_new else ""
-            print(printable(f"{answer.path}  {chosen.label}  {100 * chosen.probability:.1f} %{doubt}"))
+            print(printable(f"{answer.path}  {terminal.said(answer.prediction)}"))
     if failed:
         _fail(f"error: {failed} of the photos could not be read; the others are above.", 1)
 
@@ -334,27 +376,50 @@ def predict(bundle: str, photos: tuple[str, ...], precision: Any, as_json: bool)
 @cli.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
-@click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Arithmetic.  [default: as trained]")
+@_with_promises
 @_with_json
-def evaluate(bundle: str, folder: str, precision: Any, as_json: bool) -> None:
+def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
 
     \b
     regraft evaluate runs/pets new_photos/
+    regraft evaluate runs/pets new_photos/ --max-error 5%
     """
     from regraft.deliver.bundle import load
     from regraft.deliver.evaluate import evaluate as evaluate_folder
 
-    result = evaluate_folder(load(bundle, precision=precision), folder, progress=Progress())
+    result = evaluate_folder(load(bundle, **promises), folder, progress=Progress())
     if as_json:
         terminal.print_json(result.to_json())
         return
     print(f"accuracy {result.accuracy}")
-    print(f"macro F1 {result.macro_f1:.3f}, log loss {result.log_loss:.3f}, calibration error {result.ece:.3f}")
-    rows = [
-        (r["class"], r["n"], f"{r['precision']:.3f}", f"{r['recall']:.3f}", f"{r['f1']:.3f}") for r in result.per_class
-    ]
-    terminal.print_table(("class", "photos", "precision", "recall", "F1"), rows)
+    terminal.print_evaluation(result)
+
+
+@cli.command()
+@click.argument("bundle")
+@click.argument("folder", metavar="[DIR]", required=False)
+@click.option("--out", help="The HTML file.  [default: report.html beside the bundle]")
+@_with_promises
+@_with_json
+def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **promises: Any) -> None:
+    """Everything to look at in one HTML file: accuracy, confusions and their photos, heat maps, curves, calibration.
+
+    On the photos in DIR, or on those that the training kept for judging. The file needs nothing else and can be sent.
+
+    \b
+    regraft report runs/pets
+    regraft report runs/pets new_photos/ --out pets.html
+    """
+    from regraft.deliver.bundle import load
+    from regraft.reporting import report as write_report
+
+    result = write_report(load(bundle, **promises), folder, out, progress=Progress())
+    if as_json:
+        terminal.print_json({"report": str(result.path), **result.evaluation.to_json()})
+        return
+    print(f"accuracy {result.evaluation.accuracy}")
+    print(f"report   {printable(str(result.path))}")
 
 
 @cli.command()

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,23 @@ def examine(
     return _examined(dataset, looks, features, config, progress)
 
 
-def glance(dataset: Dataset, learned: Dataset, head: Head | None) -> str:
-    """What a training says of its photos, from what it knows anyway; "" for nothing.
+def glance(dataset: Dataset, learned: Dataset, head: Head | None) -> tuple[Finding, ...]:
+    """What a training sees of its photos from what it knows anyway.
 
-    learned: those that `head` was solved on.
+    learned: those that `head` was solved on, some of the data set's.
     """
     found = findings.copies(dataset, findings.groups_of_copies(dataset))
     if head is not None:
-        found += findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out)))
-    counts = Counter(one.kind for one in _ordered(found))
-    return ", ".join(f"{kind}: {count}" for kind, count in counts.items())
+        place = {path: i for i, path in enumerate(dataset.paths)}
+        for one in findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out))):
+            photos = tuple(place[learned.paths[i]] for i in one.photos)
+            found.append(replace(one, photos=photos, drop=photos))
+    return _ordered(found)
+
+
+def counted(found: Iterable[Finding]) -> str:
+    """How many there are of each kind; "" for none."""
+    return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in found).items())
 
 
 def treated(dataset: Dataset, features: Features | None, config: TrainConfig, progress: Progress) -> Dataset:

@@ -11,7 +11,7 @@ from regraft.data.scan import Dataset
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.statistics import Accuracy, accuracy
-from regraft.learn.calibrate import temperature
+from regraft.learn.calibrate import calibrated
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head, out_of_fold, score, solve
 from regraft.learn.search import Tried, Way, best, search, solved
@@ -59,8 +59,9 @@ def _delivered(one: Tried, tried: list[Tried], start: Start, here: Here) -> Outc
     if len(tried) > 1:
         details["searched"] = [other.to_json() for other in tried]
     learned = one.way.features.of(material.splits.train)
-    known, calm = familiar(learned), temperature(head.held_out, learned.y)
-    graft = Graft("frozen", one.way.backbone, head.weight, head.bias, details, whole, calm, known)
+    calm, promises = calibrated(head.held_out, learned.y)
+    known = familiar(learned)
+    graft = Graft("frozen", one.way.backbone, head.weight, head.bias, details, whole, calm, promises, known)
     return delivered(graft, material, here, one.way.features)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from regraft.backbones.familiar import Familiar
 from regraft.backbones.features import Features
 from regraft.backbones.graph import Backbone
+from regraft.data.findings import Finding
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
 from regraft.deliver.build import manifest_of, seal, write_model
@@ -68,7 +69,8 @@ class Graft:
     """A backbone with a new head. mode: how it was made.  weight: `(C, D)` and bias: `(C,)` float32.
 
     details: how it came to be, for the record.  cross_validated: accuracy over all photos, each judged by a head that
-    has not seen it.  temperature: divides its logits.  known: where the features lie of photos it has learned from.
+    has not seen it.  temperature: divides its logits.  thresholds: from which probability on answers can be relied on.
+    known: where the features lie of photos it has learned from.
     """
 
     mode: str
@@ -78,6 +80,7 @@ class Graft:
     details: dict[str, Any] = field(default_factory=dict)
     cross_validated: Accuracy | None = None
     temperature: float = 1.0
+    thresholds: dict[str, Any] = field(default_factory=dict)
     known: Familiar | None = None
 
 
@@ -85,7 +88,8 @@ class Graft:
 class Here:
     """Where and how a run goes on.
 
-    photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.
+    photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
+    wrong with the photos, as far as a training sees it.
     """
 
     photos: Path
@@ -95,6 +99,7 @@ class Here:
     world: World
     progress: Progress
     began: float
+    findings: tuple[Finding, ...] = ()
 
     @property
     def mode(self) -> str:
@@ -185,10 +190,12 @@ def finished(material: Material, outcome: Outcome, here: Here) -> Run:
         "mode": graft.mode,
         "backbone": graft.backbone.name,
         "classes": list(material.dataset.classes),
+        "photos": str(here.photos.resolve()),
         "images": _counts(material.dataset),
         "accuracy": evaluation.accuracy.to_json(),
         "cross_validated": None if cv is None else cv.to_json(),
         "decision": outcome.decision,
+        "findings": [one.to_json(material.dataset) for one in here.findings],
         "history": graft.details.get("history", []),
         "seconds": seconds,
     }
@@ -223,7 +230,8 @@ class _Declined(Exception):
 def _judge_and_seal(folder: Path, graft: Graft, material: Material, config: TrainConfig) -> Evaluation:
     """Judge the bundle as it was read back from disk, then write what was found into it."""
     provenance = _provenance(graft, material, config)
-    manifest = manifest_of(graft.backbone, material.dataset.classes, graft.temperature, provenance)
+    classes = material.dataset.classes
+    manifest = manifest_of(graft.backbone, classes, graft.temperature, graft.thresholds, provenance)
     seal(folder, manifest)
     name, dataset = material.splits.judged
     evaluation = evaluate_dataset(load(folder), dataset, name)

@@ -16,6 +16,7 @@ from typing import TypeVar
 from regraft import doctor
 from regraft.backbones.features import Features, extract, fill
 from regraft.backbones.graph import Backbone, configured
+from regraft.data.findings import Finding
 from regraft.data.scan import Dataset, list_photos, scan
 from regraft.data.splits import grouped, split
 from regraft.deliver.bundle import load
@@ -27,7 +28,10 @@ from regraft.ground.progress import Progress
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head
 from regraft.learn.recipe import Recipe, choose
+from regraft.learn.search import Tried
 from regraft.learn.world import World, join
+from regraft.reporting import NAME as REPORT
+from regraft.reporting import write_report
 from regraft.run import Here, Material, Outcome, Run, Start, announce, delivered, finished, place, say_what_is_there
 from regraft.tuning import better, traced, tuned_on_split
 
@@ -50,7 +54,12 @@ def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, p
             progress.say(f"without effect: {flags}; the frozen head is solved, it takes no steps")
         start = _prepare(here)
         say_what_is_there(start.material, progress)
-        outcome = _climb(start, here)
+        solved = solve_head(start, here)
+        here = replace(here, findings=_seen(start.material, solved.head if solved else None, here))
+        outcome = _climb(start, solved, here)
+        if outcome is not None and config.report:
+            run = finished(start.material, outcome, here)
+            write_report(run.bundle, outcome.evaluation, run.summary, out / REPORT, progress)
         world.wait()
     if outcome is None:
         return Run(out, load(out / "bundle"), {})
@@ -119,11 +128,9 @@ def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset
     return extract(backbone, dataset, progress=here.progress)
 
 
-def _climb(start: Start, here: Here) -> Outcome | None:
+def _climb(start: Start, solved: Tried | None, here: Here) -> Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
-    solved = solve_head(start, here)
     head = solved.head if solved else None
-    _say_what_the_doctor_sees(start.material, head, here)
     frozen = None
     if solved and here.config.mode != "full":
         frozen = frozen_model(solved, start, here) if here.world.is_main else None
@@ -144,9 +151,13 @@ def _climb(start: Start, here: Here) -> Outcome | None:
     return outcome
 
 
-def _say_what_the_doctor_sees(material: Material, head: Head | None, here: Here) -> None:
-    if not here.config.drop and (seen := doctor.glance(material.dataset, material.splits.train, head)):
-        here.progress.say(f"doctor: {seen}; look at them with: regraft scan {here.photos} --out findings")
+def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, ...]:
+    """What the doctor sees, unless it has been seen to."""
+    seen = () if here.config.drop else doctor.glance(material.dataset, material.splits.train, head)
+    if seen:
+        what = doctor.counted(seen)
+        here.progress.say(f"doctor: {what}; look at them with: regraft scan {here.photos} --out findings")
+    return seen
 
 
 def _why_stop(frozen: Outcome, here: Here) -> str | None:

@@ -17,6 +17,7 @@ from regraft.frozen import folds_for, head_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError
 from regraft.ground.runtime import torch_room
+from regraft.learn.calibrate import calibrated
 from regraft.learn.compare import Pair, pair
 from regraft.learn.head import Head, out_of_fold
 from regraft.learn.recipe import Recipe, choose, decide
@@ -98,16 +99,20 @@ def traced(folder: Path, tuned: "Tuned", start: Start, here: Here) -> Graft:
     backbone = from_network(folder, network)
     if start.backbone is not None:  # where it began
         backbone = replace(backbone, info={**backbone.info, "loaded": start.backbone.info["loaded"]})
-    known = _known(backbone, start.material.splits, here)
-    return Graft(here.mode, backbone, weight, layer.bias.detach().numpy(), details, known=known)
+        details["first_layer"] = start.backbone.folder.name
+    bias, splits = layer.bias.detach().numpy(), start.material.splits
+    unseen = extract(backbone, splits.val if len(splits.val) else splits.judged[1], progress=here.progress)[1]
+    calm, promises = calibrated(np.empty((0, len(bias))), np.empty(0, np.int64))  # nothing to go by
+    if splits.test is not None and len(splits.val):  # photos that it has not learned from, and that are not scored
+        calm, promises = calibrated(unseen.x @ weight.T + bias, unseen.y)
+    known = _known(backbone, splits.train, unseen, here)
+    return Graft(here.mode, backbone, weight, bias, details, None, calm, promises, known)
 
 
-def _known(backbone: Backbone, splits: Splits, here: Here) -> Familiar | None:
+def _known(backbone: Backbone, train: Dataset, unseen: Features, here: Here) -> Familiar | None:
     """Where features lie of photos that the network has learned from, as far as they tell of those it has not."""
-    train = splits.train
     some = sorted(range(len(train)), key=lambda i: train.hashes[i])[:NUM_KNOWN]
     _, learned = extract(backbone, train.subset(some), progress=here.progress)
-    _, unseen = extract(backbone, splits.judged[1], progress=here.progress)  # which are judged next
     return familiar(learned, unseen)
 
 

@@ -7,6 +7,8 @@ depend on what else is in the batch, and decoding on the other threads overlaps 
 import os
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -34,15 +36,18 @@ class AnyEngine(Protocol):
 class Engine:
     """A compiled graph. Safe to call from many threads.
 
-    graph: an ONNX file, or its bytes, that takes `images (B, H, W, 3)` uint8.
+    graph: an ONNX file, or its bytes, that takes `images (B, H, W, 3)` uint8.  also: names of what else it computes
+    that is to be an output.
     """
 
     batch_size = 1
 
-    def __init__(self, graph: Path | bytes, precision: Precision = "f32") -> None:
+    def __init__(self, graph: Path | bytes, precision: Precision = "f32", also: Sequence[str] = ()) -> None:
         core = _core()
         self.precision: Precision = precision
         model = _read(core, graph)
+        if also:
+            model.add_outputs(list(also))
         _, self.height, self.width, _ = model.inputs[0].shape
         options = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -76,6 +81,52 @@ def activations(graph: Path) -> list[tuple[str, tuple[int, ...]]]:
         for output in node.outputs()
         if output.get_names() and output.partial_shape.is_static
     ]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Some of the features, in order: mean or maximum over the places of a map, of each of its channels.
+
+    name: of the map in the graph.  shape: `(1, D, h, w)`, or `(1, h, w, D)` where channels are last.
+    """
+
+    name: str
+    kind: Literal["mean", "max"]
+    shape: tuple[int, ...]
+    is_last: bool
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.shape[-1 if self.is_last else 1]
+
+
+def pooled(graph: Path) -> tuple[Pooled, ...] | None:
+    """What the features are pooled from; None where something lies between pooling and features, or in a ViT."""
+    model = _read(_core(), graph)
+    (result,) = (one for one in model.get_results() if "features" in one.input_value(0).get_names())
+    parts = list(_parts(result.input_value(0)))
+    return None if None in parts else tuple(part for part in parts if part)
+
+
+def _parts(value: Any) -> Iterator[Pooled | None]:
+    """What a value of the graph is pooled from, back through operators that only move numbers."""
+    node = value.get_node()
+    kind = node.get_type_name()
+    if kind == "Concat":
+        for number in range(node.get_input_size()):
+            yield from _parts(node.input_value(number))
+    elif kind in ("Reshape", "Squeeze", "Unsqueeze"):
+        yield from _parts(node.input_value(0))
+    elif kind in ("ReduceMean", "ReduceMax"):
+        pooled_from = node.input_value(0)
+        shape, count = tuple(pooled_from.shape), int(np.prod(value.shape))
+        is_map = len(shape) == 4 and count in (shape[1], shape[3]) and pooled_from.get_names()
+        name = min(pooled_from.get_names(), default="")
+        how: Literal["mean", "max"] = "mean" if kind == "ReduceMean" else "max"
+        yield Pooled(name, how, shape, count != shape[1]) if is_map else None
+    else:
+        yield None
 
 
 def _read(core: Any, graph: Path | bytes) -> Any:

@@ -49,7 +49,11 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def manifest_of(
-    backbone: Backbone, classes: tuple[str, ...], temperature: float, provenance: dict[str, Any]
+    backbone: Backbone,
+    classes: tuple[str, ...],
+    temperature: float,
+    thresholds: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """A manifest without metrics and hashes."""
     info = backbone.info
@@ -59,7 +63,7 @@ def manifest_of(
         "preprocessing": info["preprocessing"],
         "precision": info["precision"],
         "temperature": temperature,
-        "thresholds": {},
+        "thresholds": thresholds,
         "heads": info["heads"],
         "metrics": {},
         "backbone": {

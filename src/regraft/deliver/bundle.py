@@ -11,13 +11,13 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from regraft.backbones.engine import Engine, Precision, usable_precision
+from regraft.backbones.engine import Engine, Pooled, Precision, pooled, usable_precision
 from regraft.data.decode import Unreadable, read_bytes, to_rgb
 from regraft.data.transforms import Preprocessing, photo_to_input, transform
 from regraft.ground.errors import BundleError, DataError
@@ -35,13 +35,16 @@ class Prediction:
     """What a model says of one photo. Probabilities are 0..1 and sum to 1; `probability` is the label's.
 
     novelty: how far the photo is from those learned from, beside what all but 1 % of them keep; None where the model
-    cannot tell.
+    cannot tell.  unsure: whether an answer so probable is wrong more often than was allowed.  labels: classes that hold
+    the right one as often as was asked for, most probable first; None where nothing was asked.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
     novelty: float | None = None
+    unsure: bool = False
+    labels: tuple[str, ...] | None = None
 
     @property
     def looks_new(self) -> bool:
@@ -54,11 +57,15 @@ class Bundle:
     """A loaded model. Safe to use from many threads.
 
     folder: where it lies.  manifest: content of regraft.json.  wanted_precision: None for the one it was made with.
+    max_error: 0..1, share of wrong answers above which it is rather unsure; None for never.  coverage: 0..1, how often
+    the right class is to be among `Prediction.labels`; None for no such list.
     """
 
     folder: Path
     manifest: dict[str, Any]
     wanted_precision: Precision | None = None
+    max_error: float | None = None
+    coverage: float | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -78,9 +85,30 @@ class Bundle:
         return usable_precision(self.manifest["precision"])
 
     @cached_property
+    def least_sure(self) -> float:
+        """Probability, 0..1, below which it is unsure; 0 for never. Raises BundleError for what it cannot promise."""
+        return 0.0 if self.max_error is None else threshold(self.manifest, "max_error", self.max_error)
+
+    @cached_property
+    def least_likely(self) -> float | None:
+        """Probability, 0..1, from which on a class is among `Prediction.labels`. Raises BundleError as above."""
+        return None if self.coverage is None else threshold(self.manifest, "coverage", self.coverage)
+
+    @cached_property
     def engine(self) -> Engine:
         """The compiled graph; compiling takes a moment, once."""
         return Engine(self.folder / "model.onnx", self.precision)
+
+    @cached_property
+    def pooled(self) -> tuple[Pooled, ...] | None:
+        """The maps whose means and maxima are the features; None for a network that does not end in pooling."""
+        return pooled(self.folder / "model.onnx")
+
+    @cached_property
+    def map_engine(self) -> Engine:
+        """The compiled graph, with the maps that its features are pooled from among its outputs."""
+        names = dict.fromkeys(part.name for part in self.pooled or ())
+        return Engine(self.folder / "model.onnx", self.precision, tuple(names))
 
     @cached_property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
@@ -121,20 +149,53 @@ class Bundle:
         """Prediction from the logits `(C,)` of one photo."""
         p = self.probabilities(logits[np.newaxis])[0]
         best, shares = int(p.argmax()), dict(zip(self.classes, map(float, p), strict=True))
-        return Prediction(self.classes[best], float(p[best]), shares, novelty)
+        labels = None
+        if self.least_likely is not None:
+            order = [int(i) for i in np.argsort(-p, kind="stable")]
+            labels = tuple(self.classes[i] for i in order if i == best or p[i] >= self.least_likely)
+        return Prediction(self.classes[best], float(p[best]), shares, novelty, bool(p[best] < self.least_sure), labels)
 
 
-def load(folder: str | Path, *, precision: Precision | None = None) -> Bundle:
+def threshold(manifest: dict[str, Any], kind: Literal["max_error", "coverage"], wanted: float) -> float:
+    """The probability that keeps a promise: no more errors, or no less coverage, than wanted, both 0..1.
+
+    Raises BundleError, with what could be promised, where the photos that were learned from do not allow it.
+    """
+    thresholds = manifest["thresholds"]
+    steps = thresholds.get(kind, [])
+    if kind == "max_error":
+        kept = [probability for error, probability, _ in steps if error <= wanted]
+        possible = [f"{100 * error:.2g} %" for error in [min((step[0] for step in steps), default=1.0)] if error < 1]
+    else:
+        kept = [probability for coverage, probability in steps if coverage >= wanted]
+        possible = [f"{100 * coverage:g} %" for coverage, _ in steps]
+    if kept:
+        return float(kept[0])
+    name = kind.replace("_", "-")
+    seen = f"the {thresholds['n']} photos that could tell" if thresholds else "no photos were set apart that could tell"
+    cure = f"Expected {' or '.join(possible)}" if possible else "Train with --mode frozen, or with val and test folders"
+    raise BundleError(f"This model cannot promise --{name} {100 * wanted:g}%: {seen} do not allow it. {cure}.")
+
+
+def load(
+    folder: str | Path,
+    *,
+    precision: Precision | None = None,
+    max_error: float | None = None,
+    coverage: float | None = None,
+) -> Bundle:
     """A bundle from disk, every file verified. A run's folder will do: its bundle is taken.
 
-    Raises BundleError when it is missing, damaged, or of a newer format.
+    max_error, coverage: see Bundle.  Raises BundleError when it is missing, damaged, of a newer format, or cannot
+    promise what is wanted of it.
     """
     folder = Path(folder).expanduser()
     if not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file():
         folder = folder / "bundle"
-    bundle = Bundle(folder, _read_manifest(folder), precision)
+    bundle = Bundle(folder, _read_manifest(folder), precision, max_error, coverage)
     for name in FILES:
         _verify(folder / name, bundle.manifest["sha256"].get(name))
+    _ = bundle.least_sure, bundle.least_likely
     return bundle
 
 
@@ -168,11 +229,30 @@ def _problem(manifest: dict[str, Any]) -> str | None:
         return "its temperature is not a positive number"
     if not isinstance(manifest.get("sha256"), dict) or not isinstance(manifest.get("heads"), dict):
         return "its lists of files and heads are missing"
+    if not _are_thresholds(manifest.get("thresholds")):
+        return "its thresholds are not lists of numbers"
     try:
         Preprocessing.from_json(manifest["preprocessing"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return "its preprocessing is incomplete or wrong"
     return None
+
+
+def _are_thresholds(found: Any) -> bool:
+    """Whether they are as `learn.calibrate.thresholds` gives them."""
+    if found == {}:
+        return True
+    if not isinstance(found, dict) or not isinstance(found.get("n"), int):
+        return False
+    widths = {"max_error": 3, "coverage": 2}
+    return all(
+        isinstance(found.get(kind), list)
+        and all(
+            isinstance(row, list) and len(row) == width and all(isinstance(x, (int, float)) for x in row)
+            for row in found[kind]
+        )
+        for kind, width in widths.items()
+    )
 
 
 def _verify(path: Path, expected: str | None) -> None:

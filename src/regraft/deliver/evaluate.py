@@ -1,6 +1,7 @@
 """How good a bundle is on labelled photos. Every figure goes through the bundle as it lies on disk."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from regraft.data.transforms import photo_to_input
 from regraft.deliver.bundle import Bundle
 from regraft.ground.errors import BundleError, DataError, nearest
 from regraft.ground.progress import QUIET, Progress
-from regraft.ground.statistics import Accuracy, accuracy
+from regraft.ground.statistics import Accuracy, accuracy, macro_f1, macro_f1_interval, mean_interval
 
 NUM_PROBES = 8
 BLOCK = 4096  # photos whose features are in memory at a time
@@ -27,6 +28,7 @@ class Evaluation:
     accuracy: with its interval.  macro_f1, balanced_accuracy: means over the classes that occur, 0..1.
     log_loss: nats a photo.  ece: expected calibration error, 0..1.  confusion: `(C, C)` int64, a row for each true
     class.  per_class: rows of class, n, precision, recall, f1.  dataset: the photos judged.  probabilities: `(N, C)`.
+    uncalibrated: log_loss and ece without the temperature.  least_sure: probability below which an answer is "unsure".
     """
 
     accuracy: Accuracy
@@ -38,6 +40,29 @@ class Evaluation:
     per_class: list[dict[str, Any]]
     dataset: Dataset
     probabilities: np.ndarray
+    uncalibrated: dict[str, float]
+    least_sure: float = 0.0
+
+    @property
+    def answered(self) -> np.ndarray:
+        """`(N,)` bool: which photos got an answer, not "unsure"."""
+        return np.asarray(self.probabilities.max(axis=1) >= self.least_sure)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of macro F1 and log loss, by bootstrap over the photos."""
+        lost = photo_losses(self.probabilities, self.dataset.labels)
+        return {"macro_f1": macro_f1_interval(self.confusion), "log_loss": mean_interval(lost)}
+
+    @property
+    def selective(self) -> dict[str, Any] | None:
+        """What comes of answering only where the model is sure; None where it always answers."""
+        if self.least_sure == 0.0:
+            return None
+        answered = int(self.answered.sum())
+        wrong = answered - int(self.right[self.answered].sum())
+        error = accuracy(wrong, answered, "answered").to_json() if answered else None
+        return {"least_probability": self.least_sure, "answered": answered, "wrong": wrong, "error": error}
 
     @property
     def right(self) -> np.ndarray:
@@ -49,6 +74,9 @@ class Evaluation:
         return {
             "accuracy": self.accuracy.to_json(),
             **{name: getattr(self, name) for name in ("macro_f1", "balanced_accuracy", "log_loss", "ece")},
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "uncalibrated": self.uncalibrated,
+            **({"selective": self.selective} if self.selective else {}),
             "classes": list(self.dataset.classes),
             "confusion": self.confusion.tolist(),
             "per_class": self.per_class,
@@ -72,7 +100,13 @@ def evaluate(bundle: Bundle, folder: str | Path, *, progress: Progress = QUIET) 
 def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: Progress = QUIET) -> Evaluation:
     """Judge a bundle on photos whose labels count in the bundle's order. split: their name, for the report."""
     dataset, logits = logits_of(bundle, dataset, progress)
-    return figures(dataset, bundle.probabilities(logits), split)
+    found = figures(dataset, bundle.probabilities(logits), split)
+    before = bundle.probabilities(logits * np.float32(bundle.manifest["temperature"]))
+    uncalibrated = {
+        "log_loss": log_loss(before, dataset.labels),
+        "ece": expected_calibration_error(before, dataset.labels),
+    }
+    return replace(found, uncalibrated=uncalibrated, least_sure=bundle.least_sure)
 
 
 def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
@@ -83,13 +117,13 @@ def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
     right, n, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     precision, recall, f1 = _share(right, said), _share(right, n), _share(2 * right, n + said)
     rows = zip(dataset.classes, n, precision, recall, f1, strict=True)
-    likelihood = np.maximum(p[np.arange(len(y)), y], np.finfo(p.dtype).eps)
+    loss, ece = log_loss(p, y), expected_calibration_error(p, y)
     return Evaluation(
         accuracy=accuracy(int(right.sum()), len(y), split),
-        macro_f1=float(f1[n > 0].mean()),
+        macro_f1=float(macro_f1(confusion)),
         balanced_accuracy=float(recall[n > 0].mean()),
-        log_loss=float(-np.log(likelihood).mean()),
-        ece=expected_calibration_error(p, y),
+        log_loss=loss,
+        ece=ece,
         confusion=confusion,
         per_class=[
             {"class": c, "n": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
@@ -97,6 +131,7 @@ def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
         ],
         dataset=dataset,
         probabilities=p,
+        uncalibrated={"log_loss": loss, "ece": ece},
     )
 
 
@@ -131,6 +166,16 @@ def in_order_of(bundle: Bundle, dataset: Dataset) -> Dataset:
             )
     order = np.array([bundle.classes.index(name) if name in bundle.classes else -1 for name in dataset.classes])
     return replace(dataset, classes=bundle.classes, labels=order[dataset.labels])
+
+
+def photo_losses(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`(N,)`: nats lost on each photo by probabilities `p (N, C)`, labels `y (N,)` int64."""
+    return np.asarray(-np.log(np.maximum(p[np.arange(len(y)), y], np.finfo(p.dtype).eps)))
+
+
+def log_loss(p: np.ndarray, y: np.ndarray) -> float:
+    """Their mean."""
+    return float(photo_losses(p, y).mean())
 
 
 def expected_calibration_error(p: np.ndarray, y: np.ndarray, num_bins: int = 15) -> float:

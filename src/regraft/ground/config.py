@@ -55,6 +55,9 @@ class TrainConfig:
     seed: int = 0
     """Decides which photos are kept for judging, the folds, the order of photos, augmentation and random weights."""
 
+    report: bool = True
+    """Write report.html: what the model can do, with pictures."""
+
     workers: int = -1
     """Processes that augment photos; -1 to decide. Changes no result."""
 

@@ -1,9 +1,12 @@
 """Two models on the same photos: is one better, or is the difference within what chance does?"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+
+from regraft.ground.statistics import difference_interval, holm
 
 DIFFERS = 0.05  # largest two-sided p-value that is called a difference
 BETTER = 0.1  # largest one for which auto prefers the model that took longer: one-sided 0.05
@@ -13,6 +16,7 @@ BETTER = 0.1  # largest one for which auto prefers the model that took longer: o
 class Pair:
     """Models a and b on n photos. a_only, b_only: photos that one of them alone has right.  p_value: exact, two-sided.
 
+    corrected: that p-value where the pair is one of several (Holm); the same where it is alone.
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12 (1947).
     """
 
@@ -22,14 +26,22 @@ class Pair:
     b_only: int
     n: int
     p_value: float
+    corrected: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether chance alone would hardly do this."""
+        return self.corrected <= DIFFERS
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.p_value > DIFFERS:
+        if not self.differs:
             return f"{self.a} and {self.b} do not differ on these {self.n} photos"
-        better, worse = (self.a, self.b) if self.a_only > self.b_only else (self.b, self.a)
-        return f"{better} is better than {worse}: right on {abs(self.a_only - self.b_only)} more of {self.n} photos"
+        (fewer, worse), (more, better) = sorted([(self.a_only, self.a), (self.b_only, self.b)])
+        low, high = (round(100 * end, 1) for end in difference_interval(fewer, more, self.n))
+        by = f"{low:g} to {high:g} points"
+        return f"{better} is better than {worse} by {by}: right on {more - fewer} more of {self.n} photos"
 
     @property
     def b_wins(self) -> bool:
@@ -61,7 +73,14 @@ def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:
     a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     discordant = a_only + b_only
     p_value = float(binomtest(a_only, discordant).pvalue) if discordant else 1.0
-    return Pair(a, b, a_only, b_only, len(right_a), p_value)
+    return Pair(a, b, a_only, b_only, len(right_a), p_value, p_value)
+
+
+def pairs(right: dict[str, np.ndarray]) -> tuple[Pair, ...]:
+    """Every two of several models, with p-values corrected for their number. right: name -> `(N,)` bool."""
+    found = [pair(a, right[a], b, right[b]) for a, b in combinations(right, 2)]
+    corrected = holm([one.p_value for one in found])
+    return tuple(replace(one, corrected=p) for one, p in zip(found, corrected, strict=True))
 
 
 def no_room(num_right: int, n: int) -> bool:

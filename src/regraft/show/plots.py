@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from regraft.data.decode import decode
@@ -19,6 +20,12 @@ GAP = 14
 CAPTION = 26
 INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
 RIGHT, WRONG = "#1a7f4b", "#c2342b"
+GLOW = (  # red, green and blue of a heat of 0..255: from violet through orange to yellow
+    lambda level: min(255, 70 + 2 * level),
+    lambda level: max(0, min(255, 2 * level - 200)),
+    lambda level: max(0, 140 - 2 * level),
+)
+GLOWING = 0.75  # of the hottest place's colour, how much is heat
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,30 @@ def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequenc
         more = f", {len(photos) - COLUMNS} more" if len(photos) > COLUMNS else ""
         rows.append((text + more, [tile(i) for i in photos[:COLUMNS]]))
     return _stack(title, rows)
+
+
+def heat_overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A photo `(H, W, 3)` uint8, greyed where its heat `(h, w)` is low or below 0 and glowing where it is highest."""
+    photo = Image.fromarray(image)
+    warm = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
+    mask = Image.fromarray((255 * warm).astype(np.uint8)).resize(photo.size, Image.Resampling.BICUBIC)
+    glow = Image.merge("RGB", [mask.point(channel) for channel in GLOW])
+    share = mask.point(lambda level: round(GLOWING * level))
+    return Image.composite(glow, ImageOps.grayscale(photo).convert("RGB"), share)
+
+
+def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
+    """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast."""
+    low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (weight.min, weight.max))
+    pixels = (255 * (weight - low) / np.maximum(high - low, 1e-12)).astype(np.uint8).transpose(0, 2, 3, 1)
+    factor = max(1, tile // pixels.shape[1])
+    columns = min(len(pixels), 16)
+    step = factor * pixels.shape[1] + 2
+    picture = Image.new("RGB", (columns * step - 2, -(-len(pixels) // columns) * step - 2), "#8a8f98")
+    for number, own in enumerate(pixels):
+        shown = Image.fromarray(own).resize((step - 2, step - 2), Image.Resampling.NEAREST)
+        picture.paste(shown, (number % columns * step, number // columns * step))
+    return picture
 
 
 def save_picture(picture: Image.Image, path: Path) -> Path:

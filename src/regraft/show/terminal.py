@@ -10,8 +10,11 @@ from regraft.ground.statistics import Accuracy
 
 if TYPE_CHECKING:
     from regraft.data.scan import Dataset
+    from regraft.deliver.bundle import Prediction
+    from regraft.deliver.evaluate import Evaluation
 
-WORDS = ("class", "backbone", "features", "licence", "weights", "mode")  # columns that are not of numbers
+WORDS = ("class", "backbone", "features", "licence", "weights", "mode", "found")  # columns that are not of numbers
+BAR = 20  # blocks
 
 
 WIDE = 200  # columns where nobody's terminal is as wide as that
@@ -46,6 +49,36 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     if summary["decision"]:
         print(f"chosen   {printable(summary['decision'])}")
     print(f"model    {printable(summary['bundle'])}   ({summary['seconds']['total']:.1f} s)")
+
+
+def print_evaluation(result: "Evaluation") -> None:
+    """Figures with their intervals, then a line for each class with a bar for its recall."""
+    for name, label in (("macro_f1", "macro F1"), ("log_loss", "log loss")):
+        low, high = result.intervals[name]
+        print(f"{label} {getattr(result, name):.3f} ({low:.3f} to {high:.3f})")
+    print(f"calibration error {result.ece:.3f}, without temperature {result.uncalibrated['ece']:.3f}")
+    if found := result.selective:
+        part = f"answered {found['answered']} of {result.accuracy.n}, {found['wrong']} of those wrong"
+        print(part + (f" ({100 * found['error']['high']:.1f} % at most, 95 % interval)" if found["error"] else ""))
+    rows = [
+        (r["class"], r["n"], *(f"{r[name]:.3f}" for name in ("precision", "recall", "f1")), bar(r["recall"]))
+        for r in result.per_class
+    ]
+    print_table(("class", "photos", "precision", "recall", "F1", "found"), rows)
+
+
+def bar(share: float) -> str:
+    """A share, 0..1, as a bar of blocks."""
+    return "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
+
+
+def said(prediction: "Prediction") -> str:
+    """A model's answer in words."""
+    sure = f"{prediction.label}  {100 * prediction.probability:.1f} %"
+    text = f"unsure ({sure})" if prediction.unsure else sure
+    if prediction.labels is not None:
+        text += f"  one of: {', '.join(prediction.labels)}"
+    return text + ("  (looks like nothing it has learned from)" if prediction.looks_new else "")
 
 
 def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,0 +1,116 @@
+"""The story of `regraft report`: a bundle, judged again, to one HTML file that shows what it can do."""
+
+import json
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from regraft.data.scan import Dataset, list_photos
+from regraft.deliver.bundle import Bundle
+from regraft.deliver.evaluate import Evaluation, evaluate, evaluate_dataset, in_order_of
+from regraft.ground.config import TrainConfig
+from regraft.ground.errors import DataError
+from regraft.ground.progress import QUIET, Progress
+from regraft.ground.runtime import cache_folder
+from regraft.show.page import write_page
+from regraft.show.report import Record, first_layer, report_html
+
+NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report. path: of the HTML file.  evaluation: what it shows."""
+
+    path: Path
+    evaluation: Evaluation
+
+    def _repr_html_(self) -> str:
+        """The page itself, in a notebook."""
+        from markupsafe import escape
+
+        page = escape(self.path.read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" width="100%" height="720" style="border:0"></iframe>'
+
+
+def report(
+    bundle: Bundle, folder: str | Path | None = None, out: str | Path | None = None, *, progress: Progress = QUIET
+) -> Report:
+    """Judge a bundle and write what it can do, photos included, into one HTML file.
+
+    folder: photos in a folder for each class, None for those that the training kept for judging.  out: the file,
+    default report.html beside the bundle.  Raises DataError where the photos are gone.
+    """
+    run = bundle.folder.parent
+    summary = _summary(run)
+    if folder is None:
+        name, dataset = _kept_for_judging(run, summary, progress)
+        evaluation = evaluate_dataset(bundle, in_order_of(bundle, dataset), name, progress=progress)
+    else:
+        evaluation, summary = evaluate(bundle, folder, progress=progress), {**summary, "findings": []}
+    return write_report(bundle, evaluation, summary, Path(out) if out else run / NAME, progress)
+
+
+def write_report(
+    bundle: Bundle, evaluation: Evaluation, summary: dict[str, Any], path: Path, progress: Progress = QUIET
+) -> Report:
+    """The HTML file of a bundle that has been judged. summary: of its run, {} where there is none."""
+    provenance = bundle.manifest["provenance"]
+    command = repeat_command(summary["photos"], provenance["config"]) if "photos" in summary else ""
+    record = Record(summary, command, _before(provenance))
+    return Report(write_page(path, report_html(bundle, evaluation, record, progress)), evaluation)
+
+
+def repeat_command(photos: str, config: dict[str, Any]) -> str:
+    """`regraft train ...` with every setting that is not the default."""
+    words = ["regraft", "train", photos]
+    settings = {field.name: config[field.name] for field in fields(TrainConfig) if field.name in config}
+    chosen = {**settings.pop("settings", {})}
+    default = TrainConfig().to_json()
+    chosen |= {name: value for name, value in settings.items() if value != default[name]}
+    for name, value in chosen.items():
+        flag = name.removesuffix("_s").replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """result.json of a run, {} without one."""
+    try:
+        found = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _kept_for_judging(run: Path, summary: dict[str, Any], progress: Progress) -> tuple[str, Dataset]:
+    """Name and photos of the split that a training judged its bundle on. Raises DataError."""
+    cure = "Give the photos to judge on: regraft report BUNDLE DIR"
+    try:
+        rows = [json.loads(line) for line in (run / "photos.jsonl").read_text(encoding="utf-8").splitlines()]
+        folder = Path(summary["photos"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{run} does not say which photos its model was judged on. {cure}.") from error
+    name = "test" if any(row.get("split") == "test" for row in rows) else "val"
+    wanted = {(row["path"], row["sha256"]) for row in rows if row.get("split") == name}
+    if not folder.exists():
+        raise DataError(f"{folder}, the photos of {run}, is gone. {cure}.")
+    dataset = list_photos(folder, progress=progress)
+    found = [i for i in range(len(dataset)) if (dataset.paths[i], dataset.hashes[i]) in wanted]
+    if len(found) < len(wanted):
+        missing = f"{len(wanted) - len(found)} of the {len(wanted)} photos that {run} was judged on"
+        raise DataError(f"{missing} are no longer in {folder}, or have changed. {cure}.")
+    return name, dataset.subset(found)
+
+
+def _before(provenance: dict[str, Any]) -> np.ndarray | None:
+    """The first layer as it was before training, where the cache still has it."""
+    trunk = cache_folder() / "graphs" / Path(str(provenance.get("first_layer", ""))).name / "trunk.safetensors"
+    return first_layer(load_file(trunk)) if trunk.is_file() else None

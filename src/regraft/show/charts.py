@@ -1,0 +1,177 @@
+"""Charts as inline SVG: functions from numbers to markup. Colours are the page's, so that light and dark both fit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 480, 290  # units of the drawing; it takes the width that the page gives it
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 34, 48
+ROW = 34  # height of one interval
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points, or points alone. colour: number of one of the page's.
+
+    ranges: low and high end of a vertical bar at each point.
+    """
+
+    name: str
+    points: Sequence[Point]
+    colour: int = 1
+    are_alone: bool = False
+    ranges: Sequence[Point] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """low, high: ends.  ticks: values and their labels."""
+
+    label: str
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+
+
+def axis(label: str, values: Sequence[float], form: str = "{:g}", *, from_zero: bool = False) -> Axis:
+    """An axis that holds all values, with ticks at round numbers. form: how a tick is written."""
+    low, high = min(values), max(values)
+    low = min(0.0, low) if from_zero else low
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    step = _round_step((high - low) / 4)
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    return Axis(label, first * step, last * step, [(k * step, form.format(k * step)) for k in range(first, last + 1)])
+
+
+def whole_axis(label: str, last: int) -> Axis:
+    """From 1 to `last`, in whole numbers."""
+    step = max(1, round(_round_step(last / 6)))
+    ticks = [1, *range(step if step > 1 else 2, last + 1, step)]
+    return Axis(label, 1, max(last, 2), [(tick, str(tick)) for tick in ticks])
+
+
+def percent_axis(label: str, low: float = 0.0) -> Axis:
+    """From `low` to 1, in per cent."""
+    return Axis(label, low, 1.0, [(k / 5, f"{20 * k} %") for k in range(6) if k / 5 >= low])
+
+
+def power_axis(label: str, values: Sequence[float]) -> Axis:
+    """Of values that are logarithms to base ten."""
+    low, high = floor(min(values)), ceil(max(values))
+    step = max(1, (high - low) // 6)
+    return Axis(label, low, max(high, low + 1), [(k, f"{10.0**k:g}") for k in range(low, high + 1, step)])
+
+
+def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal: bool = False) -> Markup:
+    """Lines over one pair of axes. title: what a reader who cannot see it is told. diagonal: a dashed line of x = y."""
+
+    def at(point: Point) -> Point:
+        across = LEFT + (point[0] - x.low) / (x.high - x.low) * (WIDTH - LEFT - RIGHT)
+        up = HEIGHT - BOTTOM - (point[1] - y.low) / (y.high - y.low) * (HEIGHT - TOP - BOTTOM)
+        return round(across, 1), round(up, 1)
+
+    parts = [_axes(x, y, at)]
+    if diagonal:
+        low, high = max(x.low, y.low), min(x.high, y.high)
+        parts.append(_path([at((low, low)), at((high, high))], "ideal"))
+    for line in lines:
+        parts.append(_line(line, at))
+    if len(lines) > 1 or diagonal:
+        parts.append(_legend(lines))
+    return _svg(title, HEIGHT, parts)
+
+
+def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *, low: float = 0.0) -> Markup:
+    """Shares with their intervals, one below the other: name, low end, value, high end, all 0..1."""
+    height = ROW * len(rows) + 40
+    x = percent_axis("", low)
+    left = 20 if len(rows) == 1 and not rows[0][0] else 130
+    scale: Callable[[float], float] = lambda share: round(  # noqa: E731
+        left + (share - low) / (1 - low) * (WIDTH - left - 24), 1
+    )
+    parts = []
+    for value, label in x.ticks:
+        parts.append(_tag("line", x1=scale(value), x2=scale(value), y1=8, y2=height - 26, class_="grid"))
+        parts.append(_text(scale(value), height - 8, label, "middle"))
+    for number, (name, start, value, end) in enumerate(rows):
+        y = 8 + ROW * (number + 0.5)
+        parts.append(_text(left - 10, y + 5, _shortened(name, 16), "end", "name"))
+        parts.append(_tag("line", x1=scale(start), x2=scale(end), y1=y, y2=y, class_=f"range c{number % 4 + 1}"))
+        parts.append(_tag("circle", cx=scale(value), cy=y, r=6, class_=f"dot c{number % 4 + 1}"))
+    return _svg(title, height, parts)
+
+
+def _axes(x: Axis, y: Axis, at: Callable[[Point], Point]) -> Markup:
+    parts = []
+    for value, label in y.ticks:
+        _, height = at((x.low, value))
+        parts.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="grid"))
+        parts.append(_text(LEFT - 8, height + 5, label, "end"))
+    for value, label in x.ticks:
+        across, _ = at((value, y.low))
+        parts.append(_text(across, HEIGHT - BOTTOM + 18, label, "middle"))
+    parts.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle"))
+    parts.append(_text(4, 16, y.label, "start", "name"))
+    return Markup("").join(parts)
+
+
+def _line(line: Line, at: Callable[[Point], Point]) -> Markup:
+    places = [at(point) for point in line.points]
+    parts = [] if line.are_alone else [_path(places, f"line c{line.colour}")]
+    for (x, _), (low, high) in zip(line.points, line.ranges, strict=False):
+        (across, bottom), (_, top) = at((x, low)), at((x, high))
+        parts.append(_tag("line", x1=across, x2=across, y1=bottom, y2=top, class_=f"whisker c{line.colour}"))
+    if line.are_alone or len(places) == 1:
+        parts += [_tag("circle", cx=x, cy=y, r=4, class_=f"dot c{line.colour}") for x, y in places]
+    return Markup("").join(parts)
+
+
+def _legend(lines: Sequence[Line]) -> Markup:
+    """Names of the lines, from the right of the top edge."""
+    parts, right = [], WIDTH - RIGHT
+    for line in reversed([line for line in lines if line.name]):
+        name = _shortened(line.name, 16)
+        parts.append(_text(right, 16, name, "end", f"legend c{line.colour}"))
+        right -= 8 * len(name) + 22
+        parts.append(_tag("circle", cx=right + 12, cy=11, r=4, class_=f"dot c{line.colour}"))
+    return Markup("").join(parts)
+
+
+def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, height, title, Markup("").join(parts)
+    )
+
+
+def _path(places: Sequence[Point], kind: str) -> Markup:
+    return _tag("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in places), class_=kind)
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Markup:
+    attributes = {"x": x, "y": y, "text-anchor": anchor, "class": kind}
+    return Markup("<text{}>{}</text>").format(_attributes(attributes), text)
+
+
+def _tag(name: str, **attributes: object) -> Markup:
+    own = {key.removesuffix("_"): value for key, value in attributes.items()}
+    return Markup("<{}{}/>").format(Markup(name), _attributes(own))  # noqa: S704  # a name of ours
+
+
+def _attributes(values: dict[str, object]) -> Markup:
+    return Markup("").join(Markup(' {}="{}"').format(key, escape(value)) for key, value in values.items())
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _round_step(step: float) -> float:
+    """The next 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** floor(log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)

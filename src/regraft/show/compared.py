@@ -1,0 +1,93 @@
+"""What a comparison shows: models side by side, whether they really differ, and the photos on which they disagree."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regraft.deliver.evaluate import Evaluation
+from regraft.learn.compare import Pair
+from regraft.show.charts import interval_bars
+from regraft.show.page import render
+from regraft.show.report import CARD, Row, history_charts, thumb
+
+NUM_PHOTOS = 12
+
+
+def compared_html(
+    title: str,
+    evaluations: Mapping[str, Evaluation],
+    summaries: Mapping[str, Mapping[str, Any]],
+    pairs: Sequence[Pair],
+    reports: Mapping[str, str],
+) -> str:
+    """The page. evaluations, summaries: of each model by name, on the same photos.  reports: links to those of each."""
+    rows = []
+    for name, evaluation in evaluations.items():
+        figures = {"macro_f1": evaluation.macro_f1, "log_loss": evaluation.log_loss, "report": reports.get(name, "")}
+        rows.append(
+            {"name": name, **vars(evaluation.accuracy), **figures, "seconds": summaries[name]["seconds"]["total"]}
+        )
+    names, photos_left = _disagreements(evaluations)
+    epochs = max(len(summary["history"]) for summary in summaries.values())
+    histories = {name: _history(summary, epochs) for name, summary in summaries.items()}
+    return render(
+        "compare.html",
+        title=title,
+        headline=headline(rows, pairs),
+        bars=interval_bars("Accuracy", [(row["name"], row["low"], row["value"], row["high"]) for row in rows]),
+        n=rows[0]["n"],
+        rows=rows,
+        pairs=pairs,
+        charts=history_charts(histories) if epochs else [],
+        photos=[_photo(evaluations, index) for index in names],
+        photos_left=photos_left,
+    )
+
+
+def headline(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:
+    """Which model to take, in one sentence: the quickest of those that none is clearly better than."""
+    if len(rows) == 1:
+        return f"{rows[0]['name']}: {100 * rows[0]['value']:.1f} %."
+    beaten = {one.b if one.a_only > one.b_only else one.a for one in pairs if one.differs}
+    left = [row for row in rows if row["name"] not in beaten] or list(rows)
+    best = min(left, key=lambda row: row["seconds"])
+    others = [row["name"] for row in left if row is not best]
+    beats = sorted(beaten)
+    sentence = f"{best['name']}: {100 * best['value']:.1f} % in {best['seconds']:.0f} s."
+    if beats:
+        sentence += f" Clearly better than {_listed(beats)}" + ("." if not others else ";")
+    if others:
+        sentence += f" {'no' if beats else 'No'} clear difference to {_listed(others)}, and quicker."
+    return sentence
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names) if len(names) < 3 else ", ".join(names[:-1]) + f" and {names[-1]}"
+
+
+def _history(summary: Mapping[str, Any], epochs: int) -> Sequence[Row]:
+    """Its epochs; of a head that was solved, its accuracy as a level line."""
+    own = summary["accuracy"]["value"]
+    return summary["history"] or [{"epoch": epoch, "val_accuracy": own} for epoch in (1, epochs)]
+
+
+def _disagreements(evaluations: Mapping[str, Evaluation]) -> tuple[list[int], int]:
+    """Photos that some have right and others wrong, where they are surest; and how many more there are."""
+    right = np.stack([one.right for one in evaluations.values()])
+    sure = np.max([one.probabilities.max(axis=1) for one in evaluations.values()], axis=0)
+    mixed = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
+    order = mixed[np.argsort(-sure[mixed], kind="stable")]
+    return [int(i) for i in order[:NUM_PHOTOS]], max(0, len(order) - NUM_PHOTOS)
+
+
+def _photo(evaluations: Mapping[str, Evaluation], index: int) -> Row:
+    dataset = next(iter(evaluations.values())).dataset
+    answers = []
+    for name, one in evaluations.items():
+        said = int(one.probabilities[index].argmax())
+        probability = float(one.probabilities[index, said])
+        is_right = said == int(dataset.labels[index])
+        answers.append({"name": name, "said": dataset.classes[said], "probability": probability, "right": is_right})
+    label = dataset.classes[int(dataset.labels[index])]
+    return {"path": dataset.paths[index], "label": label, "thumb": thumb(dataset.read(index), CARD), "answers": answers}

@@ -1,0 +1,52 @@
+"""Templates to one self-contained HTML file; pictures become part of it."""
+
+import base64
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from regraft import __version__
+from regraft.ground.files import write_atomic
+from regraft.ground.progress import printable
+
+
+def render(template: str, **context: Any) -> str:
+    """A page. Everything in `context` is escaped, except what is markup."""
+    environment = Environment(
+        loader=PackageLoader("regraft.show"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if not isinstance(value, str) or hasattr(value, "__html__") else printable(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made = datetime.now(UTC).strftime("%Y-%m-%d")
+    return environment.get_template(template).render(version=__version__, made=made, **context)
+
+
+def write_page(path: Path, html: str) -> Path:
+    """Whole or not at all."""
+    write_atomic(path, html.encode())
+    return path
+
+
+def jpeg(picture: Image.Image, size: int) -> str:
+    """A photo as a data URI, its longer side `size` pixels at most."""
+    small = picture.copy()
+    small.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return _uri(small, "jpeg", quality=72, optimize=True)
+
+
+def png(picture: Image.Image) -> str:
+    """A drawing as a data URI."""
+    return _uri(picture, "png", optimize=True)
+
+
+def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,454 @@
+"""What a report shows, from a bundle and how it was judged: sentences, tables, charts and the photos behind them."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from regraft.data.decode import Unreadable, decode
+from regraft.deliver.bundle import Bundle
+from regraft.deliver.evaluate import Evaluation
+from regraft.deliver.heatmap import heat_map
+from regraft.ground.errors import DataError
+from regraft.ground.progress import QUIET, Progress
+from regraft.ground.statistics import Accuracy, wilson_interval
+from regraft.show.charts import Axis, Line, axis, interval_bars, line_chart, percent_axis, power_axis, whole_axis
+from regraft.show.page import jpeg, png, render
+from regraft.show.plots import filter_grid, heat_overlay
+
+NUM_MISTAKES, NUM_UNSURE = 12, 6
+COVERING_S = 5.0  # for heat maps of networks for which each takes a second
+CARD, THUMB = 240, 112  # pixels
+WIDEST = 20  # classes of a confusion matrix that is drawn as one
+NUM_PAIRS = 25  # confusions listed
+IN_CELL, IN_ALL = 24, 320  # photos behind a cell, and behind all cells
+NUM_CLASSES = 25  # in the table before it is folded
+NUM_BINS = 10
+FOUND_SHOWN = 8  # photos of each kind of finding
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of the run beside the bundle. summary: as `train --json` has it, {} without a run.
+
+    command: that trains the same again.  first_layer: weight `(K, 3, h, w)` before training, where it is known.
+    """
+
+    summary: dict[str, Any]
+    command: str = ""
+    first_layer: np.ndarray | None = None
+
+
+def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress: Progress = QUIET) -> str:
+    """The whole page."""
+    ranked = _ranked(evaluation)
+    mistakes, unsure = ranked["mistakes"][:NUM_MISTAKES], ranked["unsure"][:NUM_UNSURE]
+    with progress.step("draw report", total=len(mistakes) + len(unsure)) as advance:
+        cards, began = [], time.monotonic()
+        for index in [*mistakes, *unsure]:
+            with_heat = bundle.pooled is not None or time.monotonic() - began < COVERING_S
+            cards.append(_card(bundle, evaluation, index, with_heat=with_heat))
+            advance(1)
+        confusion = _confusion(evaluation)
+    manifest = bundle.manifest
+    return render(
+        "report.html",
+        title=_title(bundle),
+        verdict=verdict(evaluation),
+        tiles=_tiles(evaluation, manifest),
+        classes=_classes(evaluation),
+        mistakes=cards[: len(mistakes)],
+        unsure=cards[len(mistakes) :],
+        heat_note=_heat_note(bundle),
+        findings=_findings(evaluation, record.summary.get("findings", [])),
+        decision=record.summary.get("decision", ""),
+        learning=_learning(manifest),
+        searched=_searched(manifest),
+        trust=_trust(evaluation, manifest),
+        promises=_promises(manifest),
+        filters=_filters(bundle, record.first_layer),
+        made_of=_made_of(manifest),
+        command=record.command,
+        seconds=[(name.replace("_", " "), value) for name, value in record.summary.get("seconds", {}).items()],
+        **confusion,
+    )
+
+
+def verdict(evaluation: Evaluation) -> Row:
+    """What it comes to: a sentence, the interval as a bar, and what is to be said beside it."""
+    a = evaluation.accuracy
+    num_right = round(a.value * a.n)
+    kind = "photos it has not seen" if a.split in ("val", "test") else "photos"
+    headline = f"Right on {num_right} of {a.n} {kind}: {100 * a.value:.1f} %."
+    sentences = [f"With 95 % confidence, between {100 * a.low:.1f} and {100 * a.high:.1f} % of such photos."]
+    rows = [row for row in evaluation.per_class if row["n"]]
+    weakest = min(rows, key=lambda row: (row["recall"], -row["n"]))
+    if weakest["recall"] < 1 and len(rows) > 1:
+        found = round(weakest["recall"] * weakest["n"])
+        sentences.append(f"Weakest on {weakest['class']}: {found} of {weakest['n']} found.")
+    if pairs := _pairs(evaluation):
+        count, label, said = pairs[0]
+        names = evaluation.dataset.classes
+        if count > 1:
+            sentences.append(f"Most often {names[label]} is taken for {names[said]}, {count} times.")
+    bar = interval_bars(f"Accuracy {a}", [("", a.low, a.value, a.high)])
+    return {"headline": headline, "sentences": sentences, "bar": bar}
+
+
+def _title(bundle: Bundle) -> str:
+    classes = bundle.classes
+    named = ", ".join(classes[:6]) + (f" and {len(classes) - 6} more" if len(classes) > 6 else "")
+    return f"Image classifier: {named}"
+
+
+def _tiles(evaluation: Evaluation, manifest: Row) -> list[Row]:
+    a, tiles = evaluation.accuracy, []
+    tiles.append(
+        {"name": "accuracy", "value": f"{100 * a.value:.1f} %", "note": f"{100 * a.low:.1f} to {100 * a.high:.1f} %"}
+    )
+    if "cross_validated" in manifest["metrics"]:
+        cv = Accuracy(**manifest["metrics"]["cross_validated"])
+        note = f"{100 * cv.low:.1f} to {100 * cv.high:.1f} %, all {cv.n} photos"
+        tiles.append({"name": "cross-validated", "value": f"{100 * cv.value:.1f} %", "note": note})
+    for name, label in (("macro_f1", "macro F1"), ("log_loss", "log loss")):
+        low, high = evaluation.intervals[name]
+        value = f"{getattr(evaluation, name):.3f}"
+        tiles.append({"name": label, "value": value, "note": f"{low:.3f} to {high:.3f}"})
+    before = evaluation.uncalibrated["ece"]
+    note = f"{100 * before:.1f} % before calibration" if manifest["temperature"] != 1 else "of its probabilities"
+    tiles.append({"name": "calibration error", "value": f"{100 * evaluation.ece:.1f} %", "note": note})
+    return tiles
+
+
+def _classes(evaluation: Evaluation) -> dict[str, list[Row]]:
+    """In their own order; where they are many, the weakest first and the others folded away."""
+    rows = [{**row, "name": row["class"]} for row in evaluation.per_class if row["n"]]
+    if len(rows) <= NUM_CLASSES:
+        return {"first": rows, "rest": []}
+    rows.sort(key=lambda row: (row["recall"], row["f1"]))
+    return {"first": rows[:NUM_CLASSES], "rest": rows[NUM_CLASSES:]}
+
+
+def _ranked(evaluation: Evaluation) -> dict[str, list[int]]:
+    """Photos it has wrong, the worst first; and those it has right, the least sure first."""
+    p, y, right = evaluation.probabilities, evaluation.dataset.labels, evaluation.right
+    own = p[np.arange(len(y)), y]
+    by_own = np.argsort(own, kind="stable")
+    return {"mistakes": [int(i) for i in by_own if not right[i]], "unsure": [int(i) for i in by_own if right[i]]}
+
+
+def _photo(evaluation: Evaluation, index: int, size: int) -> Row:
+    """What a caption says of a photo, and the photo."""
+    dataset, p = evaluation.dataset, evaluation.probabilities[index]
+    first, second = np.argsort(-p, kind="stable")[:2]
+    label = int(dataset.labels[index])
+    return {
+        "path": dataset.paths[index],
+        "thumb": thumb(dataset.read(index), size),
+        "label": dataset.classes[label],
+        "predicted": dataset.classes[int(first)],
+        "second": dataset.classes[int(second)],
+        "right": int(first) == label,
+        "probability": float(p[first]),
+        "second_probability": float(p[second]),
+        "own_probability": float(p[label]),
+    }
+
+
+def thumb(data: bytes, size: int) -> str:
+    """A photo from a file's bytes as a data URI, its longer side `size` pixels. Raises Unreadable."""
+    return jpeg(decode(data, at_least=size), size)
+
+
+def _card(bundle: Bundle, evaluation: Evaluation, index: int, *, with_heat: bool) -> Row:
+    """A photo beside its heat map for what the model says."""
+    heat = ""
+    if with_heat:
+        image = bundle.to_input(evaluation.dataset.read(index))
+        said = int(evaluation.probabilities[index].argmax())
+        heat = jpeg(heat_overlay(image, heat_map(bundle, image, said)), CARD)
+    return {**_photo(evaluation, index, CARD), "heat": heat}
+
+
+def _heat_note(bundle: Bundle) -> str:
+    what = "Left the photo, right what the network is given of it: in colour where it speaks for what the model says"
+    if bundle.pooled is not None:
+        return f"{what}. The map is exact: its places add up to the answer."
+    return f"{what}, found by covering each place in turn. Shown for the first photos."
+
+
+def _pairs(evaluation: Evaluation) -> list[tuple[int, int, int]]:
+    """Confusions, the most frequent first: count, label, what was said."""
+    found = [
+        (int(evaluation.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(evaluation.confusion > 0) if i != j
+    ]
+    return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
+
+
+def _confusion(evaluation: Evaluation) -> Row:
+    """The matrix where it can be read, the most frequent confusions, and the photos behind them."""
+    names, counts = evaluation.dataset.classes, evaluation.confusion
+    listed = _pairs(evaluation)
+    is_drawn = len(names) <= WIDEST
+    wanted = [(i, j) for _, i, j in (listed if is_drawn else listed[:NUM_PAIRS])]
+    if is_drawn:
+        wanted += [(i, i) for i in range(len(names)) if counts[i, i]]
+    cells = _cells(evaluation, wanted)
+    ids = {cell["id"] for cell in cells}
+    pairs = [
+        {"label": names[i], "said": names[j], "count": count, "n": int(counts[i].sum()), "id": _known(i, j, ids)}
+        for count, i, j in listed[:NUM_PAIRS]
+    ]
+    return {
+        "matrix": _matrix(evaluation, ids) if is_drawn else None,
+        "pairs": [] if is_drawn and len(names) <= 5 else pairs,
+        "pairs_left": max(0, len(listed) - NUM_PAIRS),
+        "cells": cells,
+    }
+
+
+def _matrix(evaluation: Evaluation, ids: set[str]) -> Row:
+    names, counts = evaluation.dataset.classes, evaluation.confusion
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    rows = []
+    for i, name in enumerate(names):
+        cells = [
+            {
+                "count": int(counts[i, j]),
+                "said": names[j],
+                "right": i == j,
+                "id": _known(i, j, ids),
+                "shade": f"{0.55 * shares[i, j]:.2f}",  # which text is read on, light or dark
+            }
+            for j in range(len(names))
+        ]
+        rows.append({"name": name, "cells": cells})
+    return {"names": names, "rows": rows}
+
+
+def _known(i: int, j: int, ids: set[str]) -> str:
+    name = f"cell-{i}-{j}"
+    return name if name in ids else ""
+
+
+def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Row]:
+    """Photos behind cells of the confusion matrix, the surest answers first, until there are enough."""
+    names, p, said = evaluation.dataset.classes, evaluation.probabilities, evaluation.probabilities.argmax(axis=1)
+    cells, room = [], IN_ALL
+    for i, j in wanted:
+        members = np.flatnonzero((evaluation.dataset.labels == i) & (said == j))
+        order = members[np.argsort(-p[members, j], kind="stable")]
+        if i == j:
+            order = order[::-1][: IN_CELL // 2]  # of what is right, what was least sure tells most
+        shown = [int(index) for index in order[: min(IN_CELL, room)]]
+        room -= len(shown)
+        if shown:
+            photos = [_photo(evaluation, index, THUMB) for index in shown]
+            cell = {"id": f"cell-{i}-{j}", "label": names[i], "said": names[j], "count": len(members)}
+            cells.append({**cell, "photos": photos})
+    return cells
+
+
+def _findings(evaluation: Evaluation, found: Sequence[Row]) -> list[Row]:
+    """Those of each kind together, with a few photos."""
+    kinds: dict[str, list[Row]] = {}
+    for one in found:
+        kinds.setdefault(one["kind"], []).append(one)
+    root, shown = evaluation.dataset.root, []
+    for kind, members in kinds.items():
+        pairs = [(path, one["text"]) for one in members for path in one["paths"]][:FOUND_SHOWN]
+        photos = []
+        for path, text in pairs:
+            try:
+                picture = thumb((root / path).read_bytes(), THUMB)
+            except (OSError, Unreadable, DataError):
+                picture = ""
+            photos.append({"path": path, "text": text, "thumb": picture})
+        shown.append({"kind": kind, "count": len(members), "photos": photos})
+    return shown
+
+
+def _learning(manifest: Row) -> Row:
+    """Curves over epochs, or of the penalty for a head that was solved."""
+    provenance = manifest["provenance"]
+    if history := provenance.get("history"):
+        return {"text": _epochs_text(provenance), "charts": history_charts({"": history})}
+    curve = provenance.get("head", {}).get("curve", [])
+    if not curve:
+        return {"text": "The head was solved on too few photos to cross-validate its strength.", "charts": []}
+    points = [(float(np.log10(point["penalty"])), point["log_loss"]) for point in curve]
+    chosen = provenance["head"]["penalty"]
+    best = [point for point in points if abs(point[0] - np.log10(chosen)) < 1e-9]
+    x = power_axis("penalty on large weights", [a for a, _ in points])
+    y = axis("log loss", [b for _, b in points])
+    svg = line_chart("Log loss by penalty", [Line("cross-validated", points), Line("chosen", best, 2, True)], x, y)
+    rows = [(f"{p['penalty']:.3g}", f"{p['log_loss']:.3f}", f"{p['num_right']} of {p['n']}") for p in curve]
+    header = ("penalty", "log loss", "right")
+    caption = "Each penalty judged by photos that had no part in solving the head; the lowest is taken."
+    text = (
+        "The backbone ran once over every photo and stayed as it was; the head was solved, so there are no epochs. "
+        f"Its penalty, {chosen:.3g}, was chosen by cross-validation on the photos to learn from."
+    )
+    return {"text": text, "charts": [{"svg": svg, "caption": caption, "header": header, "rows": rows}]}
+
+
+def _epochs_text(provenance: Row) -> str:
+    first = "All layers" if provenance["mode"] == "full" else "The network"
+    text = f"{first} learned for {len(provenance['history'])} epochs; that of epoch {provenance['epoch']} is delivered."
+    return text + (f" It stopped early: {provenance['stopped']}." if provenance.get("stopped") else "")
+
+
+def history_charts(histories: dict[str, Sequence[Row]]) -> list[Row]:
+    """Loss, accuracy and learning rate over epochs, of one training or of several by name."""
+    epochs = [row["epoch"] for rows in histories.values() for row in rows]
+    x = whole_axis("epoch", max(epochs))
+    charts = []
+    for what, label in (("loss", "loss"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")):
+        lines = []
+        for number, (name, rows) in enumerate(histories.items()):
+            parts = [("val", f"val_{what}"), ("train", f"train_{what}")] if what != "learning_rate" else [("", what)]
+            for kind, (part, key) in enumerate(parts[: 1 if len(histories) > 1 else 2]):
+                points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+                if points:
+                    lines.append(Line(name or part, points, (number if name else kind) % 4 + 1))
+        if lines:
+            charts.append(_history_chart(what, label, lines, x))
+    return charts
+
+
+def _history_chart(what: str, label: str, lines: Sequence[Line], x: Axis) -> Row:
+    values = [value for line in lines for _, value in line.points]
+    if what == "accuracy":
+        y = percent_axis(label, min(0.8, max(0.0, np.floor(min(values) * 5) / 5)))
+    else:
+        y = axis(label, values, from_zero=True)
+    rows = [(line.name or label, f"{epoch:g}", f"{value:.4g}") for line in lines for epoch, value in line.points]
+    svg = line_chart(f"{label} over epochs", lines, x, y)
+    return {"svg": svg, "caption": f"{label} after each epoch", "header": ("", "epoch", label), "rows": rows}
+
+
+def _searched(manifest: Row) -> list[Row]:
+    tried = manifest["provenance"].get("searched", [])
+    best = min((one["log_loss"] for one in tried), default=None)
+    return [{**one, "right": one["num_right"] / one["n"], "chosen": one["log_loss"] == best} for one in tried]
+
+
+def _trust(evaluation: Evaluation, manifest: Row) -> Row:
+    p, right = evaluation.probabilities, evaluation.right
+    confidence, temperature = p.max(axis=1), manifest["temperature"]
+    text = f"On average they are off by {100 * evaluation.ece:.1f} points on these photos."
+    if temperature != 1:
+        before = evaluation.uncalibrated
+        text += (
+            f" A temperature of {temperature:.2f}, found on photos that are not scored here, brought the calibration "
+            f"error from {100 * before['ece']:.1f} to {100 * evaluation.ece:.1f} % and the log loss from "
+            f"{before['log_loss']:.3f} to {evaluation.log_loss:.3f}."
+        )
+    return {"text": text, "charts": [_reliability(confidence, right), _risk_coverage(confidence, right)]}
+
+
+def _reliability(confidence: np.ndarray, right: np.ndarray) -> Row:
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    points, ranges, rows = [], [], []
+    for number in np.unique(bins):
+        inside = bins == number
+        mean, num_right, n = float(confidence[inside].mean()), int(right[inside].sum()), int(inside.sum())
+        points.append((mean, num_right / n))
+        ranges.append(wilson_interval(num_right, n))
+        rows.append((f"{number * 10} to {number * 10 + 10} %", f"{100 * mean:.1f} %", f"{num_right} of {n}"))
+    x, y = percent_axis("what it says"), percent_axis("what is right")
+    svg = line_chart("Calibration", [Line("", points, 1, True, ranges)], x, y, diagonal=True)
+    caption = "Photos by the probability of their answer. On the dashed line, 80 % sure is right in 80 % of cases."
+    return {"svg": svg, "caption": caption, "header": ("sure", "mean", "right"), "rows": rows}
+
+
+def _risk_coverage(confidence: np.ndarray, right: np.ndarray) -> Row:
+    order = np.argsort(-confidence, kind="stable")
+    n = len(order)
+    errors = np.cumsum(~right[order]) / np.arange(1, n + 1)
+    places = np.unique(np.linspace(1, n, min(n, 60)).round().astype(int))
+    points = [(k / n, float(errors[k - 1])) for k in places]
+    x = percent_axis("photos answered, the surest first")
+    top = max(0.02, max(error for _, error in points))
+    y = axis("wrong among them", [0, 100 * top], "{:g} %")
+    line = Line("", [(share, 100 * error) for share, error in points], 2)
+    svg = line_chart("Errors among the surest answers", [line], x, y)
+    chosen = [k for k in (n // 10, n // 4, n // 2, 3 * n // 4, 9 * n // 10, n) if k]
+    rows = [
+        (f"{100 * k / n:.0f} %", f"{100 * confidence[order[k - 1]]:.1f} %", f"{100 * errors[k - 1]:.1f} %")
+        for k in dict.fromkeys(chosen)
+    ]
+    caption = "How many of its answers are wrong if it answers only where it is surest."
+    return {"svg": svg, "caption": caption, "header": ("answered", "at least so sure", "wrong"), "rows": rows}
+
+
+def _promises(manifest: Row) -> list[Row]:
+    """Each step that has fewer errors than all that answer more."""
+    steps = manifest["thresholds"].get("max_error", [])
+    kept: list[Row] = []
+    for error, probability, share in steps:
+        if not kept or error < kept[-1]["error"]:
+            kept.append({"error": error, "probability": probability, "share": share})
+    return kept
+
+
+def _filters(bundle: Bundle, before: np.ndarray | None) -> Row | None:
+    """The filters of the first layer, and as they were before training where they have changed."""
+    after = first_layer(load_file(bundle.folder / "model.safetensors"))
+    if after is None:
+        return None
+    wanted = [(after, _unchanged(bundle))]
+    if before is not None and before.shape == after.shape and not np.array_equal(before, after):
+        wanted = [(before, "before training"), (after, "after training")]
+    pictures = []
+    for weight, caption in wanted:
+        picture = filter_grid(weight)
+        pictures.append({"src": png(picture), "width": picture.width, "height": picture.height, "caption": caption})
+    return {"size": f"{after.shape[2]} x {after.shape[3]}", "pictures": pictures}
+
+
+def _unchanged(bundle: Bundle) -> str:
+    is_frozen = bundle.manifest["provenance"]["mode"] == "frozen"
+    return "of the pretrained network, which training left as they were" if is_frozen else "after training"
+
+
+def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The filters `(K, 3, h, w)` that see the photo itself."""
+    seeing = [tensor for _, tensor in sorted(tensors.items()) if tensor.ndim == 4 and tensor.shape[1] == 3]
+    return np.asarray(seeing[0], np.float32) if seeing else None
+
+
+def _made_of(manifest: Row) -> list[tuple[str, str]]:
+    backbone, provenance = manifest["backbone"], manifest["provenance"]
+    images, split, p = provenance["images"], provenance["split"], manifest["preprocessing"]
+    given = "as the folder says" if split["given"] else "drawn by content"
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    levels = ", mean and maximum of all levels" if backbone["levels"] else ""
+    return [
+        ("backbone", f"{backbone['name']}, {backbone['num_params'] / 1e6:.1f} million parameters{levels}"),
+        ("weights", f"{backbone['loaded'] or 'random'}; from {backbone['origin']}; licence {backbone['licence']}"),
+        ("mode", provenance["mode"]),
+        (
+            "photos",
+            f"{images['used']} used of {images['found']} found; {split['train']} to learn from, {split['judged']} to "
+            f"judge on, {given}",
+        ),
+        (
+            "input",
+            f"{p['height']} x {p['width']} pixels, {p['interpolation']}; mean {_triple(p['mean'])}, "
+            f"deviation {_triple(p['std'])}",
+        ),
+        ("seed", str(provenance["config"]["seed"])),
+        ("photos' fingerprint", provenance["data_sha256"][:16]),
+        ("graph", backbone["graph_sha256"][:16]),
+        ("versions", versions),
+    ]
+
+
+def _triple(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
