@@ -63,6 +63,7 @@ def test_a_new_run_replaces_the_old_one_whole(photos, tmp_path):
         "bundle",
         "photos.jsonl",
         "quarantine.csv",
+        "report.html",
         "result.json",
     ]
 

@@ -56,7 +56,7 @@ def test_the_object_of_the_contract(compared):
 
 def test_every_mode_is_a_whole_run_on_the_same_split(compared):
     _, out = compared
-    assert visible(out) == ["compare.json", "frozen", "full", "scratch"]
+    assert visible(out) == ["compare.html", "compare.json", "frozen", "full", "scratch"]
     splits = [(out / mode / "photos.jsonl").read_bytes() for mode in ("frozen", "full", "scratch")]
     assert splits[0] == splits[1] == splits[2]
     for mode in ("frozen", "full", "scratch"):

@@ -166,7 +166,9 @@ def test_history_has_a_row_for_each_epoch_and_ends_with_the_reported_accuracy(st
 
 def test_a_finished_run_leaves_nothing_to_continue(story):
     rows = {"history.jsonl"} if story[0] != "frozen" else set()
-    assert set(visible(story[2].out)) == {"bundle", "photos.jsonl", "quarantine.csv", "result.json"} | rows
+    assert (
+        set(visible(story[2].out)) == {"bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"} | rows
+    )
     assert not list(story[2].out.glob(".partial-*"))
 
 
@@ -236,14 +238,14 @@ def test_auto_stops_at_frozen_when_nothing_is_left_to_gain(photos, toy, tmp_path
     expected = "frozen: it has none of 6 val photos wrong, too few to show that any model is better"
     assert run.summary["decision"] == expected
     assert run.summary["mode"] == run.bundle.manifest["provenance"]["mode"] == "frozen"
-    assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "result.json"]
+    assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"]
     assert not [line for line in said.lines if "usable now" in line or "epoch" in line]
 
 
 def test_auto_stops_at_frozen_when_there_is_no_time(mislabelled, toy, tmp_path):
     run = train_run(mislabelled, tmp_path / "run", configure(time_s=3, **toy), Progress(quiet=True))
     assert run.summary["decision"] == "frozen: there was no time left to fine-tune"
-    assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "result.json"]
+    assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"]
 
 
 def test_auto_announces_and_saves_the_frozen_model_before_it_goes_on_and_a_tie_leaves_it(mislabelled, toy, tmp_path):
@@ -312,7 +314,14 @@ def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path)
     assert "fold 5 of 5" in said.lines
     assert re.match(r"full: of 30 cross-validated photos full alone is right on \d+, ", run.summary["decision"])
     assert run.summary["mode"] == "full"
-    assert visible(run.out) == ["bundle", "history.jsonl", "photos.jsonl", "quarantine.csv", "result.json"]
+    assert visible(run.out) == [
+        "bundle",
+        "history.jsonl",
+        "photos.jsonl",
+        "quarantine.csv",
+        "report.html",
+        "result.json",
+    ]
 
 
 @pytest.mark.slow
@@ -465,7 +474,7 @@ def test_a_run_without_epochs_leaves_no_history_of_the_run_before(photos, toy, t
     regraft.train(photos, tmp_path / "run", quiet=True, mode="full", epochs=1, **toy)
     assert (tmp_path / "run" / "history.jsonl").exists()
     regraft.train(photos, tmp_path / "run", quiet=True, mode="frozen", **toy)
-    assert visible(tmp_path / "run") == ["bundle", "photos.jsonl", "quarantine.csv", "result.json"]
+    assert visible(tmp_path / "run") == ["bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"]
 
 
 @pytest.mark.parametrize("mode", ["frozen", "full", "scratch", "auto"])

@@ -323,8 +323,9 @@ def compare(
     from regraft import api
 
     config = api.configure(**{name: value for name, value in settings.items() if value is not None})
-    named = [tuple(part.strip() for part in text.split(",") if part.strip()) for text in (modes, backbones)]
-    result = api.compare(folder, out, modes=named[0], backbones=named[1], config=config, progress=Progress(quiet))
+    wanted = tuple(mode.strip() for mode in modes.split(","))
+    networks = tuple(name.strip() for name in backbones.split(",") if name.strip())
+    result = api.compare(folder, out, modes=wanted, backbones=networks, config=config, progress=Progress(quiet))
     if as_json:
         terminal.print_json(result.to_json())
         return
