@@ -21,6 +21,7 @@ ROOMS = (
     "doctor",
     "run",
     "reporting",
+    "server",
     "frozen",
     "tuning",
     "training",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from regraft.doctor import Examination, examine
     from regraft.ground.errors import RegraftError
     from regraft.learn.head import Head, solve
+    from regraft.reporting import Report, report
+    from regraft.server.serving import serve
 
 _HOMES = {
     "Backbone": "backbones.graph",
@@ -34,6 +36,7 @@ _HOMES = {
     "Head": "learn.head",
     "Prediction": "deliver.bundle",
     "RegraftError": "ground.errors",
+    "Report": "reporting",
     "Splits": "data.splits",
     "demo": "api",
     "draw_orchard": "data.orchard.photos",
@@ -43,7 +46,9 @@ _HOMES = {
     "load": "deliver.bundle",
     "load_backbone": "backbones.graph",
     "predict": "deliver.predict",
+    "report": "reporting",
     "scan": "data.scan",
+    "serve": "server.serving",
     "solve": "learn.head",
     "split": "data.splits",
     "train": "api",
@@ -60,6 +65,7 @@ __all__ = [
     "Head",
     "Prediction",
     "RegraftError",
+    "Report",
     "Splits",
     "demo",
     "draw_orchard",
@@ -69,7 +75,9 @@ __all__ = [
     "load",
     "load_backbone",
     "predict",
+    "report",
     "scan",
+    "serve",
     "solve",
     "split",
     "train",

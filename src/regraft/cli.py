@@ -205,6 +205,11 @@ _PROMISES = (
 )  # fmt: skip
 
 
+def _with_coverage(command: Command) -> Command:
+    text = "Name as many classes as it takes for the right one to be among them so often, such as 95%."
+    return click.option("--coverage", callback=_part, metavar="SHARE", help=text)(command)
+
+
 def _with_promises(command: Command) -> Command:
     """Options of what answers through a bundle."""
     for option in reversed(_PROMISES):
@@ -340,12 +345,7 @@ def compare(
 @click.argument("bundle")
 @click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
 @_with_promises
-@click.option(
-    "--coverage",
-    callback=_part,
-    metavar="SHARE",
-    help="Name as many classes as it takes for the right one to be among them so often, such as 95%.",
-)
+@_with_coverage
 @_with_json
 def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
@@ -421,6 +421,43 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
         return
     print(f"accuracy {result.evaluation.accuracy}")
     print(f"report   {printable(str(result.path))}")
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="0 for any that is free.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name it may be called by.")
+@click.option("--token", envvar="REGRAFT_TOKEN", help="What requests have to bear; better in REGRAFT_TOKEN.")
+@click.option("--workers", default=-1, help="Processes.  [default: one on each core]")
+@_with_promises
+@_with_coverage
+def serve(
+    bundle: str, host: str, port: int, hosts: tuple[str, ...], token: str | None, workers: int, **promises: Any
+) -> None:
+    """An HTTP API and a page to drop photos on, until Ctrl-C.
+
+    The page is at http://127.0.0.1:8000/, the API at /v1/predict, its description at /openapi.json. Only this machine
+    reaches it unless --host says otherwise; then give a --token too.
+
+    \b
+    regraft serve runs/pets
+    curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/predict
+    curl -F photo=@cat.jpg -F photo=@dog.jpg 'http://127.0.0.1:8000/v1/predict?top=3&heatmap=1'
+    """
+    from regraft.deliver.bundle import load
+    from regraft.server.limits import Limits
+    from regraft.server.serving import LOCAL
+    from regraft.server.serving import serve as serve_bundle
+
+    def ready(address: str) -> None:
+        print(f"serving {bundle} at {address}   (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        if host not in LOCAL and token is None:
+            print("anyone who reaches this address can use it: --token asks for one", file=sys.stderr, flush=True)
+
+    loaded = load(bundle, **promises)
+    limits = Limits(workers=workers)
+    serve_bundle(loaded, host=host, port=port, hosts=hosts, token=token, limits=limits, on_ready=ready)
 
 
 @cli.command()

@@ -8,6 +8,7 @@ RegraftError
 ├── OutputError     a place that cannot be written
 ├── ConfigError     a setting that is unknown or cannot be
 ├── TrainError      a training that cannot go on
+├── ServeError      a server that cannot start
 └── MissingExtra    an optional dependency that is not installed
 """
 
@@ -45,6 +46,10 @@ class ConfigError(RegraftError):
 
 class TrainError(RegraftError):
     """A training cannot go on: a loss that is not finite, or a checkpoint of another run."""
+
+
+class ServeError(RegraftError):
+    """A server cannot start: its model does not load, or its address is taken."""
 
 
 class MissingExtra(RegraftError):

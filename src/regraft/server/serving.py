@@ -1,0 +1,119 @@
+"""A process that serves until it is told to stop."""
+
+import asyncio
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from regraft.deliver.bundle import Bundle
+from regraft.ground.errors import ServeError
+from regraft.server.app import about_model, create_app
+from regraft.server.limits import Limits
+from regraft.server.pool import Pool
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
+BACKLOG = 1024  # connections that wait to be accepted
+
+
+def serve(
+    bundle: Bundle,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    hosts: tuple[str, ...] = (),
+    token: str | None = None,
+    limits: Limits | None = None,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; then finish those under way.
+
+    host, port: where it listens; port 0 for any.  hosts: further names under which it may be called.  token: that
+    requests have to bear.  on_ready: is told the page's address.
+    Raises ServeError where the address is taken or the model does not load.
+    """
+    limits = limits or Limits()
+    _allow_many_connections()
+    listening = _listen(host, port)
+    pool = Pool(Path(bundle.folder), _promises(bundle), limits)
+    try:
+        known = tuple(dict.fromkeys((*LOCAL, host, *hosts)))
+        app = create_app(pool, about_model(bundle.manifest, limits), limits, known, token)
+        server = uvicorn.Server(_config(app, limits))
+        shown = f"[{host}]" if ":" in host else host
+        on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        asyncio.run(server.serve(sockets=[listening]))
+    except KeyboardInterrupt:  # which uvicorn hands on once it has stopped
+        pass
+    finally:
+        pool.close()
+        listening.close()
+
+
+def _promises(bundle: Bundle) -> dict[str, Any]:
+    return {"precision": bundle.wanted_precision, "max_error": bundle.max_error, "coverage": bundle.coverage}
+
+
+def _config(app: Any, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_timed(limits),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        log_level="error",
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=round(limits.drain_s),
+    )
+
+
+def _timed(limits: Limits) -> type[H11Protocol]:
+    """uvicorn's protocol, which by itself waits for a request's headers for ever."""
+
+    class Timed(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._due = self.loop.call_later(limits.header_s, self._late)
+
+        def on_response_complete(self) -> None:
+            self._due.cancel()
+            self._due = self.loop.call_later(limits.header_s, self._late)
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._due.cancel()
+            super().connection_lost(exc)
+
+        def _late(self) -> None:
+            """No request is under way: its headers have not come."""
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return Timed
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise ServeError(f"Cannot listen on {host}:{port}: {why.lower()}. Choose another --port or --host.") from error
+    return listening
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the system lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65_536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, 65_536)), hard))

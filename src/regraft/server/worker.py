@@ -1,0 +1,79 @@
+"""A process of its own for each core: photos in, answers out. What is wrong with a photo ends here at the worst."""
+
+import json
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.data.decode import Unreadable, header
+from regraft.deliver.bundle import Bundle, load
+from regraft.deliver.heatmap import heat_map
+from regraft.ground.errors import DataError, RegraftError
+from regraft.server.limits import Limits
+from regraft.show.page import jpeg
+from regraft.show.plots import heat_overlay
+
+READY = b"ready"
+HEAT_SIZE = 224  # pixels
+Answer = dict[str, Any]
+
+
+def work(pipe: Connection, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
+    """Answer until the other end closes. promises: further arguments of `load`.
+
+    First comes READY, or a sentence why there is no model. Then for each photo two messages come, JSON with "heatmap"
+    and the file's bytes, and one goes, JSON.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):  # of a terminal's or a service's whole group: who started us ends us
+        signal.signal(signum, signal.SIG_IGN)
+    try:
+        bundle = load(folder, **promises)
+        bundle.engine(np.zeros((1, bundle.preprocessing.height, bundle.preprocessing.width, 3), np.uint8))
+        _bound_memory(limits.worker_bytes)
+        pipe.send_bytes(READY)
+        while True:
+            wanted, data = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
+            pipe.send_bytes(json.dumps(answer(bundle, data, bool(wanted["heatmap"]), limits.max_pixels)).encode())
+    except RegraftError as error:
+        pipe.send_bytes(str(error).encode())
+    except (EOFError, OSError):
+        return
+
+
+def answer(bundle: Bundle, data: bytes, with_heat: bool, max_pixels: int) -> Answer:
+    """What the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read."""
+    try:
+        width, height = header(data).size
+        if width * height > max_pixels:
+            return {"error": f"{width} x {height} pixels; at most {max_pixels / 1e6:g} megapixels are read"}
+        image = bundle.to_input(data)
+    except Unreadable as error:
+        return {"error": str(error)}
+    except DataError as error:
+        return {"error": str(error.__cause__ or error)}
+    except MemoryError:
+        return {"error": "it needs more memory than is allowed"}
+    said = bundle.engine(image[np.newaxis])
+    novelty = float(said["novelty"][0]) if "novelty" in said else None
+    prediction = bundle.to_prediction(said["logits"][0], novelty)
+    found: Answer = {**vars(prediction), "looks_new": prediction.looks_new}
+    if with_heat:
+        heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
+        found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
+    return found
+
+
+def _bound_memory(more: int) -> None:
+    """No more address space than is in use now and `more` bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    if pages:
+        limit = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+Work = Callable[[Connection, Path, dict[str, Any], Limits], None]
