@@ -26,6 +26,8 @@ ROOMS = (
     "tuning",
     "training",
     "ranking",
+    "machine",
+    "hub",
     "api",
     "cli",
 )
@@ -66,9 +68,9 @@ def test_rooms_import_only_rooms_before_them(module):
             assert ROOMS.index(room(name)) <= ROOMS.index(room(module)), f"{module} imports {name}"
 
 
-def test_deliver_never_learns():
+def test_what_delivers_and_serves_never_learns():
     for module, tree in modules().items():
-        if module.startswith("deliver."):
+        if module.startswith(("deliver.", "server.")):
             assert not {name for name in imported(tree) if name.startswith("regraft.learn")}, module
 
 

@@ -429,7 +429,7 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
 @click.option("--port", default=8000, show_default=True, help="0 for any that is free.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name it may be called by.")
 @click.option("--token", envvar="REGRAFT_TOKEN", help="What requests have to bear; better in REGRAFT_TOKEN.")
-@click.option("--workers", default=-1, help="Processes.  [default: one on each core]")
+@click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
 @_with_promises
 @_with_coverage
 def serve(
@@ -502,6 +502,28 @@ def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
         print(f"{len(rows)} of {catalog.num_known()} shown; more with: regraft backbones PATTERN")
 
 
+@cli.command()
+@_with_json
+def doctor(as_json: bool) -> None:
+    """What this machine has for regraft: versions, processor, memory, cache, weights. Exit 1 where something is wrong.
+
+    \b
+    regraft doctor
+    """
+    from regraft.machine import check_machine
+
+    checks = check_machine()
+    if as_json:
+        terminal.print_json([one.to_json() for one in checks])
+    else:
+        width = max(len(one.name) for one in checks)
+        for one in checks:
+            problem = f"   <- {one.problem}" if one.problem else ""
+            print(printable(f"{one.name:{width}}  {one.value}{problem}"))
+    if any(one.problem for one in checks):
+        _fail("error: some of it needs a look; see the arrows above.", 1)
+
+
 def _rank(folder: str, as_json: bool) -> None:
     from regraft.ground.config import TrainConfig
     from regraft.ranking import rank
@@ -513,6 +535,54 @@ def _rank(folder: str, as_json: bool) -> None:
     terminal.print_ranked(rows)
     if rows:
         print("the best of several is a little worse on photos that had no part in the choice")
+
+
+@cli.command()
+@click.argument("bundle")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--public", is_flag=True, help="Let everyone see it.  [default: its owner alone]")
+@click.option("--revision", metavar="BRANCH", help="Branch, made where it is missing.  [default: the main one]")
+@_with_json
+def push(bundle: str, repository: str, public: bool, revision: str | None, as_json: bool) -> None:
+    """Upload a model to the Hugging Face Hub, in one commit, with its card.
+
+    The token is that of `hf auth login`, or in HF_TOKEN; HF_ENDPOINT names another hub.
+
+    \b
+    regraft push runs/pets me/pets
+    regraft push runs/pets me/pets --public
+    """
+    from regraft import hub
+
+    url = hub.push(bundle, repository, private=not public, revision=revision, progress=Progress())
+    if as_json:
+        terminal.print_json({"repository": repository, "revision": revision, "url": url})
+        return
+    print(f"model    {printable(url)}\n\nNext:\n\n    regraft pull {repository}")
+
+
+@cli.command()
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--out", metavar="DIR", help="Folder for the model.  [default: NAME]")
+@click.option("--revision", help="Branch, tag or commit.  [default: the main branch]")
+@_with_json
+def pull(repository: str, out: str | None, revision: str | None, as_json: bool) -> None:
+    """Download a model that `regraft push` has uploaded; it is verified, or not there.
+
+    A private one needs the token of `hf auth login`, or in HF_TOKEN; HF_ENDPOINT names another hub.
+
+    \b
+    regraft pull me/pets
+    regraft pull me/pets --out models/pets --revision v2
+    """
+    from regraft import hub
+
+    bundle = hub.pull(repository, out, revision=revision, progress=Progress())
+    if as_json:
+        terminal.print_json({"bundle": str(bundle.folder), "classes": list(bundle.classes)})
+        return
+    where = printable(str(bundle.folder))
+    print(f"model    {where}, {len(bundle.classes)} classes\n\nNext:\n\n    regraft predict {where} PHOTO...")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -37,12 +37,14 @@ class Engine:
     """A compiled graph. Safe to call from many threads.
 
     graph: an ONNX file, or its bytes, that takes `images (B, H, W, 3)` uint8.  also: names of what else it computes
-    that is to be an output.
+    that is to be an output.  threads: cores that one photo is given; as many photos as there is room for run at once.
     """
 
     batch_size = 1
 
-    def __init__(self, graph: Path | bytes, precision: Precision = "f32", also: Sequence[str] = ()) -> None:
+    def __init__(
+        self, graph: Path | bytes, precision: Precision = "f32", also: Sequence[str] = (), threads: int = 1
+    ) -> None:
         core = _core()
         self.precision: Precision = precision
         model = _read(core, graph)
@@ -51,7 +53,7 @@ class Engine:
         _, self.height, self.width, _ = model.inputs[0].shape
         options = {
             "INFERENCE_PRECISION_HINT": precision,
-            "NUM_STREAMS": num_cores(),
+            "NUM_STREAMS": max(1, num_cores() // threads),
             "INFERENCE_NUM_THREADS": num_cores(),
         }
         self._compiled = core.compile_model(model, "CPU", options)

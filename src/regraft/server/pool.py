@@ -15,7 +15,7 @@ from typing import Any
 from regraft.ground.errors import ServeError
 from regraft.ground.runtime import num_cores
 from regraft.server.limits import Limits
-from regraft.server.worker import READY, Answer, work
+from regraft.server.worker import READY, Answer, Order, work
 
 START_S = 60.0  # for a worker to load its model
 IDLE_S = 0.25  # between looks at whether an idle worker is alive
@@ -52,16 +52,17 @@ class Job:
 
 
 class Pool:
-    """As many workers as cores, each with a thread that feeds it.
+    """Workers, each with a thread that feeds it.
 
     Raises what a worker says in place of READY: ServeError with its sentence.
     """
 
     def __init__(self, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
         self.limits = limits
-        num_workers = num_cores() if limits.workers < 1 else limits.workers
+        num_workers = num_cores() + 1 if limits.workers < 1 else limits.workers  # one fills the gaps
         self._start = (folder, promises, limits)
         self._jobs: queue.Queue[Job | None] = queue.Queue()
+        self._busy: set[int] = set()  # workers that have a photo
         self._pace_s = 0.02  # of late, for one photo
         self._workers: list[_Worker | None] = [_Worker(*self._start) for _ in range(num_workers)]
         self._threads = [threading.Thread(target=self._feed, args=(i,), daemon=True) for i in range(num_workers)]
@@ -119,15 +120,18 @@ class Pool:
                 return
             if not job.answer.cancelled():
                 began = time.monotonic()
+                self._busy.add(number)
                 job.done(self._do(number, job))
+                self._busy.discard(number)
                 self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
 
     def _do(self, number: int, job: Job) -> Answer:
         """The answer of a worker; of a second one where the first was ended from outside."""
         for _ in range(2):
             worker = self._alive(number)
+            order = Order(job.with_heat, is_alone=self._busy == {number} and self.num_waiting == 0)
             try:
-                answer = worker.ask(job, self.limits.photo_s)
+                answer = worker.ask(job.data, order, self.limits.photo_s)
             except (EOFError, OSError):  # it died: of this photo, or of something else
                 continue
             if answer is not None:
@@ -176,10 +180,10 @@ class _Worker:
             self.end()
             raise ServeError(message.decode())
 
-    def ask(self, job: Job, limit_s: float) -> Answer | None:
+    def ask(self, data: bytes, order: Order, limit_s: float) -> Answer | None:
         """The answer to a photo; None where it took too long. Raises EOFError or OSError where the process dies."""
-        self._pipe.send_bytes(json.dumps({"heatmap": job.with_heat}).encode())
-        self._pipe.send_bytes(job.data)
+        self._pipe.send_bytes(json.dumps(vars(order)).encode())
+        self._pipe.send_bytes(data)
         if not self._pipe.poll(limit_s):
             return None
         answer: Answer = json.loads(self._pipe.recv_bytes())

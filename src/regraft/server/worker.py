@@ -1,9 +1,10 @@
 """A process of its own for each core: photos in, answers out. What is wrong with a photo ends here at the worst."""
 
 import json
+import os
 import resource
 import signal
-from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,39 @@ HEAT_SIZE = 224  # pixels
 Answer = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Order:
+    """with_heat: a heat map is wanted.  is_alone: no other photo is under way, so it may have all cores."""
+
+    with_heat: bool
+    is_alone: bool
+
+
 def work(pipe: Connection, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
     """Answer until the other end closes. promises: further arguments of `load`.
 
-    First comes READY, or a sentence why there is no model. Then for each photo two messages come, JSON with "heatmap"
-    and the file's bytes, and one goes, JSON.
+    First goes READY, or a sentence why there is no model. Then for each photo two messages come, JSON of an Order and
+    the file's bytes, and one goes, JSON.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):  # of a terminal's or a service's whole group: who started us ends us
         signal.signal(signum, signal.SIG_IGN)
+    os.nice(5)  # what hands out work goes first, or workers wait for it
     try:
         bundle = load(folder, **promises)
-        bundle.engine(np.zeros((1, bundle.preprocessing.height, bundle.preprocessing.width, 3), np.uint8))
+        for engine in (bundle.engine, bundle.quick_engine):
+            engine(np.zeros((1, engine.height, engine.width, 3), np.uint8))
         _bound_memory(limits.worker_bytes)
         pipe.send_bytes(READY)
         while True:
-            wanted, data = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
-            pipe.send_bytes(json.dumps(answer(bundle, data, bool(wanted["heatmap"]), limits.max_pixels)).encode())
+            order, data = Order(**json.loads(pipe.recv_bytes())), pipe.recv_bytes()
+            pipe.send_bytes(json.dumps(answer(bundle, data, order, limits.max_pixels)).encode())
     except RegraftError as error:
         pipe.send_bytes(str(error).encode())
     except (EOFError, OSError):
         return
 
 
-def answer(bundle: Bundle, data: bytes, with_heat: bool, max_pixels: int) -> Answer:
+def answer(bundle: Bundle, data: bytes, order: Order, max_pixels: int) -> Answer:
     """What the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read."""
     try:
         width, height = header(data).size
@@ -58,11 +69,11 @@ def answer(bundle: Bundle, data: bytes, with_heat: bool, max_pixels: int) -> Ans
         return {"error": str(error.__cause__ or error)}
     except MemoryError:
         return {"error": "it needs more memory than is allowed"}
-    said = bundle.engine(image[np.newaxis])
+    said = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
     novelty = float(said["novelty"][0]) if "novelty" in said else None
     prediction = bundle.to_prediction(said["logits"][0], novelty)
     found: Answer = {**vars(prediction), "looks_new": prediction.looks_new}
-    if with_heat:
+    if order.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
         found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
     return found
@@ -74,6 +85,3 @@ def _bound_memory(more: int) -> None:
     if pages:
         limit = pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-Work = Callable[[Connection, Path, dict[str, Any], Limits], None]
