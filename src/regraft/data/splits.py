@@ -14,7 +14,7 @@ from pathlib import PurePath
 import numpy as np
 
 from regraft.data.scan import Dataset
-from regraft.ground.errors import ConfigError, DataError
+from regraft.ground.errors import ConfigError, DataError, MissingExtra
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,10 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
 
 def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
     """scikit-learn's stratified folds of whole groups; those that a class cannot do without are in none."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    try:
+        from sklearn.model_selection import StratifiedGroupKFold
+    except ImportError as error:
+        raise MissingExtra("scikit-learn") from error
 
     names = np.array(groups)
     only = {own[0] for label in np.unique(labels) if len(own := np.unique(names[labels == label])) == 1}

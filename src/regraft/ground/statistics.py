@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from regraft.ground.errors import MissingExtra
+
 NUM_DRAWS = 2000  # of a bootstrap
 NUM_BLOCKS = 20
 LARGE = 20_000  # photos whose mean needs none
@@ -60,8 +62,10 @@ def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
 
     Exact: C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934), one-sided.
     """
-    from scipy.special import betaincinv
-
+    try:
+        from scipy.special import betaincinv
+    except ImportError as error:
+        raise MissingExtra("scipy") from error
     return 1.0 if num_wrong >= n else float(betaincinv(num_wrong + 1, n - num_wrong, certainty))
 
 

@@ -1,11 +1,13 @@
 """A request to the photos in it, within the server's limits; what is refused says why."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +16,7 @@ from regraft.server.limits import MEGA, Limits
 
 RAW = ("application/octet-stream", "image/")
 NUM_FIELDS = 16  # that are not files, in a form: none has a use
+BOUNDARY = re.compile(rb"[\w'()+,./:=? -]{1,70}")  # RFC 2046
 
 
 @dataclass
@@ -95,12 +98,18 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
 
 async def _files(request: Request, body: bytes, limits: Limits) -> list[Photo]:
     """The files of a form, in memory alone."""
+    _, options = parse_options_header(request.headers["content-type"])
+    boundary = options.get(b"boundary", b"")
+    if not BOUNDARY.fullmatch(boundary):
+        raise HTTPException(400, "the form has no boundary: expected multipart/form-data; boundary=...")
 
     async def stream() -> AsyncIterator[bytes]:
         yield body
+        if not parser.is_whole:
+            raise MultiPartException("the form is cut off: its last boundary is missing")
 
-    parser = MultiPartParser(
-        request.headers,
+    parser = _Form(
+        Headers(raw=[(b"content-type", b'multipart/form-data; boundary="%b"' % boundary)]),  # and no charset but UTF-8
         stream(),  # type: ignore[arg-type]  # any asynchronous iterator does
         max_files=limits.max_photos,
         max_fields=NUM_FIELDS,
@@ -112,7 +121,18 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[Photo]:
     except MultiPartException as error:
         raise HTTPException(400, error.message) from error
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    return [Photo(file.filename or "", file.file.read()) for file in files]
+    photos = [Photo(file.filename or "", file.file.read()) for file in files]
+    await form.close()
+    return photos
+
+
+class _Form(MultiPartParser):
+    """is_whole: whether its last boundary has come."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
 
 
 def _too_large(limits: Limits) -> HTTPException:

@@ -13,7 +13,7 @@ class Limits:
     buffered: of all bodies that are being received or waiting.  waiting: photos of all requests that wait for a worker.
     header_s, body_s: until a request's headers, and its body, must have come.  photo_s: for one photo, then its worker
     is ended.  request_s: for all photos of a request.  worker_bytes: of memory that a worker may take beside its model.
-    drain_s: for requests under way when the server is to stop.  workers: processes, -1 for one more than there are cores.
+    drain_s: for requests under way when the server is to stop.  workers: processes, -1 for cores + 1.
     """
 
     max_bytes: int = 32 * MEGA

@@ -10,7 +10,6 @@ Schema = dict[str, Any]
 def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
     """The OpenAPI 3.1 document."""
     refusals = {
-        "400": "No photo could be read, or the request cannot be understood.",
         "408": f"The body took longer than {limits.body_s:g} s.",
         "413": f"More than {limits.max_bytes} bytes.",
         "415": "Neither a form nor an image.",
@@ -32,25 +31,32 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
         },
         "responses": {
             "200": _json("An answer for each photo, in order.", _object(predictions=_array(_prediction()))),
-            **{status: _json(text, _object(error={"type": "string"})) for status, text in refusals.items()},
+            "400": _json(
+                "No photo could be read, or the request cannot be understood.",
+                {"anyOf": [_refusal(), _object(predictions=_array(_prediction()))]},
+            ),
+            **{status: _json(text, _refusal()) for status, text in refusals.items()},
         },
     }
-    simple = {
-        "/v1/model": ("What the model is and how good", "application/json"),
-        "/healthz": ("200 when all workers are ready, else 503", "application/json"),
-        "/metrics": ("Counters for Prometheus", "text/plain"),
-    }
+    health = _get("Whether all workers are ready", "application/json")
+    health["responses"]["503"] = _json("A worker is being started.", _object(status={"type": "string"}))
     found: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "regraft", "version": version, "summary": "An image classifier."},
         "paths": {
             "/v1/predict": {"post": predict},
-            **{path: {"get": _get(text, kind)} for path, (text, kind) in simple.items()},
+            "/v1/model": {"get": _get("What the model is and how good", "application/json")},
+            "/healthz": {"get": health},
+            "/metrics": {"get": _get("Counters for Prometheus", "text/plain")},
         },
     }
     if needs_token:
         found["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
         found["security"] = [{"token": []}]
+        refusal = _json("The token is missing or another.", _refusal())
+        health["security"] = []
+        for operation in (one for item in found["paths"].values() for one in item.values() if one is not health):
+            operation["responses"]["401"] = refusal
     return found
 
 
@@ -72,6 +78,10 @@ def _prediction() -> Schema:
 
 def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties}
+
+
+def _refusal() -> Schema:
+    return _object(error={"type": "string"})
 
 
 def _array(items: Schema) -> Schema:

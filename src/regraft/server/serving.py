@@ -41,10 +41,10 @@ def serve(
     listening = _listen(host, port)
     pool = Pool(Path(bundle.folder), _promises(bundle), limits)
     try:
-        known = tuple(dict.fromkeys((*LOCAL, host, *hosts)))
+        shown = f"[{host}]" if ":" in host else host
+        known = tuple(dict.fromkeys((*LOCAL, shown, *hosts)))
         app = create_app(pool, about_model(bundle.manifest, limits), limits, known, token)
         server = uvicorn.Server(_config(app, limits))
-        shown = f"[{host}]" if ":" in host else host
         on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
         asyncio.run(server.serve(sockets=[listening]))
     except KeyboardInterrupt:  # which uvicorn hands on once it has stopped
