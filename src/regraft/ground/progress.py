@@ -65,6 +65,8 @@ QUIET = Progress(quiet=True)
 
 def printable(text: str) -> str:
     """`text` in one line, control and direction-changing characters escaped: file names cannot drive a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from regraft.data.decode import Unreadable, decode
+from regraft.data.scan import map_photos
 from regraft.deliver.bundle import Bundle
 from regraft.deliver.evaluate import Evaluation
 from regraft.deliver.heatmap import heat_map
@@ -48,12 +50,15 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
     """The whole page."""
     ranked = _ranked(evaluation)
     mistakes, unsure = ranked["mistakes"][:NUM_MISTAKES], ranked["unsure"][:NUM_UNSURE]
-    with progress.step("draw report", total=len(mistakes) + len(unsure)) as advance:
-        cards, began = [], time.monotonic()
-        for index in [*mistakes, *unsure]:
-            with_heat = bundle.pooled is not None or time.monotonic() - began < COVERING_S
-            cards.append(_card(bundle, evaluation, index, with_heat=with_heat))
-            advance(1)
+    chosen, began = [*mistakes, *unsure], time.monotonic()
+    _ = bundle.pooled and bundle.map_engine  # compiled once, before the threads start
+
+    def card(number: int) -> Row:
+        with_heat = bundle.pooled is not None or time.monotonic() - began < COVERING_S
+        return _card(bundle, evaluation, chosen[number], with_heat=with_heat)
+
+    with progress.step("draw report", total=len(chosen)) as advance:
+        cards = list(map_photos(card, len(chosen), advance))
         confusion = _confusion(evaluation)
     manifest = bundle.manifest
     return render(
@@ -240,18 +245,20 @@ def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Ro
     """Photos behind cells of the confusion matrix, the surest answers first, until there are enough."""
     names, p, said = evaluation.dataset.classes, evaluation.probabilities, evaluation.probabilities.argmax(axis=1)
     cells, room = [], IN_ALL
+    behind: list[list[int]] = []
     for i, j in wanted:
         members = np.flatnonzero((evaluation.dataset.labels == i) & (said == j))
-        order = members[np.argsort(-p[members, j], kind="stable")]
+        ranked = members[np.argsort(-p[members, j], kind="stable")]
         if i == j:
-            order = order[::-1][: IN_CELL // 2]  # of what is right, what was least sure tells most
-        shown = [int(index) for index in order[: min(IN_CELL, room)]]
+            ranked = ranked[::-1][: IN_CELL // 2]  # of what is right, what was least sure tells most
+        shown = [int(index) for index in ranked[: min(IN_CELL, room)]]
         room -= len(shown)
         if shown:
-            photos = [_photo(evaluation, index, THUMB) for index in shown]
-            cell = {"id": f"cell-{i}-{j}", "label": names[i], "said": names[j], "count": len(members)}
-            cells.append({**cell, "photos": photos})
-    return cells
+            cells.append({"id": f"cell-{i}-{j}", "label": names[i], "said": names[j], "count": len(members)})
+            behind.append(shown)
+    order = [index for shown in behind for index in shown]
+    photos = map_photos(lambda k: _photo(evaluation, order[k], THUMB), len(order), lambda _: None)
+    return [{**cell, "photos": list(islice(photos, len(shown)))} for cell, shown in zip(cells, behind, strict=True)]
 
 
 def _findings(evaluation: Evaluation, found: Sequence[Row]) -> list[Row]:
