@@ -25,6 +25,7 @@ ROOMS = (
     "frozen",
     "tuning",
     "training",
+    "growing",
     "ranking",
     "machine",
     "hub",

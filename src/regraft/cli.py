@@ -230,6 +230,8 @@ _TRAINING = (
     click.option("--seed", default=0, show_default=True, help="Decides the split and everything random."),
     click.option("--group-by", metavar="PATTERN",
                  help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
+    click.option("--also", multiple=True, metavar="DIR", help="A further folder of photos; may be given again."),
+    click.option("--relabel", metavar="FILE", help="A CSV or JSON-lines list of path and label: labels put right."),
     click.option("--drop", help="Kinds of findings of `regraft scan` to leave out, separated by commas, or 'all'."),
     click.option("--strict", is_flag=True, help="Refuse when a file cannot be used, instead of leaving it out."),
     click.option("--report/--no-report", default=True, help="Also write report.html.  [default: yes]"),
@@ -304,6 +306,57 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     if config.report:
         print(f"report   {printable(str(run.out / 'report.html'))}")
     print(f"\nNext:\n\n    regraft predict {run.out} PHOTO...")
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("folder", metavar="DIR")
+@click.option("--out", help="Folder for the new run.  [default: RUN itself]")
+@_with_json
+def add(run: str, folder: str, out: str | None, as_json: bool) -> None:
+    """Grow a model by the photos in DIR: more of its classes, or new ones. Only they go through the backbone.
+
+    DIR is laid out like the folder that RUN was trained on. The head is solved again on all photos, which gives the
+    same model as training on all of them from the start. Says what it did to the classes that were there.
+
+    \b
+    regraft add runs/fruit kiwis/
+    """
+    from regraft import growing
+
+    _print_grown(growing.add(run, folder, out, progress=Progress()), as_json)
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("file", metavar="LIST")
+@click.option("--out", help="Folder for the new run.  [default: RUN itself]")
+@_with_json
+def relabel(run: str, file: str, out: str | None, as_json: bool) -> None:
+    """Train the model of RUN again with labels put right, in seconds.
+
+    LIST is a CSV or JSON-lines file with path and label, such as the suspects.csv that `regraft scan --out` writes,
+    after you have looked at it and changed its labels.
+
+    \b
+    regraft scan photos/ --out findings/
+    regraft relabel runs/photos findings/suspects.csv
+    """
+    from regraft import growing
+
+    _print_grown(growing.relabel(run, file, out, progress=Progress()), as_json)
+
+
+def _print_grown(grown: Any, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(grown.to_json())
+        return
+    terminal.print_summary(grown.run.summary)
+    print(f"before   {grown.before}")
+    print(f"after    {grown.after}")
+    print(f"         {grown.pair.verdict}")
+    if grown.added:
+        print(printable(f"new      {', '.join(grown.added)}"))
 
 
 @cli.command()

@@ -20,7 +20,7 @@ from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError, OutputError, nearest
-from regraft.ground.files import json_bytes, make_folder, published, write_atomic
+from regraft.ground.files import csv_bytes, json_bytes, make_folder, published, write_atomic
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.head import Head, out_of_fold, solve
@@ -187,6 +187,7 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
     make_folder(folder, kind="output folder")
     write_atomic(folder / "scan.json", json_bytes(found.to_json()))
     write_atomic(folder / "quarantine.csv", found.dataset.quarantine_csv())
+    write_atomic(folder / "suspects.csv", _suspects_csv(found))
     pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
     for kind in KINDS:
         own = [one for one in found.of(kind) if one.photos]
@@ -194,6 +195,16 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
             sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
             pictures.append(save_picture(sheet, folder / f"{kind.replace(' ', '-')}.png"))
     return pictures
+
+
+def _suspects_csv(found: Examination) -> bytes:
+    """The surest doubts, to be looked at and put right: `regraft relabel` takes the label column."""
+    d = found.dataset
+    sure = [s for s in found.suspects if s.probability >= findings.CONFIDENT]
+    rows = [
+        (d.paths[s.photo], d.classes[d.labels[s.photo]], d.classes[s.suggested], f"{s.probability:.4f}") for s in sure
+    ]
+    return csv_bytes(("path", "label", "suggested", "probability"), rows)
 
 
 def in_words(found: Examination) -> list[str]:

@@ -71,10 +71,12 @@ def repeat_command(photos: str, config: dict[str, Any]) -> str:
     settings = {field.name: config[field.name] for field in fields(TrainConfig) if field.name in config}
     chosen = {**settings.pop("settings", {})}
     default = TrainConfig().to_json()
-    chosen |= {name: value for name, value in settings.items() if value != default[name]}
+    chosen |= {name: value for name, value in settings.items() if value not in (default[name], [])}
     for name, value in chosen.items():
         flag = name.removesuffix("_s").replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, list | tuple):
+            words += [word for one in value for word in (f"--{flag}", str(one))]
+        elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]

@@ -17,7 +17,8 @@ from regraft import doctor
 from regraft.backbones.features import Features, extract, fill
 from regraft.backbones.graph import Backbone, configured
 from regraft.data.findings import Finding
-from regraft.data.scan import Dataset, list_photos, scan
+from regraft.data.join import joined, relabelled
+from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import grouped, split
 from regraft.deliver.bundle import load
 from regraft.frozen import frozen_model, solve_head
@@ -86,7 +87,7 @@ def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
 def _prepare(here: Here) -> Start:
     """Photos, the backbone, and its features where a head is solved on them."""
     config, progress = here.config, here.progress
-    dataset = (list_photos if config.is_solved else scan)(here.photos, progress=progress)
+    dataset = _photos(here)
     backbone = None if config.mode == "scratch" else _backbone(here)
     features = None
     if backbone is not None and (config.is_solved or config.drop):
@@ -103,6 +104,17 @@ def _prepare(here: Here) -> Start:
         dataset = grouped(dataset, config.group_by)
     splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
     return Start(Material(dataset, splits), backbone, features if config.is_solved else None)
+
+
+def _photos(here: Here) -> Dataset:
+    """All photos, as the folders say or as somebody has put right. Those that no head is solved on are decoded once."""
+    config = here.config
+    listed = list_photos if config.is_solved else scan
+    several = bool(config.also)
+    parts = [listed(here.photos, min_classes=2 - several, progress=here.progress)]
+    parts += [listed(folder, min_classes=1, progress=here.progress) for folder in config.also]
+    dataset = joined(parts, val_fraction=config.val_fraction, seed=config.seed)
+    return checked(relabelled(dataset, Path(config.relabel)) if config.relabel else dataset)
 
 
 def _backbone(here: Here) -> Backbone:

@@ -101,7 +101,7 @@ class Dataset:
         }
 
 
-def scan(folder: str | Path, *, progress: Progress = QUIET) -> Dataset:
+def scan(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET) -> Dataset:
     """Read a folder and try every file in it.
 
     folder: `folder/<class>/<image>`, or `folder/train/<class>/<image>` with `val` (or `valid`, `validation`, `dev`)
@@ -109,11 +109,11 @@ def scan(folder: str | Path, *, progress: Progress = QUIET) -> Dataset:
     it holds no photos or only one class, when a split has a class that `train` lacks, or when it can be read in more
     than one way.
     """
-    dataset = list_photos(folder, progress=progress)
+    dataset = list_photos(folder, min_classes=min_classes, progress=progress)
     with progress.step("check photos", total=len(dataset)) as advance:
         check = partial(_why_unreadable, dataset)
         reasons = dict(enumerate(map_photos(check, len(dataset), advance)))
-    return checked(dataset.without({i: reason for i, reason in reasons.items() if reason}))
+    return checked(dataset.without({i: reason for i, reason in reasons.items() if reason}), min_classes)
 
 
 def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET) -> Dataset:

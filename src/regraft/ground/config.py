@@ -46,6 +46,12 @@ class TrainConfig:
     """Regular expression that finds in a file's name what it belongs with, such as a patient or a video: photos of one
     group stay on one side of every split."""
 
+    also: tuple[str, ...] = ()
+    """Further folders of photos, beside the one that is named first."""
+
+    relabel: str | None = None
+    """A list of path and label: labels that differ from what the folders say."""
+
     drop: str = ""
     """Kinds of the data doctor's findings whose photos are left out, separated by commas, or "all"."""
 
