@@ -1,16 +1,28 @@
-"""The model card: what a stranger should know before using the model."""
+"""The model card: what a stranger should know before using the model, and above it what a model hub reads.
 
+Names of classes and files are input from outside: in the text they are code, and no name can end the head of the card.
+"""
+
+import json
+import re
 from typing import Any
 
 from regraft.data.transforms import Preprocessing
 from regraft.ground.progress import printable
 from regraft.ground.statistics import Accuracy
 
+HUB_LICENCES = {"apache-2.0", "apple-amlr", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "gemma", "mit"}
+NO_LICENCES = {"none", "not stated", "the file's own", "unknown"}
+
 
 def card(manifest: dict[str, Any]) -> str:
-    """README.md of a bundle, Markdown, from its manifest."""
+    """README.md of a bundle, Markdown with YAML before it, from its manifest."""
     backbone, provenance = manifest["backbone"], manifest["provenance"]
     lines = [
+        "---",
+        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in _front_matter(manifest).items()),
+        "---",
+        "",
         "# Image classifier",
         "",
         f"Tells apart {len(manifest['classes'])} classes: {', '.join(map(_code, manifest['classes']))}.",
@@ -22,7 +34,7 @@ def card(manifest: dict[str, Any]) -> str:
         "## What it is made of",
         "",
         f"- Backbone: {_code(backbone['name'])}, {backbone['num_params'] / 1e6:.1f} million parameters, licence "
-        f"{backbone['licence']}; weights from {backbone['origin']}.",
+        f"{_code(backbone['licence'])}; weights from {_code(backbone['origin'])}.",
         f"- Mode: {provenance['mode']}.",
         *(["- Features: mean and maximum of all its levels, beside the usual ones."] if backbone["levels"] else []),
         f"- Input: {Preprocessing.from_json(manifest['preprocessing'])}.",
@@ -39,6 +51,49 @@ def card(manifest: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _front_matter(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the Hugging Face Hub reads at the head of a card, as JSON values, which are YAML too.
+
+    library_name is timm where timm can load the bundle. The licence is that of the backbone's weights.
+    """
+    backbone = manifest["backbone"]
+    in_timm = backbone["name"].startswith("timm/") and not backbone["levels"]
+    return {
+        **_licence(backbone["licence"]),
+        "library_name": "timm" if in_timm else "regraft",
+        "pipeline_tag": "image-classification",
+        "tags": ["regraft", "transfer-learning", "onnx"],
+        **_model_index(manifest),
+    }
+
+
+def _licence(name: str) -> dict[str, str]:
+    """As the Hub wants it: one of its identifiers, or `other` and a name in small letters."""
+    if name in NO_LICENCES:
+        return {"license": "unknown"}
+    if name in HUB_LICENCES:
+        return {"license": name}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "other"}
+
+
+def _model_index(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The measured accuracy as a row of the Hub's table; nothing where it was not measured."""
+    if not manifest["metrics"]:
+        return {}
+    accuracy = Accuracy(**manifest["metrics"]["accuracy"])
+    interval = {name: round(getattr(accuracy, name), 4) for name in ("low", "high")}
+    metric = {
+        "type": "accuracy",
+        "value": round(accuracy.value, 4),
+        "name": f"Accuracy on {accuracy.n} {accuracy.split} photos",
+        "args": {"n": accuracy.n, **interval},
+    }
+    fingerprint = manifest["provenance"]["data_sha256"][:16]
+    dataset = {"type": "imagefolder", "name": f"photos with fingerprint {fingerprint}", "split": accuracy.split}
+    result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": [metric]}
+    return {"model-index": [{"name": printable(manifest["backbone"]["name"]), "results": [result]}]}
 
 
 def _metrics(metrics: dict[str, Any]) -> list[str]:

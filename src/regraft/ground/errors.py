@@ -9,6 +9,7 @@ RegraftError
 ├── ConfigError     a setting that is unknown or cannot be
 ├── TrainError      a training that cannot go on
 ├── ServeError      a server that cannot start
+├── HubError        a model hub that cannot be reached, or refuses
 └── MissingExtra    an optional dependency that is not installed
 """
 
@@ -50,6 +51,10 @@ class TrainError(RegraftError):
 
 class ServeError(RegraftError):
     """A server cannot start: its model does not load, or its address is taken."""
+
+
+class HubError(RegraftError):
+    """A model hub cannot be reached, does not know a repository, or refuses what was asked of it."""
 
 
 class MissingExtra(RegraftError):
