@@ -26,6 +26,7 @@ ROOMS = (
     "tuning",
     "training",
     "growing",
+    "estimator",
     "ranking",
     "machine",
     "hub",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regraft.deliver.evaluate import Evaluation, evaluate
     from regraft.deliver.predict import predict
     from regraft.doctor import Examination, examine
+    from regraft.estimator import ImageClassifier
     from regraft.ground.errors import RegraftError
     from regraft.learn.head import Head, solve
     from regraft.reporting import Report, report
@@ -34,6 +35,7 @@ _HOMES = {
     "Examination": "doctor",
     "Features": "backbones.features",
     "Head": "learn.head",
+    "ImageClassifier": "estimator",
     "Prediction": "deliver.bundle",
     "RegraftError": "ground.errors",
     "Report": "reporting",
@@ -63,6 +65,7 @@ __all__ = [
     "Examination",
     "Features",
     "Head",
+    "ImageClassifier",
     "Prediction",
     "RegraftError",
     "Report",
