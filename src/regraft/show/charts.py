@@ -7,7 +7,7 @@ from math import ceil, floor, log10
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 290  # units of the drawing; it takes the width that the page gives it
-LEFT, RIGHT, TOP, BOTTOM = 56, 24, 34, 48
+LEFT, RIGHT, TOP, BOTTOM = 66, 24, 34, 48
 ROW = 34  # height of one interval
 
 Point = tuple[float, float]
