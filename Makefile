@@ -31,13 +31,13 @@ quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## style and types
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench examples
 	$(BIN)/mypy
 
 format: $(READY) ## let ruff rewrite what it can
-	$(BIN)/ruff check --fix src tests bench
-	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench examples
+	$(BIN)/ruff format src tests bench examples
 
 bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
 	$(BIN)/python bench/frozen.py --slow
