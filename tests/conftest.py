@@ -1,11 +1,24 @@
 """What every test stands on: no network, a cache of its own, photos that it draws itself."""
 
+import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.message import Message
+from html.parser import HTMLParser
+from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -99,3 +112,214 @@ def real_photos() -> Path:
     if not folder:
         pytest.skip("REGRAFT_DATA is not set")
     return Path(folder).absolute()
+
+
+VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
+
+
+def tree_of(page: str) -> ElementTree.Element:
+    """The elements of an HTML page, nested as they are written; unlike a browser it mends nothing."""
+    builder = ElementTree.TreeBuilder()
+    opened: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            builder.start(tag, {name: value or "" for name, value in attrs})
+            if tag in VOID:
+                builder.end(tag)
+            else:
+                opened.append(tag)
+
+        def handle_startendtag(self, tag, attrs):
+            builder.start(tag, {name: value or "" for name, value in attrs})
+            builder.end(tag)
+
+        def handle_endtag(self, tag):
+            assert tag == opened.pop(), f"</{tag}> ends another element"
+            builder.end(tag)
+
+        def handle_data(self, data):
+            if opened:
+                builder.data(data)
+
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert opened == []
+    return builder.close()
+
+
+def text_of(element: ElementTree.Element) -> str:
+    """What is read of an element, in one line."""
+    return " ".join("".join(element.itertext()).split())
+
+
+def all_of(element: ElementTree.Element, tag: str, kind: str = "") -> list[ElementTree.Element]:
+    """Elements by their tag, of those that have a class by its name."""
+    return [one for one in element.iter(tag) if not kind or kind in one.get("class", "").split()]
+
+
+@pytest.fixture(scope="session")
+def doubtful_photos(tmp_path_factory) -> Path:
+    """Three colours, split: two of each six to judge on show the next colour, and one of those to learn from is again
+    among them."""
+    root = tmp_path_factory.mktemp("data") / "doubtful"
+    names = ("red", "green", "blue")
+    draw_folder(root / "train", names, 8)
+    for c, name in enumerate(names):
+        for i in range(6):
+            shown = names[(c + (i < 2)) % 3]
+            draw(root / "val" / name / f"{i}.jpg", COLOURS[shown], 7000 + 100 * c + i)
+    shutil.copy(root / "train" / "red" / "red_0.jpg", root / "val" / "red" / "again.jpg")
+    return root
+
+
+@pytest.fixture
+def regraft_main(monkeypatch, capfd) -> Callable[..., SimpleNamespace]:
+    """The program without a process of its own: `regraft_main("train", ...)` gives returncode, stdout and stderr."""
+    import regraft.cli
+
+    monkeypatch.setattr("regraft.ground.signals.install", lambda: None)
+
+    def start(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["regraft", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            regraft.cli.main()
+        out, err = capfd.readouterr()
+        return SimpleNamespace(returncode=end.value.code, stdout=out, stderr=err)
+
+    return start
+
+
+@dataclass
+class Opened:
+    """A page in a browser. requests: addresses it asked for.  messages: what the console says.  dialogs: their texts.
+
+    seconds: until it was loaded.
+    """
+
+    page: Any
+    seconds: float = 0.0
+    requests: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window; the test is skipped where there is none."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """`opened(file, width=390, scheme="dark")`: an HTML file as a browser shows it."""
+    contexts = []
+
+    def start(file: Path, *, width: int = 1280, scheme: str = "light") -> Opened:
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        seen = Opened(contexts[-1].new_page())
+        own = file.absolute().as_uri()
+        seen.page.on("request", lambda one: own == one.url or seen.requests.append(one.url))
+        seen.page.on("console", lambda one: seen.messages.append(one.text))
+        seen.page.on("pageerror", lambda one: seen.messages.append(str(one)))
+        seen.page.on("dialog", lambda one: (seen.dialogs.append(one.message), one.dismiss()))
+        began = time.perf_counter()
+        seen.page.goto(own)
+        seen.seconds = time.perf_counter() - began
+        seen.requests[:] = [address for address in seen.requests if not address.startswith("data:")]
+        return seen
+
+    yield start
+    for context in contexts:
+        context.close()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        assert self.headers["content-type"] == "application/json", self
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in a process of its own. said: the file that its stderr goes to."""
+
+    process: subprocess.Popen[str]
+    port: int
+    said: Path
+
+    def connect(self, timeout: float = 60.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "", **headers: str) -> Reply:
+        """kind: of the body."""
+        named = {"Content-Type": kind, **headers} if kind else headers
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request(method, path, body, named)
+            reply = connection.getresponse()
+            return Reply(reply.status, reply.headers, reply.read())
+        finally:
+            connection.close()
+
+    def predict(self, photo: bytes, query: str = "") -> Reply:
+        return self.ask("POST", f"/v1/predict{query}", photo, "image/jpeg")
+
+    def workers(self) -> list[int]:
+        """Their process numbers."""
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        own = [pid for children in threads for pid in children.read_text().split()]
+        return [int(pid) for pid in own if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, self.said.read_text()
+            time.sleep(0.01)
+
+
+@contextmanager
+def serving(folder: Path, *flags: object, options: dict[str, Any] | None = None, forbid: str = "", **more: Any):
+    """`regraft serve` on a free port. options: for `tests/server/limited.py` in its place.  more: the environment, and
+    cwd.
+    """
+    cwd = more.pop("cwd", None)
+    command = [sys.executable, "-m", "regraft", "serve", folder, "--port", "0", *flags]
+    if options is not None:
+        command = [sys.executable, TESTS / "server" / "limited.py", folder, json.dumps(options)]
+    env = {**os.environ, "PYTHONPATH": str(TESTS / "blocked"), "REGRAFT_TEST_FORBID": forbid, **more}
+    with tempfile.TemporaryDirectory(prefix="regraft-said-") as temporary:
+        said = Path(temporary) / "stderr"
+        with said.open("w") as stream:
+            process = subprocess.Popen([*map(str, command)], stdout=stream, stderr=stream, text=True, env=env, cwd=cwd)
+        try:
+            deadline = time.monotonic() + 120
+            while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/", said.read_text())):
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < deadline, said.read_text()
+                time.sleep(0.02)
+            yield Served(process, int(found[1]), said)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+                process.wait()

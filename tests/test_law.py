@@ -21,6 +21,7 @@ ROOMS = (
     "doctor",
     "run",
     "reporting",
+    "exporting",
     "server",
     "frozen",
     "tuning",
@@ -35,6 +36,7 @@ ROOMS = (
 )
 TORCH_MODULES = {
     *(f"backbones.{name}" for name in ("weights", "network", "mobilenet", "stages", "trace", "torch_engine")),
+    "backbones.program",
     *(f"learn.{name}" for name in ("batches", "batchnorm", "checkpoint", "loop", "finetune")),
 }
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}

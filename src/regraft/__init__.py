@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regraft.deliver.predict import predict
     from regraft.doctor import Examination, examine
     from regraft.estimator import ImageClassifier
+    from regraft.exporting import Exported, export
     from regraft.ground.errors import RegraftError
     from regraft.learn.head import Head, solve
     from regraft.reporting import Report, report
@@ -33,6 +34,7 @@ _HOMES = {
     "Dataset": "data.scan",
     "Evaluation": "deliver.evaluate",
     "Examination": "doctor",
+    "Exported": "exporting",
     "Features": "backbones.features",
     "Head": "learn.head",
     "ImageClassifier": "estimator",
@@ -44,6 +46,7 @@ _HOMES = {
     "draw_orchard": "data.orchard.photos",
     "evaluate": "deliver.evaluate",
     "examine": "doctor",
+    "export": "exporting",
     "extract": "backbones.features",
     "load": "deliver.bundle",
     "load_backbone": "backbones.graph",
@@ -63,6 +66,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "Examination",
+    "Exported",
     "Features",
     "Head",
     "ImageClassifier",
@@ -74,6 +78,7 @@ __all__ = [
     "draw_orchard",
     "evaluate",
     "examine",
+    "export",
     "extract",
     "load",
     "load_backbone",

@@ -423,6 +423,8 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
             print(printable(answer.error or ""), file=sys.stderr)
         else:
             print(printable(f"{answer.path}  {terminal.said(answer.prediction)}"))
+            if photos == (answer.path,):
+                terminal.print_bars(answer.prediction)
     if failed:
         _fail(f"error: {failed} of the photos could not be read; the others are above.", 1)
 
@@ -474,6 +476,36 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
         return
     print(f"accuracy {result.evaluation.accuracy}")
     print(f"report   {printable(str(result.path))}")
+
+
+@cli.command()
+@click.argument("bundle")
+@click.option("--format", "kind", type=click.Choice(["onnx", "openvino", "torch"]), default="onnx", show_default=True)
+@click.option("--out", required=True, help="The model's file; a program that feeds it gets the same name with .py.")
+@click.option("--photos", metavar="DIR", help="Photos to prove it on.  [default: those kept for judging]")
+@_with_json
+def export(bundle: str, kind: Any, out: str, photos: str | None, as_json: bool) -> None:
+    """A model for another runtime, which proves first that it says what the bundle says.
+
+    It takes photos as uint8 of the network's size and gives probabilities; the program beside it, which needs numpy,
+    Pillow and the runtime, makes that of a photo's file. Nothing is written unless both agree with the bundle, from
+    file bytes to probabilities.
+
+    \b
+    regraft export runs/pets --out pets.onnx
+    regraft export runs/pets --format openvino --out pets.xml --photos new_photos/
+    python pets.py cat.jpg
+    """
+    from regraft.deliver.bundle import load
+    from regraft.exporting import export as export_bundle
+
+    result = export_bundle(load(bundle), out, format=kind, photos=photos, progress=Progress())
+    if as_json:
+        terminal.print_json(result.to_json())
+        return
+    print(result)
+    for path in result.files:
+        print(printable(f"  {path}   ({path.stat().st_size / 2**20:.1f} MB)"))
 
 
 @cli.command()

@@ -1,8 +1,8 @@
 """Bundles on the Hugging Face Hub, or on a server that speaks its language: push one, pull one.
 
 The package huggingface_hub does the talking, over plain HTTP and silently: without its bars, and without what it and
-its other protocol, Xet, would report about each transfer. The cards that it uploads are those of the bundles, unchanged:
-`deliver.card` writes what a hub reads.
+its other protocol, Xet, would report about each transfer. A bundle's card goes up as it is: `deliver.card` has written
+above it what a hub reads.
 """
 
 import logging
@@ -142,7 +142,7 @@ def _is_name(repo_id: str) -> bool:
         _library().utils.validate_repo_id(repo_id)
     except ValueError:
         return False
-    return "/" in repo_id
+    return "/" in repo_id and repo_id.isascii()
 
 
 def _kept_token() -> str | None:

@@ -48,11 +48,19 @@ def report(
     run = bundle.folder.parent
     summary = _summary(run)
     if folder is None:
-        name, dataset = _kept_for_judging(run, summary, progress)
+        name, dataset = _kept_for_judging(
+            run, summary, progress, "Give the photos to judge on: regraft report BUNDLE DIR"
+        )
         evaluation = evaluate_dataset(bundle, in_order_of(bundle, dataset), name, progress=progress)
     else:
         evaluation, summary = evaluate(bundle, folder, progress=progress), {**summary, "findings": []}
     return write_report(bundle, evaluation, summary, Path(out) if out else run / NAME, progress)
+
+
+def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
+    """The photos that a training kept for judging its bundle. cure: what to do without. Raises DataError."""
+    run = bundle.folder.parent
+    return _kept_for_judging(run, _summary(run), progress, cure)[1]
 
 
 def write_report(
@@ -92,9 +100,8 @@ def _summary(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _kept_for_judging(run: Path, summary: dict[str, Any], progress: Progress) -> tuple[str, Dataset]:
+def _kept_for_judging(run: Path, summary: dict[str, Any], progress: Progress, cure: str) -> tuple[str, Dataset]:
     """Name and photos of the split that a training judged its bundle on. Raises DataError."""
-    cure = "Give the photos to judge on: regraft report BUNDLE DIR"
     try:
         rows = [json.loads(line) for line in (run / "photos.jsonl").read_text(encoding="utf-8").splitlines()]
         folder = Path(summary["photos"])

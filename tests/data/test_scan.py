@@ -401,3 +401,10 @@ def test_a_val_folder_without_photos_is_said_to_be_empty(tmp_path):
     draw_folder(tmp_path / "train", ("a", "b"), 2)
     (tmp_path / "val" / "a").mkdir(parents=True)
     assert any(note.startswith("val has no photos") for note in scan(tmp_path).notes)
+
+
+def test_a_notebook_shows_classes_and_counts(tmp_path):
+    draw_folder(tmp_path, ("a<b>", "c"), 2)
+    page = scan(tmp_path)._repr_html_()
+    assert "4 photos used of 4 found" in page
+    assert "<td>a&lt;b&gt;</td><td>2</td>" in page

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import regraft
-from regraft.deliver.bundle import FILES, load
+from regraft.deliver.bundle import FILES, Bundle, load
 from regraft.ground.errors import BundleError, DataError
 
 
@@ -127,3 +127,11 @@ def test_graph_gives_the_features_that_the_head_was_solved_on(bundle, photos):
     weight, bias = bundle.head
     assert np.array_equal(outputs["features"], features.x[:6])
     np.testing.assert_allclose(outputs["logits"], features.x[:6] @ weight.T + bias, atol=1e-4)
+
+
+def test_a_notebook_shows_what_it_is_and_how_good(bundle, photos):
+    page = bundle._repr_html_()
+    assert "red" in page
+    assert f"of {bundle.manifest['metrics']['accuracy']['n']} val photos" in page
+    hostile = Bundle(bundle.folder, {**bundle.manifest, "classes": ["<script>", "b", "c"]})
+    assert "<script>" not in hostile._repr_html_()

@@ -17,7 +17,7 @@ def test_answers_come_in_input_order_with_errors_between(bundle, photos, tmp_pat
     assert [answer.path for answer in answers] == list(map(str, sources))
     assert [answer.prediction and answer.prediction.label for answer in answers] == ["red", None, "blue"]
     assert "bad.jpg" in answers[1].to_json()["error"]
-    known = {"path", "label", "probability", "probabilities", "novelty", "looks_new"}
+    known = {"path", "label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels"}
     assert set(answers[0].to_json()) == known
 
 
@@ -50,3 +50,12 @@ def test_a_copy_under_any_name_gets_the_same_answer(bundle, photos, tmp_path):
     shutil.copy(photos / "green" / "green_2.jpg", name)
     first, second = predict(bundle, [photos / "green" / "green_2.jpg", name])
     assert first.prediction == second.prediction
+
+
+def test_one_photo_gets_bars_and_many_get_a_line_each(run, bundle, photos):
+    one, other = photos / "red" / "red_0.jpg", photos / "blue" / "blue_0.jpg"
+    lines = run("predict", bundle.folder, one).stdout.splitlines()
+    assert lines[0].startswith(f"{one}  red")
+    assert next(line.split()[0] for line in lines[1:]) == "red"
+    assert len(lines) == 4
+    assert len(run("predict", bundle.folder, one, other).stdout.splitlines()) == 2

@@ -1,6 +1,7 @@
 """Two models on the same photos: the exact test, and when no model could be shown to be better."""
 
 import json
+import re
 from math import comb
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from regraft.learn.compare import BETTER, DIFFERS, no_room, pair
+from regraft.learn.compare import BETTER, DIFFERS, no_room, pair, pairs
 
 quick = settings(deadline=None, database=None, max_examples=60)
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -67,9 +68,61 @@ def test_the_verdict_names_the_better_model_only_where_the_difference_is_clear()
     unclear, clear = compared(table(both=20, a_only=1, b_only=7)), compared(table(both=20, a_only=1, b_only=8))
     assert unclear.p_value > DIFFERS >= clear.p_value
     assert unclear.verdict == "frozen and full do not differ on these 28 photos"
-    assert clear.verdict == "full is better than frozen: right on 7 more of 29 photos"
+    assert clear.verdict == "full is better than frozen by 4.2 to 40.9 points: right on 7 more of 29 photos"
     turned = compared(table(both=20, a_only=8, b_only=1))
-    assert turned.verdict == "frozen is better than full: right on 7 more of 29 photos"
+    assert turned.verdict == "frozen is better than full by 4.2 to 40.9 points: right on 7 more of 29 photos"
+
+
+@given(answers)
+@quick
+def test_a_pair_alone_needs_no_correction(pairs_of_answers):
+    result = compared(pairs_of_answers)
+    assert result.corrected == result.p_value
+    assert result.differs == (result.p_value <= DIFFERS)
+
+
+@pytest.mark.parametrize("more", [6, 9, 40])
+@pytest.mark.parametrize("n", [100, 1000, 10_000])
+def test_a_lead_is_never_shown_as_nothing(more, n):
+    verdict = compared(table(both=n - more, b_only=more)).verdict
+    low, high = map(float, re.search(r"by ([\d.e-]+) to ([\d.e-]+) points", verdict).groups())
+    assert 0 < low < 100 * more / n < high
+
+
+def three(a_only, b_only):
+    """Frozen and scratch answer alike, full otherwise. Pairs by their names."""
+    a, b = np.array(table(both=20, a_only=a_only, b_only=b_only)).T
+    return {(one.a, one.b): one for one in pairs({"frozen": a, "full": b, "scratch": a})}
+
+
+def test_of_three_models_every_two_are_compared():
+    found = three(1, 8)
+    assert list(found) == [("frozen", "full"), ("frozen", "scratch"), ("full", "scratch")]
+    assert (found["frozen", "full"].a_only, found["frozen", "full"].b_only) == (1, 8)
+    assert (found["full", "scratch"].a_only, found["full", "scratch"].b_only) == (8, 1)
+    assert pairs({"frozen": np.array([True])}) == ()
+
+
+def test_the_verdict_on_one_of_several_pairs_is_that_of_the_corrected_p_value():
+    found = three(1, 8)
+    assert [one.p_value for one in found.values()] == pytest.approx([20 / 512, 1, 20 / 512])
+    assert [one.corrected for one in found.values()] == pytest.approx([60 / 512, 1, 60 / 512])
+    assert [one.differs for one in found.values()] == [False, False, False]
+    assert found["frozen", "full"].verdict == "frozen and full do not differ on these 29 photos"
+    assert found["frozen", "full"].to_json()["corrected"] == pytest.approx(60 / 512)
+
+
+def test_a_difference_clear_enough_stands_among_several():
+    found = three(0, 8)
+    assert found["frozen", "full"].corrected == pytest.approx(3 * 2 / 2**8)
+    assert found["frozen", "full"].verdict.startswith("full is better than frozen by ")
+    assert found["full", "scratch"].verdict.startswith("full is better than scratch by ")
+    assert found["frozen", "scratch"].verdict == "frozen and scratch do not differ on these 28 photos"
+
+
+def test_what_auto_prefers_is_not_corrected():
+    assert three(1, 7)["frozen", "full"].corrected > BETTER
+    assert three(1, 7)["frozen", "full"].b_wins
 
 
 def test_what_is_stored_is_plain_json():
@@ -81,6 +134,7 @@ def test_what_is_stored_is_plain_json():
         "b_only": 0,
         "n": 3,
         "p_value": 1.0,
+        "corrected": 1.0,
         "verdict": "frozen and full do not differ on these 3 photos",
     }
 

@@ -139,6 +139,18 @@ def _read(core: Any, graph: Path | bytes) -> Any:
     return model
 
 
+def read(graph: Path | bytes) -> Any:
+    """A graph as OpenVINO's own model, batch size free."""
+    return _core().read_model(graph)
+
+
+def save(model: Any, path: Path) -> None:
+    """OpenVINO's own files: `path` with .xml, and .bin beside it."""
+    import openvino
+
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+
+
 @cache
 def _core() -> Any:
     """OpenVINO, once and until the process ends.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,6 +90,12 @@ class Dataset:
     def quarantine_csv(self) -> bytes:
         """Files found and not used, with the reason, as a CSV file."""
         return csv_bytes(("path", "reason"), [(q.path, q.reason) for q in self.quarantine])
+
+    def _repr_html_(self) -> str:
+        """A table of classes and counts, in a notebook."""
+        rows = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in self.counts.items())
+        seen = f"{len(self)} photos used of {self.num_found} found in {escape(str(self.root))}"
+        return f"<table><caption>{seen}</caption><tr><th>class</th><th>photos</th></tr>{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """As printed by `regraft scan --json`."""

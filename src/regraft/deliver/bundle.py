@@ -10,6 +10,7 @@ README.md           the model card
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from regraft.data.transforms import Preprocessing, photo_to_input, transform
 from regraft.ground.errors import BundleError, DataError
 from regraft.ground.files import sha256_file
 from regraft.ground.runtime import num_cores
+from regraft.ground.statistics import Accuracy
 
 MANIFEST = "regraft.json"
 FORMAT = 1
@@ -72,6 +74,19 @@ class Bundle:
     def classes(self) -> tuple[str, ...]:
         """Names of the C classes, in the order of the logits."""
         return tuple(self.manifest["classes"])
+
+    def _repr_html_(self) -> str:
+        """What it is and how good, in a notebook."""
+        m = self.manifest
+        facts = {
+            "classes": ", ".join(self.classes),
+            "accuracy": str(Accuracy(**m["metrics"]["accuracy"])) if m["metrics"] else "not measured",
+            "backbone": m["backbone"]["name"],
+            "mode": m["provenance"]["mode"],
+            "folder": str(self.folder),
+        }
+        rows = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
+        return f"<table>{rows}</table>"
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -8,6 +8,7 @@ RegraftError
 ├── OutputError     a place that cannot be written
 ├── ConfigError     a setting that is unknown or cannot be
 ├── TrainError      a training that cannot go on
+├── ExportError     an exported model that answers otherwise
 ├── ServeError      a server that cannot start
 ├── HubError        a model hub that cannot be reached, or refuses
 └── MissingExtra    an optional dependency that is not installed
@@ -47,6 +48,10 @@ class ConfigError(RegraftError):
 
 class TrainError(RegraftError):
     """A training cannot go on: a loss that is not finite, or a checkpoint of another run."""
+
+
+class ExportError(RegraftError):
+    """An exported model does not say what the bundle says; it was not kept."""
 
 
 class ServeError(RegraftError):

@@ -1,5 +1,6 @@
 """The application: what is answered at which address. State is handed to it; it opens nothing and writes nothing."""
 
+import asyncio
 import hmac
 import re
 import time
@@ -134,10 +135,12 @@ def _guarded(app: ASGIApp, refusal: Callable[[Scope], Response | None], paths: s
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        path = scope["path"]
+        path, has_begun = scope["path"], False
 
         async def counted(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 meter.requests.labels(path if path in paths else "other", str(message["status"])).inc()
                 message["headers"] = [
                     *message["headers"],
@@ -145,7 +148,13 @@ def _guarded(app: ASGIApp, refusal: Callable[[Scope], Response | None], paths: s
                 ]
             await send(message)
 
-        await (refusal(scope) or app)(scope, receive, counted)
+        try:
+            await (refusal(scope) or app)(scope, receive, counted)
+        except asyncio.CancelledError:  # the server is to stop, and has waited as long as it may
+            if has_begun:
+                raise
+            late = JSONResponse({"error": "the server is being stopped"}, 503, {"Retry-After": "10"})
+            await late(scope, receive, counted)
 
     return guarded
 

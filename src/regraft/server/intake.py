@@ -1,6 +1,7 @@
 """A request to the photos in it, within the server's limits; what is refused says why."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from regraft.server.limits import MEGA, Limits
 
 RAW = ("application/octet-stream", "image/")
 NUM_FIELDS = 16  # that are not files, in a form: none has a use
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # a client's errors are told to the client
 BOUNDARY = re.compile(rb"[\w'()+,./:=? -]{1,70}")  # RFC 2046
 
 
@@ -136,5 +138,4 @@ class _Form(MultiPartParser):
 
 
 def _too_large(limits: Limits) -> HTTPException:
-    text = f"more than {limits.max_bytes / MEGA:g} MB; send fewer or smaller photos"
-    return HTTPException(413, text, {"Connection": "close"})
+    return HTTPException(413, f"more than {limits.max_bytes / MEGA:g} MB; send fewer or smaller photos")

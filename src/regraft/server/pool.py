@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
 import queue
+import socket
+import struct
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -64,10 +68,11 @@ class Pool:
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._busy: set[int] = set()  # workers that have a photo
         self._pace_s = 0.02  # of late, for one photo
-        self._workers: list[_Worker | None] = [_Worker(*self._start) for _ in range(num_workers)]
+        self._closing = threading.Event()
+        self._workers = [_Worker(*self._start) for _ in range(num_workers)]
         self._threads = [threading.Thread(target=self._feed, args=(i,), daemon=True) for i in range(num_workers)]
         try:
-            for worker in filter(None, self._workers):
+            for worker in self._workers:
                 worker.wait_ready()
         except ServeError:
             self._end_workers()
@@ -77,8 +82,8 @@ class Pool:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every worker is there and alive."""
-        return all(worker is not None and worker.is_alive for worker in self._workers)
+        """Whether every worker is there and ready."""
+        return all(worker.is_ready for worker in self._workers)
 
     @property
     def num_waiting(self) -> int:
@@ -97,7 +102,8 @@ class Pool:
             return list(await asyncio.gather(*(job.answer for job in jobs)))
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, also those that are being started."""
+        self._closing.set()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -105,7 +111,7 @@ class Pool:
         self._end_workers()
 
     def _end_workers(self) -> None:
-        for worker in filter(None, self._workers):
+        for worker in self._workers:
             worker.end()
 
     def _feed(self, number: int) -> None:
@@ -114,7 +120,8 @@ class Pool:
             try:
                 job = self._jobs.get(timeout=IDLE_S)
             except queue.Empty:
-                self._alive(number)
+                with suppress(ServeError):
+                    self._ready(number)
                 continue
             if job is None:
                 return
@@ -128,11 +135,15 @@ class Pool:
     def _do(self, number: int, job: Job) -> Answer:
         """The answer of a worker; of a second one where the first was ended from outside."""
         for _ in range(2):
-            worker = self._alive(number)
+            try:
+                worker = self._ready(number)
+            except ServeError:
+                break
             order = Order(job.with_heat, is_alone=self._busy == {number} and self.num_waiting == 0)
             try:
                 answer = worker.ask(job.data, order, self.limits.photo_s)
             except (EOFError, OSError):  # it died: of this photo, or of something else
+                worker.end()
                 continue
             if answer is not None:
                 return answer
@@ -140,21 +151,18 @@ class Pool:
             break
         return {"error": GAVE_UP}
 
-    def _alive(self, number: int) -> "_Worker":
-        """The worker of a thread, a new one where it is dead."""
-        worker = self._workers[number]
-        while worker is None or not worker.is_alive:
-            self._workers[number] = None
-            if worker is not None:
-                worker.end()
-            worker = _Worker(*self._start)
+    def _ready(self, number: int) -> "_Worker":
+        """The worker of a thread, a new one where it is dead. Raises ServeError once the pool is being closed."""
+        while not self._workers[number].is_ready:
+            self._workers[number].end()
+            if self._closing.is_set():
+                raise ServeError("the server is being stopped")
             try:
-                worker.wait_ready()
-            except ServeError:
-                time.sleep(1.0)
-                continue
-            self._workers[number] = worker
-        return worker
+                self._workers[number] = _Worker(*self._start)
+                self._workers[number].wait_ready()
+            except (ServeError, OSError):  # also where the system has no more processes or files to give
+                self._closing.wait(1.0)
+        return self._workers[number]
 
 
 class _Worker:
@@ -163,15 +171,17 @@ class _Worker:
     def __init__(self, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
         context = get_context("spawn")
         self._pipe, other = context.Pipe()
+        _bound_sending(self._pipe, limits.photo_s)
         self._process: SpawnProcess = context.Process(
             target=work, args=(other, folder, promises, limits), daemon=True, name="regraft worker"
         )
         self._process.start()
         other.close()
+        self._has_begun = False
 
     @property
-    def is_alive(self) -> bool:
-        return self._process.is_alive()
+    def is_ready(self) -> bool:
+        return self._has_begun and self._process.is_alive()
 
     def wait_ready(self) -> None:
         """Raises ServeError where there is no model to be had."""
@@ -179,11 +189,15 @@ class _Worker:
         if message != READY:
             self.end()
             raise ServeError(message.decode())
+        self._has_begun = True
 
     def ask(self, data: bytes, order: Order, limit_s: float) -> Answer | None:
         """The answer to a photo; None where it took too long. Raises EOFError or OSError where the process dies."""
-        self._pipe.send_bytes(json.dumps(vars(order)).encode())
-        self._pipe.send_bytes(data)
+        try:
+            self._pipe.send_bytes(json.dumps(vars(order)).encode())
+            self._pipe.send_bytes(data)
+        except BlockingIOError:  # it does not read
+            return None
         if not self._pipe.poll(limit_s):
             return None
         answer: Answer = json.loads(self._pipe.recv_bytes())
@@ -193,6 +207,13 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self._pipe.close()
+
+
+def _bound_sending(pipe: Connection, limit_s: float) -> None:
+    """Nothing that is sent waits longer for room: BlockingIOError then."""
+    seconds, rest = divmod(limit_s, 1)
+    with socket.socket(fileno=os.dup(pipe.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * rest)))
 
 
 def _received(pipe: Connection, limit_s: float) -> bytes | None:

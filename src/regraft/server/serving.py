@@ -74,7 +74,7 @@ def _config(app: Any, limits: Limits) -> uvicorn.Config:
 
 
 def _timed(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's protocol, which by itself waits for a request's headers for ever."""
+    """uvicorn's protocol, which by itself waits for ever for a request's headers and for an answer to be fetched."""
 
     class Timed(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -86,14 +86,23 @@ def _timed(limits: Limits) -> type[H11Protocol]:
             self._due = self.loop.call_later(limits.header_s, self._late)
             super().on_response_complete()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(limits.body_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._unread.cancel()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._due.cancel()
             super().connection_lost(exc)
 
         def _late(self) -> None:
-            """No request is under way: its headers have not come."""
+            """No request is under way: its headers have not come, or an answer is not fetched."""
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.close()
+                self._due = self.loop.call_later(limits.body_s, self.transport.abort)
 
     return Timed
 
@@ -105,7 +114,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
         listening.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listening.close()
         why = getattr(error, "strerror", None) or str(error)
         raise ServeError(f"Cannot listen on {host}:{port}: {why.lower()}. Choose another --port or --host.") from error

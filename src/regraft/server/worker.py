@@ -21,6 +21,7 @@ from regraft.show.plots import heat_overlay
 
 READY = b"ready"
 HEAT_SIZE = 224  # pixels
+TOO_LARGE = "it needs more memory than is allowed"
 Answer = dict[str, Any]
 
 
@@ -66,9 +67,10 @@ def answer(bundle: Bundle, data: bytes, order: Order, max_pixels: int) -> Answer
     except Unreadable as error:
         return {"error": str(error)}
     except DataError as error:
-        return {"error": str(error.__cause__ or error)}
+        reason = error.__cause__ or error
+        return {"error": TOO_LARGE if isinstance(reason.__cause__, MemoryError) else str(reason)}
     except MemoryError:
-        return {"error": "it needs more memory than is allowed"}
+        return {"error": TOO_LARGE}
     said = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
     novelty = float(said["novelty"][0]) if "novelty" in said else None
     prediction = bundle.to_prediction(said["logits"][0], novelty)

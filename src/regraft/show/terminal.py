@@ -81,6 +81,14 @@ def said(prediction: "Prediction") -> str:
     return text + ("  (looks like nothing it has learned from)" if prediction.looks_new else "")
 
 
+def print_bars(prediction: "Prediction", count: int = 5) -> None:
+    """The most probable classes, a line with a bar for each."""
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:count]
+    width = max(len(printable(name)) for name, _ in ranked)
+    for name, share in ranked:
+        print(f"  {printable(name):{width}}  {bar(share)}  {100 * share:5.1f} %")
+
+
 def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:
     """Trainings in several modes, one below the other."""
     rows = []

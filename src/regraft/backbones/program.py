@@ -1,0 +1,41 @@
+"""A bundle's network as a program of torch: photos to probabilities, in one file that torch alone reads."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regraft.backbones import network as networks
+from regraft.backbones.network import Network, Normalise
+
+
+class Program(nn.Module):
+    """Photos `(B, H, W, 3)` uint8 to probabilities `(B, C)` float32."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.normalise = Normalise(network.preprocessing)
+        self.network = network.module
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities of a batch."""
+        logits = cast(Tensor, self.network(self.normalise(images.permute(0, 3, 1, 2))))
+        return (logits / self.temperature).softmax(dim=1)
+
+
+def write_program(folder: Path, manifest: dict[str, Any], head: tuple[np.ndarray, np.ndarray], path: Path) -> None:
+    """`torch.export`'s file of the bundle in a folder, batch size free. head: weight `(C, D)` and bias `(C,)`."""
+    info = {**manifest["backbone"], "preprocessing": manifest["preprocessing"]}
+    info["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    network = networks.restore(info, folder / "model.safetensors")
+    weight, bias = map(torch.from_numpy, head)
+    program = Program(networks.with_new_head(network, weight, bias), manifest["temperature"]).eval()
+    p = network.preprocessing
+    example = torch.zeros((2, p.height, p.width, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        exported = torch.export.export(program, (example,), dynamic_shapes={"images": {0: torch.export.Dim("B")}})
+    torch.export.save(exported, path)

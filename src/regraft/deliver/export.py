@@ -1,0 +1,61 @@
+"""A bundle as files of other runtimes: the same graph, with probabilities at its end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from regraft import __version__
+from regraft.backbones.engine import read, save
+from regraft.deliver.bundle import Bundle
+from regraft.ground.errors import MissingExtra
+
+try:
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise MissingExtra("onnx", "export") from error
+
+
+def onnx_model(bundle: Bundle) -> Any:
+    """`images (B, H, W, 3)` uint8 to `probabilities (B, C)`, `logits (B, C)` and, where it is known, `novelty (B,)`.
+
+    The bundle's temperature is inside; classes, preprocessing and thresholds are in the metadata.
+    """
+    manifest = bundle.manifest
+    model = onnx.load(str(bundle.folder / "model.onnx"))
+    graph = model.graph
+    temperature = np.array([manifest["temperature"]], np.float32)
+    graph.initializer.append(numpy_helper.from_array(temperature, "temperature"))
+    graph.node.append(helper.make_node("Div", ["logits", "temperature"], ["calm"]))
+    graph.node.append(helper.make_node("Softmax", ["calm"], ["probabilities"], axis=1))
+    (features,) = (output for output in graph.output if output.name == "features")
+    graph.output.remove(features)
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["B", len(bundle.classes)])
+    graph.output.insert(0, probabilities)
+    helper.set_model_props(model, metadata(bundle))
+    return model
+
+
+def metadata(bundle: Bundle) -> dict[str, str]:
+    """What a user of the exported file has to know, as text."""
+    manifest = bundle.manifest
+    return {
+        "classes": json.dumps(list(bundle.classes), ensure_ascii=False),
+        "preprocessing": json.dumps(manifest["preprocessing"]),
+        "thresholds": json.dumps(manifest["thresholds"]),
+        "regraft": __version__,
+    }
+
+
+def write_onnx(bundle: Bundle, path: Path) -> None:
+    """One ONNX file."""
+    path.write_bytes(onnx_model(bundle).SerializeToString(deterministic=True))
+
+
+def write_openvino(bundle: Bundle, path: Path) -> None:
+    """`path` with .xml, and .bin beside it, in full precision."""
+    model = read(onnx_model(bundle).SerializeToString(deterministic=True))
+    for name, text in metadata(bundle).items():
+        model.set_rt_info(text, ["regraft", name])
+    save(model, path)

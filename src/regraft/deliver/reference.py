@@ -1,0 +1,122 @@
+"""The program that goes with an exported model: a photo's file to the model's input, in numpy and Pillow alone.
+
+What it does is what `data.transforms` does with this model's numbers; every export is judged through it.
+"""
+
+from regraft.data.decode import DRAFT_FACTOR
+from regraft.data.transforms import MAX_ASPECT, Preprocessing
+
+RUNTIMES = {
+    "onnx": (
+        "onnxruntime",
+        """session = onnxruntime.InferenceSession(str(Path(__file__).with_suffix(".onnx")))
+    return session.run(["probabilities"], {"images": images})[0]""",
+    ),
+    "openvino": (
+        "openvino",
+        """model = openvino.compile_model(str(Path(__file__).with_suffix(".xml")))
+    return model({"images": images})["probabilities"]""",
+    ),
+    "torch": (
+        "torch",
+        """program = torch.export.load(str(Path(__file__).with_suffix(".pt2")))
+    with torch.inference_mode():
+        return program.module()(torch.from_numpy(images.copy())).numpy()""",
+    ),
+}
+RESIZED = {
+    "squash": "size = ({resize[1]}, {resize[0]})",
+    "center": "size = ({short}, max(1, int({short} * height / width))) if width <= height else "
+    "(int({short} * width / height), {short})",
+    "sides": "ratio = {choose}(height / {resize[0]}, width / {resize[1]})\n"
+    "    size = (max(1, round(width / ratio)), max(1, round(height / ratio)))",
+}
+
+
+def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) -> str:
+    """The program. kind: "onnx", "openvino" or "torch"."""
+    package, run = RUNTIMES[kind]
+    p = preprocessing
+    way = "center" if p.crop_mode == "center" and p.resize[0] == p.resize[1] else "sides"
+    resized = RESIZED["squash" if p.crop_mode == "squash" else way].format(
+        resize=p.resize, short=p.resize[0], choose="max" if p.crop_mode == "border" else "min"
+    )
+    fill = tuple(round(255 * value) for value in p.mean) if p.crop_mode == "border" else (0, 0, 0)
+    values = {
+        "PACKAGE": package,
+        "RUN": run,
+        "RESIZED": resized,
+        "MIDDLE": MIDDLE.replace("ASPECT", str(MAX_ASPECT)) if p.crop_mode == "center" else "",
+        "FILTER": f"Image.Resampling.{p.interpolation.upper()}",
+        "DRAFT": str(max(p.resize) * DRAFT_FACTOR),
+        "WIDTH": str(p.width),
+        "HEIGHT": str(p.height),
+        "FILL": str(fill),
+        "CLASSES": ascii(list(classes)),  # last: a name may look like one of these
+    }
+    text = TEMPLATE
+    for name, value in values.items():
+        text = text.replace(f"<{name}>", value)
+    return text
+
+
+MIDDLE = """    photo = crop(photo, min(photo.width, ASPECT * photo.height), min(photo.height, ASPECT * photo.width))
+"""
+TEMPLATE = '''"""A photo's file to probabilities. Needs numpy, Pillow and <PACKAGE>.
+
+    python <this file> photo.jpg
+"""
+
+import sys
+from pathlib import Path
+
+import <PACKAGE>
+import numpy as np
+from PIL import Image, ImageOps
+
+CLASSES = <CLASSES>
+
+
+def to_input(path):
+    """(H, W, 3) uint8 as the model takes it."""
+    with Image.open(path) as image:
+        image.draft("RGB", (<DRAFT>, <DRAFT>))
+        turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(274))
+        photo = to_rgb(image if turned is None else image.transpose(turned))
+<MIDDLE>    width, height = photo.size
+    <RESIZED>
+    return np.asarray(crop(photo.resize(size, <FILTER>), <WIDTH>, <HEIGHT>))
+
+
+def to_rgb(image):
+    if image.mode.startswith(("I", "F")):  # greys of 16 bits, or of any range
+        grey = np.asarray(image).astype(np.float32)
+        is_16_bit = image.mode.startswith("I") and grey.min() >= 0 and grey.max() <= 65535
+        low, high = (0.0, 65535.0) if is_16_bit else (float(grey.min()), float(grey.max()))
+        grey = np.round((grey - low) * (255.0 / max(high - low, 1e-12)))
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def crop(photo, width, height):
+    missing = max(0, width - photo.width), max(0, height - photo.height)
+    if any(missing):
+        left, top = missing[0] // 2, missing[1] // 2
+        photo = ImageOps.expand(photo, (left, top, missing[0] - left, missing[1] - top), fill=<FILL>)
+    left, top = round((photo.width - width) / 2), round((photo.height - height) / 2)
+    return photo.crop((left, top, left + width, top + height))
+
+
+def predict(images):
+    """(N, H, W, 3) uint8 to probabilities (N, C)."""
+    <RUN>
+
+
+if __name__ == "__main__":
+    for path in sys.argv[1:]:
+        probabilities = predict(to_input(path)[np.newaxis])[0]
+        print(f"{path}  {CLASSES[probabilities.argmax()]}  {100 * probabilities.max():.1f} %")
+'''
