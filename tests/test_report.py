@@ -218,7 +218,7 @@ def test_the_command_on_the_page_trains_the_same_again(frozen, full, doubtful_ph
         (command,) = by_id(page_of(run), "made-of").iter("pre")
         folder, config = train_config_of(monkeypatch, command.text)
         assert folder == str(doubtful_photos.resolve())
-        assert config.to_json() == run.bundle.manifest["provenance"]["config"]
+        assert json.loads(json.dumps(config.to_json())) == run.bundle.manifest["provenance"]["config"]
 
 
 CONFIGS = {
@@ -232,6 +232,7 @@ CONFIGS = {
     "the notebook's way": {"mode": "full", "recipe": "tutorial", "epochs": 3, "momentum": 0.9},
     "small numbers": {"mode": "full", "learning_rate": 1.23456789e-7, "weight_decay": 0.1 + 0.2, "unfreeze": -1},
     "choices": {"mode": "full", "head_start": "zero", "class_weights": True, "flip": False, "augment": "trivial"},
+    "further folders": {"also": ("/more photos", "/and 'more'")},
     "another network": {"backbone": "timm/test_resnet", "weights": "random"},
     "a share to judge on": {"val_fraction": 0.3},
     "a number of folds": {"num_folds": 7},
@@ -553,7 +554,9 @@ def test_reports_are_made_without_torch(run, frozen, doubtful_photos, tmp_path):
 def test_a_notebook_shows_the_page_itself(copied):
     written = report(load(copied.run))
     (frame,) = tree_of(written._repr_html_()).iter("iframe")
-    assert frame.get("srcdoc") == written.path.read_text(encoding="utf-8")
+    shown = tree_of(frame.get("srcdoc"))
+    assert text_of(shown) == text_of(tree_of(written.path.read_text(encoding="utf-8")))
+    assert [one.get("href") for one in shown.iter("base")] in ([], ["about:srcdoc"])
 
 
 def test_from_python_it_is_one_call(copied, tmp_path):

@@ -228,6 +228,9 @@ _TRAINING = (
     click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'."),
     click.option("--out", help="Folder for the run.  [default: in runs/]"),
     click.option("--seed", default=0, show_default=True, help="Decides the split and everything random."),
+    click.option("--val-fraction", default=0.2, show_default=True,
+                 help="Share of each class to judge on, where the folder has no val or test."),
+    click.option("--num-folds", default=5, show_default=True, help="Folds of every cross-validation."),
     click.option("--group-by", metavar="PATTERN",
                  help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
     click.option("--also", multiple=True, metavar="DIR", help="A further folder of photos; may be given again."),
@@ -305,7 +308,8 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     terminal.print_summary(run.summary)
     if config.report:
         print(f"report   {printable(str(run.out / 'report.html'))}")
-    print(f"\nNext:\n\n    regraft predict {run.out} PHOTO...")
+    command = printable(f"regraft predict {run.out} PHOTO...")
+    print(f"\nNext:\n\n    {command}")
 
 
 @cli.command()

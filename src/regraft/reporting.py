@@ -87,28 +87,41 @@ def repeat_command(photos: str, config: dict[str, Any]) -> str:
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{flag}", str(value)]
     return shlex.join(words)
 
 
 def _summary(run: Path) -> dict[str, Any]:
-    """result.json of a run, {} without one."""
+    """What can be used of result.json, {} without one."""
     try:
         found = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = {name: found[name] for name in ("photos", "decision") if isinstance(found.get(name), str)}
+        seconds = {name: value for name, value in found.get("seconds", {}).items() if isinstance(value, int | float)}
+        findings = [one for one in found.get("findings", []) if _is_finding(one)]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {**known, "seconds": seconds, "findings": findings}
+
+
+def _is_finding(one: Any) -> bool:
+    """Whether it is as `Finding.to_json` gives it."""
+    if not isinstance(one, dict) or not isinstance(one.get("kind"), str) or not isinstance(one.get("text"), str):
+        return False
+    paths = one.get("paths")
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
 
 
 def _kept_for_judging(run: Path, summary: dict[str, Any], progress: Progress, cure: str) -> tuple[str, Dataset]:
     """Name and photos of the split that a training judged its bundle on. Raises DataError."""
     try:
         rows = [json.loads(line) for line in (run / "photos.jsonl").read_text(encoding="utf-8").splitlines()]
-        folder = Path(summary["photos"])
-    except (OSError, ValueError, KeyError) as error:
+        folder, splits = Path(summary["photos"]), {row.get("split") for row in rows}
+        name = "test" if "test" in splits else "val"
+        wanted = {(row["path"], row["sha256"]) for row in rows if row.get("split") == name}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{run} does not say which photos its model was judged on. {cure}.") from error
-    name = "test" if any(row.get("split") == "test" for row in rows) else "val"
-    wanted = {(row["path"], row["sha256"]) for row in rows if row.get("split") == name}
+    if not wanted:
+        raise DataError(f"{run} does not say which photos its model was judged on. {cure}.")
     if not folder.exists():
         raise DataError(f"{folder}, the photos of {run}, is gone. {cure}.")
     dataset = list_photos(folder, progress=progress)

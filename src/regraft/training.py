@@ -42,7 +42,7 @@ WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, progress: Progress) -> Run:
     """Train as `config` says and leave everything in `out`. Raises RegraftError."""
-    out = place(Path(folder), out)
+    out, config = place(Path(folder), out), config.located()
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     doctor.chosen_kinds(config.drop)
     began = time.monotonic()

@@ -101,7 +101,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full(doubtful_photos, toy, tmp_path_factory):
-    out = tmp_path_factory.mktemp("full") / "run"
+    out = tmp_path_factory.mktemp("runs") / "full"
     config = configure(mode="full", epochs=2, learning_rate=0.0, head_start="solved", **toy)
     return train_run(doubtful_photos, out, config, QUIET)
 
@@ -109,7 +109,7 @@ def full(doubtful_photos, toy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def compared(doubtful_photos, toy, tmp_path_factory):
     config = configure(epochs=2, learning_rate=0.0, head_learning_rate=0.0, head_start="random", **toy)
-    return compare(doubtful_photos, tmp_path_factory.mktemp("compared") / "out", config=config, progress=QUIET)
+    return compare(doubtful_photos, tmp_path_factory.mktemp("runs") / "compared", config=config, progress=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def ants_and_bees(tmp_path_factory):
     folder = os.environ.get("REGRAFT_DATA")
     if not folder:
         pytest.skip("REGRAFT_DATA is not set")
-    out = tmp_path_factory.mktemp("hymenoptera") / "run"
+    out = tmp_path_factory.mktemp("runs") / "hymenoptera"
     return train_run(Path(folder).absolute() / "hymenoptera", out, configure(mode="frozen"), QUIET)
 
 
@@ -244,6 +244,7 @@ def test_printed_it_is_dark_on_white(full, opened, tmp_path):
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert page.locator("nav").is_hidden()
     contrasts = page.evaluate(CONTRASTS)
     assert [what for ratio, what in contrasts if ratio < READABLE] == []
     assert page.pdf(path=tmp_path / "report.pdf").startswith(b"%PDF")

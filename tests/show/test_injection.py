@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from PIL import Image
 
 from conftest import COLOURS, all_of, draw, tree_of
 from regraft.api import Comparison, compare, configure
+from regraft.deliver.bundle import Prediction
 from regraft.ground.progress import Progress, printable
+from regraft.show.plots import prediction_grid
+from show.test_browser import STICKING_OUT
 from test_training import save_toy
 
 PAYLOADS = {
@@ -309,7 +313,7 @@ def test_nothing_that_is_printed_drives_the_terminal(hostile, regraft_main):
         ("predict", run.out, *photos, hostile.photos),
         ("evaluate", run.out, hostile.photos),
         ("report", run.out),
-        ("scan", hostile.photos, "--fast", "--out", hostile.photos.parent.parent / "scanned"),
+        ("scan", hostile.photos, "--fast"),
     ]
     for command in commands:
         done = regraft_main(*command)
@@ -328,6 +332,13 @@ def test_training_says_no_name_as_it_is(hostile_folder, toy, regraft_main, tmp_p
     assert "left out: " in done.stderr
     assert is_plain(done.stderr)
     assert is_plain(done.stdout), [line for line in done.stdout.splitlines() if not is_plain(line)]
+
+
+def test_a_long_name_is_drawn_at_once(photos):
+    path, name = photos / "red" / "red_0.jpg", "A" * 3000
+    began = time.perf_counter()
+    prediction_grid([(path, name, Prediction(name, 0.5, {}))])
+    assert time.perf_counter() - began < 1.0
 
 
 def test_a_class_whose_name_is_not_utf_8_is_trained_and_shown(toy, regraft_main, tmp_path):
@@ -371,7 +382,8 @@ def test_errors_say_no_name_as_it_is(bundle, hostile_folder, regraft_main, comma
 
 
 def controls_of(text):
-    return {c for c in text if unicodedata.category(c) == "Cc"} - {"\n"}
+    """Also what ends a line for some readers."""
+    return {c for c in text if unicodedata.category(c) in ("Cc", "Zl", "Zp")} - {"\n"}
 
 
 def test_json_gives_names_back_whole_and_without_control_characters(hostile, regraft_main):
@@ -379,7 +391,7 @@ def test_json_gives_names_back_whole_and_without_control_characters(hostile, reg
     paths = [str(run.evaluation.dataset.root / path) for path in run.evaluation.dataset.paths]
     done = regraft_main("predict", run.out, *paths, "--json")
     assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = [json.loads(line) for line in done.stdout.rstrip("\n").split("\n")]
     assert [one["path"] for one in answers] == paths
     assert {one["label"] for one in answers} <= set(hostile.labels)
     assert all(set(one["probabilities"]) == set(hostile.labels) for one in answers)
@@ -424,6 +436,7 @@ def test_a_browser_runs_fetches_and_reports_nothing(hostile, opened):
 def test_a_browser_shows_each_name_on_its_own_line_and_within_the_page(hostile, opened):
     for file in hostile.pages:
         page = opened(file, width=390).page
+        assert page.evaluate(STICKING_OUT) == []
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         shown = page.locator("td.name").all_inner_texts()
         report = file.name == "report.html"

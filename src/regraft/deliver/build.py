@@ -88,7 +88,7 @@ def _with_head(
     graph.output.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", len(weight)]))
     if known is not None:
         _add_novelty(graph, known)
-    helper.set_model_props(model, {"classes": json.dumps(list(classes), ensure_ascii=False)})
+    helper.set_model_props(model, {"classes": json.dumps(list(classes))})
     return bytes(model.SerializeToString(deterministic=True))
 
 

@@ -41,7 +41,7 @@ def metadata(bundle: Bundle) -> dict[str, str]:
     """What a user of the exported file has to know, as text."""
     manifest = bundle.manifest
     return {
-        "classes": json.dumps(list(bundle.classes), ensure_ascii=False),
+        "classes": json.dumps(list(bundle.classes)),
         "preprocessing": json.dumps(manifest["preprocessing"]),
         "thresholds": json.dumps(manifest["thresholds"]),
         "regraft": __version__,

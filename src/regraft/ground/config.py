@@ -1,6 +1,7 @@
 """What can be chosen about a training run. One dataclass, saved with the result."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from regraft.ground.errors import ConfigError
@@ -105,6 +106,19 @@ class TrainConfig:
         """Whether a head is solved first: not from random weights, and not where the notebook takes steps."""
         return self.mode != "scratch" and self.recipe == "regraft"
 
+    def located(self) -> "TrainConfig":
+        """The same with files named so that they are found from any folder."""
+        return replace(
+            self,
+            weights=_located(self.weights),
+            relabel=_located(self.relabel),
+            also=tuple(str(Path(folder).resolve()) for folder in self.also),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As stored in manifests."""
         return asdict(self)
+
+
+def _located(file: str | None) -> str | None:
+    return str(Path(file).resolve()) if file and Path(file).is_file() else file

@@ -52,7 +52,7 @@ def json_bytes(value: Any) -> bytes:
 def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes:
     """A CSV file; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where a semicolon ends a cell
     writer.writerow(header)
     writer.writerows(
         [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in r] for r in rows

@@ -114,7 +114,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
         listening.listen(BACKLOG)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: no host name
         listening.close()
         why = getattr(error, "strerror", None) or str(error)
         raise ServeError(f"Cannot listen on {host}:{port}: {why.lower()}. Choose another --port or --host.") from error

@@ -9,6 +9,8 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 290  # units of the drawing; it takes the width that the page gives it
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 34, 48
 ROW = 34  # height of one interval
+LEGEND = 20  # height of a row of names
+LONGEST = 32  # letters of a name that are shown
 
 Point = tuple[float, float]
 
@@ -81,16 +83,17 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
         parts.append(_path([at((low, low)), at((high, high))], "ideal"))
     for line in lines:
         parts.append(_line(line, at))
-    if len(lines) > 1 or diagonal:
-        parts.append(_legend(lines))
-    return _svg(title, HEIGHT, parts)
+    named = [line for line in lines if line.name] if len(lines) > 1 else []
+    parts.append(_legend(named))
+    return _svg(title, HEIGHT + LEGEND * _num_rows(named), parts)
 
 
 def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *, low: float = 0.0) -> Markup:
     """Shares with their intervals, one below the other: name, low end, value, high end, all 0..1."""
     height = ROW * len(rows) + 40
     x = percent_axis("", low)
-    left = 20 if len(rows) == 1 and not rows[0][0] else 130
+    longest = max(min(len(name), LONGEST) for name, *_ in rows)
+    left = 24 + 7.2 * longest if longest else 20
     scale: Callable[[float], float] = lambda share: round(  # noqa: E731
         left + (share - low) / (1 - low) * (WIDTH - left - 24), 1
     )
@@ -100,7 +103,7 @@ def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *
         parts.append(_text(scale(value), height - 8, label, "middle"))
     for number, (name, start, value, end) in enumerate(rows):
         y = 8 + ROW * (number + 0.5)
-        parts.append(_text(left - 10, y + 5, _shortened(name, 16), "end", "name"))
+        parts.append(_text(left - 10, y + 5, _shortened(name, LONGEST), "end", "name"))
         parts.append(_tag("line", x1=scale(start), x2=scale(end), y1=y, y2=y, class_=f"range c{number % 4 + 1}"))
         parts.append(_tag("circle", cx=scale(value), cy=y, r=6, class_=f"dot c{number % 4 + 1}"))
     return _svg(title, height, parts)
@@ -133,14 +136,29 @@ def _line(line: Line, at: Callable[[Point], Point]) -> Markup:
 
 
 def _legend(lines: Sequence[Line]) -> Markup:
-    """Names of the lines, from the right of the top edge."""
-    parts, right = [], WIDTH - RIGHT
-    for line in reversed([line for line in lines if line.name]):
-        name = _shortened(line.name, 16)
-        parts.append(_text(right, 16, name, "end", f"legend c{line.colour}"))
-        right -= 8 * len(name) + 22
-        parts.append(_tag("circle", cx=right + 12, cy=11, r=4, class_=f"dot c{line.colour}"))
+    """Names of the lines below the chart, in as many rows as they need."""
+    parts = []
+    for line, (row, left) in zip(lines, _places(lines), strict=True):
+        y = HEIGHT + LEGEND * row + 14
+        parts.append(_tag("circle", cx=left + 5, cy=y - 5, r=4, class_=f"dot c{line.colour}"))
+        parts.append(_text(left + 14, y, _shortened(line.name, LONGEST), "start", f"legend c{line.colour}"))
     return Markup("").join(parts)
+
+
+def _places(lines: Sequence[Line]) -> list[tuple[int, float]]:
+    """Row and left end of each name."""
+    places, row, left = [], 0, 4.0
+    for line in lines:
+        width = 8.0 * min(len(line.name), LONGEST) + 30
+        if left + width > WIDTH and left > 4:
+            row, left = row + 1, 4.0
+        places.append((row, left))
+        left += width
+    return places
+
+
+def _num_rows(lines: Sequence[Line]) -> int:
+    return _places(lines)[-1][0] + 1 if lines else 0
 
 
 def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
@@ -168,7 +186,11 @@ def _attributes(values: dict[str, object]) -> Markup:
 
 
 def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """Beginning and end: what begins alike often ends otherwise."""
+    if len(text) <= length:
+        return text
+    end = length // 2
+    return text[: length - end - 1] + "…" + text[-end:]
 
 
 def _round_step(step: float) -> float:

@@ -38,6 +38,7 @@ def write_page(path: Path, html: str) -> Path:
 def jpeg(picture: Image.Image, size: int) -> Markup:
     """A photo as a data URI, its longer side `size` pixels at most."""
     small = picture.copy()
+    small.info.clear()  # what a camera wrote is nobody's business
     small.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return _uri(small, "jpeg", quality=72, optimize=True)
 

@@ -18,6 +18,7 @@ TILE = 220  # pixels
 COLUMNS = 6
 GAP = 14
 CAPTION = 26
+LONGEST = 400  # letters of a line that are measured at all
 INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
 RIGHT, WRONG = "#1a7f4b", "#c2342b"
 GLOW = (  # red, green and blue of a heat of 0..255: from violet through orange to yellow
@@ -168,7 +169,7 @@ def _draw_tile(picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: i
 
 def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, width: float) -> None:
     """One line, shortened with an ellipsis where it does not fit."""
-    font, text = ImageFont.load_default(size), printable(text)
+    font, text = ImageFont.load_default(size), printable(text[:LONGEST])
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-2].rstrip() + "…"
     draw.text(at, text, font=font, fill=colour)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from regraft.data.decode import Unreadable, decode
+from regraft.data.decode import Unreadable, decode, read_bytes
 from regraft.data.scan import map_photos
 from regraft.deliver.bundle import Bundle
 from regraft.deliver.evaluate import Evaluation
@@ -272,7 +272,7 @@ def _findings(evaluation: Evaluation, found: Sequence[Row]) -> list[Row]:
         photos = []
         for path, text in pairs:
             try:
-                picture = thumb((root / path).read_bytes(), THUMB)
+                picture = thumb(read_bytes(root / path), THUMB)
             except (OSError, Unreadable, DataError):
                 picture = ""
             photos.append({"path": path, "text": text, "thumb": picture})

@@ -3,7 +3,7 @@
 
 const AT_ONCE = 4;
 const find = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 const answers = [];
@@ -181,6 +181,7 @@ addEventListener("drop", (event) => {
   drop.classList.remove("over");
   take([...event.dataTransfer.files]);
 });
+addEventListener("hashchange", () => location.reload()); // a token was added
 addEventListener("paste", (event) => take([...event.clipboardData.files]));
 find("csv").addEventListener("click", download);
 find("clear").addEventListener("click", clear);
