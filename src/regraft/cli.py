@@ -3,7 +3,6 @@
 Commands import what they need when they run, so that `regraft --help` answers at once.
 """
 
-import json
 import os
 import sys
 import warnings
@@ -422,7 +421,7 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
     for answer in predict_photos(load(bundle, **promises), photos, progress=Progress()):
         failed += answer.prediction is None
         if as_json:
-            print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+            terminal.print_json(answer.to_json(), indent=None)
         elif answer.prediction is None:
             print(printable(answer.error or ""), file=sys.stderr)
         else:

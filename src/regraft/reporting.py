@@ -33,7 +33,8 @@ class Report:
         """The page itself, in a notebook."""
         from markupsafe import escape
 
-        page = escape(self.path.read_text(encoding="utf-8"))
+        page = self.path.read_text(encoding="utf-8")
+        page = escape(page.replace("<head>", '<head><base href="about:srcdoc">', 1))  # else links leave the frame
         return f'<iframe srcdoc="{page}" width="100%" height="720" style="border:0"></iframe>'
 
 

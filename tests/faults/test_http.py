@@ -302,6 +302,7 @@ def told(answer) -> np.ndarray:
     return np.array([*(answer.probabilities[name] for name in sorted(answer.probabilities)), answer.novelty])
 
 
+@pytest.mark.timeout(3600 if IS_LONG else 300)
 def test_each_of_many_clients_gets_the_answer_to_its_own_photo(bundle, server, record_property):
     """Those that are sent away because too many wait come again."""
     count, found, tries = (5000 if IS_LONG else 300), {}, Counter()
@@ -455,6 +456,7 @@ def files_below(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if not path.is_dir())
 
 
+@pytest.mark.timeout(3600 if IS_LONG else 300)
 def test_no_request_whatever_is_an_error_of_the_server(confined, record_property):
     served, root = confined
     before, workers, seen = files_below(root), served.workers(), Counter()

@@ -99,7 +99,7 @@ def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]
 
 
 def _rows_of_json_lines(file: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 values = json.loads(line)

@@ -228,7 +228,7 @@ def _matrix(evaluation: Evaluation, ids: set[str]) -> Row:
                 "said": names[j],
                 "right": i == j,
                 "id": _known(i, j, ids),
-                "shade": f"{0.55 * shares[i, j]:.2f}",  # which text is read on, light or dark
+                "shade": f"{0.5 * shares[i, j]:.2f}",  # which text is read on, light or dark
             }
             for j in range(len(names))
         ]

@@ -20,9 +20,10 @@ BAR = 20  # blocks
 WIDE = 200  # columns where nobody's terminal is as wide as that
 
 
-def print_json(value: Any) -> None:
-    """One JSON value."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """One JSON value; without indent, in one line. What could drive a terminal, or end a line, is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text), flush=True)
 
 
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
