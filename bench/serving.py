@@ -5,8 +5,7 @@
 Photos are those of `REGRAFT_DATA/hymenoptera`, or of the orchard, 500x375, several versions of each. Each round takes
 the contenders in turn: `regraft predict` on the folder, then each server with 8 clients that send photo after photo,
 then with a single one. PYTHON: an interpreter with fastapi, uvicorn, python-multipart, onnxruntime, numpy and pillow.
---soak: requests after which the memory of regraft's processes is compared. Writes bench/results/serving.json, fills
-README.md.
+--soak: requests after which the memory of regraft's processes is compared. Writes bench/results/serving.json.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from limits import SIZE, versions
-from record import HERE, fill, machine, real_or_drawn
+from record import HERE, machine, real_or_drawn
 from regraft.deliver.bundle import load
 from regraft.deliver.predict import predict
 
@@ -53,7 +52,6 @@ def main() -> None:
         soak = soaked(scratch, bodies, arguments.soak) if arguments.soak else None
     result = {"command": "python bench/serving.py", **machine(), "size": SIZE, "rows": rows, "soak": soak}
     (HERE / "results" / "serving.json").write_text(json.dumps(result, indent=1) + "\n")
-    fill("serving", table(result))
     print(table(result))
 
 

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +187,8 @@ def threshold(manifest: dict[str, Any], kind: Literal["max_error", "coverage"], 
     steps = thresholds.get(kind, [])
     if kind == "max_error":
         kept = [probability for error, probability, _ in steps if error <= wanted]
-        possible = [f"{100 * error:.2g} %" for error in [min((step[0] for step in steps), default=1.0)] if error < 1]
+        least = _rounded_up(100 * min((step[0] for step in steps), default=1.0))
+        possible = [f"{least:g} %"] if least < 100 else []
     else:
         kept = [probability for coverage, probability in steps if coverage >= wanted]
         possible = [f"{100 * coverage:g} %" for coverage, _ in steps]
@@ -196,6 +198,12 @@ def threshold(manifest: dict[str, Any], kind: Literal["max_error", "coverage"], 
     seen = f"the {thresholds['n']} photos that could tell" if thresholds else "no photos were set apart that could tell"
     cure = f"Expected {' or '.join(possible)}" if possible else "Train with --mode frozen, or with val and test folders"
     raise BundleError(f"This model cannot promise --{name} {100 * wanted:g}%: {seen} do not allow it. {cure}.")
+
+
+def _rounded_up(percent: float) -> float:
+    """To three digits or so."""
+    steps = 10 if percent >= 10 else 100
+    return ceil(percent * steps) / steps
 
 
 def load(
@@ -269,7 +277,9 @@ def _are_thresholds(found: Any) -> bool:
     return all(
         isinstance(found.get(kind), list)
         and all(
-            isinstance(row, list) and len(row) == width and all(isinstance(x, (int, float)) for x in row)
+            isinstance(row, list)
+            and len(row) == width
+            and all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in row)
             for row in found[kind]
         )
         for kind, width in widths.items()
