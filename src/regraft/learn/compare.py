@@ -39,8 +39,8 @@ class Pair:
         if not self.differs:
             return f"{self.a} and {self.b} do not differ on these {self.n} photos"
         (fewer, worse), (more, better) = sorted([(self.a_only, self.a), (self.b_only, self.b)])
-        low, high = (round(100 * end, 1) for end in difference_interval(fewer, more, self.n))
-        by = f"{low:g} to {high:g} points"
+        low, high = (_points(end) for end in difference_interval(fewer, more, self.n))
+        by = f"{low} to {high} points"
         return f"{better} is better than {worse} by {by}: right on {more - fewer} more of {self.n} photos"
 
     @property
@@ -64,6 +64,11 @@ class Pair:
     def to_json(self) -> dict[str, Any]:
         """As printed and stored."""
         return {**asdict(self), "verdict": self.verdict}
+
+
+def _points(share: float) -> str:
+    """In hundredths, to one decimal; less than that as one digit."""
+    return f"{round(100 * share, 1) or float(f'{100 * share:.1g}'):g}"
 
 
 def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:
