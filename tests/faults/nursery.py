@@ -262,7 +262,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def record(record_property: Any, row: str, **figures: Any) -> None:
     """Figures of a row of the matrix: into pytest's report, and into a file where REGRAFT_FIGURES names a folder."""
-    record_property(row, figures)
+    record_property(row, json.loads(json.dumps(figures)))  # plain values: they travel between processes
     if folder := os.environ.get("REGRAFT_FIGURES"):
         path = Path(folder) / f"{row}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
