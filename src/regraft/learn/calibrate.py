@@ -23,16 +23,21 @@ def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
     """What to divide logits by so that probabilities fit labels best; 1 where that is hardly likelier.
 
     log_p: `(N, C)` float64, logarithms of probabilities of photos not seen; rows of NaN are left out.  y: `(N,)` int64.
-    C. Guo et al., "On calibration of modern neural networks", ICML 2017.  One answer in n + 1 is taken to be wrong
-    beside those that are: that all were right is no reason to be certain (J. Platt, "Probabilistic outputs for support
-    vector machines", 1999).
+    C. Guo et al., "On calibration of modern neural networks", ICML 2017.  Below 1, one answer in n + 1 is
+    taken to be wrong beside those that are: that all were right is no reason to be certain (J. Platt, "Probabilistic
+    outputs for support vector machines", 1999).
     """
     log_p, y = _known(log_p, y)
     if len(y) == 0:
         return 1.0
 
+    found = _likeliest(log_p, y, doubt=0.0)
+    return found if found >= 1 else min(1.0, _likeliest(log_p, y, doubt=1 / (len(y) + 1)))
+
+
+def _likeliest(log_p: np.ndarray, y: np.ndarray, doubt: float) -> float:
+    """The temperature of the lowest loss; 1 where that is hardly lower. doubt: share of answers taken to be wrong."""
     n, num_classes = log_p.shape
-    doubt = 1 / (n + 1)
 
     def loss(log_t: float) -> float:
         calm = log_softmax(log_p / np.exp(log_t))
