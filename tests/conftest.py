@@ -114,7 +114,7 @@ def real_photos() -> Path:
     return Path(folder).absolute()
 
 
-VOID = {"base", "br", "col", "hr", "img", "input", "link", "meta"}
+VOID = {"base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
 
 def tree_of(page: str) -> ElementTree.Element:

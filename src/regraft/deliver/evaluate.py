@@ -18,7 +18,10 @@ from regraft.ground.statistics import Accuracy, accuracy, macro_f1, macro_f1_int
 
 NUM_PROBES = 8
 BLOCK = 4096  # photos whose features are in memory at a time
-MAX_DIFFERENCE = {"f32": 1e-3, "bf16": 1e-2}  # of logits, relative to the largest; the head's factors have 8 bits in bf16
+MAX_DIFFERENCE = {
+    "f32": 1e-3,
+    "bf16": 1e-2,
+}  # of logits, relative to the largest; in bf16 the head rounds
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class Evaluation:
     def right(self) -> np.ndarray:
         """`(N,)` bool: which photos got their own label."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.dataset.labels)
+
+    @property
+    def mistaken(self) -> list[tuple[int, int, int]]:
+        """Count, label and what was said in its place; the most frequent first."""
+        found = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
+        return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
 
     def to_json(self) -> dict[str, Any]:
         """As printed by `regraft evaluate --json`."""
