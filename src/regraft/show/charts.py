@@ -7,9 +7,9 @@ from math import ceil, floor, log10
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 290  # units of the drawing; it takes the width that the page gives it
-LEFT, RIGHT, TOP, BOTTOM = 72, 28, 34, 52  # on small screens letters are larger, to 16 units
+LEFT, RIGHT, TOP, BOTTOM = 72, 30, 34, 52  # on small screens letters are larger, to 16 units
 ROW, NAMED_ROW = 34, 50  # height of one interval, without and with a name above it
-EDGE = 24  # left and right of intervals
+EDGE = 30  # left and right of intervals
 LEGEND = 22  # height of a row of names
 LONGEST = 32  # letters of a name that are shown
 

@@ -133,7 +133,8 @@ def _tiles(evaluation: Evaluation, manifest: Row) -> list[Row]:
     for name, label in (("macro_f1", "macro F1"), ("log_loss", "log loss")):
         low, high = evaluation.intervals[name]
         value = f"{getattr(evaluation, name):.3f}"
-        tiles.append({"name": label, "value": value, "note": f"{low:.3f} to {high:.3f}"})
+        note = f"{low:.3f} to {high:.3f}" if low < high else "no interval from these photos"
+        tiles.append({"name": label, "value": value, "note": note})
     before = evaluation.uncalibrated["ece"]
     note = (
         f"{100 * before:.1f} % before calibration"
