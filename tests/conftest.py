@@ -115,7 +115,7 @@ def real_photos() -> Path:
     return Path(folder).absolute()
 
 
-VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
+VOID = {"base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
 
 def tree_of(page: str) -> ElementTree.Element:

@@ -7,9 +7,10 @@ import numpy as np
 
 from regraft.deliver.evaluate import Evaluation
 from regraft.learn.compare import Pair
-from regraft.show.charts import interval_bars
+from regraft.show.charts import fifth_below, interval_bars
+from regraft.show.curves import Row, history_charts
 from regraft.show.page import render
-from regraft.show.report import CARD, Row, history_charts, thumb
+from regraft.show.report import CARD, thumb
 
 NUM_PHOTOS = 12
 
@@ -29,13 +30,14 @@ def compared_html(
             {"name": name, **vars(evaluation.accuracy), **figures, "seconds": summaries[name]["seconds"]["total"]}
         )
     names, photos_left = _disagreements(evaluations)
+    low = fifth_below(min(row["low"] for row in rows))
     epochs = max(len(summary["history"]) for summary in summaries.values())
     histories = {name: _history(summary, epochs) for name, summary in summaries.items()}
     return render(
         "compare.html",
         title=title,
         headline=headline(rows, pairs),
-        bars=interval_bars("Accuracy", [(row["name"], row["low"], row["value"], row["high"]) for row in rows]),
+        bars=interval_bars("Accuracy", [(row["name"], row["low"], row["value"], row["high"]) for row in rows], low=low),
         n=rows[0]["n"],
         rows=rows,
         pairs=pairs,

@@ -18,6 +18,7 @@ TILE = 220  # pixels
 COLUMNS = 6
 GAP = 14
 CAPTION = 26
+SEAM = 6  # pixels between filters
 LONGEST = 400  # letters of a line that are measured at all
 INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
 RIGHT, WRONG = "#1a7f4b", "#c2342b"
@@ -26,7 +27,7 @@ GLOW = (  # red, green and blue of a heat of 0..255: from violet through orange 
     lambda level: max(0, min(255, 2 * level - 200)),
     lambda level: max(0, 140 - 2 * level),
 )
-GLOWING = 0.75  # of the hottest place's colour, how much is heat
+GLOWING = 0.6  # of the hottest place's colour, how much is heat
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,15 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
 
 
 def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
-    """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast."""
+    """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast; nothing between them."""
     low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (weight.min, weight.max))
     pixels = (255 * (weight - low) / np.maximum(high - low, 1e-12)).astype(np.uint8).transpose(0, 2, 3, 1)
     factor = max(1, tile // pixels.shape[1])
-    columns = min(len(pixels), 16)
-    step = factor * pixels.shape[1] + 2
-    picture = Image.new("RGB", (columns * step - 2, -(-len(pixels) // columns) * step - 2), "#8a8f98")
+    columns, side = min(len(pixels), 16), factor * pixels.shape[1]
+    step = side + SEAM
+    picture = Image.new("RGBA", (columns * step - SEAM, -(-len(pixels) // columns) * step - SEAM))
     for number, own in enumerate(pixels):
-        shown = Image.fromarray(own).resize((step - 2, step - 2), Image.Resampling.NEAREST)
+        shown = Image.fromarray(own).resize((side, side), Image.Resampling.NEAREST)
         picture.paste(shown, (number % columns * step, number // columns * step))
     return picture
 
