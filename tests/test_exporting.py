@@ -83,6 +83,44 @@ def test_it_is_proven_on_the_photos_kept_for_judging(run, tmp_path, kind, suffix
 def test_a_program_of_torch(run, odd, tmp_path):
     found = regraft.export(run, tmp_path / "model.pt2", format="torch", photos=odd)
     assert found.num_photos == found.num_agree == len(list(odd.iterdir()))
+    assert [path.name for path in found.files] == ["model.pt2", "model.safetensors", "model.py"]
+    assert found.files[1].read_bytes() == (run.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_in_eight_bits_it_is_smaller_and_within_its_tolerance(run, tmp_path, kind):
+    whole = regraft.export(run, tmp_path / "whole", format=kind)
+    found = regraft.export(run, tmp_path / "small", format=kind, int8=True)
+    assert found.num_agree + found.num_ties >= 0.98 * found.num_photos == 0.98 * whole.num_photos
+    assert 1e-6 < found.mean_difference <= 0.02
+    assert found.size_bytes < 0.5 * whole.size_bytes
+    assert (whole.precision, whole.speedup, found.precision) == ("f32", None, "int8")
+    assert re.fullmatch(r"6 photos, 6 agree, largest .*, on average .*; int8, \d\.\d times as fast as f32", str(found))
+    if kind == "onnx":
+        model = onnx.load(tmp_path / "small.onnx")
+        assert {one.key: one.value for one in model.metadata_props}["precision"] == "int8"
+        eight = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+        of_one = [any(a.name == "group" and a.i > 1 for a in node.attribute) for node in convolutions]
+        in_eight = [node.input[1] in eight for node in convolutions]
+        assert in_eight == [number > 0 and not alone for number, alone in enumerate(of_one)]
+
+
+def test_in_eight_bits_it_is_judged_too(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "INT8", exporting.Tolerance(1.0, 1.0, 1e-9))
+    some = tmp_path / "some"
+    draw_folder(some, ("red", "green"), 2)
+    with pytest.raises(
+        ExportError, match=r"int8 onnx .* of 2 labels agree.*at most 1e-09.*without --int8\."
+    ) as refused:
+        regraft.export(run, tmp_path / "model", photos=some, int8=True)
+    assert "2 of 2 labels agree" in str(refused.value)
+    with pytest.raises(ExportError, match="Choose onnx or openvino"):
+        regraft.export(run, tmp_path / "model", format="torch", int8=True)
+    with pytest.raises(DataError, match="Name more with --photos"):
+        regraft.export(run, tmp_path / "model", photos=some / "red" / "red_0.jpg", int8=True)
+    assert list(tmp_path.iterdir()) == [some]
 
 
 def test_photos_of_every_kind_are_read_alike(run, odd, tmp_path):
