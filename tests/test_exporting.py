@@ -13,6 +13,7 @@ from PIL import Image
 
 import regraft
 from conftest import draw_folder
+from faults.nursery import IS_LONG, record
 from regraft import exporting
 from regraft.backbones.graph import load_backbone
 from regraft.deliver.build import manifest_of, seal, write_model
@@ -194,34 +195,44 @@ def test_names_of_classes_cannot_run_in_the_program():
     assert text.isascii()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
-def test_twelve_backbones_from_file_bytes(name, odd, tmp_path):
+def random_bundle(name: str, folder: Path) -> Bundle:
+    """A backbone with random weights and a random head of five classes."""
     backbone = load_backbone(name, "random")
     rng = np.random.default_rng(1)
     weight = rng.normal(0, 1 / backbone.num_features**0.5, (5, backbone.num_features)).astype(np.float32)
-    folder = tmp_path / "bundle"
     folder.mkdir()
     classes = tuple("abcde")
     write_model(folder, backbone, weight, np.zeros(5, np.float32), classes)
     images = {"found": 1, "used": 1, "quarantined": 0}
     provenance = {"mode": "frozen", "images": images, "data_sha256": "0" * 64, "config": {}}
     seal(folder, manifest_of(backbone, classes, 1.3, {}, provenance))
-    more = draw_folder(tmp_path / "photos", ("a", "b"), 8)
+    return load(folder, precision="f32")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600 if IS_LONG else 300)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_twelve_backbones_from_file_bytes(name, odd, tmp_path, record_property):
+    bundle = random_bundle(name, tmp_path / "bundle")
+    more = draw_folder(tmp_path / "photos", ("a", "b"), 100 if IS_LONG else 8)
+    largest, num_photos = 0.0, 0
     for photos in (odd, more):
-        found = regraft.export(load(folder), tmp_path / "model", photos=photos)
-        assert (
-            found.num_agree + found.num_ties == found.num_photos == len([p for p in photos.rglob("*") if p.is_file()])
-        )
+        found = regraft.export(bundle, tmp_path / "model", photos=photos)
+        count = len([path for path in photos.rglob("*") if path.is_file()])
+        assert found.num_agree + found.num_ties == found.num_photos == count
         assert found.max_difference <= 1e-4
+        largest, num_photos = max(largest, found.max_difference), num_photos + count
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    bundle = load(folder, precision="f32")
-    inputs = np.stack([bundle.to_input(path) for path in sorted(more.rglob("*.jpg"))[:8]])
+    inputs = np.stack([bundle.to_input(path) for path in sorted(more.rglob("*.jpg"))])
+    expected = bundle.probabilities(bundle.engine(inputs)["logits"])
     for size in (1, 3, 8):
-        said = session.run(["probabilities"], {"images": inputs[:size]})[0]
-        np.testing.assert_allclose(said, bundle.probabilities(bundle.engine(inputs[:size])["logits"]), atol=1e-4)
+        batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        said = np.concatenate([session.run(["probabilities"], {"images": batch})[0] for batch in batches])
+        np.testing.assert_allclose(said, expected, atol=1e-4)
+        largest = max(largest, float(np.abs(said - expected).max()))
+    record(record_property, f"M5-{name.replace('/', '-')}", photos=num_photos, batches=[1, 3, 8], largest=largest)
 
 
 def test_the_command_prints_its_proof(run, tmp_path, photos):
