@@ -25,7 +25,7 @@ test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
-	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/faults
+	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/faults tests/test_exporting.py
 
 quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest
@@ -41,7 +41,7 @@ format: $(READY) ## let ruff rewrite what it can
 
 bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
 	$(BIN)/python bench/frozen.py --slow
-	for name in limits engines searching scanning scale training regimes peers; do $(BIN)/python bench/$$name.py || exit; done
+	for name in limits engines serving searching scanning scale training regimes peers; do $(BIN)/python bench/$$name.py || exit; done
 
 bench-check: $(READY)  ## a minute of measuring: fails where a speed ratio has fallen by more than half
 	$(BIN)/python bench/limits.py --check

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
 bundle, port = Path(sys.argv[1]), int(sys.argv[2])
@@ -25,7 +26,7 @@ def health() -> dict:
 
 @app.post("/v1/predict")
 async def predict(request: Request) -> dict:
-    return answer(await request.body())
+    return await run_in_threadpool(answer, await request.body())
 
 
 def answer(data: bytes) -> dict:

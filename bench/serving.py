@@ -4,8 +4,9 @@
 
 Photos are those of `REGRAFT_DATA/hymenoptera`, or of the orchard, 500x375, several versions of each. Each round takes
 the contenders in turn: `regraft predict` on the folder, then each server with 8 clients that send photo after photo,
-then with a single one. PYTHON: an interpreter with fastapi, uvicorn, python-multipart, onnxruntime, numpy and pillow.
---soak: requests after which the memory of regraft's processes is compared. Writes bench/results/serving.json.
+then with a single one. In the end each server gets the hostile files of the tests, one by one.
+PYTHON: an interpreter with fastapi, uvicorn, onnxruntime, numpy and pillow. --soak: requests over which the memory of
+regraft's processes is watched. Writes bench/results/serving.json, fills README.md.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -24,13 +26,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from limits import SIZE, versions
-from record import HERE, machine, real_or_drawn
+from record import HERE, fill, machine, real_or_drawn
 from regraft.deliver.bundle import load
 from regraft.deliver.predict import predict
 
+sys.path.insert(0, str(HERE.parent / "tests"))
+
 CLIENTS = 8
 QUIET = 200  # requests of the single client
+OVERSIZED = 64 * 2**20  # bytes of a body
+PATIENCE_S = 30.0  # for an answer to a hostile file
+FOLDER, OURS, PEER = "regraft predict, a folder", "regraft serve", "FastAPI and ONNX Runtime"
 
 
 def main() -> None:
@@ -48,29 +57,40 @@ def main() -> None:
         run = [sys.executable, "-m", "regraft", "train", str(source), "--mode", "frozen", "--out", str(scratch / "run")]
         subprocess.run([*run, "--quiet", "--no-report"], check=True, capture_output=True)
         bodies = [path.read_bytes() for path in sorted(photos.rglob("*.jpg"))]
-        rows = [row for _ in range(arguments.rounds) for row in one_round(scratch, photos, bodies, arguments.fastapi)]
-        soak = soaked(scratch, bodies, arguments.soak) if arguments.soak else None
-    result = {"command": "python bench/serving.py", **machine(), "size": SIZE, "rows": rows, "soak": soak}
+        servers = commands(scratch / "run", arguments.fastapi)
+        rows = [row for _ in range(arguments.rounds) for row in one_round(scratch, photos, bodies, servers)]
+        hostile = [{"name": name, **besieged(command, bodies[0])} for name, command in servers.items()]
+        soak = soaked(servers[OURS], bodies, arguments.soak) if arguments.soak else None
+    result = {"command": "python bench/serving.py", **machine(), "size": SIZE, "rows": rows}
+    result |= {"hostile": hostile, "soak": soak}
     (HERE / "results" / "serving.json").write_text(json.dumps(result, indent=1) + "\n")
+    fill("serving", table(result))
     print(table(result))
 
 
-def one_round(scratch: Path, photos: Path, bodies: list[bytes], fastapi: str | None) -> Iterator[dict]:
+def commands(run: Path, fastapi: str | None) -> dict[str, list[str]]:
+    """How each server is started, up to its port."""
+    found = {OURS: [sys.executable, "-m", "regraft", "serve", str(run), "--port"]}
+    if fastapi:
+        found[PEER] = [fastapi, str(HERE / "peer_fastapi.py"), str(run / "bundle")]
+    return found
+
+
+def one_round(scratch: Path, photos: Path, bodies: list[bytes], servers: dict[str, list[str]]) -> Iterator[dict]:
     """A row for each contender."""
     bundle = load(scratch / "run")
     _ = bundle.engine
     began = time.perf_counter()
     count = sum(answer.prediction is not None for answer in predict(bundle, [photos]))
-    yield {"name": "regraft predict, a folder", "photos_per_s": count / (time.perf_counter() - began)}
-    servers = {"regraft serve": [sys.executable, "-m", "regraft", "serve", str(scratch / "run"), "--port"]}
-    if fastapi:
-        servers["FastAPI and ONNX Runtime"] = [fastapi, str(HERE / "peer_fastapi.py"), str(scratch / "run" / "bundle")]
+    yield {"name": FOLDER, "photos_per_s": count / (time.perf_counter() - began)}
     for name, command in servers.items():
         with running(command) as (port, _):
             load_with(port, bodies[:100], CLIENTS)
+            began = time.perf_counter()
             seconds = load_with(port, bodies, CLIENTS)
+            elapsed = time.perf_counter() - began
             single = load_with(port, bodies[:QUIET], 1)
-        row = {"name": name, "photos_per_s": len(bodies) / sum(seconds) * CLIENTS}
+        row = {"name": name, "photos_per_s": len(bodies) / elapsed}
         row |= {"p50_ms": 1000 * statistics.median(seconds), "p99_ms": 1000 * statistics.quantiles(seconds, n=100)[98]}
         yield row | {"single_p50_ms": 1000 * statistics.median(single)}
 
@@ -126,40 +146,100 @@ def load_with(port: int, bodies: list[bytes], num_clients: int) -> list[float]:
     return seconds
 
 
-def soaked(scratch: Path, bodies: list[bytes], count: int) -> dict[str, float]:
-    """Megabytes of a server and its workers after a tenth of the requests, and after all."""
-    command = [sys.executable, "-m", "regraft", "serve", str(scratch / "run"), "--port"]
-    endless = itertools.cycle(bodies)
+def besieged(command: list[str], good: bytes) -> dict[str, float]:
+    """What a server does with hostile files: counts by kind of answer, its slowest one, and megabytes it took more."""
+    from faults.test_corpus import bombs, damaged_and_odd
+
+    files = [*damaged_and_odd((200, 40, 40), 0).values(), *bombs().values(), bytes(OVERSIZED)]
+    found, slowest = dict.fromkeys(("answered", "refused", "errors", "no_answer"), 0), 0.0
     with running(command) as (port, pid):
-        load_with(port, list(itertools.islice(endless, count // 10)), CLIENTS)
-        before = resident(pid)
-        load_with(port, list(itertools.islice(endless, count - count // 10)), CLIENTS)
-        return {"requests": count, "megabytes_early": before, "megabytes_late": resident(pid)}
+        load_with(port, [good] * 20, 1)
+        before = peak(pid)
+        for data in files:
+            began = time.perf_counter()
+            found[kind_of(port, data)] += 1
+            slowest = max(slowest, time.perf_counter() - began)
+        lives = kind_of(port, good) == "answered"
+        return {"files": len(files), **found, "slowest_s": slowest, "more_mb": peak(pid) - before, "lives": lives}
+
+
+def kind_of(port: int, data: bytes) -> str:
+    """How a file is answered."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    try:
+        connection.request("POST", "/v1/predict", data, {"Content-Type": "image/jpeg", "Connection": "close"})
+        code = connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return "no_answer"
+    finally:
+        connection.close()
+    return "answered" if code < 400 else "refused" if code < 500 else "errors"
+
+
+def soaked(command: list[str], bodies: list[bytes], count: int) -> dict[str, float]:
+    """Megabytes of a server and its workers, at every twentieth of the requests; the first is not looked at."""
+    endless, megabytes = itertools.cycle(bodies), []
+    with running(command) as (port, pid):
+        for _ in range(20):
+            load_with(port, list(itertools.islice(endless, count // 20)), CLIENTS)
+            megabytes.append(resident(pid))
+    slope = float(np.polyfit(np.arange(1, 20), megabytes[1:], 1)[0]) * 20_000 / count * 20
+    return {"requests": count, "early_mb": megabytes[1], "late_mb": megabytes[-1], "mb_per_20000": slope}
+
+
+def peak(pid: int) -> float:
+    """Megabytes at most in memory so far, of a process and its children."""
+    own = int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+    return own + sum(peak(child) for child in children(pid))
 
 
 def resident(pid: int) -> float:
     """Megabytes in memory, of a process and its children."""
     own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(resident(int(child)) for child in children)
+    return own + sum(resident(child) for child in children(pid))
+
+
+def children(pid: int) -> list[int]:
+    """Processes that any of its threads started."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
 
 
 def table(result: dict) -> str:
-    """Medians over the rounds."""
-    lines = ["| | photos/s, 8 clients | p50 | p99 | p50 of one quiet client |", "|---|---:|---:|---:|---:|"]
+    """Medians over the rounds; what became of hostile files; memory over many requests."""
+    lines = ["| | photos/s, 8 clients | p50 | p99 | one quiet client, p50 |", "|---|---:|---:|---:|---:|"]
     for name in dict.fromkeys(row["name"] for row in result["rows"]):
-        own = [row for row in result["rows"] if row["name"] == name]
-        cells = [f"{statistics.median(row['photos_per_s'] for row in own):.0f}"]
-        for key in ("p50_ms", "p99_ms", "single_p50_ms"):
-            cells.append(f"{statistics.median(row[key] for row in own):.0f} ms" if key in own[0] else "")
+        cells = [f"{median(result, name, 'photos_per_s'):.0f}"]
+        cells += (
+            ["", "", ""]
+            if name == FOLDER
+            else [f"{median(result, name, key):.0f} ms" for key in ("p50_ms", "p99_ms", "single_p50_ms")]
+        )
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    columns = "answered | refused | error 500 | no answer | slowest | memory"
+    lines += ["", f"| {result['hostile'][0]['files']} hostile files, one by one | {columns} |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    for row in result["hostile"]:
+        counts = [str(row[key]) for key in ("answered", "refused", "errors", "no_answer")]
+        end = "" if row["lives"] else ", dead"
+        lines.append(
+            f"| {row['name']} | {' | '.join(counts)} | {row['slowest_s']:.1f} s | +{row['more_mb']:.0f} MB{end} |"
+        )
+    share = median(result, OURS, "photos_per_s") / median(result, FOLDER, "photos_per_s")
+    said = [
+        f"Photos of {SIZE[0]}x{SIZE[1]}; the server answers at {100 * share:.0f} % of the speed of `regraft predict`."
+    ]
     if soak := result["soak"]:
-        early, late = soak["megabytes_early"], soak["megabytes_late"]
-        lines += [
-            "",
-            f"Memory with {soak['requests']} requests: {early:.0f} MB after a tenth, {late:.0f} MB at the end.",
-        ]
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+        said.append(
+            f"Over {soak['requests']} requests its memory went from {soak['early_mb']:.0f} to {soak['late_mb']:.0f} MB."
+        )
+    said.append(f"{result['cores']} cores, {result['processor']}; `{result['command']}`.")
+    return "\n".join([*lines, "", " ".join(said)])
+
+
+def median(result: dict, name: str, key: str) -> float:
+    """Of a figure over the rounds."""
+    return statistics.median(row[key] for row in result["rows"] if row["name"] == name)
 
 
 if __name__ == "__main__":

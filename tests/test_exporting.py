@@ -13,6 +13,7 @@ from PIL import Image
 
 import regraft
 from conftest import draw_folder
+from faults.nursery import IS_LONG, record
 from regraft import exporting
 from regraft.backbones.graph import load_backbone
 from regraft.deliver.build import manifest_of, seal, write_model
@@ -83,6 +84,44 @@ def test_it_is_proven_on_the_photos_kept_for_judging(run, tmp_path, kind, suffix
 def test_a_program_of_torch(run, odd, tmp_path):
     found = regraft.export(run, tmp_path / "model.pt2", format="torch", photos=odd)
     assert found.num_photos == found.num_agree == len(list(odd.iterdir()))
+    assert [path.name for path in found.files] == ["model.pt2", "model.safetensors", "model.py"]
+    assert found.files[1].read_bytes() == (run.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_in_eight_bits_it_is_smaller_and_within_its_tolerance(run, tmp_path, kind):
+    whole = regraft.export(run, tmp_path / "whole", format=kind)
+    found = regraft.export(run, tmp_path / "small", format=kind, int8=True)
+    assert found.num_agree + found.num_ties >= 0.98 * found.num_photos == 0.98 * whole.num_photos
+    assert 1e-6 < found.mean_difference <= 0.02
+    assert found.size_bytes < 0.5 * whole.size_bytes
+    assert (whole.precision, whole.speedup, found.precision) == ("f32", None, "int8")
+    assert re.fullmatch(r"6 photos, 6 agree, largest .*, on average .*; int8, \d\.\d times as fast as f32", str(found))
+    if kind == "onnx":
+        model = onnx.load(tmp_path / "small.onnx")
+        assert {one.key: one.value for one in model.metadata_props}["precision"] == "int8"
+        eight = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+        of_one = [any(a.name == "group" and a.i > 1 for a in node.attribute) for node in convolutions]
+        in_eight = [node.input[1] in eight for node in convolutions]
+        assert in_eight == [number > 0 and not alone for number, alone in enumerate(of_one)]
+
+
+def test_in_eight_bits_it_is_judged_too(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "INT8", exporting.Tolerance(1.0, 1.0, 1e-9))
+    some = tmp_path / "some"
+    draw_folder(some, ("red", "green"), 2)
+    with pytest.raises(
+        ExportError, match=r"int8 onnx .* of 2 labels agree.*at most 1e-09.*without --int8\."
+    ) as refused:
+        regraft.export(run, tmp_path / "model", photos=some, int8=True)
+    assert "2 of 2 labels agree" in str(refused.value)
+    with pytest.raises(ExportError, match="Choose onnx or openvino"):
+        regraft.export(run, tmp_path / "model", format="torch", int8=True)
+    with pytest.raises(DataError, match="Name more with --photos"):
+        regraft.export(run, tmp_path / "model", photos=some / "red" / "red_0.jpg", int8=True)
+    assert list(tmp_path.iterdir()) == [some]
 
 
 def test_photos_of_every_kind_are_read_alike(run, odd, tmp_path):
@@ -156,34 +195,44 @@ def test_names_of_classes_cannot_run_in_the_program():
     assert text.isascii()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
-def test_twelve_backbones_from_file_bytes(name, odd, tmp_path):
+def random_bundle(name: str, folder: Path) -> Bundle:
+    """A backbone with random weights and a random head of five classes."""
     backbone = load_backbone(name, "random")
     rng = np.random.default_rng(1)
     weight = rng.normal(0, 1 / backbone.num_features**0.5, (5, backbone.num_features)).astype(np.float32)
-    folder = tmp_path / "bundle"
     folder.mkdir()
     classes = tuple("abcde")
     write_model(folder, backbone, weight, np.zeros(5, np.float32), classes)
     images = {"found": 1, "used": 1, "quarantined": 0}
     provenance = {"mode": "frozen", "images": images, "data_sha256": "0" * 64, "config": {}}
     seal(folder, manifest_of(backbone, classes, 1.3, {}, provenance))
-    more = draw_folder(tmp_path / "photos", ("a", "b"), 8)
+    return load(folder, precision="f32")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600 if IS_LONG else 300)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_twelve_backbones_from_file_bytes(name, odd, tmp_path, record_property):
+    bundle = random_bundle(name, tmp_path / "bundle")
+    more = draw_folder(tmp_path / "photos", ("a", "b"), 100 if IS_LONG else 8)
+    largest, num_photos = 0.0, 0
     for photos in (odd, more):
-        found = regraft.export(load(folder), tmp_path / "model", photos=photos)
-        assert (
-            found.num_agree + found.num_ties == found.num_photos == len([p for p in photos.rglob("*") if p.is_file()])
-        )
+        found = regraft.export(bundle, tmp_path / "model", photos=photos)
+        count = len([path for path in photos.rglob("*") if path.is_file()])
+        assert found.num_agree + found.num_ties == found.num_photos == count
         assert found.max_difference <= 1e-4
+        largest, num_photos = max(largest, found.max_difference), num_photos + count
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    bundle = load(folder, precision="f32")
-    inputs = np.stack([bundle.to_input(path) for path in sorted(more.rglob("*.jpg"))[:8]])
+    inputs = np.stack([bundle.to_input(path) for path in sorted(more.rglob("*.jpg"))])
+    expected = bundle.probabilities(bundle.engine(inputs)["logits"])
     for size in (1, 3, 8):
-        said = session.run(["probabilities"], {"images": inputs[:size]})[0]
-        np.testing.assert_allclose(said, bundle.probabilities(bundle.engine(inputs[:size])["logits"]), atol=1e-4)
+        batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        said = np.concatenate([session.run(["probabilities"], {"images": batch})[0] for batch in batches])
+        np.testing.assert_allclose(said, expected, atol=1e-4)
+        largest = max(largest, float(np.abs(said - expected).max()))
+    record(record_property, f"M5-{name.replace('/', '-')}", photos=num_photos, batches=[1, 3, 8], largest=largest)
 
 
 def test_the_command_prints_its_proof(run, tmp_path, photos):

@@ -70,6 +70,7 @@ def test_tables_are_the_benchmarks():
     import peers
     import regimes
     import searching
+    import serving
     import training
     from record import processes
 
@@ -82,11 +83,14 @@ def test_tables_are_the_benchmarks():
         "searching": lambda result: searching.table(result),
         "regimes": lambda result: regimes.table(result["rows"]),
         "peers": peers.table,
+        "serving": serving.table,
         "training": training.sentence,
     }
     for name, text in texts.items():
         stands = README.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0].strip()
-        assert stands == text(json.loads((ROOT / f"bench/results/{name}.json").read_text())), name
+        measured = ROOT / f"bench/results/{name}.json"
+        assert f"<!-- bench:{name} -->" in README, name
+        assert stands == (text(json.loads(measured.read_text())) if measured.exists() else ""), name
 
 
 def test_changelog_knows_the_version():

@@ -64,6 +64,12 @@ def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     return _kept_for_judging(run, _summary(run), progress, cure)[1]
 
 
+def learned_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
+    """The photos that a bundle has learned from. cure: what to do without. Raises DataError."""
+    run = bundle.folder.parent
+    return _of_run(run, _summary(run), ("train",), progress, cure)[1]
+
+
 def write_report(
     bundle: Bundle, evaluation: Evaluation, summary: dict[str, Any], path: Path, progress: Progress = QUIET
 ) -> Report:
@@ -114,21 +120,29 @@ def _is_finding(one: Any) -> bool:
 
 def _kept_for_judging(run: Path, summary: dict[str, Any], progress: Progress, cure: str) -> tuple[str, Dataset]:
     """Name and photos of the split that a training judged its bundle on. Raises DataError."""
+    return _of_run(run, summary, ("test", "val"), progress, cure)
+
+
+def _of_run(
+    run: Path, summary: dict[str, Any], names: tuple[str, ...], progress: Progress, cure: str
+) -> tuple[str, Dataset]:
+    """Name and photos of the first of some splits that a training has had. Raises DataError."""
+    use = "learned from" if names == ("train",) else "was judged on"
     try:
         rows = [json.loads(line) for line in (run / "photos.jsonl").read_text(encoding="utf-8").splitlines()]
         folder, splits = Path(summary["photos"]), {row.get("split") for row in rows}
-        name = "test" if "test" in splits else "val"
+        name = next((name for name in names if name in splits), names[-1])
         wanted = {(row["path"], row["sha256"]) for row in rows if row.get("split") == name}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{run} does not say which photos its model was judged on. {cure}.") from error
+        raise DataError(f"{run} does not say which photos its model {use}. {cure}.") from error
     if not wanted:
-        raise DataError(f"{run} does not say which photos its model was judged on. {cure}.")
+        raise DataError(f"{run} does not say which photos its model {use}. {cure}.")
     if not folder.exists():
         raise DataError(f"{folder}, the photos of {run}, is gone. {cure}.")
     dataset = list_photos(folder, progress=progress)
     found = [i for i in range(len(dataset)) if (dataset.paths[i], dataset.hashes[i]) in wanted]
     if len(found) < len(wanted):
-        missing = f"{len(wanted) - len(found)} of the {len(wanted)} photos that {run} was judged on"
+        missing = f"{len(wanted) - len(found)} of the {len(wanted)} photos that {run} {use}"
         raise DataError(f"{missing} are no longer in {folder}, or have changed. {cure}.")
     return name, dataset.subset(found)
 

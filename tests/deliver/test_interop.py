@@ -13,6 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torchvision import models
 
 import regraft
+from faults.nursery import record
 from regraft.deliver.bundle import load
 
 
@@ -47,11 +48,19 @@ def test_timm_and_onnx_runtime_agree_with_predict(bundle, photos):
 
 
 @pytest.mark.slow
-def test_they_agree_on_a_hundred_real_photos(real_photos, tmp_path):
+def test_they_agree_on_a_hundred_real_photos(real_photos, tmp_path, record_property):
     bundle = regraft.train(real_photos / "hymenoptera", tmp_path, quiet=True, mode="frozen")
     paths = sorted((real_photos / "hymenoptera" / "val").rglob("*.jpg"))[::3][:50]
     paths += sorted((real_photos / "hymenoptera" / "train").rglob("*.jpg"))[::4][:50]
     check(load(bundle.folder, precision="f32"), paths)
+    exact = regraft.export(bundle, tmp_path / "exact.onnx")
+    assert exact.num_agree + exact.num_ties == exact.num_photos == 153
+    assert exact.max_difference <= 1e-4
+    small = regraft.export(bundle, tmp_path / "small.onnx", int8=True)
+    assert small.num_agree >= 0.98 * small.num_photos
+    assert small.mean_difference <= 0.02
+    figures = {"agree": exact.num_agree, "largest": exact.max_difference, "int8_agree": small.num_agree}
+    record(record_property, "M5-real", photos=153, **figures, int8_mean=small.mean_difference)
 
 
 def test_a_torchvision_network_is_saved_under_its_own_names(photos, tmp_path):

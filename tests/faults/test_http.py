@@ -92,14 +92,18 @@ def exchange(served, *parts: bytes, endless: bytes = b"", timeout: float = 60.0)
                         break
                     answer += received
                 elif ready & selectors.EVENT_WRITE:
-                    left = left or ([endless] if endless else [])
-                    if left:
-                        sent = connection.send(left[0])
-                        left[0] = left[0][sent:]
-                        left = left if left[0] else left[1:]
-                    else:
+                    left = rest_of(connection, left or [endless])
+                    if not left and not endless:
                         selector.modify(connection, selectors.EVENT_READ)
     return answer
+
+
+def rest_of(connection: socket.socket, parts: list[bytes]) -> list[bytes]:
+    """What of the parts is still to be sent, after some of the first was."""
+    count = 0
+    with suppress(ConnectionError):  # nobody reads any more, but what was answered before can still be read
+        count = connection.send(parts[0])
+    return [parts[0][count:], *parts[1:]] if count < len(parts[0]) else parts[1:]
 
 
 def status(answer: bytes) -> int | None:
@@ -210,6 +214,17 @@ def test_who_does_not_stop_sending_is_cut_off(server, name):
         connection.sendall(start)
         while time.monotonic() < began + 60:
             connection.sendall(again)
+    server.wait_until(lambda: is_at_rest(server))
+
+
+@pytest.mark.parametrize("body", [bytes(OVER), b"5\r\n123456789" + bytes(OVER)], ids=["too much", "nonsense"])
+def test_who_is_still_sending_hears_why_the_connection_ends(server, body):
+    framing = "Transfer-Encoding: chunked" if body[0] else f"Content-Length: {len(body)}"
+    with server.connect() as connection:
+        connection.sendall(head(TYPED, "Connection: close", framing) + body)
+        assert status(connection.recv(2**16)) == (400 if body[0] else 413)
+        while connection.recv(2**16):
+            pass
     server.wait_until(lambda: is_at_rest(server))
 
 

@@ -83,7 +83,9 @@ def visit(chromium, server):
     contexts, visits = [], []
 
     def start(served=server, *, width=1280, scheme="light", fragment="", heard=None, routes=None) -> Visit:
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        is_phone = width < 600
+        device = {"is_mobile": is_phone, "has_touch": is_phone, "viewport": {"width": width, "height": 900}}
+        contexts.append(chromium.new_context(**device, color_scheme=scheme))
         one = Visit(contexts[-1].new_page())
         own = f"127.0.0.1:{served.port}"
         one.page.on("request", lambda r: is_own(r.url, own) or one.foreign.append(r.url))
@@ -157,9 +159,15 @@ def test_photos_that_are_chosen_are_labelled(visit, bundle, three):
     page.wait_for(3)
     assert_right(page, bundle, three)
     assert page.page.is_visible("#list")
-    assert sorted(row.split(".jpg")[0] for row in page.text("#rows tr")) == ["blue", "green", "red"]
-    page.choose(*three.items())
-    page.wait_for(6)
+    answers = {name: bundle.predict(data) for name, data in three.items()}
+    notes = {name: "looks new" * one.looks_new for name, one in answers.items()}
+    assert page.text("#rows tr") == [
+        f"{name}{one.label}{notes[name]}{percent(one.probability)}" for name, one in answers.items()
+    ]
+    page.choose(("again.jpg", three["red.jpg"]))
+    page.wait_for(4)
+    assert page.text(".answer .name") == ["again.jpg", *three]
+    assert page.text("#rows td:first-child") == [*three, "again.jpg"]
 
 
 def test_photos_that_are_dropped_are_labelled(visit, bundle, three):
@@ -305,9 +313,7 @@ def test_names_are_shown_and_never_run(visit, three):
     page.wait_for(len(HOSTILE))
     assert page.cards().keys() == set(HOSTILE)
     assert sorted(page.text("#rows td:first-child")) == sorted(HOSTILE)
-    assert [page.page.get_attribute(f"#results article:nth-child({n}) img", "alt") for n in range(1, 9)] == HOSTILE[
-        ::-1
-    ]
+    assert [page.page.get_attribute(f"#results article:nth-child({n}) img", "alt") for n in range(1, 9)] == HOSTILE
     assert len(page.page.query_selector_all("script")) == 1
     assert len(page.page.query_selector_all("#results img")) == 2 * len(HOSTILE)
 
@@ -361,11 +367,11 @@ def test_all_can_be_done_by_keyboard(visit, three):
 
     assert tab() == "files"
     with page.page.expect_file_chooser() as chooser:
-        page.page.keyboard.press("Enter")
+        page.page.keyboard.press("Space")
     assert chooser.value.is_multiple()
     chooser.value.set_files([{"name": name, "mimeType": PHOTO, "buffer": data} for name, data in three.items()])
     page.wait_for(3)
-    assert [tab() for _ in range(5)] == ["camera", "heat", "csv", "clear", "SUMMARY"]
+    assert [tab() for _ in range(4)] == ["heat", "csv", "clear", "SUMMARY"]
     page.page.keyboard.press("Enter")
     assert page.page.is_visible("#facts")
     for _ in range(3):
@@ -379,6 +385,29 @@ def test_all_can_be_done_by_keyboard(visit, three):
     page.page.keyboard.press("Tab")
     page.page.keyboard.press("Enter")
     assert page.cards() == {}
+
+
+def test_only_a_phone_is_asked_to_take_a_photo(visit, bundle, three):
+    phone, desk = visit(width=390), visit()
+    for page, is_phone in ((phone, True), (desk, False)):
+        assert page.page.locator(".camera").is_visible() is is_phone
+        assert page.page.locator(".hint").is_visible() is not is_phone
+    assert phone.page.get_attribute("#camera", "capture") == "environment"
+    phone.page.set_input_files("#camera", {"name": "green.jpg", "mimeType": PHOTO, "buffer": three["green.jpg"]})
+    phone.wait_for(1)
+    assert_right(phone, bundle, {"green.jpg": three["green.jpg"]})
+
+
+def test_what_is_cleared_does_not_come_back(visit, photos):
+    page, files = visit(), sorted(photos.rglob("*.jpg"))
+    page.choose(*((path.name, path.read_bytes()) for path in files))
+    page.page.click("#clear")
+    assert page.text("#status") == [""]
+    page.choose(("blue.jpg", files[0].read_bytes()))
+    page.wait_for(1)
+    page.page.wait_for_timeout(300)
+    assert list(page.cards()) == ["blue.jpg"]
+    assert page.text("#rows td:first-child") == ["blue.jpg"]
 
 
 def test_what_happens_is_announced_and_everything_has_a_name(visit, three):

@@ -1,6 +1,7 @@
 """A bundle as files of other runtimes: the same graph, with probabilities at its end."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,40 @@ def onnx_model(bundle: Bundle) -> Any:
     graph.output.remove(features)
     probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["B", len(bundle.classes)])
     graph.output.insert(0, probabilities)
-    helper.set_model_props(model, metadata(bundle))
+    helper.set_model_props(model, metadata(bundle, "f32"))
     return model
 
 
-def metadata(bundle: Bundle) -> dict[str, str]:
-    """What a user of the exported file has to know, as text."""
+def metadata(bundle: Bundle, precision: str) -> dict[str, str]:
+    """What a user of the exported file has to know, as text. precision: "f32" or "int8"."""
     manifest = bundle.manifest
     return {
         "classes": json.dumps(list(bundle.classes)),
         "preprocessing": json.dumps(manifest["preprocessing"]),
         "thresholds": json.dumps(manifest["thresholds"]),
+        "precision": precision,
         "regraft": __version__,
     }
 
 
-def write_onnx(bundle: Bundle, path: Path) -> None:
-    """One ONNX file."""
-    path.write_bytes(onnx_model(bundle).SerializeToString(deterministic=True))
+def write_onnx(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:
+    """One ONNX file. ranges: inputs `(H, W, 3)` uint8 for a model in int8, none for one in full precision."""
+    path.write_bytes(_bytes(bundle, ranges))
 
 
-def write_openvino(bundle: Bundle, path: Path) -> None:
-    """`path` with .xml, and .bin beside it, in full precision."""
-    model = read(onnx_model(bundle).SerializeToString(deterministic=True))
-    for name, text in metadata(bundle).items():
+def write_openvino(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:
+    """`path` with .xml, and .bin beside it. ranges: as above."""
+    model = read(_bytes(bundle, ranges))
+    for name, text in metadata(bundle, "int8" if ranges else "f32").items():
         model.set_rt_info(text, ["regraft", name])
     save(model, path)
+
+
+def _bytes(bundle: Bundle, ranges: Sequence[np.ndarray]) -> bytes:
+    model = onnx_model(bundle)
+    if ranges:
+        from regraft.deliver.quantise import quantised  # takes onnxruntime along
+
+        model = quantised(model, ranges)
+        helper.set_model_props(model, metadata(bundle, "int8"))
+    return bytes(model.SerializeToString(deterministic=True))

@@ -14,7 +14,8 @@ RUNTIMES = {
     ),
     "openvino": (
         "openvino",
-        """model = openvino.compile_model(str(Path(__file__).with_suffix(".xml")))
+        """exact = {"INFERENCE_PRECISION_HINT": "f32"}  # by itself it takes bfloat16 where a processor has it
+    model = openvino.compile_model(str(Path(__file__).with_suffix(".xml")), "CPU", exact)
     return model({"images": images})["probabilities"]""",
     ),
     "torch": (

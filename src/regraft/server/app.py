@@ -220,6 +220,7 @@ def about_model(manifest: dict[str, Any], limits: Limits) -> dict[str, Any]:
         "licence": backbone["licence"],
         "num_params": backbone["num_params"],
         "mode": manifest["provenance"]["mode"],
+        "num_photos": manifest["provenance"]["images"]["used"],
         "input": {name: manifest["preprocessing"][name] for name in ("height", "width")},
         "accuracy": metrics.get("accuracy"),
         "cross_validated": metrics.get("cross_validated"),

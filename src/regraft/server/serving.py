@@ -4,9 +4,11 @@ import asyncio
 import resource
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -18,6 +20,7 @@ from regraft.server.pool import Pool
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 BACKLOG = 1024  # connections that wait to be accepted
+LINGER_S = 2.0  # for a client to stop sending once it was answered
 
 
 def serve(
@@ -78,8 +81,12 @@ def _timed(limits: Limits) -> type[H11Protocol]:
 
     class Timed(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(_Patient(transport, self._is_heard_out, self.loop))  # type: ignore[arg-type]
             self._due = self.loop.call_later(limits.header_s, self._late)
+
+        def data_received(self, data: bytes) -> None:
+            if not self.transport.is_closing():
+                super().data_received(data)
 
         def on_response_complete(self) -> None:
             self._due.cancel()
@@ -98,6 +105,15 @@ def _timed(limits: Limits) -> type[H11Protocol]:
             self._due.cancel()
             super().connection_lost(exc)
 
+        def _is_heard_out(self) -> bool:
+            """Whether all of the request has come; what has not is now read for nobody."""
+            if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+                return True
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            return False
+
         def _late(self) -> None:
             """No request is under way: its headers have not come, or an answer is not fetched."""
             if self.cycle is None or self.cycle.response_complete:
@@ -105,6 +121,37 @@ def _timed(limits: Limits) -> type[H11Protocol]:
                 self._due = self.loop.call_later(limits.body_s, self.transport.abort)
 
     return Timed
+
+
+class _Patient:
+    """A transport that lets a client which is still sending come to its end, within bounds, before it closes.
+
+    A socket that closes with bytes unread resets the connection, and the answer on its way is lost.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, is_heard_out: Callable[[], bool], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._transport, self._is_heard_out, self._loop = transport, is_heard_out, loop
+        self._is_lingering = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if self._is_heard_out():
+            self._transport.close()
+            return
+        self._is_lingering = True
+        self._transport.resume_reading()
+        with suppress(OSError):  # it has gone
+            self._transport.write_eof()
+        self._loop.call_later(LINGER_S, self._transport.abort)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,9 +6,8 @@ const find = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
-const answers = [];
+let jobs = []; // in the order in which photos were given
 let underWay = 0;
-const queue = [];
 
 function element(name, text = "", className = "") {
   const made = document.createElement(name);
@@ -35,6 +34,7 @@ async function describe() {
     backbone: model.backbone,
     parameters: `${(model.num_params / 1e6).toFixed(1)} million`,
     trained: model.mode,
+    photos: `${model.num_photos}, to learn from and to be judged on`,
     "input": `${model.input.height} x ${model.input.width} pixels`,
     licence: model.licence,
     "largest request": `${Math.floor(model.limits.max_bytes / 2 ** 20)} MB`,
@@ -53,34 +53,43 @@ async function describe() {
 }
 
 function take(files) {
-  for (const file of files) {
+  const made = files.map((file) => {
     const card = element("article", "", "answer");
     const pictures = element("div", "", "pictures");
     const picture = document.createElement("img");
     picture.alt = file.name;
+    picture.decoding = "async";
     picture.src = URL.createObjectURL(file);
-    picture.addEventListener("error", () => pictures.remove());
+    picture.addEventListener("load", () => URL.revokeObjectURL(picture.src));
+    picture.addEventListener("error", () => picture.remove()); // not every browser shows what the model can read
     pictures.append(picture);
     const said = element("div", "", "said");
     said.append(element("h3", "…"), element("p", file.name, "name"));
     card.append(pictures, said);
-    find("results").prepend(card);
-    queue.push({ file, card, pictures, said });
-  }
+    const row = element("tr");
+    row.append(element("td", file.name), element("td", "…"), element("td"));
+    return { file, card, pictures, said, row, isAsked: false, answer: null };
+  });
+  jobs.push(...made);
+  find("results").prepend(...made.map((job) => job.card));
+  find("rows").append(...made.map((job) => job.row));
+  find("list").hidden = jobs.length < 2;
   pump();
 }
 
 function pump() {
-  while (underWay < AT_ONCE && queue.length) {
-    const job = queue.shift();
+  for (const job of jobs) {
+    if (underWay >= AT_ONCE) break;
+    if (job.isAsked) continue;
+    job.isAsked = true;
     underWay += 1;
     ask(job).finally(() => {
       underWay -= 1;
       pump();
     });
   }
-  const left = underWay + queue.length;
-  find("status").textContent = left ? `${left} to go` : answers.length ? `${answers.length} done` : "";
+  const left = jobs.filter((job) => !job.answer).length;
+  find("status").textContent = left ? `${left} to go` : jobs.length ? `${jobs.length} done` : "";
 }
 
 async function ask(job, again = 5) {
@@ -102,43 +111,53 @@ async function ask(job, again = 5) {
   } catch {
     answer = { error: "the server did not answer" };
   }
-  answers.push({ ...answer, name: job.file.name });
-  show(job, answer);
-  list(answers[answers.length - 1]);
+  job.answer = { ...answer, name: job.file.name };
+  show(job);
+  list(job);
 }
 
-function show({ card, pictures, said, file }, answer) {
+function show({ card, pictures, said, file, answer }) {
   said.replaceChildren();
   if (answer.error) {
+    card.classList.add("bad");
+    pictures.remove();
     said.append(element("h3", "Cannot be read"), element("p", file.name, "name"), element("p", answer.error, "note bad"));
     return;
   }
-  said.append(element("h3", answer.unsure ? `unsure: perhaps ${answer.label}` : answer.label), element("p", file.name, "name"));
+  if (answer.unsure || answer.looks_new) card.classList.add("warn");
+  said.append(element("h3", answer.unsure ? `unsure: perhaps ${answer.label}` : answer.label), element("p", file.name, "name"), bars(answer));
+  if (answer.looks_new) said.append(element("p", "Looks like nothing it has learned from: do not rely on this.", "note warn"));
+  if (answer.labels) said.append(element("p", `One of: ${answer.labels.join(", ")}`, "note"));
+  if (answer.heatmap) {
+    const heat = document.createElement("img");
+    heat.alt = `Where it looks for ${answer.label}`;
+    heat.src = answer.heatmap;
+    pictures.append(heat, element("span", "where it looks", "caption"));
+  }
+}
+
+function bars(answer) {
+  const all = element("div", "", "bars");
   for (const [name, share] of Object.entries(answer.probabilities)) {
     const bar = element("div", "", "bar");
     const meter = document.createElement("progress");
     meter.max = 1;
     meter.value = share;
     meter.setAttribute("aria-label", name);
-    bar.append(element("span", name), meter, element("span", percent(share)));
-    said.append(bar);
+    const label = element("span", name);
+    label.title = name;
+    bar.append(label, meter, element("span", percent(share)));
+    all.append(bar);
   }
-  if (answer.looks_new) said.append(element("p", "Looks like nothing it has learned from: do not rely on this.", "note warn"));
-  if (answer.labels) said.append(element("p", `One of: ${answer.labels.join(", ")}`, "note"));
-  if (answer.heatmap && pictures.isConnected) {
-    const heat = document.createElement("img");
-    heat.alt = `Where it looks for ${answer.label}`;
-    heat.src = answer.heatmap;
-    pictures.append(heat);
-  }
+  return all;
 }
 
-function list(answer) {
-  find("list").hidden = answers.length < 2;
-  const row = element("tr");
-  const note = answer.error || (answer.unsure ? "unsure" : "") || (answer.looks_new ? "looks new" : "");
-  row.append(element("td", answer.name), element("td", answer.label || ""), element("td", answer.error ? "" : percent(answer.probability)), element("td", note));
-  find("rows").append(row);
+function list({ row, answer }) {
+  const [, said, share] = row.children;
+  const notes = answer.error ? [answer.error] : [answer.unsure && "unsure", answer.looks_new && "looks new"].filter(Boolean);
+  said.textContent = answer.error ? "" : answer.label;
+  if (notes.length) said.append(element("small", notes.join(", "), answer.error ? "bad" : "warn"));
+  share.textContent = answer.error ? "" : percent(answer.probability);
 }
 
 function cell(value) {
@@ -149,6 +168,7 @@ function cell(value) {
 
 function download() {
   const header = ["photo", "label", "probability", "unsure", "looks_new", "error"];
+  const answers = jobs.map((job) => job.answer).filter(Boolean);
   const lines = answers.map((a) => [a.name, a.label, a.probability, a.unsure, a.looks_new, a.error].map(cell).join(","));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([[header.join(","), ...lines].join("\r\n")], { type: "text/csv" }));
@@ -158,7 +178,7 @@ function download() {
 }
 
 function clear() {
-  answers.length = 0;
+  jobs = [];
   find("results").replaceChildren();
   find("rows").replaceChildren();
   find("list").hidden = true;
