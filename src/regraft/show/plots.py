@@ -122,12 +122,12 @@ def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
     """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast."""
     low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (weight.min, weight.max))
     pixels = (255 * (weight - low) / np.maximum(high - low, 1e-12)).astype(np.uint8).transpose(0, 2, 3, 1)
-    factor = max(1, tile // pixels.shape[1])
-    columns = min(len(pixels), 16)
-    step = factor * pixels.shape[1] + 2
-    picture = Image.new("RGB", (columns * step - 2, -(-len(pixels) // columns) * step - 2), "#8a8f98")
+    side = max(1, tile // pixels.shape[1]) * pixels.shape[1]
+    gap = max(2, side // 8)
+    columns, step = min(len(pixels), 16), side + gap
+    picture = Image.new("RGB", (columns * step - gap, -(-len(pixels) // columns) * step - gap), PAPER)
     for number, own in enumerate(pixels):
-        shown = Image.fromarray(own).resize((step - 2, step - 2), Image.Resampling.NEAREST)
+        shown = Image.fromarray(own).resize((side, side), Image.Resampling.NEAREST)
         picture.paste(shown, (number % columns * step, number // columns * step))
     return picture
 
