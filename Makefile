@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test torture quick check format bench bench-check clean
+.PHONY: help setup demo docs test torture quick check format bench bench-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)   ## the main job on photos that regraft draws itself, offline
 	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
+
+docs: $(READY)   ## run the notebooks in examples/, and write both languages anew
+	$(BIN)/python examples/notebooks.py
 
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25

@@ -8,7 +8,7 @@ README.md           the model card
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from math import ceil
@@ -66,7 +66,7 @@ class Bundle:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
     wanted_precision: Precision | None = None
     max_error: float | None = None
     coverage: float | None = None

@@ -1,7 +1,10 @@
 """Charts as inline SVG: functions from numbers to markup. Colours are the page's, so that light and dark both fit."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
@@ -39,6 +42,31 @@ class Axis:
     low: float
     high: float
     ticks: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that stands by itself, in the page's light colours; a notebook draws it.
+
+    svg: as the functions below make it.
+    """
+
+    svg: Markup = field(repr=False)
+
+    def _repr_svg_(self) -> str:
+        height = int(re.findall(r'viewBox="0 0 \d+ (\d+)', self.svg)[0])
+        own = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{WIDTH}" height="{height}"'
+        ground = f'<style>{_style()}</style><rect width="{WIDTH}" height="{height}" fill="#ffffff"/>'
+        return str(self.svg).replace("<svg", own, 1).replace(">", f">{ground}", 1)
+
+
+@cache
+def _style() -> str:
+    """What the page's style says of drawings, its names of colours resolved."""
+    css = files("regraft.show").joinpath("templates/style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#\w+)", css.partition("@media")[0]))
+    rules = "".join(line for line in css.splitlines() if line.startswith(("svg .", "svg text")))
+    return re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], rules).replace("svg ", ".chart ")
 
 
 def axis(label: str, values: Sequence[float], unit: str = "", *, from_zero: bool = False) -> Axis:

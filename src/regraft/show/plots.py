@@ -80,6 +80,15 @@ def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, colu
     return _stack(f"{num_right} of {len(tiles)} photos it has not seen are named right", rows)
 
 
+def photo_grid(
+    photos: Sequence[Image.Image], captions: Sequence[str] = (), *, title: str = "", columns: int = COLUMNS
+) -> Image.Image:
+    """Photos side by side, each cut to a square. captions: a line below each, or none at all."""
+    named = zip(photos, captions or [""] * len(photos), strict=True)
+    tiles = [Tile(photo.convert("RGB"), caption) for photo, caption in named]
+    return _stack(title, [("", tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
+
+
 def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequence[int], str]]) -> Image.Image:
     """Photos and what was found about them: those that belong together in a row, single ones side by side.
 
@@ -139,10 +148,10 @@ def _stack(title: str, rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Imag
     with_notes = any(tile.note for _, tiles in rows for tile in tiles)
     height = TILE + GAP + (CAPTION + 10 if with_captions else 0) + (CAPTION - 6 if with_notes else 0)
     heights = [height + (CAPTION if heading else 0) for heading, _ in rows]
-    picture = Image.new("RGB", (columns * (TILE + GAP) + GAP, 2 * GAP + CAPTION + sum(heights)), PAPER)
+    y = GAP + (GAP + CAPTION if title else 0)
+    picture = Image.new("RGB", (columns * (TILE + GAP) + GAP, y + sum(heights)), PAPER)
     draw = ImageDraw.Draw(picture)
     _text(draw, (GAP, GAP), title, 20, INK, picture.width - 2 * GAP)
-    y = 2 * GAP + CAPTION
     for (heading, tiles), row_height in zip(rows, heights, strict=True):
         top = y
         if heading:

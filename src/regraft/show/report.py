@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from regraft.backbones.graph import first_layer
 from regraft.data.decode import Unreadable, decode, read_bytes
 from regraft.data.scan import map_photos
 from regraft.deliver.bundle import Bundle
@@ -332,12 +333,6 @@ def _filters(bundle: Bundle, before: np.ndarray | None) -> Row | None:
 def _unchanged(bundle: Bundle) -> str:
     is_frozen = bundle.manifest["provenance"]["mode"] == "frozen"
     return "of the pretrained network, which training left as they were" if is_frozen else "after training"
-
-
-def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The filters `(K, 3, h, w)` that see the photo itself."""
-    seeing = [tensor for _, tensor in sorted(tensors.items()) if tensor.ndim == 4 and tensor.shape[1] == 3]
-    return np.asarray(seeing[0], np.float32) if seeing else None
 
 
 def _made_of(manifest: Row) -> list[tuple[str, str]]:
