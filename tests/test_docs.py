@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -129,6 +130,20 @@ def test_the_commands_page_is_what_help_says(monkeypatch):
     import write_commands
 
     assert write_commands.PAGE.read_text() == write_commands.page(), "run: python docs/write_commands.py"
+
+
+def test_the_licences_are_those_that_the_packages_state(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import write_licences
+
+    written = dict(re.findall(r"^\| ([a-z0-9-]+) \| (.+) \|$", write_licences.PAGE.read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for name in write_licences.SHIPPED for one in extras[name])]
+    for requirement in wanted:
+        name = re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-")
+        assert written[name] == write_licences.licence(name), "run: python docs/write_licences.py"
+    assert not [name for name, licence in written.items() if re.search(r"\bA?GPL", licence)]
 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
