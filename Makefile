@@ -25,6 +25,9 @@ site: $(READY)   ## the documentation as a site, in site/; strict
 	$(BIN)/python docs/write_commands.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 
+dist: $(READY)   ## wheel and sdist, checked, and tried in clean environments (PYTHONS="3.11 3.13" TRAIN=1)
+	$(BIN)/python deploy/dist.py $(foreach python,$(PYTHONS),--python $(python)) $(if $(TRAIN),--train)
+
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25
 
@@ -35,13 +38,13 @@ quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## style and types
-	$(BIN)/ruff check src tests bench examples docs
-	$(BIN)/ruff format --check src tests bench examples docs
+	$(BIN)/ruff check src tests bench examples docs deploy
+	$(BIN)/ruff format --check src tests bench examples docs deploy
 	$(BIN)/mypy
 
 format: $(READY) ## let ruff rewrite what it can
-	$(BIN)/ruff check --fix src tests bench examples docs
-	$(BIN)/ruff format src tests bench examples docs
+	$(BIN)/ruff check --fix src tests bench examples docs deploy
+	$(BIN)/ruff format src tests bench examples docs deploy
 
 bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
 	$(BIN)/python bench/frozen.py --slow
