@@ -102,7 +102,7 @@ def compare(
     """Train in several modes on the same photos and split, and test which differ.
 
     out: holds a run for each mode, compare.json and compare.html.  modes: of "frozen", "full" and "scratch".
-    backbones: each in every mode; () for the config's own.  config: for all of them.
+    backbones: each in every mode; () for the config's own.  config: for all of them.  Raises RegraftError.
     """
     progress, config = progress or Progress(), config or TrainConfig()
     if unknown := [mode for mode in modes if mode not in MODES]:

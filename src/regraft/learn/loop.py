@@ -334,7 +334,10 @@ def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Prog
 
 
 def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
-    """Gradients of a batch's mean loss, added up over microbatches that fit into memory."""
+    """Gradients of a batch's mean loss, added up over microbatches that fit into memory.
+
+    Raises TrainError where not even one photo does.
+    """
     while True:
         size = min(learner.microbatch_size or len(batch.labels), len(batch.labels))
         learner.optimizer.zero_grad()
