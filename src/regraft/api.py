@@ -1,6 +1,6 @@
 """The stories, one screen each: how the rooms work together. That of training is long, and has its own module."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError
 from regraft.ground.files import json_bytes, make_folder, published, sweep, write_atomic
 from regraft.ground.progress import QUIET, Progress
+from regraft.ground.trackers import Tracker
 from regraft.learn.compare import Pair, pairs
 from regraft.learn.recipe import check_names
 from regraft.reporting import NAME as REPORT
@@ -31,14 +32,21 @@ MODES = ("frozen", "full", "scratch")
 COMPARED = "compare.html"
 
 
-def train(folder: str | Path, out: str | Path | None = None, *, quiet: bool = False, **settings: Any) -> Bundle:
+def train(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    quiet: bool = False,
+    trackers: Sequence[Tracker] = (),
+    **settings: Any,
+) -> Bundle:
     """Train on a folder of photos and return the model, as saved in `out/bundle`.
 
     folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.  out: default `runs/<folder's name>`.
-    settings: fields of TrainConfig and of Recipe, such as `mode="full", epochs=5`.  Raises RegraftError with what to do
-    about it.
+    settings: fields of TrainConfig and of Recipe, such as `mode="full", epochs=5, track="wandb"`.  trackers: your own
+    objects with the three methods of Tracker.  Raises RegraftError with what to do about it.
     """
-    return train_run(folder, out, configure(**settings), Progress(quiet)).bundle
+    return train_run(folder, out, configure(**settings), Progress(quiet), trackers).bundle
 
 
 def configure(**settings: Any) -> TrainConfig:
@@ -46,7 +54,11 @@ def configure(**settings: Any) -> TrainConfig:
     own = {field.name for field in fields(TrainConfig)}
     of_recipe = {name: value for name, value in settings.items() if name not in own}
     check_names(of_recipe)
-    return TrainConfig(**{k: v for k, v in settings.items() if k in own}, settings=of_recipe)
+    own_settings = {name: value for name, value in settings.items() if name in own}
+    for name in ("also", "relabel", "track"):  # one, or several
+        if isinstance(own_settings.get(name), str):
+            own_settings[name] = (own_settings[name],)
+    return TrainConfig(**own_settings, settings=of_recipe)
 
 
 def start_of(bundle: str | Path) -> dict[str, Any]:
@@ -94,7 +106,7 @@ def compare(
 
     out: holds a run for each mode, compare.json and compare.html.  modes: of "frozen", "full" and "scratch".
     backbones: each in every mode; () for the config's own.  config: for all of them.  settings: as for `train`, where
-    there is no config.
+    there is no config.  Raises RegraftError.
     """
     progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:

@@ -180,7 +180,10 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
 
 
 def from_network(folder: Path, network: Any) -> Backbone:
-    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out."""
+    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out.
+
+    Raises WeightsError where the folder does not keep what is written to it.
+    """
     torch_room("backbones.trace").trace_into(folder, network)
     info = intact(folder)
     if info is None:

@@ -19,10 +19,7 @@ from regraft.ground.statistics import Accuracy, accuracy, macro_f1, macro_f1_int
 
 NUM_PROBES = 8
 BLOCK = 4096  # photos whose features are in memory at a time
-MAX_DIFFERENCE = 1e-3
-    "f32": 1e-3,
-    "bf16": 1e-2,
-}  # of logits, relative to the largest; in bf16 the head rounds
+MAX_DIFFERENCE = 1e-3  # of logits, relative to the largest
 
 
 @dataclass(frozen=True)
