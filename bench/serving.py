@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from limits import SIZE, versions
-from record import HERE, machine, real_or_drawn
+from record import HERE, machine, real_or_drawn, where
 from regraft.deliver.bundle import load
 from regraft.deliver.predict import predict
 
@@ -159,7 +159,7 @@ def table(result: dict) -> str:
             "",
             f"Memory with {soak['requests']} requests: {early:.0f} MB after a tenth, {late:.0f} MB at the end.",
         ]
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+    return "\n".join([*lines, "", f"{where(result)}; `{result['command']}`."])
 
 
 if __name__ == "__main__":
