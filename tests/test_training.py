@@ -99,7 +99,7 @@ GENTLE = {"head_start": "solved", "batchnorm": "eval"}
 STORIES = {
     "frozen": {"mode": "frozen"},
     "full": {"mode": "full", "epochs": 2} | GENTLE,
-    "full, part": {"mode": "full", "epochs": 2, "unfreeze": 1, "ema": 0.5} | GENTLE,
+    "full, part": {"mode": "full", "epochs": 2, "unfreeze": 1, "views": 1, "ema": 0.5} | GENTLE,
     "scratch": {"mode": "scratch", "epochs": 4, "batch_size": 8},
     "auto": {"epochs": 2, "learning_rate": 0.0, "head_learning_rate": 0.0} | GENTLE,
     "tutorial frozen": {
