@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from record import HERE, fill, machine
+from record import HERE, fill, machine, where
 from regraft.backbones import network
 from regraft.backbones.graph import Backbone, load_backbone
 from regraft.data.scan import map_photos
@@ -115,7 +115,7 @@ def table(result: dict) -> str:
     engines = [name for name in result["rows"][0] if name != "network"]
     lines = ["| photos/s | " + " | ".join(engines) + " |", "|---|" + "---:|" * len(engines)]
     lines += [f"| {row['network']} | " + " | ".join(f"{row[e]:.0f}" for e in engines) + " |" for row in result["rows"]]
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+    return "\n".join([*lines, "", f"{where(result)}; `{result['command']}`."])
 
 
 if __name__ == "__main__":

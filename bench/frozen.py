@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, check, fill, machine, real_or_drawn
+from record import HERE, check, fill, machine, real_or_drawn, where
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def _summary(name: str, runs: list[dict[str, float]]) -> dict[str, object]:
 
 def table(result: dict) -> str:
     """The rows as Markdown."""
-    where = f"{result['num_photos']} photos of {result['photos']}, {result['cores']} cores, {result['processor']}"
+    what = f"{result['num_photos']} photos of {result['photos']}, {where(result)}"
     seconds = {row["name"]: row["seconds"]["median"] for row in result["rows"]}
     lines = ["| whole process | seconds (median) | beside new photos | accuracy |", "|---|---:|---:|---:|"]
     for row in result["rows"]:
@@ -119,7 +119,7 @@ def table(result: dict) -> str:
             "" if row["name"].startswith("predict") else f"{seconds[row['name']] / seconds['train, new photos']:.1f} x"
         )
         lines.append(f"| {row['name']} | {seconds[row['name']]:.1f} | {times} | {accuracy} |")
-    return "\n".join([*lines, "", f"{where}; `{result['command']}`."])
+    return "\n".join([*lines, "", f"{what}; `{result['command']}`."])
 
 
 if __name__ == "__main__":

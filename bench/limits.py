@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from record import HERE, check, fill, machine, real_or_drawn
+from record import HERE, check, fill, machine, real_or_drawn, where
 from regraft.backbones.features import extract
 from regraft.backbones.graph import Backbone, load_backbone
 from regraft.data.scan import Dataset, list_photos, map_photos
@@ -139,7 +139,7 @@ def table(result: dict) -> str:
     shares, cold = result["shares"], result["cold_s"]
     lines += [
         "",
-        f"{result['num_photos']} photos, {result['cores']} cores, {result['processor']}. New features come at "
+        f"{result['num_photos']} photos, {where(result)}. New features come at "
         f"{100 * shares['extract of the limit']:.0f} % of what decoding and the engine allow one after the other, "
         f"predictions at {100 * shares['predict of extract']:.0f} % of that speed. One photo by a process of its own: "
         f"{cold[COLD[0]]:.2f} s, of which {cold[COLD[1]] - cold[COLD[3]]:.2f} s are regraft's imports, "

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from record import HERE, fill, machine
+from record import HERE, fill, machine, where
 from regimes import SETS, traced, trained
 from regraft.data.scan import scan
 from regraft.data.splits import split
@@ -106,10 +106,7 @@ def table(result: dict) -> str:
         lines.append(f"| {tool} | " + " | ".join(cells) + " |")
     seeds = len({row["seed"] for row in rows})
     runs = "one run each" if seeds == 1 else f"mean of {seeds} seeds"
-    cores = "1 core" if result["cores"] == 1 else f"{result['cores']} cores"
-    return "\n".join(
-        [*lines, "", f"Accuracy and seconds, {runs}, {cores}, {result['processor']}; `{result['command']}`."]
-    )
+    return "\n".join([*lines, "", f"Accuracy and seconds, {runs}, {where(result)}; `{result['command']}`."])
 
 
 if __name__ == "__main__":

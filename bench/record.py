@@ -15,13 +15,40 @@ from regraft.ground.runtime import environment, num_cores
 
 HERE = Path(__file__).parent
 READMES = {"README.md": str, "README.zh.md": in_chinese}  # what a table becomes in each
+INSTRUCTIONS = {  # as /proc/cpuinfo spells them, the widest first
+    "amx_bf16": "AMX",
+    "avx512_bf16": "bf16",
+    "bf16": "bf16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "asimd": "NEON",
+}
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
 MEASURED = f"import subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); {PEAK}"
 
 
 def machine() -> dict[str, Any]:
-    """Cores, processor, commit and versions."""
-    return {"cores": num_cores(), "processor": _processor(), "commit": _commit(), "versions": environment()}
+    """Cores, processor, what it computes with, commit and versions."""
+    return {
+        "cores": num_cores(),
+        "processor": _in_cpuinfo("model name") or "unknown processor",
+        "instructions": instructions(),
+        "commit": _commit(),
+        "versions": environment(),
+    }
+
+
+def instructions() -> str:
+    """The widest arithmetic of this processor that engines make use of, on which ratios depend; "" if none is known."""
+    flags = (_in_cpuinfo("flags") or _in_cpuinfo("Features")).split()
+    return next((name for flag, name in INSTRUCTIONS.items() if flag in flags), "")
+
+
+def where(result: dict[str, Any]) -> str:
+    """Cores and processor of a result in words. What was measured before instructions were noted says none."""
+    cores = "1 core" if result["cores"] == 1 else f"{result['cores']} cores"
+    arithmetic = result.get("instructions")
+    return f"{cores}, {result['processor']}" + (f" with {arithmetic}" if arithmetic else "")
 
 
 def fill(name: str, text: str, folder: Path = HERE.parent) -> None:
@@ -54,7 +81,7 @@ def processes(result: dict[str, Any], digits: int) -> str:
     """Seconds and memory of whole processes as Markdown."""
     lines = ["| whole process | seconds | peak memory |", "|---|---:|---:|"]
     lines += [f"| {row['name']} | {row['seconds']:.{digits}f} | {row['megabytes']:.0f} MB |" for row in result["rows"]]
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+    return "\n".join([*lines, "", f"{where(result)}; `{result['command']}`."])
 
 
 def measured(command: list[object], cache: Path) -> tuple[float, float]:
@@ -70,9 +97,10 @@ def measured(command: list[object], cache: Path) -> tuple[float, float]:
     return time.perf_counter() - start, int(done.stderr.splitlines()[-1]) / 1024
 
 
-def _processor() -> str:
+def _in_cpuinfo(name: str) -> str:
+    """What Linux says of the first core; "" elsewhere."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
+    return next((line.partition(": ")[2] for line in lines if line.startswith(name)), "")
 
 
 def _commit() -> str:

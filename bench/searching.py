@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from record import HERE, fill, machine
+from record import HERE, fill, machine, where
 from regimes import SETS, run
 from regraft.backbones.graph import configured
 from regraft.data.scan import Dataset, scan
@@ -89,7 +89,7 @@ def table(result: dict) -> str:
         a, b = (accuracy(row[name], row["n"], "") for name in ("plain", "searched"))
         cells = (f"{100 * x.value:.1f} % ({100 * x.low:.1f} to {100 * x.high:.1f})" for x in (a, b))
         lines.append(f"| {row['set']} | {' | '.join(cells)} | {row['new_s']:.0f} s | {row['again_s']:.0f} s |")
-    return "\n".join([*lines, "", f"{result['cores']} cores, {result['processor']}; `{result['command']}`."])
+    return "\n".join([*lines, "", f"{where(result)}; `{result['command']}`."])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from limits import SIZE, versions
-from record import HERE, fill, machine, real_or_drawn
+from record import HERE, fill, machine, real_or_drawn, where
 from regraft.deliver.bundle import load
 from regraft.deliver.predict import predict
 
@@ -233,7 +233,7 @@ def table(result: dict) -> str:
         said.append(
             f"Over {soak['requests']} requests its memory went from {soak['early_mb']:.0f} to {soak['late_mb']:.0f} MB."
         )
-    said.append(f"{result['cores']} cores, {result['processor']}; `{result['command']}`.")
+    said.append(f"{where(result)}; `{result['command']}`.")
     return "\n".join([*lines, "", " ".join(said)])
 
 

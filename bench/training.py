@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from record import HERE, fill, machine
+from record import HERE, fill, machine, where
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def sentence(result: dict) -> str:
     """What README.md says."""
     speed = {name: statistics.median(r[name] for r in result["photos_per_s"]) for name in ("regraft", "plain")}
     return (
-        f"All layers learn at {speed['regraft']:.1f} photos/s on {result['cores']} cores, judging after each epoch "
+        f"All layers learn at {speed['regraft']:.1f} photos/s on {where(result)}, judging after each epoch "
         f"included, {result['ratio']:.1f} times as fast as the tutorial's plain loop ({speed['plain']:.1f}); "
         f"`{result['command']}`."
     )

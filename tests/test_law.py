@@ -41,9 +41,12 @@ ROOMS = (
     "cli",
 )
 TORCH_MODULES = {
-    *(f"backbones.{name}" for name in ("weights", "network", "mobilenet", "stages", "trace", "torch_engine")),
+    *(
+        f"backbones.{name}"
+        for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
+    ),
     "backbones.program",
-    *(f"learn.{name}" for name in ("batches", "batchnorm", "checkpoint", "loop", "finetune")),
+    *(f"learn.{name}" for name in ("batches", "batchnorm", "checkpoint", "loop", "prefixes", "finetune")),
 }
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
 

@@ -84,6 +84,7 @@ def test_tables_are_the_benchmarks():
     import frozen
     import limits
     import peers
+    import prefixes
     import regimes
     import searching
     import serving
@@ -101,6 +102,7 @@ def test_tables_are_the_benchmarks():
         "peers": peers.table,
         "serving": serving.table,
         "training": training.sentence,
+        "prefixes": prefixes.table,
     }
     assert {name for name, _ in MARK.findall(README)} == texts.keys()
     for name, text in texts.items():

@@ -32,13 +32,19 @@ from regraft.tuning import _learned_and_watched
 WRONG_OF_EIGHTEEN = 6  # in `mislabelled`: no model that learned its photos does better than 12 of 18
 
 
-def save_toy(folder, seed=0, dead=False):
-    """Settings for a network of half a million parameters at 64 pixels. dead: one to which all photos are alike."""
+def save_toy(folder, seed=0, dead=False, numb=False):
+    """Settings for a network of half a million parameters at 64 pixels.
+
+    dead: one to which all photos are alike.  numb: one whose last stage makes them so.
+    """
     torch.manual_seed(seed)
     network = timm.create_model("test_resnet", num_classes=2)
     if dead:
         torch.nn.init.zeros_(network.conv1[0].weight)
         torch.nn.init.ones_(network.conv1[1].bias)  # so that it can learn to see
+    for norm in (network.layer4[0].bn2, network.layer4[0].downsample[-1]) if numb else ():
+        torch.nn.init.zeros_(norm.weight)
+        torch.nn.init.ones_(norm.bias)
     folder.mkdir(parents=True)
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
@@ -120,7 +126,7 @@ GENTLE = {"head_start": "solved", "batchnorm": "eval"}
 STORIES = {
     "frozen": {"mode": "frozen"},
     "full": {"mode": "full", "epochs": 2} | GENTLE,
-    "full, part": {"mode": "full", "epochs": 2, "unfreeze": 1, "ema": 0.5} | GENTLE,
+    "full, part": {"mode": "full", "epochs": 2, "unfreeze": 1, "views": 1, "ema": 0.5} | GENTLE,
     "scratch": {"mode": "scratch", "epochs": 4, "batch_size": 8},
     "auto": {"epochs": 2, "learning_rate": 0.0, "head_learning_rate": 0.0} | GENTLE,
     "tutorial frozen": {
@@ -331,6 +337,42 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
     assert run.summary["mode"] == regraft.load(run.out).manifest["provenance"]["mode"] == "full"
     assert len(run.summary["history"]) == len(read_lines(run.out / "history.jsonl")) == 5
     assert not (run.out / "checkpoints").exists()
+
+
+def ladder(tmp_path, **toy):
+    """What auto says and does when nothing of the recipe is fixed."""
+    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 8).parent
+    draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
+    said = Recorder()
+    config = configure(search=False, report=False, **save_toy(tmp_path / "toy", **toy))
+    return train_run(photos, tmp_path / "run", config, said), said
+
+
+@pytest.mark.slow
+def test_auto_trains_the_last_stages_first_and_stops_where_they_are_enough(tmp_path):
+    run, said = ladder(tmp_path, numb=True)
+    assert run.summary["accuracy"]["value"] == 1.0
+    pattern = r"last stages: of 18 val photos last stages alone is right on \d+, frozen alone on 0 \(p = \S+\)\. "
+    assert re.fullmatch(
+        pattern + "last stages: it has none of 18 val photos wrong, too few to show that any model is better",
+        run.summary["decision"],
+    )
+    recipe = run.bundle.manifest["provenance"]["recipe"]
+    assert recipe["unfreeze"] >= 1
+    assert recipe["views"] == 6
+    assert len([line for line in said.lines if line.startswith("usable now: ")]) == 1
+    assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "result.json"]
+
+
+@pytest.mark.slow
+def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
+    run, _ = ladder(tmp_path, dead=True)
+    of_stages, of_all = run.summary["decision"].split("full: ")
+    assert of_stages.startswith("frozen: of 18 val photos last stages alone is right on ")
+    assert of_all.startswith("of 18 val photos full alone is right on ")
+    assert run.summary["accuracy"]["value"] > 0.9
+    assert (run.bundle.manifest["provenance"]["recipe"]["views"], run.summary["mode"]) == (0, "full")
+    assert not (run.out / "stages").exists()
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def _recipe_options() -> list[Callable[[Command], Command]]:
     type=click.Choice(["auto", "frozen", "full", "scratch"]),
     default="auto",
     show_default=True,
-    help="What learns: the head, all layers, all from random weights; auto goes from frozen to full.",
+    help="What learns: the head, all layers, all from random weights; auto goes up from the head, while it pays.",
 )
 @click.option("--from", "start", metavar="BUNDLE", help="Begin with the weights of a bundle.")
 @click.option("--restart", is_flag=True, help="Begin anew where an unfinished training lies in OUT.")

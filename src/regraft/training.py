@@ -1,6 +1,7 @@
 """The story of `regraft train`: from what takes seconds to what takes minutes, each result usable at once.
 
 photos -> features -> solved head -> bundle                          frozen
+                           \\-> last stages trained -> bundle         auto, where it pays
                            \\-> fine-tuned network -> bundle          full, and auto where it pays
 photos -> network from random weights -> bundle                      scratch
 """
@@ -35,10 +36,11 @@ from regraft.learn.world import World, join
 from regraft.reporting import NAME as REPORT
 from regraft.reporting import write_report
 from regraft.run import Here, Material, Outcome, Run, Start, announce, delivered, finished, place, say_what_is_there
-from regraft.tuning import better, traced, tuned_on_split
+from regraft.tuning import LAST_STAGES, Rung, better, name_of, rungs, sentences, traced, tuned_on_split
 
 T = TypeVar("T")
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
+TIMES_LAST = 2.0  # what the last stages took: with less time, less than half of the epochs of all layers would fit
 
 
 def train_run(
@@ -163,25 +165,35 @@ def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset
 
 def _climb(start: Start, solved: Tried | None, here: Here) -> Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
-    head = solved.head if solved else None
-    frozen = None
-    if solved and here.config.mode != "full":
-        frozen = frozen_model(solved, start, here) if here.world.is_main else None
-        stop = here.world.agree(None if frozen is None else _why_stop(frozen, here))
-        if stop is not None:
-            return None if frozen is None else replace(frozen, decision=" ".join(filter(None, (frozen.decision, stop))))
-        if frozen is not None:
-            announce(start.material, frozen, here)
-        here.progress.say("fine-tuning goes on; Ctrl-C keeps this one, and the same command continues")
-    tuned = tuned_on_split(start, head, here)
+    head, is_frozen_first = solved.head if solved else None, solved is not None and here.config.mode != "full"
+    best = frozen_model(solved, start, here) if solved and is_frozen_first and here.world.is_main else None
+    last_s = 0.0
+    for rung in rungs(here.config):
+        if is_frozen_first:
+            stop = here.world.agree(None if best is None else _why_stop(best, last_s, here))
+            if stop is not None:
+                best = best and replace(best, decision=sentences(best.decision, stop))
+                break
+            if best is not None:
+                announce(start.material, best, here)
+            here.progress.say(f"{rung.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
+        began = time.monotonic()
+        best = _climbed(start, head, best, rung, here)
+        last_s = time.monotonic() - began
+    if best is not None and last_s:
+        finished(start.material, best, here)  # a kill from here on costs nothing
+        _forget(here.out)
+    return best
+
+
+def _climbed(start: Start, head: Head | None, best: Outcome | None, rung: Rung, here: Here) -> Outcome | None:
+    """The better of what is there and what a training gives. None in processes that do not write."""
+    tuned = tuned_on_split(start, head, rung, here)
     if not here.world.is_main:
         return None
     with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
         graft = traced(Path(folder), tuned, start, here)
-        outcome = delivered(graft, start.material, here) if frozen is None else better(graft, frozen, start, here)
-    finished(start.material, outcome, here)  # a kill from here on costs nothing
-    _forget(here.out)
-    return outcome
+        return delivered(graft, start.material, here) if best is None else better(graft, rung, best, start, here)
 
 
 def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, ...]:
@@ -193,27 +205,30 @@ def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, .
     return seen
 
 
-def _why_stop(frozen: Outcome, here: Here) -> str | None:
-    """Why the frozen model is the last rung, in one sentence; None to climb on."""
+def _why_stop(best: Outcome, last_s: float, here: Here) -> str | None:
+    """Why the model that is there is the last rung, in one sentence; None to climb on.
+
+    last_s: seconds that the training before this one took, 0 if there was none.
+    """
     if here.config.mode == "frozen":
         return ""
-    a = frozen.evaluation.accuracy
-    if _no_room(frozen):
+    a, name = best.evaluation.accuracy, name_of(best)
+    if _no_room(best):
         num_right = round(a.value * a.n)
         wrong = f"only {a.n - num_right}" if num_right < a.n else "none"
-        return f"frozen: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
+        return f"{name}: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
     left_s = here.left_s(a.n)
-    if left_s is not None and left_s < WORTH_S:
-        return "frozen: there was no time left to fine-tune"
+    if left_s is not None and left_s < max(WORTH_S, TIMES_LAST * last_s):
+        return f"{name}: there was no time left to {'train all layers' if last_s else 'fine-tune'}"
     return None
 
 
-def _no_room(frozen: Outcome) -> bool:
-    a, cv = frozen.evaluation.accuracy, frozen.graft.cross_validated
+def _no_room(best: Outcome) -> bool:
+    a, cv = best.evaluation.accuracy, best.graft.cross_validated
     return no_room(round(a.value * a.n), a.n) and (cv is None or no_room(round(cv.value * cv.n), cv.n))
 
 
 def _forget(out: Path) -> None:
     """A finished training has nothing to continue."""
-    remove(out / "checkpoints")
-    remove(out / "folds")
+    for name in ("checkpoints", "folds", LAST_STAGES.folder):
+        remove(out / name)

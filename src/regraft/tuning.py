@@ -1,6 +1,6 @@
-"""The last rung of a training: gradient descent, its network as a bundle, and whether that beats the frozen one."""
+"""The last rungs of a training: gradient descent, its network as a bundle, and whether that beats what is there."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +27,56 @@ if TYPE_CHECKING:
     from regraft.learn.finetune import Tuned
 
 NUM_KNOWN = 500  # photos that tell what a tuned network knows
+VIEWS = 6  # versions of each photo that the last stages learn from, in turn
 FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
 
 
-def tuned_on_split(start: Start, head: Head | None, here: Here) -> "Tuned":
+@dataclass(frozen=True)
+class Rung:
+    """One training by gradient descent. name: in comparisons.  folder: in the run's, for what it continues from.
+
+    in_part: whether the last stages alone learn, behind frozen ones that run once.
+    """
+
+    name: str
+    folder: str
+    in_part: bool
+
+
+LAST_STAGES, FULL = Rung("last stages", "stages", True), Rung("full", ".", False)
+
+
+def rungs(config: TrainConfig) -> tuple[Rung, ...]:
+    """What is trained in turn. Whoever fixes something of the recipe wants that training alone."""
+    return (FULL,) if config.mode != "auto" or config.recipe != "regraft" or config.settings else (LAST_STAGES, FULL)
+
+
+def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "Tuned":
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
     point = head.best if head else None
+    network = _network(start, here.config)
     decided = decide(here.mode, len(splits.train), 1 - point.num_right / point.n if point else None)
+    if rung.in_part:
+        decided = replace(decided, unfreeze=torch_room("backbones.stages").last_half(network), views=VIEWS)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)
     left_s = here.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
-    job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out, "on_row": here.told.row}
-    return _tuned(start, head, recipe, job, here)
+    job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out / rung.folder, "on_row": here.told.row}
+    return _tuned(network, start, head, recipe, job, here)
 
 
-def _tuned(start: Start, head: Head | None, recipe: Recipe, job: dict[str, Any], here: Here) -> "Tuned":
-    """Gradient descent from the pretrained network or from random weights. job: the parts of a Job that differ."""
-    finetuning, networks = torch_room("learn.finetune"), torch_room("backbones.network")
-    config = here.config
+def _network(start: Start, config: TrainConfig) -> Any:
+    """Where gradient descent begins: the pretrained network, or random weights."""
+    networks = torch_room("backbones.network")
     if start.backbone is None:
-        network = networks.build(config.backbone, RANDOM, seed=config.seed)
-    else:
-        network = networks.restore(start.backbone.info, start.backbone.trunk)
+        return networks.build(config.backbone, RANDOM, seed=config.seed)
+    return networks.restore(start.backbone.info, start.backbone.trunk)
+
+
+def _tuned(network: Any, start: Start, head: Head | None, recipe: Recipe, job: dict[str, Any], here: Here) -> "Tuned":
+    """Gradient descent from a network. job: the parts of a Job that differ."""
+    finetuning, config = torch_room("learn.finetune"), here.config
     whole = finetuning.Job(
         **job, seed=config.seed, workers=config.workers, identity=_identity(start, here), force=config.force
     )
@@ -117,28 +144,39 @@ def _known(backbone: Backbone, train: Dataset, unseen: Features, here: Here) -> 
     return familiar(learned, unseen)
 
 
-def better(graft: Graft, frozen: Outcome, start: Start, here: Here) -> Outcome:
-    """The tuned model as the bundle if it is clearly better on the same photos, else the frozen one that is there."""
+def name_of(best: Outcome) -> str:
+    """What the model that is there is called in comparisons."""
+    recipe = best.graft.details.get("recipe")
+    return "frozen" if recipe is None else LAST_STAGES.name if recipe["views"] else FULL.name
+
+
+def better(graft: Graft, rung: Rung, best: Outcome, start: Start, here: Here) -> Outcome:
+    """The tuned model as the bundle if it is clearly better on the same photos, else the best one that is there."""
     found: list[tuple[Pair, str]] = []
 
     def is_better(evaluation: Evaluation) -> bool:
         a = evaluation.accuracy
-        compared, how = pair("frozen", frozen.evaluation.right, "full", evaluation.right), a.split
+        compared, how = pair(name_of(best), best.evaluation.right, rung.name, evaluation.right), a.split
         few = compared.is_open and a.n < FEW and not start.material.splits.given and here.world.size == 1
-        if few and frozen.features is not None:
+        if few and best.features is not None:
             here.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
-            compared, how = _cross_compared(start, frozen.features, graft, here), "cross-validated"
+            compared, how = _cross_compared(start, best.features, graft, rung, here), "cross-validated"
         found.append((compared, how))
         return compared.b_wins
 
     evaluation = deliver(graft, start.material, here, accept=is_better)
     compared, how = found[0]
-    kept = Outcome(graft, evaluation) if compared.b_wins else frozen
-    return replace(kept, decision=" ".join(filter(None, (kept.decision, compared.decision(how)))))
+    kept = Outcome(graft, evaluation) if compared.b_wins else best
+    return replace(kept, decision=sentences(best.decision, compared.decision(how)))
 
 
-def _cross_compared(start: Start, features: Features, graft: Graft, here: Here) -> Pair:
-    """Frozen and full on every photo, each judged by models that have not seen it."""
+def sentences(*parts: str) -> str:
+    """In a row, empty ones left out."""
+    return ". ".join(part.removesuffix(".") for part in parts if part)
+
+
+def _cross_compared(start: Start, features: Features, graft: Graft, rung: Rung, here: Here) -> Pair:
+    """Frozen and tuned on every photo, each judged by models that have not seen it."""
     dataset, recipe = start.material.dataset, Recipe(**graft.details["recipe"])
     folds = folds_for(dataset, here.config)
     said = np.full(len(dataset), -1)
@@ -149,10 +187,15 @@ def _cross_compared(start: Start, features: Features, graft: Graft, here: Here) 
         left_s = here.left_s(0)
         budget_s = None if left_s is None else left_s / (len(numbers) - done)
         here.progress.say(f"fold {done + 1} of {len(numbers)}")
-        job = {"train": train, "val": val, "budget_s": budget_s, "folder": here.out / "folds" / str(number)}
+        job = {
+            "train": train,
+            "val": val,
+            "budget_s": budget_s,
+            "folder": here.out / rung.folder / "folds" / str(number),
+        }
         head = head_of(start.features, train, here.config) if start.features else None
-        said[inside] = _tuned(start, head, recipe, job, here).answers
+        said[inside] = _tuned(_network(start, here.config), start, head, recipe, job, here).answers
     judged = folds >= 0
     penalty = head_of(features, dataset, here.config).penalty
     frozen = np.nan_to_num(out_of_fold(features, len(dataset.classes), folds, penalty)).argmax(axis=1)
-    return pair("frozen", (frozen == dataset.labels)[judged], "full", (said == dataset.labels)[judged])
+    return pair("frozen", (frozen == dataset.labels)[judged], rung.name, (said == dataset.labels)[judged])

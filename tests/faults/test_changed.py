@@ -48,6 +48,7 @@ REFUSED = {
     "optimizer": ("--optimizer", "sgd"),
     "head_start": ("--head-start", "solved"),
     "unfreeze": ("--unfreeze", 1),
+    "views": ("--unfreeze", 1, "--views", 2),
     "ema": ("--ema", 0.5),
     "keep": ("--keep", "best"),
     "mode": ("--mode", "scratch", "--weights", "random"),

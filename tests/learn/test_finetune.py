@@ -21,7 +21,9 @@ from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.ground.errors import ConfigError, TrainError
 from regraft.ground.progress import QUIET, Progress
 from regraft.learn import finetune as finetuning
+from regraft.learn import loop
 from regraft.learn.batches import Loader, augmentation, decode_to_learn
+from regraft.learn.checkpoint import latest_checkpoint
 from regraft.learn.finetune import Job, finetune
 from regraft.learn.head import Head
 from regraft.learn.recipe import Recipe, tutorial
@@ -247,13 +249,24 @@ def test_the_network_that_was_given_is_left_as_it_was(tune):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"ema": 0.6}, {"keep": "best"}, {"keep": "best", "ema": 0.6}, {"unfreeze": 1}, {"unfreeze": -1}]
+    "changes",
+    [
+        {},
+        {"ema": 0.6},
+        {"keep": "best"},
+        {"keep": "best", "ema": 0.6},
+        {"unfreeze": 1},
+        {"unfreeze": -1},
+        {"unfreeze": 1, "views": 2},
+        {"unfreeze": 2, "views": 2, "keep": "best", "ema": 0.6},
+    ],
 )
 def test_what_is_delivered_is_what_was_judged(changes, tune, val_set):
     tuned = tune(recipe_of(epochs=5, learning_rate=0.5, head_learning_rate=0.5, momentum=0.9, **changes))
     losses = [row["val_loss"] for row in tuned.rows]
     assert tuned.epoch == (1 + int(np.argmin(losses)) if "keep" in changes else 5)
-    assert loss_of(tuned.network, val_set) == pytest.approx(losses[tuned.epoch - 1], rel=1e-4, abs=1e-6)
+    rounding = 1e-2 if "views" in changes else 1e-4  # what frozen stages give is kept in float16
+    assert loss_of(tuned.network, val_set) == pytest.approx(losses[tuned.epoch - 1], rel=rounding, abs=1e-6)
     right = tuned.answers == val_set.labels
     assert np.array_equal(tuned.answers, logits_of(tuned.network, val_set).argmax(dim=1).numpy())
     assert right.mean() == tuned.rows[tuned.epoch - 1]["val_accuracy"]
@@ -434,6 +447,85 @@ def test_more_stages_than_there_are_cannot_be_unfrozen(tune):
         tune(recipe_of(unfreeze=4))
 
 
+# frozen stages that run once
+
+
+def test_frozen_stages_run_once_for_each_version_of_a_photo(tune):
+    seen = []
+
+    class Counted(nn.Conv2d):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images)
+
+    def num_seen(**changes):
+        seen.clear()
+        module = Toy()
+        module.features[0][0] = Counted(3, 8, 3, 2, bias=False)
+        tune(recipe_of(unfreeze=2, **changes), network_of(module))
+        return sum(seen)
+
+    assert num_seen(epochs=9, views=3) - num_seen(epochs=1, views=1) == 2 * 15, "nine epochs, three versions"
+
+
+def test_with_a_version_for_each_epoch_it_is_the_training_in_which_they_run_each_time(tune):
+    usual, kept, few = (tune(recipe_of(unfreeze=2, epochs=3, views=views)) for views in (0, 3, 1))
+    of_kept, of_few = (distance(one.network.module, usual.network.module) for one in (kept, few))
+    assert of_kept < 0.1 * of_few, "rounding to float16; fewer versions show other crops"
+    assert distance(usual.network.module.features, Toy().features) > 10 * of_kept
+    assert kept.frozen_sha256 == usual.frozen_sha256
+    assert [row["train_loss"] for row in kept.rows] == pytest.approx(
+        [row["train_loss"] for row in usual.rows], rel=1e-3
+    )
+
+
+def test_a_run_on_kept_activations_goes_on_to_the_same_bits(tune, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    recipe = recipe_of(unfreeze=1, views=2, epochs=4, momentum=0.9, ema=0.5)
+    whole, steps, original = tune(recipe), [], loop.gradients
+
+    def cut(*arguments):
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "gradients", cut)
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe, folder=tmp_path)
+    assert latest_checkpoint(tmp_path / "checkpoints", QUIET).state["fit"]["epoch"] == 1
+    again = tune(recipe, folder=tmp_path)
+    assert sha256(again) == sha256(whole)
+    assert without_times(again.rows) == without_times(whole.rows)
+
+
+def test_a_network_that_cannot_be_divided_runs_whole_and_says_so(tune, capsys):
+    class LooksBack(Toy):
+        def body(self, images):
+            return super().body(images) + images.mean()
+
+    usual, other = (
+        tune(recipe_of(unfreeze=1, views=views), network_of(LooksBack()), progress=Progress()) for views in (0, 2)
+    )
+    assert sha256(other) == sha256(usual)
+    assert capsys.readouterr().err.count("cannot be divided") == 1
+
+
+def test_what_float16_cannot_hold_is_an_error_with_its_cure(tune):
+    module = Toy()
+    with torch.no_grad():
+        module.features[0][1].weight.fill_(1e6)
+    with pytest.raises(TrainError, match=r"more than float16 holds.*--views"):
+        tune(recipe_of(unfreeze=2, views=1), network_of(module))
+
+
+def test_as_many_versions_are_kept_as_a_share_of_the_time_allows(tune):
+    recipe = recipe_of(unfreeze=2, epochs=500, views=400)
+    few = tune(recipe, network_of(Slow()), budget_s=2.0)
+    assert 1 <= few.recipe.views < 40
+    assert tune(replace(recipe, epochs=1, views=2), budget_s=1e6).recipe.views == 2
+
+
 def rates(recipe):
     """{parameter: (its highest rate, its weight decay)}"""
     network = network_of()
@@ -514,6 +606,7 @@ def test_layer_decay_slows_the_first_stages(tune):
         {"batch_size": 4},
         {"class_weights": True},
         {"unfreeze": 2},
+        {"unfreeze": 2, "views": 2, "mix": "mixup"},
     ],
     ids=str,
 )

@@ -37,6 +37,7 @@ VALUES = {
     "head_start": (("solved", "zero", "random"), ("near", ""), (0, None)),
     "batchnorm": (("eval", "train"), ("frozen", ""), (0, None, True)),
     "unfreeze": ((-1, 0, 3), (-2, 10_001), NOT_A_COUNT),
+    "views": ((0, 7), (-1, 100_001), NOT_A_COUNT),
     "min_crop": ((0.001, 0.5, 1), (0.0, 1.1, -0.3, NAN, INF), NOT_A_NUMBER),
     "flip": ((True, False), (), NOT_A_SWITCH),
     "augment": (("crop", "color", "trivial"), ("colour", "none"), (0, None)),
@@ -55,7 +56,7 @@ def cases(column):
 
 
 def made(name, value):
-    return Recipe(**{"keep": "best", name: value})
+    return Recipe(**{"keep": "best", "unfreeze": 1, name: value})
 
 
 def test_the_table_of_this_test_has_every_setting():

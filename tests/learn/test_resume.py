@@ -8,7 +8,7 @@ from regraft.learn.recipe import Recipe, tutorial
 from regraft.learn.resume import APPLIED, REFUSED, About, continued
 
 IDENTITY = {"photos": "a" * 64, "backbone": "net", "mode": "full", "recipe": "regraft", "seed": "0"}
-ASKED = Recipe(keep="best")
+ASKED = Recipe(keep="best", unfreeze=2)
 OTHER = {
     "epochs": 99,
     "batch_size": 99,
@@ -26,6 +26,7 @@ OTHER = {
     "head_start": "random",
     "batchnorm": "eval",
     "unfreeze": 1,
+    "views": 9,
     "min_crop": 0.99,
     "flip": False,
     "augment": "trivial",

@@ -1,6 +1,7 @@
 """Where a network divides: its parameters by stage, from the first layers to the last, head left out."""
 
 import re
+from itertools import accumulate
 from typing import Any
 
 from timm.models import group_parameters
@@ -22,6 +23,14 @@ def stages(network: Network) -> list[list[str]]:
         ordered = [[name for name in named if _block_of(name, module) == block] for block in blocks]
     kept = [[name for name in group if name in named and not name.startswith(in_head)] for group in ordered]
     return [group for group in kept if group]
+
+
+def last_half(network: Network) -> int:
+    """How many of the last stages hold half of the parameters, and so most of what a network knows of its classes."""
+    named = dict(network.module.named_parameters())
+    sizes = [sum(named[name].numel() for name in stage) for stage in stages(network)]
+    held = list(accumulate(reversed(sizes)))
+    return 1 + next(i for i, size in enumerate(held) if size >= held[-1] / 2)
 
 
 def _block_of(name: str, module: nn.Module) -> str:

@@ -17,7 +17,7 @@ class TrainConfig:
 
     mode: Mode = "auto"
     """Which part learns. "frozen" solves the head on the backbone's features; "full" trains all; "scratch" begins with
-    random weights; "auto" goes from frozen to full while time allows, and delivers the better."""
+    random weights; "auto" goes from frozen over the last stages to full while time allows, and delivers the best."""
 
     recipe: RecipeName = "regraft"
     """How gradient descent goes: regraft's own way, decided from the data, or the tutorial notebook's."""

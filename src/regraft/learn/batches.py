@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,23 @@ SHM_PER_BATCH = 4  # batches on their way from each worker
 Augmentation = Callable[[Tensor], Tensor]
 
 
+class Shown(Protocol):
+    """What batches are made of: a data set, and what the network gets of each photo in an epoch."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The photos."""
+        ...
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def in_epoch(self, change: Augmentation | None, seed: int, epoch: int) -> TorchDataset[Tensor]:
+        """N tensors, each changed as the epoch wants it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Photos:
     """A data set decoded. pixels: N arrays `(H, W, 3)` uint8, sizes their own."""
@@ -51,14 +69,18 @@ class Photos:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def in_epoch(self, change: Augmentation | None, seed: int, epoch: int) -> TorchDataset[Tensor]:
+        """N tensors `(3, H, W)` uint8."""
+        return _Changed(self, change, seed, epoch)
+
 
 @dataclass(frozen=True)
 class Batch:
     """This process's share of a batch.
 
-    pixels: `(B, 3, H, W)` uint8.  labels: `(B,)` int64.  weights: `(B,)` float32, how much each photo counts, 0 for a
-    stand-in.  total: sum of the weights of the whole batch, over all processes.  parts: numbers of photos that belong
-    together, for BatchNorm's sake.
+    pixels: `(B, 3, H, W)` uint8, or `(B, C, h, w)` float16, what frozen stages made of them.  labels: `(B,)` int64.
+    weights: `(B,)` float32, how much each photo counts, 0 for a stand-in.  total: sum of the weights of the whole
+    batch, over all processes.  parts: numbers of photos that belong together, for BatchNorm's sake.
     """
 
     pixels: Tensor
@@ -135,7 +157,7 @@ class Loader:
     num_workers: processes that change photos ahead of the network; 0 for none.
     """
 
-    photos: Photos
+    photos: Shown
     batch_size: int
     seed: int
     world: World
@@ -155,7 +177,7 @@ class Loader:
         batches = self.batches_of(epoch)[first:]
         shares = [self._share(indices) for indices in batches]
         loader = DataLoader(
-            _Changed(self.photos, self.change, self.seed, epoch),
+            self.photos.in_epoch(self.change, self.seed, epoch),
             batch_sampler=[[i for part in share for i in part] for share in shares],
             num_workers=self.num_workers,
             collate_fn=torch.stack,
@@ -233,7 +255,7 @@ def _draw(seed: int, epoch: int, content: str, what: str) -> str:
 
 
 def _decoded(dataset: Dataset, convert: Callable[[bytes], np.ndarray], name: str, progress: Progress) -> Photos:
-    room = _Room(progress)
+    room = Room(progress)
 
     def read(index: int) -> np.ndarray:
         try:
@@ -260,8 +282,8 @@ def _as_input(preprocessing: Preprocessing, data: bytes) -> np.ndarray:
     return photo_to_input(data, preprocessing).copy()  # torch wants memory that it may write to
 
 
-class _Room:
-    """Where decoded photos stay: in memory while it lasts, then in nameless memory-mapped files."""
+class Room:
+    """Where decoded photos stay: in memory while it lasts, then in memory-mapped files without a name."""
 
     def __init__(self, progress: Progress) -> None:
         self._left = int(MEMORY_SHARE * _free_memory())
@@ -271,11 +293,12 @@ class _Room:
         self._lock = threading.Lock()
 
     def put(self, pixels: np.ndarray) -> np.ndarray:
+        """The same, where it stays."""
         with self._lock:
             self._left -= pixels.nbytes
             if self._left > 0:
                 return pixels
-            place = self._reserve(pixels.nbytes).reshape(pixels.shape)
+            place = self._reserve(pixels.nbytes).view(pixels.dtype).reshape(pixels.shape)
         place[...] = pixels
         return place
 

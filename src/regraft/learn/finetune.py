@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from regraft.backbones.division import Division, divide
 from regraft.backbones.network import Network, Normalise, with_new_head
 from regraft.backbones.stages import stages
 from regraft.backbones.trace import tensor_hash
@@ -24,12 +25,14 @@ from regraft.learn.batches import Loader, augmentation, choose_workers, decode_t
 from regraft.learn.checkpoint import latest_checkpoint
 from regraft.learn.head import Head
 from regraft.learn.loop import Fit, Learner, Row, answers, fit, gradients, resume
+from regraft.learn.prefixes import behind, seconds_a_view
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About, continued
 from regraft.learn.world import World
 
 PROBED_STEPS = 2  # that measure how long an epoch takes
 JUDGING_COST = 0.35  # of a photo that is judged, beside one that is learned from
+FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
 SAFETY = 0.92  # share of the time that is planned for
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
@@ -89,8 +92,14 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
     network = _with_first_head(network, about.asked, head, len(job.train.classes), job.seed)
     learning = _learning(network, about.asked)
     frozen = _frozen_sha256(network, learning)
-    learner = _learner(network, learning, about, world, job)
     train, val = _loaders(network, job, about.carried_out, world, progress)
+    division = _division(network, learning, about.asked, progress)
+    if division:
+        if job.budget_s is not None and not checkpoint:
+            about = about.fitted(views=_views_in_time(division, train, about.asked, deadline))
+        views = about.carried_out.views
+        train, val = behind(division, train, views, progress), behind(division, val, 1, progress)
+    learner = _learner(_classifier(network, division), learning, about, world, job)
     fitted = resume(learner, checkpoint) if checkpoint else Fit()
     if checkpoint:
         progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
@@ -116,16 +125,16 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
 
 
 class Classifier(nn.Module):
-    """Pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, normalisation inside."""
+    """Pixels `(B, 3, H, W)` uint8, or what frozen stages made of them, to logits `(B, C)`."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: nn.Module, normalise: nn.Module) -> None:
         super().__init__()
-        self.normalise = Normalise(network.preprocessing)
-        self.network = network.module
+        self.normalise = normalise
+        self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits; networks with auxiliary outputs give them last, and only while training."""
-        images = self.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        images = self.normalise(pixels).float().contiguous(memory_format=torch.channels_last)
         logits = self.network(images)
         return cast(Tensor, logits if isinstance(logits, Tensor) else logits[0])
 
@@ -169,12 +178,36 @@ def _frozen_sha256(network: Network, learning: list[list[str]]) -> str | None:
     return sha256_json(still) if still else None
 
 
-def _learner(network: Network, learning: list[list[str]], about: About, world: World, job: Job) -> Learner:
+def _division(network: Network, learning: list[list[str]], recipe: Recipe, progress: Progress) -> Division | None:
+    """Where the network is divided, for a recipe that wants it."""
+    if not recipe.views:
+        return None
+    division = divide(network, [name for stage in learning for name in stage])
+    if division is None:
+        progress.say(f"{network.reference} cannot be divided before its last stages, so they all run in every epoch")
+    return division
+
+
+def _views_in_time(division: Division, train: Loader, recipe: Recipe, deadline: float) -> int:
+    """As many versions of each photo as a share of the time allows to run the frozen stages on, one at least."""
+    left = max(0.0, deadline - time.monotonic())
+    affordable = int(FROZEN_SHARE * left / seconds_a_view(division, train))
+    return train.world.agree(min(recipe.views, max(1, affordable)))
+
+
+def _classifier(network: Network, division: Division | None) -> Classifier:
+    """What learns: the network, or what is behind its frozen stages."""
+    if division:
+        return Classifier(division.rest.module, nn.Identity())
+    return Classifier(network.module, Normalise(network.preprocessing))
+
+
+def _learner(classifier: Classifier, learning: list[list[str]], about: About, world: World, job: Job) -> Learner:
     recipe = about.carried_out
-    named = dict(network.module.named_parameters())
+    named = dict(classifier.network.named_parameters())
     for name, parameter in named.items():
         parameter.requires_grad_(any(name in group for group in learning))
-    classifier = Classifier(network).to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     world.share([*classifier.parameters(), *classifier.buffers()])
     average = None
     if recipe.ema:
@@ -259,7 +292,7 @@ def _fit_to_time(learner: Learner, train: Loader, val: Loader, deadline: float, 
     left = max(0.0, deadline - time.monotonic())
     wanted = learner.recipe.epochs
     epochs = learner.world.agree(min(wanted, max(1, int(SAFETY * left / epoch_s))))
-    learner.about = replace(learner.about, carried_out=replace(learner.recipe, epochs=epochs))
+    learner.about = learner.about.fitted(epochs=epochs)
     progress.say(
         f"speed: {1 / per_photo:.0f} photos/s; {epochs} of {wanted} epochs fit into the {left:.0f} s left, "
         f"about {epochs * epoch_s:.0f} s"
@@ -272,7 +305,9 @@ def _taken_out(network: Network, learner: Learner, val: Loader) -> tuple[Network
     if learner.best:
         delivered.load_state_dict(learner.best)
     said = answers(learner, val)
-    module = delivered.network.cpu().eval().to(memory_format=torch.contiguous_format)
+    module = network.module.cpu()
+    module.load_state_dict({**module.state_dict(), **delivered.network.state_dict()})
+    module.eval().to(memory_format=torch.contiguous_format)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     return replace(network, module=module), said

@@ -70,6 +70,9 @@ class Recipe:
     unfreeze: int = 0
     """How many of the last stages learn, the head not counted. 0 for all, -1 for none."""
 
+    views: int = 0
+    """With unfreeze: versions of each photo that the other stages run on, once; they come again in turn. 0 for none."""
+
     min_crop: float = 0.35
     """Smallest share of a photo that a random crop shows."""
 
@@ -106,6 +109,10 @@ class Recipe:
                 raise ConfigError(problem)
         if self.patience and self.keep != "best":
             raise ConfigError("--patience needs --keep best: without it no epoch is better than another.")
+        if self.views and self.unfreeze < 1:
+            raise ConfigError(
+                "--views needs --unfreeze 1 or more: stages that all learn, or none, have nothing to keep."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As stored in manifests and checkpoints."""
@@ -208,6 +215,7 @@ _BOUNDS = {
     "warmup": (0.0, 1.0),
     "clip": (0.0, 1e9),
     "unfreeze": (-1, 10_000),
+    "views": (0, 100_000),
     "min_crop": (0.001, 1.0),
     "label_smoothing": (0.0, 0.999),
     "ema": (0.0, 0.999999),

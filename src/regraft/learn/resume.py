@@ -14,7 +14,7 @@ from regraft.ground.progress import Progress
 from regraft.learn.recipe import Recipe
 
 APPLIED = frozenset({"val_batch_size", "compile"})
-REFUSED = frozenset({"optimizer", "unfreeze", "batch_size", "head_start", "ema", "keep"})
+REFUSED = frozenset({"optimizer", "unfreeze", "views", "batch_size", "head_start", "ema", "keep"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class About:
     identity: dict[str, str]
     asked: Recipe
     carried_out: Recipe
+
+    def fitted(self, **changes: Any) -> "About":
+        """With settings of the recipe as the time allows them."""
+        return replace(self, carried_out=replace(self.carried_out, **changes))
 
     def to_json(self) -> dict[str, Any]:
         """As stored in a checkpoint."""

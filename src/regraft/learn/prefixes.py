@@ -1,0 +1,91 @@
+"""Frozen stages run once: what they make of some augmented versions of each photo is kept, and learned from.
+
+The version that an epoch shows is the one that it would show anyway; after so many epochs they come again. So what is
+kept is a function of seed, version and photo, and a run that was cut finds the same.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from regraft.backbones.division import Division
+from regraft.backbones.network import Normalise
+from regraft.data.scan import Dataset
+from regraft.ground.errors import TrainError
+from regraft.ground.progress import Progress
+from regraft.learn.batches import Augmentation, Loader, Photos, Room
+from regraft.learn.world import World
+
+PROBED_BATCHES = 2  # that measure how long the frozen stages take, after one that warms up
+
+
+@dataclass(frozen=True)
+class Views:
+    """Versions of the same photos, one an epoch, in turn. Their pixels are arrays `(h, w, C)` float16."""
+
+    versions: tuple[Photos, ...]
+
+    @property
+    def dataset(self) -> Dataset:
+        """The photos."""
+        return self.versions[0].dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def in_epoch(self, change: Augmentation | None, seed: int, epoch: int) -> TorchDataset[Tensor]:
+        """N tensors `(C, h, w)` float16, which have been changed already."""
+        return self.versions[epoch % len(self.versions)].in_epoch(None, seed, epoch)
+
+
+def behind(division: Division, loader: Loader, num_views: int, progress: Progress) -> Loader:
+    """The same batches, of what the frozen stages make of the photos as the first epochs show them.
+
+    Every process runs all photos. Raises TrainError where float16 cannot hold what comes out.
+    """
+    dataset, room = loader.photos.dataset, Room(progress)
+    with progress.step("run frozen stages", total=num_views * len(dataset)) as advance:
+        versions = []
+        for number in range(num_views):
+            rows: dict[int, np.ndarray] = {}
+            for indices, found in _activations(division, loader, number):
+                rows |= zip(indices, map(room.put, found), strict=True)
+                advance(len(indices))
+            versions.append(Photos(dataset, [rows[i] for i in range(len(dataset))]))
+    return replace(loader, photos=Views(tuple(versions)))
+
+
+def seconds_a_view(division: Division, loader: Loader) -> float:
+    """How long the frozen stages take for one version of all photos, by the speed of a few batches."""
+    num_photos, began = 0, time.monotonic()
+    for number, (indices, _) in enumerate(islice(_activations(division, loader, 0), PROBED_BATCHES + 1)):
+        if number == 1:
+            num_photos, began = 0, time.monotonic()
+        num_photos += len(indices)
+    return (time.monotonic() - began) / num_photos * len(loader.photos)
+
+
+def _activations(division: Division, loader: Loader, epoch: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Of the batches of an epoch, the photos' numbers and what the frozen stages give, `(B, h, w, C)` float16."""
+    alone = replace(loader, world=World(device=loader.world.device), ghost_size=0)
+    module = division.whole.module.to(alone.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalise = Normalise(division.whole.preprocessing).to(alone.world.device)
+    assert not module.training
+    with closing(alone.load(epoch)) as batches:
+        for indices, batch in zip(alone.batches_of(epoch), batches, strict=True):
+            with torch.inference_mode(), alone.world.autocast():
+                found = division.before(normalise(batch.pixels).contiguous(memory_format=torch.channels_last))
+            rows = found.permute(0, 2, 3, 1).to("cpu", torch.float16).contiguous().numpy()
+            if not np.isfinite(rows).all():
+                raise TrainError(
+                    f"What the frozen stages of {division.whole.reference} give is more than float16 holds, so it "
+                    "cannot be kept. Leave --views out."
+                )
+            yield indices, rows
