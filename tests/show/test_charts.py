@@ -17,6 +17,7 @@ from regraft.show.charts import (
     Axis,
     Line,
     axis,
+    fifth_below,
     interval_bars,
     line_chart,
     percent_axis,
@@ -119,6 +120,34 @@ def test_per_cent_begin_at_the_low_end_and_end_at_all(low):
     assert [value for value, _ in found.ticks][:1] == [low]
     assert found.ticks[-1] == (1.0, "100 %")
     assert found.ticks[0][1] == f"{100 * low:.0f} %"
+
+
+@given(shares)
+def test_shares_may_begin_at_the_fifth_below_them(share):
+    found = fifth_below(share)
+    assert round(5 * found) in range(5)
+    assert found <= share
+    assert share - found <= 0.2 + 1e-9
+
+
+@pytest.mark.parametrize("top", [2e-4, 0.002, 0.5, 1.0, 40.0])
+def test_ticks_of_an_axis_have_as_many_decimals_as_each_other(top):
+    labels = [label for value, label in axis("rate", [0, top]).ticks if value]
+    assert len({len(label.partition(".")[2]) for label in labels}) == 1
+    assert not any("e" in label for label in labels)
+
+
+def test_larger_dots_are_where_it_is_said():
+    line = Line("", [(0.2, 0.1), (0.9, 1.0)], 1, True, radii=[3.0, 8.5])
+    svg = line_chart("Calibration", [line], percent_axis("says"), percent_axis("is"))
+    assert [float(one.get("r")) for one in parsed(svg).iter("circle")] == [3.0, 8.5]
+
+
+def test_bars_with_names_tell_their_values():
+    svg = interval_bars("Accuracy", [("frozen", 0.9, 0.948, 0.97), ("full", 0.8, 0.9, 0.95)], low=0.8)
+    assert [one.text for one in parsed(svg).iter("text") if one.get("class") == "value"] == ["94.8 %", "90.0 %"]
+    assert "80 %" in texts(svg)
+    assert "60 %" not in texts(svg)
 
 
 @settings(max_examples=30)

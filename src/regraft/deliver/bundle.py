@@ -128,9 +128,12 @@ class Bundle:
 
     @cached_property
     def map_engine(self) -> Engine:
-        """The compiled graph, with the maps that its features are pooled from among its outputs."""
+        """The compiled graph in f32, with the maps that its features are pooled from among its outputs.
+
+        In bf16 places would add up to the answer only roughly.
+        """
         names = dict.fromkeys(part.name for part in self.pooled or ())
-        return Engine(self.folder / "model.onnx", self.precision, tuple(names))
+        return Engine(self.folder / "model.onnx", "f32", tuple(names))
 
     @cached_property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
