@@ -61,6 +61,7 @@ def is_round(step):
     return round(step / 10 ** math.floor(math.log10(step) + 1e-9), 6) in (1, 2, 5, 10)
 
 
+@settings(deadline=None)
 @given(st.lists(measured, min_size=1, max_size=20), st.booleans())
 def test_an_axis_holds_all_values_between_round_ticks(values, from_zero):
     found = axis("loss", values, from_zero=from_zero)
@@ -76,6 +77,7 @@ def test_an_axis_holds_all_values_between_round_ticks(values, from_zero):
     assert is_round(steps[0])
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 1000), st.floats(0.001, 1000))
 def test_ticks_are_told_apart_by_their_labels(low, growth):
     labels = [label for _, label in axis("loss", [low, low * (1 + growth)]).ticks]
@@ -83,6 +85,7 @@ def test_ticks_are_told_apart_by_their_labels(low, growth):
     assert all(len(label) <= 10 for label in labels)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.booleans())
 def test_equal_values_have_an_axis_too(value, from_zero):
     found = axis("loss", [value, value], from_zero=from_zero)
@@ -91,6 +94,7 @@ def test_equal_values_have_an_axis_too(value, from_zero):
     assert value - 1e-6 <= found.high
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000))
 def test_whole_numbers_begin_with_one_and_stay_whole(last):
     found = whole_axis("epoch", last)
@@ -104,6 +108,7 @@ def test_whole_numbers_begin_with_one_and_stay_whole(last):
     assert len(ticks) <= 13
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-12, 12), min_size=1, max_size=20))
 def test_powers_of_ten_hold_all_values(values):
     found = power_axis("penalty", values)
@@ -122,6 +127,7 @@ def test_per_cent_begin_at_the_low_end_and_end_at_all(low):
     assert found.ticks[0][1] == f"{100 * low:.0f} %"
 
 
+@settings(deadline=None)
 @given(shares)
 def test_shares_may_begin_at_the_fifth_below_them(share):
     found = fifth_below(share)
@@ -150,7 +156,7 @@ def test_bars_with_names_tell_their_values():
     assert "60 %" not in texts(svg)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.lists(st.tuples(measured, measured), min_size=1, max_size=30), min_size=1, max_size=4), st.booleans()
 )
@@ -194,6 +200,7 @@ def test_equal_values_are_a_level_line():
     assert is_inside(svg)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(shares, shares, shares).map(sorted), min_size=1, max_size=8))
 def test_bars_are_inside_and_hold_their_dots(rows):
     svg = interval_bars("Accuracy", [(f"model {i}", *row) for i, row in enumerate(rows)])
@@ -232,7 +239,7 @@ def test_every_text_is_escaped(number):
     assert "<script" not in svg
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff"), max_size=40))
 def test_any_name_makes_a_drawing_that_says_what_it_is(name):
     for svg in charts_of(name):

@@ -130,7 +130,7 @@ class Bundle:
     def map_engine(self) -> Engine:
         """The compiled graph in f32, with the maps that its features are pooled from among its outputs.
 
-        In bf16 places would add up to the answer only roughly.
+        In bf16 places would add up to the answer only roughly, and what a covered place costs would drown in rounding.
         """
         names = dict.fromkeys(part.name for part in self.pooled or ())
         return Engine(self.folder / "model.onnx", "f32", tuple(names))
