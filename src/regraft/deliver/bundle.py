@@ -128,7 +128,10 @@ class Bundle:
 
     @cached_property
     def map_engine(self) -> Engine:
-        """The compiled graph, with the maps that its features are pooled from among its outputs, to the last digit."""
+        """The compiled graph in f32, with the maps that its features are pooled from among its outputs.
+
+        In bf16 places would add up to the answer only roughly, and what a covered place costs would drown in rounding.
+        """
         names = dict.fromkeys(part.name for part in self.pooled or ())
         return Engine(self.folder / "model.onnx", "f32", tuple(names))
 
