@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test torture quick check format bench bench-check clean
+.PHONY: help setup demo docs site dist test torture quick check format bench bench-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -15,11 +15,22 @@ setup: $(READY)  ## private virtual environment in .venv
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev,docs]'
 	touch $(READY)
 
 demo: $(READY)   ## the main job on photos that regraft draws itself, offline
 	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
+
+docs: $(READY)   ## run the notebooks in examples/ anew, in both languages, and make the site
+	$(BIN)/python examples/notebooks.py
+	$(MAKE) site
+
+site: $(READY)   ## the documentation as a site, in site/; strict
+	$(BIN)/python docs/write_commands.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
+
+dist: $(READY)   ## wheel and sdist, checked, and tried in clean environments (PYTHONS="3.11 3.13" TRAIN=1)
+	$(BIN)/python deploy/dist.py $(foreach python,$(PYTHONS),--python $(python)) $(if $(TRAIN),--train)
 
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25
@@ -31,13 +42,13 @@ quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## style and types
-	$(BIN)/ruff check src tests bench examples
-	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples docs deploy
+	$(BIN)/ruff format --check src tests bench examples docs deploy
 	$(BIN)/mypy
 
 format: $(READY) ## let ruff rewrite what it can
-	$(BIN)/ruff check --fix src tests bench examples
-	$(BIN)/ruff format src tests bench examples
+	$(BIN)/ruff check --fix src tests bench examples docs deploy
+	$(BIN)/ruff format src tests bench examples docs deploy
 
 bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
 	$(BIN)/python bench/frozen.py --slow
@@ -48,4 +59,4 @@ bench-check: $(READY)  ## a minute of measuring: fails where a speed ratio has f
 	$(BIN)/python bench/frozen.py --check
 
 clean:           ## remove the environment, caches and what the demo made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache regraft-demo
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache regraft-demo site dist

@@ -1,4 +1,4 @@
-"""What benchmarks share: where they ran, and how their tables get into README.md."""
+"""What benchmarks share: where they ran, and how their tables get into README.md and README.zh.md."""
 
 import json
 import os
@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from chinese import in_chinese
 from regraft.data.orchard.photos import draw_orchard
 from regraft.ground.runtime import environment, num_cores
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+READMES = {"README.md": str, "README.zh.md": in_chinese}  # what a table becomes in each
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
 MEASURED = f"import subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); {PEAK}"
 
@@ -23,14 +24,16 @@ def machine() -> dict[str, Any]:
     return {"cores": num_cores(), "processor": _processor(), "commit": _commit(), "versions": environment()}
 
 
-def fill(name: str, text: str, readme: Path = README) -> None:
-    """Replace what stands between `<!-- bench:name -->` and its end mark."""
+def fill(name: str, text: str, folder: Path = HERE.parent) -> None:
+    """Replace what stands between `<!-- bench:name -->` and its end mark, in both languages."""
     start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
-    before, _, rest = readme.read_text().partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{readme} has no {start} ... {end}")
-    readme.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    for file, spoken in READMES.items():
+        readme = folder / file
+        before, _, rest = readme.read_text().partition(start)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise SystemExit(f"{readme} has no {start} ... {end}")
+        readme.write_text(f"{before}{start}\n{spoken(text)}\n{end}{after}")
 
 
 def real_or_drawn(name: str, scratch: Path) -> Path:

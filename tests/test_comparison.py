@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from html import escape
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 import regraft
-from conftest import draw_folder
+from conftest import all_of, draw_folder, text_of, tree_of
 from regraft.api import compare, configure
 from regraft.ground.errors import ConfigError, DataError, OutputError
 from regraft.ground.progress import Progress
@@ -107,7 +109,7 @@ def test_modes_come_in_the_order_asked_for_and_once(photos, toy, tmp_path, capsy
 
 def test_one_mode_has_nothing_to_be_compared_with(photos, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    comparison = compare(photos, modes=("frozen",), config=configure(**toy), **QUIET)
+    comparison = regraft.compare(photos, modes=("frozen",), **toy, **QUIET)
     assert comparison.pairs == ()
     assert comparison.to_json()["pairs"] == []
     assert (tmp_path / "runs" / "colours-compared" / "frozen" / "bundle").is_dir()
@@ -125,3 +127,43 @@ def test_a_place_among_the_photos_or_none_at_all_is_refused(photos, tmp_path):
         compare(photos, photos / "out", **QUIET)
     with pytest.raises(DataError, match="There is no folder"):
         compare(tmp_path / "none", tmp_path / "out", **QUIET)
+
+
+def test_models_stand_side_by_side_as_compared(compared, colours):
+    comparison, out = compared
+    models = {mode: regraft.load(out / mode) for mode in comparison.runs}
+    found = regraft.side_by_side(models, colours)
+    assert found.pairs == comparison.pairs
+    table = tree_of(found._repr_html_().partition("<ul>")[0])
+    cells = [[text_of(cell) for cell in row] for row in all_of(table, "tr")]
+    assert cells[0] == ["", "mode", "epochs", "seconds", "accuracy", "95 % interval", "log loss"]
+    for mode, row in zip(models, cells[1:], strict=True):
+        a = comparison.runs[mode].summary["accuracy"]
+        assert row[:3] == [mode, mode, "none: solved" if mode == "frozen" else "1"]
+        assert row[3] == f"{comparison.runs[mode].summary['seconds']['total']:.0f}"
+        assert row[4:6] == [f"{100 * a['value']:.1f} %", f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"]
+    assert all(escape(one.verdict) in found._repr_html_() for one in comparison.pairs)
+    hostile = regraft.side_by_side({"<script>": models["frozen"]}, colours)
+    assert "<script>" not in hostile._repr_html_()
+    with pytest.raises(ConfigError, match="no models"):
+        regraft.side_by_side({}, colours)
+
+
+def test_a_run_that_was_not_kept_has_no_seconds(compared, colours, tmp_path):
+    _, out = compared
+    shutil.copytree(out / "frozen" / "bundle", tmp_path / "alone")
+    page = regraft.side_by_side({"a": regraft.load(tmp_path / "alone")}, colours)._repr_html_()
+    assert "<td>not recorded</td>" in page
+
+
+def test_learning_curves_are_drawn_of_what_has_epochs(compared):
+    comparison, out = compared
+    models = {mode: regraft.load(out / mode) for mode in comparison.runs}
+    together = regraft.learning_curve(models)._repr_svg_()
+    assert all(f">{mode}</text>" in together for mode in models)
+    alone = regraft.learning_curve(models["full"], "loss")._repr_svg_()
+    assert ">train</text>" in alone
+    assert ">val</text>" in alone
+    assert 'aria-label="loss over epochs"' in alone
+    with pytest.raises(DataError, match="no learning curve"):
+        regraft.learning_curve(models["frozen"])

@@ -54,6 +54,7 @@ def test_what_was_planted_is_found(messy, empty_cache):
     assert paths(found, "conflicts") == [["train/ant/5.jpg", "train/bee/ant5.jpg"]]
     assert paths(found, "duplicates") == [["train/bee/7.jpg", "train/bee/7b.jpg"]]
     assert {one.kind for one in found.findings} == {"leaks", "conflicts", "duplicates"}
+    assert str(found).startswith("leaks: 2\n  train/ant/0.jpg, val/ant/again.jpg: ")
     told = found.to_json()
     assert told["leaks"] == paths(found, "leaks")
     assert sorted(map(len, told["duplicates"])) == [2, 2, 2, 2]

@@ -1,14 +1,20 @@
 """The laws of the house: who may import whom, what is public, what must never be in the code."""
 
 import ast
+import dataclasses
 import inspect
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import regraft
+from regraft.ground import errors
+from regraft.ground.errors import RegraftError
 
 SOURCE = Path(regraft.__file__).parent
 ROOMS = (
@@ -42,6 +48,7 @@ TORCH_MODULES = {
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     return {
         ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text())
@@ -114,6 +121,35 @@ def test_everything_public_has_a_docstring():
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{module}.{node.name}"
+
+
+def public_functions():
+    """Functions and methods without an underscore, by where they stand."""
+    for module, tree in modules().items():
+        for node in tree.body:
+            members = node.body if isinstance(node, ast.ClassDef) else [node]
+            for one in members if not getattr(node, "name", "_").startswith("_") else []:
+                if isinstance(one, ast.FunctionDef) and not one.name.startswith("_"):
+                    yield f"{module}.{node.name}.{one.name}", one
+
+
+def test_what_a_function_raises_stands_in_its_docstring():
+    known = {name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, RegraftError)}
+    for place, function in public_functions():
+        calls = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise)]
+        raised = {call.func.id for call in calls if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+        if raised & known:
+            assert "Raise" in (ast.get_docstring(function) or ""), f"{place} raises {raised & known}"
+
+
+def test_public_names_give_the_shapes_of_arrays():
+    for name in regraft.__all__:
+        one = getattr(regraft, name)
+        if dataclasses.is_dataclass(one):
+            told = (inspect.getdoc(one) or "").replace("`", "")
+            for field in dataclasses.fields(one):
+                if field.type is np.ndarray:
+                    assert re.search(rf"{field.name}(, \w+)*: \([A-Z]", told), f"{name}.{field.name}"
 
 
 def test_nothing_is_unpickled_unsafely():

@@ -12,11 +12,13 @@ import pytest
 from conftest import draw, draw_folder
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
+MARK = re.compile(r"<!-- bench:(\w+) -->\n(.*?)\n<!-- /bench:\1 -->", re.DOTALL)
+LINK = re.compile(r"\]\(([^)]+)\)")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture
@@ -52,14 +54,28 @@ def test_make_knows_the_words_that_documents_use():
 
 
 def test_files_and_modules_named_exist():
-    for link in re.findall(r"\]\(([A-Za-z]+[^):]*)\)", README):
-        assert (ROOT / link).is_file(), link
-    tree = README.partition("src/regraft/\n")[2].partition("\n\n")[0]
-    for line in tree.splitlines():
+    for line in tree_of(README):
         room, _, rest = line.strip().partition("/ ")
         modules = re.split(r"\s+", re.split(r"\s{3,}", rest.strip())[0]) if rest else []
         for module in modules:
             assert (ROOT / "src/regraft" / room / f"{module}.py").is_file(), (room, module)
+
+
+def tree_of(text):
+    return text.partition("src/regraft/\n")[2].partition("\n\n")[0].splitlines()
+
+
+def test_both_languages_have_the_same_parts():
+    without = re.compile(r" +# .*")
+    for language in ("", "console", "python"):
+        ours, theirs = ([without.sub("", one) for one in blocks(language, text)] for text in (README, CHINESE))
+        assert ours == theirs
+        assert ours
+    for part in (re.compile(r"^#+ ", re.MULTILINE), re.compile(r"^- \*\*", re.MULTILINE)):
+        assert len(part.findall(README)) == len(part.findall(CHINESE))
+    assert sorted(LINK.findall(README.replace("README.zh", "README"))) == sorted(LINK.findall(CHINESE))
+    assert [line[:19].split() for line in tree_of(README)] == [line[:19].split() for line in tree_of(CHINESE)]
+    assert [name for name, _ in MARK.findall(README)] == [name for name, _ in MARK.findall(CHINESE)]
 
 
 def test_tables_are_the_benchmarks():
@@ -72,7 +88,7 @@ def test_tables_are_the_benchmarks():
     import searching
     import serving
     import training
-    from record import processes
+    from record import READMES, processes
 
     texts = {
         "frozen": lambda result: frozen.table(result),
@@ -86,11 +102,25 @@ def test_tables_are_the_benchmarks():
         "serving": serving.table,
         "training": training.sentence,
     }
+    assert {name for name, _ in MARK.findall(README)} == texts.keys()
     for name, text in texts.items():
-        stands = README.partition(f"<!-- bench:{name} -->")[2].partition(f"<!-- /bench:{name} -->")[0].strip()
-        measured = ROOT / f"bench/results/{name}.json"
-        assert f"<!-- bench:{name} -->" in README, name
-        assert stands == (text(json.loads(measured.read_text())) if measured.exists() else ""), name
+        told = text(json.loads((ROOT / f"bench/results/{name}.json").read_text()))
+        for file, spoken in READMES.items():
+            stands = dict(MARK.findall((ROOT / file).read_text()))[name]
+            assert stands == spoken(told), (file, name)
+
+
+def test_a_table_is_filled_into_both(tmp_path):
+    for name in ("README.md", "README.zh.md"):
+        (tmp_path / name).write_text("before\n<!-- bench:scale -->\nold\n<!-- /bench:scale -->\nafter\n")
+    sys.path.insert(0, str(ROOT / "bench"))
+    from record import fill
+
+    fill("scale", "| seconds |\n|---:|\n| 3 |", tmp_path)
+    assert dict(MARK.findall((tmp_path / "README.md").read_text())) == {"scale": "| seconds |\n|---:|\n| 3 |"}
+    assert "| 秒 |" in (tmp_path / "README.zh.md").read_text()
+    with pytest.raises(SystemExit, match="has no <!-- bench:none -->"):
+        fill("none", "", tmp_path)
 
 
 def test_changelog_knows_the_version():
@@ -98,3 +128,4 @@ def test_changelog_knows_the_version():
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()

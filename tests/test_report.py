@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from regraft.deliver.bundle import load
 from regraft.deliver.evaluate import evaluate
 from regraft.ground.errors import OutputError
 from regraft.ground.progress import Progress
+from regraft.ground.statistics import wilson_interval
 from regraft.reporting import repeat_command, report
 from regraft.show.report import NUM_MISTAKES, NUM_UNSURE
 from regraft.training import train_run
@@ -139,6 +141,11 @@ def test_figures_of_the_tiles_are_those_of_evaluate(frozen):
     assert tiles["log loss"].findall("span")[1].text == f"{low:.3f} to {high:.3f}"
 
 
+def ends_of(row):
+    low, high = wilson_interval(round(row["recall"] * row["n"]), row["n"])
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def test_the_table_of_classes_is_that_of_evaluate(frozen):
     table = by_id(page_of(frozen), "classes").find(".//tbody")
     rows = [[text_of(cell) for cell in row if cell.get("class") != "bar"] for row in table]
@@ -146,7 +153,7 @@ def test_the_table_of_classes_is_that_of_evaluate(frozen):
         [
             row["class"],
             str(row["n"]),
-            f"{100 * row['recall']:.1f} %",
+            f"{100 * row['recall']:.1f} % {ends_of(row)}",
             f"{100 * row['precision']:.1f} %",
             f"{row['f1']:.3f}",
         ]
@@ -285,7 +292,9 @@ def test_gradient_descent_shows_its_epochs(full):
 def test_filters_are_shown_before_and_after_they_learned(frozen, full):
     shown = {"frozen": by_id(page_of(frozen), "filters"), "full": by_id(page_of(full), "filters")}
     captions = {name: [text_of(one) for one in part.iter("figcaption")] for name, part in shown.items()}
-    assert captions["full"] == ["before training", "after training"]
+    assert captions["full"][0] == "before training"
+    moved = re.fullmatch(r"after training; moved by ([\d.]+) % of their length", captions["full"][1])
+    assert 0 < float(moved[1]) < 100
     assert captions["frozen"] == ["of the pretrained network, which training left as they were"]
     before, after = [one.get("src") for one in shown["full"].iter("img")]
     (untouched,) = [one.get("src") for one in shown["frozen"].iter("img")]
@@ -358,6 +367,17 @@ def test_json_is_what_evaluate_prints_and_where_the_report_is(regraft_main, copi
     assert done.returncode == 0, done.stderr
     expected = json.loads(regraft_main("evaluate", copied.run, copied.photos, "--json").stdout)
     assert json.loads(done.stdout) == {"report": str(copied.run / "report.html"), **expected}
+
+
+def test_evaluate_prints_what_is_taken_for_what_most_often(regraft_main, copied, frozen):
+    judged, names = frozen.evaluation, frozen.bundle.classes
+    done = regraft_main("evaluate", copied.run, copied.photos)
+    assert done.returncode == 0, done.stderr
+    wrong = judged.confusion - np.diag(np.diag(judged.confusion))
+    order = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda cell: (-wrong[cell], *cell))
+    told = [f"{names[i]} taken for {names[j]}: {wrong[i, j]} of {judged.confusion[i].sum()}" for i, j in order]
+    assert 2 <= len(told) <= 5
+    assert [line for line in done.stdout.splitlines() if " taken for " in line] == told
 
 
 def test_max_error_is_counted_in_json_or_refused(regraft_main, copied):
@@ -632,13 +652,12 @@ def test_a_comparison_names_every_mode_with_its_figures(compared):
     assert [row[0] for row in rows] == ["frozen", "full", "scratch"]
     for row, run in zip(rows, compared.runs.values(), strict=True):
         value, _, interval = as_shown(run.evaluation.accuracy)
-        assert row[1:5] == [
-            f"{value} %",
-            interval.replace(" to", " % to"),
+        assert row[1:4] == [
+            f"{value} % {interval.removesuffix(' %')}",
             f"{run.evaluation.macro_f1:.3f}",
             f"{run.evaluation.log_loss:.3f}",
         ]
-        assert float(row[5]) == pytest.approx(run.summary["seconds"]["total"], abs=0.051)
+        assert float(row[4]) == pytest.approx(run.summary["seconds"]["total"], abs=0.051)
 
 
 def test_a_comparison_says_which_differ(compared):
@@ -646,7 +665,9 @@ def test_a_comparison_says_which_differ(compared):
     (part,) = [one for one in root.iter("section") if one.find("h2").text == "Which really differ"]
     assert [row[0] for row in rows_of(part)] == [one.verdict for one in compared.pairs]
     assert [row[1] for row in rows_of(part)] == [f"{one.a_only} : {one.b_only}" for one in compared.pairs]
-    assert [row[2] for row in rows_of(part)] == [f"{one.corrected:.2g}" for one in compared.pairs]
+    assert [row[2] for row in rows_of(part)] == [
+        "< 0.001" if one.corrected < 0.001 else f"{one.corrected:.2g}" for one in compared.pairs
+    ]
     assert text_of(all_of(root, "p", "verdict")[0]).startswith("frozen: ")
 
 
@@ -671,7 +692,7 @@ def test_a_comparison_shows_the_photos_on_which_they_disagree(compared):
     place = {path: i for i, path in enumerate(dataset.paths)}
     assert len(cards) == min(12, len(mixed)) > 0
     assert {place[path] for path in paths_of(part)} <= set(mixed.tolist())
-    assert (f"{len(mixed) - 12} more." in text_of(part)) == (len(mixed) > 12)
+    assert (f"{len(mixed) - 12} more photos, not shown." in text_of(part)) == (len(mixed) > 12)
     for card in cards:
         (path,) = paths_of(card)
         i = place[path]

@@ -87,6 +87,27 @@ class Recorder(Progress):
         self.on(message)
 
 
+class Heard:
+    """A tracker of one's own, which notes what it is told."""
+
+    def __init__(self):
+        self.started, self.rows, self.finished = [], [], []
+
+    def start(self, out, config):
+        self.started.append((out, config))
+
+    def row(self, row):
+        self.rows.append(dict(row))
+
+    def finish(self, summary):
+        self.finished.append(summary)
+
+
+class Deaf(Heard):
+    def row(self, row):
+        raise OSError("nobody listens")
+
+
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -127,7 +148,15 @@ def story(request, mislabelled, toy, tmp_path_factory):
     settings = STORIES[request.param] | toy
     if settings.get("mode") == "scratch":
         del settings["weights"]
-    return request.param, settings, train_run(mislabelled, out, configure(**settings), Progress(quiet=True))
+    heard, said = Heard(), Recorder()
+    run = train_run(mislabelled, out, configure(**settings), said, [Deaf(), heard])
+    assert json.loads(json.dumps(heard.started[0][1])) == run.bundle.manifest["provenance"]["config"]
+    history = out / "history.jsonl"
+    assert heard.rows == (read_lines(history) if history.exists() else [])
+    assert heard.finished == [run.summary]
+    fault = "Deaf failed and is told nothing more: OSError: nobody listens"
+    assert said.lines.count(fault) == bool(heard.rows)
+    return request.param, settings, run
 
 
 def test_what_is_printed_stored_and_delivered_is_the_same(story):
@@ -342,14 +371,18 @@ def test_an_interrupted_auto_keeps_the_frozen_model_and_the_same_command_goes_on
             raise KeyboardInterrupt
 
     config = configure(**STORIES["auto"], **toy)
+    heard = Heard()
     with pytest.raises(KeyboardInterrupt):
-        train_run(mislabelled, tmp_path / "run", config, Recorder(stop))
+        train_run(mislabelled, tmp_path / "run", config, Recorder(stop), [heard])
+    assert len(heard.rows) == 2
+    assert heard.finished == [{}]
     assert regraft.load(tmp_path / "run").manifest["provenance"]["mode"] == "frozen"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["mode"], result["accuracy"]["n"]) == ("frozen", 18)
     assert (tmp_path / "run" / "checkpoints").is_dir()
-    said = Recorder()
-    run = train_run(mislabelled, tmp_path / "run", config, said)
+    said, heard = Recorder(), Heard()
+    run = train_run(mislabelled, tmp_path / "run", config, said, [heard])
+    assert heard.rows == read_lines(run.out / "history.jsonl")
     assert "continued: epoch 2, step 1" in said.lines
     assert len(said.epochs) == 1
     assert run.summary["decision"].startswith("frozen: of 18 val photos")

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regraft.api import demo, train
+    from regraft.api import Comparison, compare, demo, side_by_side, train
     from regraft.backbones.features import Features, extract
     from regraft.backbones.graph import Backbone, load_backbone
     from regraft.data.orchard.photos import draw_orchard
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
     from regraft.learn.head import Head, solve
     from regraft.reporting import Report, report
     from regraft.server.serving import serve
+    from regraft.show.charts import Chart
+    from regraft.show.compared import SideBySide, learning_curve
+    from regraft.show.plots import dataset_grid, filter_grid, photo_grid, prediction_grid
 
 _HOMES = {
     "Backbone": "backbones.graph",
     "Bundle": "deliver.bundle",
+    "Chart": "show.charts",
+    "Comparison": "api",
     "Dataset": "data.scan",
     "Evaluation": "deliver.evaluate",
     "Examination": "doctor",
@@ -41,19 +46,27 @@ _HOMES = {
     "Prediction": "deliver.bundle",
     "RegraftError": "ground.errors",
     "Report": "reporting",
+    "SideBySide": "show.compared",
     "Splits": "data.splits",
+    "compare": "api",
+    "dataset_grid": "show.plots",
     "demo": "api",
     "draw_orchard": "data.orchard.photos",
     "evaluate": "deliver.evaluate",
     "examine": "doctor",
     "export": "exporting",
     "extract": "backbones.features",
+    "filter_grid": "show.plots",
+    "learning_curve": "show.compared",
     "load": "deliver.bundle",
     "load_backbone": "backbones.graph",
+    "photo_grid": "show.plots",
     "predict": "deliver.predict",
+    "prediction_grid": "show.plots",
     "report": "reporting",
     "scan": "data.scan",
     "serve": "server.serving",
+    "side_by_side": "api",
     "solve": "learn.head",
     "split": "data.splits",
     "train": "api",
@@ -63,6 +76,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Bundle",
+    "Chart",
+    "Comparison",
     "Dataset",
     "Evaluation",
     "Examination",
@@ -73,19 +88,27 @@ __all__ = [
     "Prediction",
     "RegraftError",
     "Report",
+    "SideBySide",
     "Splits",
+    "compare",
+    "dataset_grid",
     "demo",
     "draw_orchard",
     "evaluate",
     "examine",
     "export",
     "extract",
+    "filter_grid",
+    "learning_curve",
     "load",
     "load_backbone",
+    "photo_grid",
     "predict",
+    "prediction_grid",
     "report",
     "scan",
     "serve",
+    "side_by_side",
     "solve",
     "split",
     "train",

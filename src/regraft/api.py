@@ -1,5 +1,6 @@
 """The stories, one screen each: how the rooms work together. That of training is long, and has its own module."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from regraft.data.orchard.photos import draw_orchard
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.splits import split
 from regraft.deliver.bundle import Bundle, load
+from regraft.deliver.evaluate import evaluate
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError
 from regraft.ground.files import json_bytes, make_folder, published, sweep, write_atomic
-from regraft.ground.progress import Progress
+from regraft.ground.progress import QUIET, Progress
+from regraft.ground.trackers import Tracker
 from regraft.learn.compare import Pair, pairs
 from regraft.learn.recipe import check_names
 from regraft.reporting import NAME as REPORT
+from regraft.reporting import recorded
 from regraft.run import Run, place
-from regraft.show.compared import compared_html
+from regraft.show.compared import SideBySide, compared_html
 from regraft.show.page import write_page
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
 from regraft.training import train_run
@@ -28,14 +32,21 @@ MODES = ("frozen", "full", "scratch")
 COMPARED = "compare.html"
 
 
-def train(folder: str | Path, out: str | Path | None = None, *, quiet: bool = False, **settings: Any) -> Bundle:
+def train(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    quiet: bool = False,
+    trackers: Sequence[Tracker] = (),
+    **settings: Any,
+) -> Bundle:
     """Train on a folder of photos and return the model, as saved in `out/bundle`.
 
     folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.  out: default `runs/<folder's name>`.
-    settings: fields of TrainConfig and of Recipe, such as `mode="full", epochs=5`.  Raises RegraftError with what to do
-    about it.
+    settings: fields of TrainConfig and of Recipe, such as `mode="full", epochs=5, track="wandb"`.  trackers: your own
+    objects with the three methods of Tracker.  Raises RegraftError with what to do about it.
     """
-    return train_run(folder, out, configure(**settings), Progress(quiet)).bundle
+    return train_run(folder, out, configure(**settings), Progress(quiet), trackers).bundle
 
 
 def configure(**settings: Any) -> TrainConfig:
@@ -43,7 +54,11 @@ def configure(**settings: Any) -> TrainConfig:
     own = {field.name for field in fields(TrainConfig)}
     of_recipe = {name: value for name, value in settings.items() if name not in own}
     check_names(of_recipe)
-    return TrainConfig(**{k: v for k, v in settings.items() if k in own}, settings=of_recipe)
+    own_settings = {name: value for name, value in settings.items() if name in own}
+    for name in ("also", "relabel", "track"):  # one, or several
+        if isinstance(own_settings.get(name), str):
+            own_settings[name] = (own_settings[name],)
+    return TrainConfig(**own_settings, settings=of_recipe)
 
 
 def start_of(bundle: str | Path) -> dict[str, Any]:
@@ -85,13 +100,15 @@ def compare(
     backbones: tuple[str, ...] = (),
     config: TrainConfig | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Comparison:
     """Train in several modes on the same photos and split, and test which differ.
 
     out: holds a run for each mode, compare.json and compare.html.  modes: of "frozen", "full" and "scratch".
-    backbones: each in every mode; () for the config's own.  config: for all of them.
+    backbones: each in every mode; () for the config's own.  config: for all of them.  settings: as for `train`, where
+    there is no config.  Raises RegraftError.
     """
-    progress, config = progress or Progress(), config or TrainConfig()
+    progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
     out = place(Path(folder), out or Path("runs") / f"{Path(folder).resolve().name}-compared")
@@ -109,6 +126,26 @@ def compare(
         title = f"{Path(folder).resolve().name}: {', '.join(runs)}"
         write_page(page, compared_html(title, evaluations, summaries, comparison.pairs, reports))
     return comparison
+
+
+def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: Progress = QUIET) -> SideBySide:
+    """Models by name, all judged on the same photos, and which of them really differ.
+
+    folder: as for `evaluate`.  Raises DataError for a class that a model does not know, ConfigError without models.
+    """
+    if not models:
+        raise ConfigError("There are no models to put side by side. Expected one or more, by name.")
+    evaluations = {name: evaluate(bundle, folder, progress=progress) for name, bundle in models.items()}
+    tested = pairs({name: one.right for name, one in evaluations.items()})
+    return SideBySide(evaluations, tested, {name: _made(bundle) for name, bundle in models.items()})
+
+
+def _made(bundle: Bundle) -> dict[str, str]:
+    """How a model was made, in words."""
+    provenance = bundle.manifest["provenance"]
+    seconds = recorded(bundle.folder.parent).get("seconds", {}).get("total")
+    epochs = str(len(provenance["history"])) if provenance.get("history") else "none: solved"
+    return {"mode": provenance["mode"], "epochs": epochs, "seconds": f"{seconds:.0f}" if seconds else "not recorded"}
 
 
 def _configs(config: TrainConfig, modes: tuple[str, ...], backbones: tuple[str, ...]) -> dict[str, TrainConfig]:

@@ -47,6 +47,9 @@ class Examination:
         """Findings of one kind."""
         return [one for one in self.findings if one.kind == kind]
 
+    def __str__(self) -> str:
+        return "\n".join(in_words(self)) or "nothing suspicious was found"
+
     def to_json(self) -> dict[str, Any]:
         """What `regraft scan --json` prints."""
         d = self.dataset

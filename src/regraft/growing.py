@@ -5,7 +5,7 @@ solved again: the same bytes as training on all of them from the start.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,18 @@ def add(run: str | Path, folder: str | Path, out: str | Path | None = None, *, p
     """
     config, photos = _training_of(Path(run))
     also = (*config.also, str(Path(folder).resolve()))
-    return _again(Path(run), photos, out, _changed(config, also=also), progress)
+    return _again(Path(run), photos, out, replace(config, also=also), progress)
 
 
 def relabel(run: str | Path, file: str | Path, out: str | Path | None = None, *, progress: Progress = QUIET) -> Grown:
-    """Train the model of a run again with labels put right. file: a CSV or JSON-lines list of path and label."""
+    """Train the model of a run again with labels put right. file: a CSV or JSON-lines list of path and label.
+
+    Labels that were put right before stay so, unless this list names their photos too.  out: as for `add`.  Raises
+    RegraftError.
+    """
     config, photos = _training_of(Path(run))
-    return _again(Path(run), photos, out, _changed(config, relabel=str(Path(file).resolve())), progress)
+    lists = (*config.relabel, str(Path(file).resolve()))
+    return _again(Path(run), photos, out, replace(config, relabel=lists), progress)
 
 
 def _training_of(run: Path) -> tuple[TrainConfig, str]:
@@ -75,16 +80,12 @@ def _training_of(run: Path) -> tuple[TrainConfig, str]:
         )
     known = {field.name for field in fields(TrainConfig)}
     values = {name: value for name, value in provenance["config"].items() if name in known}
-    values["also"] = tuple(values.get("also", ()))
+    values |= {name: tuple(values.get(name, ())) for name in ("also", "relabel")} | {"track": ()}
     return TrainConfig(**{**values, "mode": "frozen", "search": _was_searched(provenance)}), str(photos)
 
 
 def _was_searched(provenance: dict[str, Any]) -> bool:
     return "searched" in provenance
-
-
-def _changed(config: TrainConfig, **values: Any) -> TrainConfig:
-    return TrainConfig(**{**config.to_json(), "also": config.also, **values})
 
 
 def _again(run: Path, photos: str, out: str | Path | None, config: TrainConfig, progress: Progress) -> Grown:

@@ -10,7 +10,15 @@ from typing import Any
 from regraft.backbones import catalog
 from regraft.backbones.engine import has_bf16, has_gpu
 from regraft.ground.errors import BackboneError, MissingExtra
-from regraft.ground.runtime import PACKAGES, cache_folder, environment, is_offline, num_cores, version_of
+from regraft.ground.runtime import (
+    PACKAGES,
+    cache_folder,
+    environment,
+    is_full_precision,
+    is_offline,
+    num_cores,
+    version_of,
+)
 
 MEGA, GIGA = 2**20, 2**30
 EXTRAS = {
@@ -56,7 +64,10 @@ def _extras() -> Iterator[Check]:
 
 def _processor() -> Iterator[Check]:
     yield Check("cores", str(num_cores()))
-    yield Check("bfloat16", "native" if has_bf16() else "not native: single precision is used")
+    otherwise = (
+        "switched off: REGRAFT_PRECISION is f32" if is_full_precision() else "not native: single precision is used"
+    )
+    yield Check("bfloat16", "native" if has_bf16() else otherwise)
     yield Check("GPU", "an NVIDIA one, and a torch made for it" if has_gpu() else "none that torch can use")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from regraft.backbones.graph import first_layer
 from regraft.data.scan import Dataset, list_photos
 from regraft.deliver.bundle import Bundle
 from regraft.deliver.evaluate import Evaluation, evaluate, evaluate_dataset, in_order_of
@@ -17,7 +18,7 @@ from regraft.ground.errors import DataError
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import cache_folder
 from regraft.show.page import write_page
-from regraft.show.report import Record, first_layer, report_html
+from regraft.show.report import Record, report_html
 
 NAME = "report.html"
 
@@ -47,7 +48,7 @@ def report(
     default report.html beside the bundle.  Raises DataError where the photos are gone.
     """
     run = bundle.folder.parent
-    summary = _summary(run)
+    summary = recorded(run)
     if folder is None:
         name, dataset = _kept_for_judging(
             run, summary, progress, "Give the photos to judge on: regraft report BUNDLE DIR"
@@ -61,13 +62,13 @@ def report(
 def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     """The photos that a training kept for judging its bundle. cure: what to do without. Raises DataError."""
     run = bundle.folder.parent
-    return _kept_for_judging(run, _summary(run), progress, cure)[1]
+    return _kept_for_judging(run, recorded(run), progress, cure)[1]
 
 
 def learned_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     """The photos that a bundle has learned from. cure: what to do without. Raises DataError."""
     run = bundle.folder.parent
-    return _of_run(run, _summary(run), ("train",), progress, cure)[1]
+    return _of_run(run, recorded(run), ("train",), progress, cure)[1]
 
 
 def write_report(
@@ -98,8 +99,8 @@ def repeat_command(photos: str, config: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    """What can be used of result.json, {} without one."""
+def recorded(run: Path) -> dict[str, Any]:
+    """What can be used of a run's result.json, {} without one."""
     try:
         found = json.loads((run / "result.json").read_text(encoding="utf-8"))
         known = {name: found[name] for name in ("photos", "decision") if isinstance(found.get(name), str)}

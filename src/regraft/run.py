@@ -31,6 +31,7 @@ from regraft.ground.errors import OutputError
 from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
+from regraft.ground.trackers import Told
 from regraft.learn.world import World
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
@@ -89,7 +90,7 @@ class Here:
     """Where and how a run goes on.
 
     photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
-    wrong with the photos, as far as a training sees it.
+    wrong with the photos, as far as a training sees it.  told: what hears of every epoch.
     """
 
     photos: Path
@@ -99,6 +100,7 @@ class Here:
     world: World
     progress: Progress
     began: float
+    told: Told
     findings: tuple[Finding, ...] = ()
 
     @property

@@ -7,7 +7,7 @@ photos -> network from random weights -> bundle                      scratch
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError
 from regraft.ground.files import PARTIAL, exclusive, remove, sweep
 from regraft.ground.progress import Progress
+from regraft.ground.trackers import Told, Tracker, told
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head
 from regraft.learn.recipe import Recipe, choose
@@ -40,16 +41,34 @@ T = TypeVar("T")
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 
-def train_run(folder: str | Path, out: str | Path | None, config: TrainConfig, progress: Progress) -> Run:
-    """Train as `config` says and leave everything in `out`. Raises RegraftError."""
+def train_run(
+    folder: str | Path,
+    out: str | Path | None,
+    config: TrainConfig,
+    progress: Progress,
+    trackers: Sequence[Tracker] = (),
+) -> Run:
+    """Train as `config` says and leave everything in `out`. Raises RegraftError.
+
+    trackers: are told beside those that `config` names.
+    """
     out, config = place(Path(folder), out), config.located()
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     doctor.chosen_kinds(config.drop)
+    with told(config.track, trackers, progress) as listening:
+        run = _train(Path(folder), out, config, progress, listening)
+        listening.summary = run.summary
+    return run
+
+
+def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: Told) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
-        here = Here(Path(folder), out, config, deadline, world, progress, began)
+        here = Here(folder, out, config, deadline, world, progress, began, listening)
+        if world.is_main:
+            listening.start(out, config.to_json())
         if config.mode == "frozen" and config.is_solved and config.settings:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in config.settings)
             progress.say(f"without effect: {flags}; the frozen head is solved, it takes no steps")
@@ -114,7 +133,9 @@ def _photos(here: Here) -> Dataset:
     parts = [listed(here.photos, min_classes=2 - several, progress=here.progress)]
     parts += [listed(folder, min_classes=1, progress=here.progress) for folder in config.also]
     dataset = joined(parts, val_fraction=config.val_fraction, seed=config.seed)
-    return checked(relabelled(dataset, Path(config.relabel)) if config.relabel else dataset)
+    for file in config.relabel:
+        dataset = relabelled(dataset, Path(file), [part.root for part in parts])
+    return checked(dataset)
 
 
 def _backbone(here: Here) -> Backbone:

@@ -38,7 +38,8 @@ def tuned_on_split(start: Start, head: Head | None, here: Here) -> "Tuned":
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)
     left_s = here.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
-    return _tuned(start, head, recipe, {"train": train, "val": val, "budget_s": left_s, "folder": here.out}, here)
+    job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out, "on_row": here.told.row}
+    return _tuned(start, head, recipe, job, here)
 
 
 def _tuned(start: Start, head: Head | None, recipe: Recipe, job: dict[str, Any], here: Here) -> "Tuned":

@@ -68,6 +68,7 @@ def test_a_backbone_says_what_it_is(small):
     assert small.info["heads"] == {"fc": []}
     assert small.info["origin"] == "random, seed 0"
     assert small.info["num_params"] == sum(p.numel() for p in timm.create_model("test_resnet").parameters())
+    assert np.array_equal(small.first_layer, load_file(small.trunk)["conv1.0.weight"].numpy())
     assert intact(small.folder) == small.info
 
 

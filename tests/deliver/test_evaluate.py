@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,3 +130,13 @@ def test_metrics_of_training_are_those_of_the_saved_bundle(photos, tmp_path):
     right = [bundle.predict(photos / row["path"]).label == row["label"] for row in judged]
     assert bundle.manifest["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
     assert bundle.manifest["metrics"]["accuracy"]["n"] == len(judged)
+
+
+def test_a_notebook_shows_accuracy_and_classes(bundle, photos):
+    found = evaluate(bundle, photos)
+    page = found._repr_html_()
+    assert str(found.accuracy) in page
+    assert "<tr><td>red</td><td>10</td><td>1.000</td><td>1.000</td><td>1.000</td></tr>" in page
+    hostile = replace(found, per_class=[{**found.per_class[0], "class": "<script>"}])
+    assert "<td>&lt;script&gt;</td>" in hostile._repr_html_()
+    assert max(len(repr(one)) for one in (found, found.dataset, bundle)) < 500  # what a prompt shows

@@ -14,10 +14,13 @@ import pytest
 from PIL import Image
 
 from data.test_decode import png
+from deliver.test_promises import blends
+from regraft.deliver.bundle import load
 from regraft.ground.errors import ServeError
 from regraft.server.limits import Limits
 from regraft.server.pool import GAVE_UP, Busy, Pool, _Worker
-from regraft.server.worker import TOO_LARGE
+from regraft.server.worker import TOO_LARGE, Order
+from regraft.server.worker import answer as answer_of
 
 LIMITS = Limits(workers=1)
 
@@ -85,10 +88,14 @@ def is_idle(pool) -> bool:
     return pool.is_healthy and not pool._busy and pool.num_waiting == 0
 
 
-def large_png(side: int) -> bytes:
+def png_of(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (side, side), "red").save(buffer, "PNG", compress_level=1)
+    picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def large_png(side: int) -> bytes:
+    return png_of(Image.new("RGB", (side, side), "red"))
 
 
 def test_photos_are_answered_in_order_as_the_model_answers(pool, bundle, files):
@@ -100,6 +107,15 @@ def test_photos_are_answered_in_order_as_the_model_answers(pool, bundle, files):
         assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-4)
         assert answer["novelty"] == pytest.approx(expected.novelty, rel=1e-2)
         assert (answer["unsure"], answer["labels"], answer["looks_new"]) == (False, None, expected.looks_new)
+
+
+def test_what_is_promised_is_kept_by_the_server_too(bundle):
+    careful, alone = load(bundle.folder, max_error=0.2, coverage=0.8), Order(with_heat=False, is_alone=True)
+    photos = [png_of(Image.fromarray(pixels)) for pixels in blends()]
+    answers, said = [answer_of(careful, one, alone, 10**6) for one in photos], [careful.predict(one) for one in photos]
+    assert {one["unsure"] for one in answers} == {True, False}
+    assert [one["unsure"] for one in answers] == [one["probability"] < careful.least_sure for one in answers]
+    assert [one["labels"] for one in answers] == [one.labels for one in said]
 
 
 def test_a_heat_map_is_a_picture(pool, files):

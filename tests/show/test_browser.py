@@ -291,7 +291,7 @@ def test_a_hundred_classes_are_a_report_that_can_be_opened(hundred, opened, tmp_
     assert counts == sorted(counts, reverse=True)
     wrong = evaluation.confusion - np.diag(np.diag(evaluation.confusion))
     assert counts == sorted(wrong[wrong > 0].tolist(), reverse=True)[: len(counts)]
-    assert re.search(r"Most often class 007 is taken for class 009, \d+ times\.", text_of(root))
+    assert re.search(r"Most frequent mistake: class 007 taken for class 009, \d+ times\.", text_of(root))
     ids = {one.get("id") for one in root.iter()}
     assert {one.get("href").removeprefix("#") for one in root.iter("a")} <= ids
 

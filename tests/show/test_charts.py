@@ -1,6 +1,7 @@
 """Charts: round ticks that hold every value, points inside the drawing, texts that do no harm."""
 
 import math
+import re
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -15,6 +16,7 @@ from regraft.show.charts import (
     TOP,
     WIDTH,
     Axis,
+    Chart,
     Line,
     axis,
     interval_bars,
@@ -255,3 +257,21 @@ def test_long_names_are_shortened():
     svg = interval_bars("Accuracy", [("x" * 10_000, 0.1, 0.2, 0.3), ("b", 0.1, 0.2, 0.3)])
     assert max(map(len, texts(svg))) <= 32
     assert len(svg) < 2000
+
+
+def test_a_chart_that_stands_by_itself_brings_its_colours_along():
+    """And touches nothing else on the page it may stand in."""
+    svg = interval_bars(HOSTILE, [(HOSTILE, 0.2, 0.5, 0.9), ("b", 0.1, 0.4, 0.6)])
+    drawn = Chart(svg)._repr_svg_()
+    root = parsed(drawn)
+    style = next(one for one in root.iter() if one.tag.endswith("style")).text
+    assert "var(" not in style
+    rules = [rule.strip() for rule in re.findall(r"([^{}]+)\{", style)]
+    assert all(part.strip().startswith(".chart ") for rule in rules for part in rule.split(","))
+    used = {kind for one in root.iter() for kind in one.get("class", "").split()} - {"chart"}
+    assert used == {"grid", "tick", "name", "range", "dot", "c1", "c2"}
+    for kind in used - {"tick"}:  # ticks are as any other text
+        assert f".{kind}" in style, kind
+    assert (root.get("width"), root.get("height")) == tuple(root.get("viewBox").split()[2:])
+    assert root.get("aria-label") == HOSTILE
+    assert not [one for one in root.iter() if one.tag.endswith("script")]

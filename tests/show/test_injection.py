@@ -105,6 +105,7 @@ OUR_TAGS = {
     "b",
     "i",
     "br",
+    "wbr",
     "bdi",
     "span",
     "div",
@@ -230,7 +231,10 @@ def test_pages_have_no_elements_but_their_own(hostile):
         hrefs = [one.get("href") for one in root.iter("a")]
         assert all(href.startswith("#") or re.fullmatch("[a-z]+/report.html", href) for href in hrefs)
         styles = [one.get("style") for one in root.iter() if one.get("style")]
-        assert all(re.fullmatch(r"(width:[0-9.]+%|background:rgba\(var\(--shade\),[0-9.]+\))", one) for one in styles)
+        assert all(
+            re.fullmatch(r"((left:[0-9.]+%;)?width:[0-9.]+%|background:rgba\(var\(--shade\),[0-9.]+\))", one)
+            for one in styles
+        )
         assert len(list(root.iter("style"))) == len(list(root.iter("title"))) == len(list(root.iter("h1"))) == 1
 
 

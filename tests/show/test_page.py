@@ -45,6 +45,11 @@ def photo(**changes):
     return {**one, **changes}
 
 
+def elements(root):
+    """Names of all elements but of places where a path may be broken."""
+    return [one.tag for one in root.iter() if one.tag != "wbr"]
+
+
 def picture_of(uri):
     head, _, data = uri.partition(";base64,")
     picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
@@ -64,7 +69,7 @@ def test_texts_stand_on_the_page_as_they_are(payload):
     assert text_of(all_of(root, "h1")[0]) == payload
     assert [one.get("alt") for one in root.iter("img")] == [f"{payload}, photo {payload}"]
     assert text_of(all_of(root, "span", "path")[0]) == payload
-    assert len(list(tree_of(compared(photos=[photo()])).iter())) == len(list(root.iter()))
+    assert elements(tree_of(compared(photos=[photo()]))) == elements(root)
 
 
 @pytest.mark.parametrize(("text", "shown"), CONTROLS.items(), ids=map(ascii, CONTROLS))

@@ -1,12 +1,13 @@
 """Pictures: every place holds a photo, colours tell right from wrong, texts do no harm."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from conftest import draw_folder
 from regraft.data.scan import scan
 from regraft.deliver.bundle import Prediction
-from regraft.show.plots import GAP, RIGHT, TILE, WRONG, dataset_grid, prediction_grid, save_picture
+from regraft.show.plots import GAP, RIGHT, TILE, WRONG, dataset_grid, photo_grid, prediction_grid, save_picture
 
 
 def colours(picture):
@@ -49,3 +50,15 @@ def test_pictures_are_saved_as_png(tmp_path):
     with Image.open(path) as picture:
         assert (picture.format, picture.size) == ("PNG", (3, 2))
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_photos_of_any_size_stand_side_by_side():
+    photos = [Image.new(mode, size, "white") for mode, size in (("RGB", (300, 90)), ("L", (40, 80)), ("RGBA", (8, 8)))]
+    bare = photo_grid(photos)
+    assert bare.size == (3 * (TILE + GAP) + GAP, TILE + 2 * GAP)
+    assert photo_grid(photos, columns=2).size == (2 * (TILE + GAP) + GAP, 2 * (TILE + GAP) + GAP)
+    named = photo_grid(photos, ["a", "b", "c"], title="three")
+    assert named.width == bare.width
+    assert named.height > bare.height + 20
+    with pytest.raises(ValueError, match="zip"):
+        photo_grid(photos, ["a", "b"])

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from regraft.ground.runtime import num_cores, version_of
+from regraft.ground.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
 MIN_AGREEMENT = 0.999  # cosine of bf16 and f32 features below which bf16 is not used
@@ -222,8 +222,8 @@ def usable_precision(recorded: str) -> Precision:
 
 @cache
 def has_bf16() -> bool:
-    """Whether this processor computes bfloat16 natively."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether to compute in bfloat16: natively so, and not forbidden by `REGRAFT_PRECISION=f32`."""
+    return not is_full_precision() and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_gpu() -> bool:

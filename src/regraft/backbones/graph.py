@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
 from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
 from regraft.data.transforms import Preprocessing
@@ -69,6 +72,11 @@ class Backbone:
         return self.folder / "trunk.safetensors"
 
     @property
+    def first_layer(self) -> np.ndarray | None:
+        """The filters that see the photo itself, `(K, 3, h, w)` float32; None for a network that has none."""
+        return first_layer(load_file(self.trunk))
+
+    @property
     def graph_sha256(self) -> str:
         """Hash of the ONNX file: the part of a feature's key that stands for the network."""
         return str(self.info["sha256"]["features.onnx"])
@@ -93,6 +101,12 @@ class Backbone:
     @property
     def _is_for_torch(self) -> bool:
         return has_gpu() and "levels" not in self.info
+
+
+def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The filters `(K, 3, h, w)` that see the photo itself."""
+    seeing = [tensor for _, tensor in sorted(tensors.items()) if tensor.ndim == 4 and tensor.shape[1] == 3]
+    return np.asarray(seeing[0], np.float32) if seeing else None
 
 
 def load_backbone(
@@ -166,7 +180,10 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
 
 
 def from_network(folder: Path, network: Any) -> Backbone:
-    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out."""
+    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out.
+
+    Raises WeightsError where the folder does not keep what is written to it.
+    """
     torch_room("backbones.trace").trace_into(folder, network)
     info = intact(folder)
     if info is None:

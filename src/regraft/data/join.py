@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from regraft.data.layout import natural_key
-from regraft.data.manifest import read_rows
+from regraft.data.manifest import Row, read_rows
 from regraft.data.scan import Dataset
 from regraft.data.splits import held_out
 from regraft.ground.errors import DataError, nearest
@@ -44,20 +44,20 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
     return whole if len(first) == len(whole) else whole.subset(sorted(first.values()))
 
 
-def relabelled(dataset: Dataset, file: Path) -> Dataset:
-    """The data set with the labels of a list of `path` and `label`, paths as in the data set. Raises DataError.
+def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Dataset:
+    """The data set with the labels of a list of `path` and `label`. Raises DataError.
 
+    roots: folders that the data set was joined from; paths are as in the data set, or relative to one of them.
     A label may be of a class that was not there before. Photos that the list does not name keep theirs.
     """
     place = {path: i for i, path in enumerate(dataset.paths)}
+    prefixes = [root.resolve().relative_to(dataset.root.resolve()) for root in (dataset.root, *roots)]
     labels = [dataset.classes[label] for label in dataset.labels]
     changed = 0
     for row in read_rows(file):
-        if row.path not in place:
-            hint = nearest(row.path, place) or " Paths are as `regraft scan` prints them."
-            raise DataError(f"{file} names {row.path} in line {row.line}, which {dataset.root} does not hold.{hint}")
-        changed += labels[place[row.path]] != row.label
-        labels[place[row.path]] = row.label
+        index = _meant(row, file, place, prefixes)
+        changed += labels[index] != row.label
+        labels[index] = row.label
     classes = sorted(set(labels), key=natural_key)
     note = f"{changed} labels changed as {file.name} says"
     return replace(
@@ -66,6 +66,20 @@ def relabelled(dataset: Dataset, file: Path) -> Dataset:
         classes=tuple(classes),
         notes=(*dataset.notes, note),
     )
+
+
+def _meant(row: Row, file: Path, place: dict[str, int], prefixes: Sequence[Path]) -> int:
+    """Which photo a row names. Raises DataError where there is none, or more than one."""
+    found = sorted({place[path] for prefix in prefixes if (path := str(prefix / row.path)) in place})
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{file} names {row.path} in line {row.line}, which {len(found)} of the folders hold. "
+            "Write its path from the folder that holds them all."
+        )
+    hint = nearest(row.path, place) or " Paths are as `regraft scan` prints them."
+    raise DataError(f"{file} names {row.path} in line {row.line}, which the photos' folders do not hold.{hint}")
 
 
 def _split(dataset: Dataset, judged: str, val_fraction: float, seed: int) -> Dataset:

@@ -6,7 +6,7 @@ Every file found is either used, with its own content and label, or quarantined 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -38,14 +38,14 @@ class Dataset:
     """
 
     root: Path
-    paths: tuple[str, ...]
-    labels: np.ndarray
+    paths: tuple[str, ...] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
     classes: tuple[str, ...]
-    splits: tuple[str, ...]
-    hashes: tuple[str, ...]
-    quarantine: tuple[Quarantined, ...] = ()
+    splits: tuple[str, ...] = field(repr=False)
+    hashes: tuple[str, ...] = field(repr=False)
+    quarantine: tuple[Quarantined, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -9,7 +9,7 @@ README.md           the model card
 
 import json
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from math import ceil
@@ -68,7 +68,7 @@ class Bundle:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
     wanted_precision: Precision | None = None
     max_error: float | None = None
     coverage: float | None = None
@@ -116,12 +116,12 @@ class Bundle:
     @cached_property
     def engine(self) -> Engine:
         """The compiled graph; compiling takes a moment, once. Raises BundleError for one that is none."""
-        return self._compiled()
+        return self._compiled(self.precision)
 
     @cached_property
     def quick_engine(self) -> Engine:
         """The compiled graph with all cores for one photo: for the one that nothing else waits beside."""
-        return self._compiled(threads=num_cores())
+        return self._compiled(self.precision, threads=num_cores())
 
     @cached_property
     def pooled(self) -> tuple[Pooled, ...] | None:
@@ -130,14 +130,14 @@ class Bundle:
 
     @cached_property
     def map_engine(self) -> Engine:
-        """The compiled graph, with the maps that its features are pooled from among its outputs."""
+        """The compiled graph, with the maps that its features are pooled from among its outputs, to the last digit."""
         names = dict.fromkeys(part.name for part in self.pooled or ())
-        return self._compiled(tuple(names))
+        return self._compiled("f32", tuple(names))
 
-    def _compiled(self, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
+    def _compiled(self, precision: Precision, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
         path = self.folder / "model.onnx"
         try:
-            return Engine(path, self.precision, also, threads)
+            return Engine(path, precision, also, threads)
         except (RuntimeError, ValueError) as error:
             raise BundleError(f"{path} is no graph that can be run. Train again or restore a copy.") from error
 

@@ -1,7 +1,8 @@
 """How good a bundle is on labelled photos. Every figure goes through the bundle as it lies on disk."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from regraft.ground.statistics import Accuracy, accuracy, macro_f1, macro_f1_int
 
 NUM_PROBES = 8
 BLOCK = 4096  # photos whose features are in memory at a time
-MAX_DIFFERENCE = 1e-3
+MAX_DIFFERENCE = 1e-3  # of logits, relative to the largest
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Evaluation:
     balanced_accuracy: float
     log_loss: float
     ece: float
-    confusion: np.ndarray
-    per_class: list[dict[str, Any]]
-    dataset: Dataset
-    probabilities: np.ndarray
-    uncalibrated: dict[str, float]
+    confusion: np.ndarray = field(repr=False)
+    per_class: list[dict[str, Any]] = field(repr=False)
+    dataset: Dataset = field(repr=False)
+    probabilities: np.ndarray = field(repr=False)
+    uncalibrated: dict[str, float] = field(repr=False)
     least_sure: float = 0.0
 
     @property
@@ -68,6 +69,22 @@ class Evaluation:
     def right(self) -> np.ndarray:
         """`(N,)` bool: which photos got their own label."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.dataset.labels)
+
+    @property
+    def mistaken(self) -> list[tuple[int, int, int]]:
+        """Count, label and what was said in its place; the most frequent first."""
+        found = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
+        return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
+
+    def _repr_html_(self) -> str:
+        """Accuracy, and a row for each class, in a notebook."""
+        rows = "".join(
+            f"<tr><td>{escape(row['class'])}</td><td>{row['n']}</td><td>{row['precision']:.3f}</td>"
+            f"<td>{row['recall']:.3f}</td><td>{row['f1']:.3f}</td></tr>"
+            for row in self.per_class
+        )
+        header = "<tr><th>class</th><th>photos</th><th>precision</th><th>recall</th><th>F1</th></tr>"
+        return f"<table><caption>{escape(str(self.accuracy))}</caption>{header}{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """As printed by `regraft evaluate --json`."""

@@ -48,7 +48,10 @@ def predict(bundle: Bundle, sources: Iterable[str | Path], *, progress: Progress
 
 
 def find_photos(sources: Iterable[str | Path]) -> Iterator[Path]:
-    """Files named, and files below the folders named, in natural order, hidden and junk ones left out."""
+    """Files named, and files below the folders named, in natural order, hidden and junk ones left out.
+
+    Raises DataError for what does not exist.
+    """
     for source in map(Path, sources):
         if source.is_dir():
             yield from _below(source)

@@ -50,8 +50,8 @@ class TrainConfig:
     also: tuple[str, ...] = ()
     """Further folders of photos, beside the one that is named first."""
 
-    relabel: str | None = None
-    """A list of path and label: labels that differ from what the folders say."""
+    relabel: tuple[str, ...] = ()
+    """Lists of path and label: labels that differ from what the folders say. The last one that names a photo counts."""
 
     drop: str = ""
     """Kinds of the data doctor's findings whose photos are left out, separated by commas, or "all"."""
@@ -64,6 +64,9 @@ class TrainConfig:
 
     report: bool = True
     """Write report.html: what the model can do, with pictures."""
+
+    track: tuple[str, ...] = ()
+    """Trackers that are told of every epoch: some of "tensorboard", "mlflow", "wandb" and "trackio"."""
 
     workers: int = -1
     """Processes that augment photos; -1 to decide. Changes no result."""
@@ -111,7 +114,7 @@ class TrainConfig:
         return replace(
             self,
             weights=_located(self.weights),
-            relabel=_located(self.relabel),
+            relabel=tuple(str(Path(file).resolve()) for file in self.relabel),
             also=tuple(str(Path(folder).resolve()) for folder in self.also),
         )
 

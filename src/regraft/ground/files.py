@@ -61,7 +61,10 @@ def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old content or the new, never a part."""
+    """Write a file so that a reader, or a kill at any moment, sees the old content or the new, never a part.
+
+    Raises OutputError where it cannot be written.
+    """
     partial = path.parent / f"{PARTIAL}{uuid.uuid4().hex}"
     try:
         with open(partial, "wb") as file:
@@ -110,6 +113,7 @@ def published(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes `final` in one rename when the block ends well, and vanishes when it does not.
 
     An existing `final` is moved aside first, so that it is replaced as a whole, and back if that fails.
+    Raises OutputError where it cannot be written.
     """
     make_folder(final.parent, kind="output folder")
     partial = final.parent / f"{PARTIAL}{uuid.uuid4().hex}"

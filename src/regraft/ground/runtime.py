@@ -62,6 +62,11 @@ def is_offline() -> bool:
     return os.environ.get("REGRAFT_OFFLINE", "") not in ("", "0")
 
 
+def is_full_precision() -> bool:
+    """Whether `REGRAFT_PRECISION=f32` asks for the same single precision on every processor."""
+    return os.environ.get("REGRAFT_PRECISION", "") == "f32"
+
+
 def version_of(package: str) -> str | None:
     """Installed version of a distribution, without importing it; None where it is absent."""
     try:

@@ -61,6 +61,7 @@ def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
     """The largest rate, 0..1, at which no more than `num_wrong` of `n` still happens with probability 1 - certainty.
 
     Exact: C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934), one-sided.
+    Raises MissingExtra without scipy.
     """
     try:
         from scipy.special import betaincinv

@@ -1,6 +1,7 @@
 """A network, photos and a recipe to a network that has learned them."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -40,7 +41,8 @@ class Job:
     train: photos to learn from.  val: photos that are judged after each epoch, and that choose it under keep "best".
     seed: of order, augmentation and first weights.  workers: -1 to decide.  budget_s: seconds it may take, None for as
     long as it takes.  folder: the run's, for checkpoints; None keeps nothing.  identity: what must be the same for a
-    checkpoint to be continued.  force: continue although settings of the recipe have changed.
+    checkpoint to be continued.  force: continue although settings of the recipe have changed.  on_row: told of each
+    finished epoch, also of those before a checkpoint that is continued.
     """
 
     train: Dataset
@@ -51,6 +53,7 @@ class Job:
     folder: Path | None = None
     identity: dict[str, str] = field(default_factory=dict)
     force: bool = False
+    on_row: Callable[[Row], None] = lambda row: None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
     fitted = resume(learner, checkpoint) if checkpoint else Fit()
     if checkpoint:
         progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
+        for row in fitted.rows:
+            job.on_row(row)
     elif job.budget_s is not None:
         _fit_to_time(learner, train, val, deadline, progress)
     progress.say(f"recipe: {learner.recipe}")
@@ -185,6 +190,7 @@ def _learner(network: Network, learning: list[list[str]], about: About, world: W
         num_classes=len(job.train.classes),
         average=average,
         microbatch_size=recipe.microbatch_size,
+        on_row=job.on_row,
     )
 
 

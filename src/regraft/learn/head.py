@@ -60,8 +60,8 @@ class Score:
 class Head:
     """weight: `(C, D)` float32 and bias: `(C,)` float32, on raw features: logits = x @ weight.T + bias.
 
-    penalty: the chosen one.  curve: a Score for each penalty tried, the smallest first.  held_out: of the photos it was
-    solved on, what `out_of_fold` gives at the chosen penalty; NaN for photos that had no part in choosing it.
+    penalty: the chosen one.  curve: a Score for each penalty tried, the smallest first.  held_out: `(N, C)` float64, of
+    the photos it was solved on, what `out_of_fold` gives at the chosen penalty; NaN for photos without a part in that.
     """
 
     weight: np.ndarray

@@ -56,7 +56,7 @@ class Learner:
 
     optimizer: each of its groups has its highest rate under "peak_lr".  about: what its checkpoints say of the run.
     average: running average of the weights.  microbatch_size: photos that go through the network at once, halved when
-    memory runs out; 0 for all.
+    memory runs out; 0 for all.  on_row: told of each finished epoch.
     """
 
     network: nn.Module
@@ -68,6 +68,7 @@ class Learner:
     average: AveragedModel | None = None
     microbatch_size: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
+    on_row: Callable[[Row], None] = lambda row: None
 
     @property
     def recipe(self) -> Recipe:
@@ -290,6 +291,7 @@ def _end_of_epoch(learner: Learner, fitted: Fit, judged: Tally, seconds: float) 
             "seconds": round(seconds, 3),
         }
     )
+    learner.on_row(fitted.rows[-1])
     best = fitted.best_epoch
     if recipe.keep == "best" and best == fitted.epoch:
         learner.best = {name: value.detach().clone() for name, value in learner.delivered.state_dict().items()}
@@ -332,7 +334,10 @@ def _training_step(learner: Learner, fitted: Fit, num_steps: int, progress: Prog
 
 
 def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
-    """Gradients of a batch's mean loss, added up over microbatches that fit into memory."""
+    """Gradients of a batch's mean loss, added up over microbatches that fit into memory.
+
+    Raises TrainError where not even one photo does.
+    """
     while True:
         size = min(learner.microbatch_size or len(batch.labels), len(batch.labels))
         learner.optimizer.zero_grad()

@@ -97,7 +97,7 @@ class World:
 
 @contextmanager
 def join() -> Iterator[World]:
-    """The world as torchrun's environment says; left at the end."""
+    """The world as torchrun's environment says; left at the end. Raises TrainError where another one has ended."""
     rank, size = rank_and_world()
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_gpu() else "cpu"
     if device != "cpu":

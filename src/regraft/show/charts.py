@@ -1,15 +1,19 @@
 """Charts as inline SVG: functions from numbers to markup. Colours are the page's, so that light and dark both fit."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 290  # units of the drawing; it takes the width that the page gives it
-LEFT, RIGHT, TOP, BOTTOM = 66, 24, 34, 48
-ROW = 34  # height of one interval
-LEGEND = 20  # height of a row of names
+LEFT, RIGHT, TOP, BOTTOM = 72, 30, 34, 52  # on small screens letters are larger, to 16 units
+ROW, NAMED_ROW = 34, 50  # height of one interval, without and with a name above it
+EDGE = 30  # left and right of intervals
+LEGEND = 22  # height of a row of names
 LONGEST = 32  # letters of a name that are shown
 
 Point = tuple[float, float]
@@ -19,7 +23,7 @@ Point = tuple[float, float]
 class Line:
     """A line through points, or points alone. colour: number of one of the page's.
 
-    ranges: low and high end of a vertical bar at each point.
+    ranges: low and high end of a vertical bar at each point.  radii: of each dot, in units of the drawing.
     """
 
     name: str
@@ -27,6 +31,7 @@ class Line:
     colour: int = 1
     are_alone: bool = False
     ranges: Sequence[Point] = ()
+    radii: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,46 @@ class Axis:
     ticks: Sequence[tuple[float, str]]
 
 
-def axis(label: str, values: Sequence[float], form: str = "{:g}", *, from_zero: bool = False) -> Axis:
-    """An axis that holds all values, with ticks at round numbers. form: how a tick is written."""
+@dataclass(frozen=True)
+class Chart:
+    """A chart that stands by itself, in the page's light colours; a notebook draws it.
+
+    svg: as the functions below make it.
+    """
+
+    svg: Markup = field(repr=False)
+
+    def _repr_svg_(self) -> str:
+        height = int(re.findall(r'viewBox="0 0 \d+ (\d+)', self.svg)[0])
+        own = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{WIDTH}" height="{height}"'
+        ground = f'<style>{_style()}</style><rect width="{WIDTH}" height="{height}" fill="#ffffff"/>'
+        return str(self.svg).replace("<svg", own, 1).replace(">", f">{ground}", 1)
+
+
+@cache
+def _style() -> str:
+    """What the page's style says of drawings, its names of colours resolved."""
+    css = files("regraft.show").joinpath("templates/style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#\w+)", css.partition("@media")[0]))
+    rules = "".join(line for line in css.splitlines() if line.startswith(("svg .", "svg text")))
+    return re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], rules).replace("svg ", ".chart ")
+
+
+def axis(label: str, values: Sequence[float], unit: str = "", *, from_zero: bool = False) -> Axis:
+    """An axis that holds all values, with ticks at round numbers. unit: written after them."""
     low, high = min(values), max(values)
     low = min(0.0, low) if from_zero else low
     if high <= low:
         low, high = low - 0.5, high + 0.5
     step = _round_step((high - low) / 4)
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
-    return Axis(label, first * step, last * step, [(k * step, form.format(k * step)) for k in range(first, last + 1)])
+    ticks = [(k * step, _number(k * step, step) + unit) for k in range(first, last + 1)]
+    return Axis(label, first * step, last * step, ticks)
+
+
+def _number(value: float, step: float) -> str:
+    """With as many decimals as its neighbours, a step away, have."""
+    return f"{value:.{-floor(log10(step))}f}" if value and 1e-5 <= step < 1 else f"{value:g}"
 
 
 def whole_axis(label: str, last: int) -> Axis:
@@ -59,7 +95,14 @@ def whole_axis(label: str, last: int) -> Axis:
 
 def percent_axis(label: str, low: float = 0.0) -> Axis:
     """From `low` to 1, in per cent."""
-    return Axis(label, low, 1.0, [(k / 5, f"{20 * k} %") for k in range(6) if k / 5 >= low])
+    step = 20 if low < 0.5 else 10 if low < 0.8 else 5
+    ticks = [k for k in range(0, 101, step) if k / 100 >= low]
+    return Axis(label, low, 1.0, [(k / 100, f"{k} %") for k in ticks])
+
+
+def fifth_below(share: float) -> float:
+    """Where an axis of shares may begin: at 0, 20, 40, 60 or 80 per cent."""
+    return min(4, floor(5 * share)) / 5
 
 
 def power_axis(label: str, values: Sequence[float]) -> Axis:
@@ -89,23 +132,28 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
 
 
 def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *, low: float = 0.0) -> Markup:
-    """Shares with their intervals, one below the other: name, low end, value, high end, all 0..1."""
-    height = ROW * len(rows) + 40
-    x = percent_axis("", low)
-    longest = max(min(len(name), LONGEST) for name, *_ in rows)
-    left = 24 + 7.2 * longest if longest else 20
+    """Shares with their intervals, one below the other: name, low end, value, high end, all 0..1.
+
+    A name stands above its interval, with the value at its right; without one there is neither.
+    """
+    row_height = NAMED_ROW if any(name for name, *_ in rows) else ROW
+    height = row_height * len(rows) + 40
     scale: Callable[[float], float] = lambda share: round(  # noqa: E731
-        left + (share - low) / (1 - low) * (WIDTH - left - 24), 1
+        EDGE + (share - low) / (1 - low) * (WIDTH - 2 * EDGE), 1
     )
     parts = []
-    for value, label in x.ticks:
-        parts.append(_tag("line", x1=scale(value), x2=scale(value), y1=8, y2=height - 26, class_="grid"))
+    ticks = percent_axis("", low).ticks
+    for value, label in ticks:
         parts.append(_text(scale(value), height - 8, label, "middle"))
     for number, (name, start, value, end) in enumerate(rows):
-        y = 8 + ROW * (number + 0.5)
-        parts.append(_text(left - 10, y + 5, _shortened(name, LONGEST), "end", "name"))
-        parts.append(_tag("line", x1=scale(start), x2=scale(end), y1=y, y2=y, class_=f"range c{number % 4 + 1}"))
-        parts.append(_tag("circle", cx=scale(value), cy=y, r=6, class_=f"dot c{number % 4 + 1}"))
+        colour, y = f"c{number % 4 + 1}", 8 + row_height * (number + 1) - ROW / 2
+        if name:
+            parts.append(_text(0, y - 16, _shortened(name, LONGEST), "start", "name"))
+            parts.append(_text(WIDTH, y - 16, f"{100 * value:.1f} %", "end", "value"))
+        for tick, _ in ticks:
+            parts.append(_tag("line", x1=scale(tick), x2=scale(tick), y1=y - 11, y2=y + 13, class_="grid"))
+        parts.append(_tag("line", x1=scale(start), x2=scale(end), y1=y, y2=y, class_=f"range {colour}"))
+        parts.append(_tag("circle", cx=scale(value), cy=y, r=6, class_=f"dot {colour}"))
     return _svg(title, height, parts)
 
 
@@ -117,10 +165,10 @@ def _axes(x: Axis, y: Axis, at: Callable[[Point], Point]) -> Markup:
         parts.append(_text(LEFT - 8, height + 5, label, "end"))
     for value, label in x.ticks:
         across, _ = at((value, y.low))
-        parts.append(_text(across, HEIGHT - BOTTOM + 18, label, "middle"))
+        parts.append(_text(across, HEIGHT - BOTTOM + 20, label, "middle"))
     parts.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle"))
-    parts.append(_text(4, 16, y.label, "start", "name"))
+    parts.append(_text(0, 16, y.label, "start", "name"))
     return Markup("").join(parts)
 
 
@@ -131,7 +179,9 @@ def _line(line: Line, at: Callable[[Point], Point]) -> Markup:
         (across, bottom), (_, top) = at((x, low)), at((x, high))
         parts.append(_tag("line", x1=across, x2=across, y1=bottom, y2=top, class_=f"whisker c{line.colour}"))
     if line.are_alone or len(places) == 1:
-        parts += [_tag("circle", cx=x, cy=y, r=4, class_=f"dot c{line.colour}") for x, y in places]
+        radii = line.radii or [4] * len(places)
+        sized = zip(places, radii, strict=True)
+        parts += [_tag("circle", cx=x, cy=y, r=radius, class_=f"dot c{line.colour}") for (x, y), radius in sized]
     return Markup("").join(parts)
 
 
@@ -149,7 +199,7 @@ def _places(lines: Sequence[Line]) -> list[tuple[int, float]]:
     """Row and left end of each name."""
     places, row, left = [], 0, 4.0
     for line in lines:
-        width = 8.0 * min(len(line.name), LONGEST) + 30
+        width = 9.2 * min(len(line.name), LONGEST) + 30
         if left + width > WIDTH and left > 4:
             row, left = row + 1, 4.0
         places.append((row, left))

@@ -1,15 +1,20 @@
 """What a comparison shows: models side by side, whether they really differ, and the photos on which they disagree."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
 
 import numpy as np
 
+from regraft.deliver.bundle import Bundle
 from regraft.deliver.evaluate import Evaluation
+from regraft.ground.errors import DataError
 from regraft.learn.compare import Pair
-from regraft.show.charts import interval_bars
+from regraft.show.charts import Chart, fifth_below, interval_bars
+from regraft.show.curves import Row, history_charts
 from regraft.show.page import render
-from regraft.show.report import CARD, Row, history_charts, thumb
+from regraft.show.report import CARD, thumb
 
 NUM_PHOTOS = 12
 
@@ -29,13 +34,14 @@ def compared_html(
             {"name": name, **vars(evaluation.accuracy), **figures, "seconds": summaries[name]["seconds"]["total"]}
         )
     names, photos_left = _disagreements(evaluations)
+    low = fifth_below(min(row["low"] for row in rows))
     epochs = max(len(summary["history"]) for summary in summaries.values())
     histories = {name: _history(summary, epochs) for name, summary in summaries.items()}
     return render(
         "compare.html",
         title=title,
         headline=headline(rows, pairs),
-        bars=interval_bars("Accuracy", [(row["name"], row["low"], row["value"], row["high"]) for row in rows]),
+        bars=interval_bars("Accuracy", [(row["name"], row["low"], row["value"], row["high"]) for row in rows], low=low),
         n=rows[0]["n"],
         rows=rows,
         pairs=pairs,
@@ -43,6 +49,56 @@ def compared_html(
         photos=[_photo(evaluations, index) for index in names],
         photos_left=photos_left,
     )
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Models judged on the same photos; a notebook shows a table. evaluations: of each by name.
+
+    pairs: every two of them, tested.  made: by name, how each was made, as columns of the table.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    pairs: Sequence[Pair] = field(repr=False)
+    made: Mapping[str, Mapping[str, str]] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        made = next(iter(self.made.values()))
+        header = "".join(f"<th>{escape(name)}</th>" for name in ("", *made, "accuracy", "95 % interval", "log loss"))
+        rows = "".join(f"<tr>{self._cells(name)}</tr>" for name in self.evaluations)
+        verdicts = "".join(f"<li>{escape(one.verdict)}</li>" for one in self.pairs)
+        return f"<table><tr>{header}</tr>{rows}</table><ul>{verdicts}</ul>"
+
+    def _cells(self, name: str) -> str:
+        one = self.evaluations[name]
+        a = one.accuracy
+        figures = (f"{100 * a.value:.1f} %", f"{100 * a.low:.1f} to {100 * a.high:.1f}", f"{one.log_loss:.3f}")
+        return "".join(f"<td>{escape(cell)}</td>" for cell in (name, *self.made[name].values(), *figures))
+
+
+def learning_curve(models: Bundle | Mapping[str, Bundle], what: Literal["accuracy", "loss"] = "accuracy") -> Chart:
+    """Accuracy or loss after each epoch on the photos that were judged.
+
+    models: one, whose photos to learn from are then drawn too, or several by name. A head that was solved has no
+    epochs; beside others its accuracy is a level line.  Raises DataError where no model has epochs.
+    """
+    named = {"": models} if isinstance(models, Bundle) else models
+    epochs = max(len(_epochs(bundle)) for bundle in named.values())
+    if epochs == 0:
+        raise DataError(
+            "There is no learning curve: heads that were solved have no epochs. Expected mode full or scratch."
+        )
+    histories = {
+        name: _history({"history": _epochs(one), "accuracy": one.manifest["metrics"]["accuracy"]}, epochs)
+        for name, one in named.items()
+    }
+    charts = {chart["caption"].partition(" ")[0]: chart["svg"] for chart in history_charts(histories)}
+    return Chart(charts[what])
+
+
+def _epochs(bundle: Bundle) -> Sequence[Row]:
+    history: Sequence[Row] = bundle.manifest["provenance"].get("history", [])
+    return history
 
 
 def headline(rows: Sequence[Row], pairs: Sequence[Pair]) -> str:

@@ -25,8 +25,14 @@ def render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["path"] = _path
     made = datetime.now(UTC).strftime("%Y-%m-%d")
     return environment.get_template(template).render(version=__version__, made=made, **context)
+
+
+def _path(text: str) -> Markup:
+    """A path that a browser breaks after its folders rather than within a name."""
+    return Markup("/<wbr>").join(printable(part) for part in text.split("/"))
 
 
 def write_page(path: Path, html: str) -> Path:

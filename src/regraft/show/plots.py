@@ -18,6 +18,7 @@ TILE = 220  # pixels
 COLUMNS = 6
 GAP = 14
 CAPTION = 26
+SEAM = 6  # pixels between filters
 LONGEST = 400  # letters of a line that are measured at all
 INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
 RIGHT, WRONG = "#1a7f4b", "#c2342b"
@@ -26,7 +27,7 @@ GLOW = (  # red, green and blue of a heat of 0..255: from violet through orange 
     lambda level: max(0, min(255, 2 * level - 200)),
     lambda level: max(0, 140 - 2 * level),
 )
-GLOWING = 0.75  # of the hottest place's colour, how much is heat
+GLOWING = 0.6  # of the hottest place's colour, how much is heat
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,15 @@ def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, colu
     return _stack(f"{num_right} of {len(tiles)} photos it has not seen are named right", rows)
 
 
+def photo_grid(
+    photos: Sequence[Image.Image], captions: Sequence[str] = (), *, title: str = "", columns: int = COLUMNS
+) -> Image.Image:
+    """Photos side by side, each cut to a square. captions: a line below each, or none at all."""
+    named = zip(photos, captions or [""] * len(photos), strict=True)
+    tiles = [Tile(photo.convert("RGB"), caption) for photo, caption in named]
+    return _stack(title, [("", tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
+
+
 def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequence[int], str]]) -> Image.Image:
     """Photos and what was found about them: those that belong together in a row, single ones side by side.
 
@@ -110,15 +120,15 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
 
 
 def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
-    """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast."""
+    """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast; nothing between them."""
     low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (weight.min, weight.max))
     pixels = (255 * (weight - low) / np.maximum(high - low, 1e-12)).astype(np.uint8).transpose(0, 2, 3, 1)
     factor = max(1, tile // pixels.shape[1])
-    columns = min(len(pixels), 16)
-    step = factor * pixels.shape[1] + 2
-    picture = Image.new("RGB", (columns * step - 2, -(-len(pixels) // columns) * step - 2), "#8a8f98")
+    columns, side = min(len(pixels), 16), factor * pixels.shape[1]
+    step = side + SEAM
+    picture = Image.new("RGBA", (columns * step - SEAM, -(-len(pixels) // columns) * step - SEAM))
     for number, own in enumerate(pixels):
-        shown = Image.fromarray(own).resize((step - 2, step - 2), Image.Resampling.NEAREST)
+        shown = Image.fromarray(own).resize((side, side), Image.Resampling.NEAREST)
         picture.paste(shown, (number % columns * step, number // columns * step))
     return picture
 
@@ -138,10 +148,10 @@ def _stack(title: str, rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Imag
     with_notes = any(tile.note for _, tiles in rows for tile in tiles)
     height = TILE + GAP + (CAPTION + 10 if with_captions else 0) + (CAPTION - 6 if with_notes else 0)
     heights = [height + (CAPTION if heading else 0) for heading, _ in rows]
-    picture = Image.new("RGB", (columns * (TILE + GAP) + GAP, 2 * GAP + CAPTION + sum(heights)), PAPER)
+    y = GAP + (GAP + CAPTION if title else 0)
+    picture = Image.new("RGB", (columns * (TILE + GAP) + GAP, y + sum(heights)), PAPER)
     draw = ImageDraw.Draw(picture)
     _text(draw, (GAP, GAP), title, 20, INK, picture.width - 2 * GAP)
-    y = 2 * GAP + CAPTION
     for (heading, tiles), row_height in zip(rows, heights, strict=True):
         top = y
         if heading:

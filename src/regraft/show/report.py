@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from regraft.backbones.graph import first_layer
 from regraft.data.decode import Unreadable, decode, read_bytes
 from regraft.data.scan import map_photos
 from regraft.deliver.bundle import Bundle
@@ -16,22 +17,33 @@ from regraft.deliver.evaluate import Evaluation
 from regraft.deliver.heatmap import heat_map
 from regraft.ground.errors import DataError
 from regraft.ground.progress import QUIET, Progress
-from regraft.ground.statistics import Accuracy, wilson_interval
-from regraft.show.charts import Axis, Line, axis, interval_bars, line_chart, percent_axis, power_axis, whole_axis
+from regraft.ground.statistics import Accuracy, accuracy, wilson_interval
+from regraft.show.charts import interval_bars
+from regraft.show.curves import Row, learning_part, trust_part
 from regraft.show.page import jpeg, png, render
 from regraft.show.plots import filter_grid, heat_overlay
 
 NUM_MISTAKES, NUM_UNSURE = 12, 6
 COVERING_S = 5.0  # for heat maps of networks for which each takes a second
-CARD, THUMB = 240, 112  # pixels
+CARD, THUMB = 240, 132  # pixels
 WIDEST = 20  # classes of a confusion matrix that is drawn as one
 NUM_PAIRS = 25  # confusions listed
 IN_CELL, IN_ALL = 24, 320  # photos behind a cell, and behind all cells
 NUM_CLASSES = 25  # in the table before it is folded
-NUM_BINS = 10
 FOUND_SHOWN = 8  # photos of each kind of finding
-
-Row = dict[str, Any]
+MEANINGS = {
+    "leaks": "The same photo to learn from and to judge on: the accuracy is then too good.",
+    "conflicts": "The same photo under two labels.",
+    "duplicates": "The same photo more than once.",
+    "suspects": "Their label is not what the other photos suggest.",
+    "outliers": "Unlike all others of their class.",
+    "blurred": "Far less sharp than the others.",
+    "dark": "Hardly any light.",
+    "blank": "One colour, more or less.",
+    "tiny": "Of few pixels.",
+    "odd shapes": "Far wider than high, or higher than wide.",
+    "format leak": "Size or format of the files tells their class.",
+}
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
         heat_note=_heat_note(bundle),
         findings=_findings(evaluation, record.summary.get("findings", [])),
         decision=record.summary.get("decision", ""),
-        learning=_learning(manifest),
+        learning=learning_part(manifest),
         searched=_searched(manifest),
-        trust=_trust(evaluation, manifest),
+        trust=trust_part(evaluation, manifest),
         promises=_promises(manifest),
         filters=_filters(bundle, record.first_layer),
         made_of=_made_of(manifest),
@@ -96,11 +108,10 @@ def verdict(evaluation: Evaluation) -> Row:
     if weakest["recall"] < 1 and len(rows) > 1:
         found = round(weakest["recall"] * weakest["n"])
         sentences.append(f"Weakest on {weakest['class']}: {found} of {weakest['n']} found.")
-    if pairs := _pairs(evaluation):
-        count, label, said = pairs[0]
+    (count, label, said), (next_count, *_) = [*evaluation.mistaken, (0, 0, 0), (0, 0, 0)][:2]
+    if count > max(1, next_count):
         names = evaluation.dataset.classes
-        if count > 1:
-            sentences.append(f"Most often {names[label]} is taken for {names[said]}, {count} times.")
+        sentences.append(f"Most frequent mistake: {names[label]} taken for {names[said]}, {count} times.")
     bar = interval_bars(f"Accuracy {a}", [("", a.low, a.value, a.high)])
     return {"headline": headline, "sentences": sentences, "bar": bar}
 
@@ -123,20 +134,30 @@ def _tiles(evaluation: Evaluation, manifest: Row) -> list[Row]:
     for name, label in (("macro_f1", "macro F1"), ("log_loss", "log loss")):
         low, high = evaluation.intervals[name]
         value = f"{getattr(evaluation, name):.3f}"
-        tiles.append({"name": label, "value": value, "note": f"{low:.3f} to {high:.3f}"})
+        note = f"{low:.3f} to {high:.3f}" if low < high else "no interval from these photos"
+        tiles.append({"name": label, "value": value, "note": note})
     before = evaluation.uncalibrated["ece"]
-    note = f"{100 * before:.1f} % before calibration" if manifest["temperature"] != 1 else "of its probabilities"
+    note = (
+        f"{100 * before:.1f} % before calibration"
+        if manifest["temperature"] != 1
+        else "mean gap between sure and right"
+    )
     tiles.append({"name": "calibration error", "value": f"{100 * evaluation.ece:.1f} %", "note": note})
     return tiles
 
 
 def _classes(evaluation: Evaluation) -> dict[str, list[Row]]:
     """In their own order; where they are many, the weakest first and the others folded away."""
-    rows = [{**row, "name": row["class"]} for row in evaluation.per_class if row["n"]]
+    rows = [_class(row) for row in evaluation.per_class if row["n"]]
     if len(rows) <= NUM_CLASSES:
         return {"first": rows, "rest": []}
     rows.sort(key=lambda row: (row["recall"], row["f1"]))
     return {"first": rows[:NUM_CLASSES], "rest": rows[NUM_CLASSES:]}
+
+
+def _class(row: Row) -> Row:
+    low, high = wilson_interval(round(row["recall"] * row["n"]), row["n"])
+    return {**row, "name": row["class"], "low": low, "high": high}
 
 
 def _ranked(evaluation: Evaluation) -> dict[str, list[int]]:
@@ -187,18 +208,10 @@ def _heat_note(bundle: Bundle) -> str:
     return f"{what}, found by covering each place in turn. Shown for the first photos."
 
 
-def _pairs(evaluation: Evaluation) -> list[tuple[int, int, int]]:
-    """Confusions, the most frequent first: count, label, what was said."""
-    found = [
-        (int(evaluation.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(evaluation.confusion > 0) if i != j
-    ]
-    return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
-
-
 def _confusion(evaluation: Evaluation) -> Row:
     """The matrix where it can be read, the most frequent confusions, and the photos behind them."""
     names, counts = evaluation.dataset.classes, evaluation.confusion
-    listed = _pairs(evaluation)
+    listed = evaluation.mistaken
     is_drawn = len(names) <= WIDEST
     wanted = [(i, j) for _, i, j in (listed if is_drawn else listed[:NUM_PAIRS])]
     if is_drawn:
@@ -276,122 +289,16 @@ def _findings(evaluation: Evaluation, found: Sequence[Row]) -> list[Row]:
             except (OSError, Unreadable, DataError):
                 picture = ""
             photos.append({"path": path, "text": text, "thumb": picture})
-        shown.append({"kind": kind, "count": len(members), "photos": photos})
+        meaning = MEANINGS.get(kind, "")
+        shown.append({"kind": kind, "meaning": meaning, "count": len(members), "photos": photos})
     return shown
-
-
-def _learning(manifest: Row) -> Row:
-    """Curves over epochs, or of the penalty for a head that was solved."""
-    provenance = manifest["provenance"]
-    if history := provenance.get("history"):
-        return {"text": _epochs_text(provenance), "charts": history_charts({"": history})}
-    curve = provenance.get("head", {}).get("curve", [])
-    if not curve:
-        return {"text": "The head was solved on too few photos to cross-validate its strength.", "charts": []}
-    points = [(float(np.log10(point["penalty"])), point["log_loss"]) for point in curve]
-    chosen = provenance["head"]["penalty"]
-    best = [point for point in points if abs(point[0] - np.log10(chosen)) < 1e-9]
-    x = power_axis("penalty on large weights", [a for a, _ in points])
-    y = axis("log loss", [b for _, b in points])
-    svg = line_chart("Log loss by penalty", [Line("cross-validated", points), Line("chosen", best, 2, True)], x, y)
-    rows = [(f"{p['penalty']:.3g}", f"{p['log_loss']:.3f}", f"{p['num_right']} of {p['n']}") for p in curve]
-    header = ("penalty", "log loss", "right")
-    caption = "Each penalty judged by photos that had no part in solving the head; the lowest is taken."
-    text = (
-        "The backbone ran once over every photo and stayed as it was; the head was solved, so there are no epochs. "
-        f"Its penalty, {chosen:.3g}, was chosen by cross-validation on the photos to learn from."
-    )
-    return {"text": text, "charts": [{"svg": svg, "caption": caption, "header": header, "rows": rows}]}
-
-
-def _epochs_text(provenance: Row) -> str:
-    first = "All layers" if provenance["mode"] == "full" else "The network"
-    text = f"{first} learned for {len(provenance['history'])} epochs; that of epoch {provenance['epoch']} is delivered."
-    return text + (f" It stopped early: {provenance['stopped']}." if provenance.get("stopped") else "")
-
-
-def history_charts(histories: dict[str, Sequence[Row]]) -> list[Row]:
-    """Loss, accuracy and learning rate over epochs, of one training or of several by name."""
-    epochs = [row["epoch"] for rows in histories.values() for row in rows]
-    x = whole_axis("epoch", max(epochs))
-    charts = []
-    for what, label in (("loss", "loss"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")):
-        lines = []
-        for number, (name, rows) in enumerate(histories.items()):
-            parts = [("val", f"val_{what}"), ("train", f"train_{what}")] if what != "learning_rate" else [("", what)]
-            for kind, (part, key) in enumerate(parts[: 1 if len(histories) > 1 else 2]):
-                points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
-                if points:
-                    lines.append(Line(name or part, points, (number if name else kind) % 4 + 1))
-        if lines:
-            charts.append(_history_chart(what, label, lines, x))
-    return charts
-
-
-def _history_chart(what: str, label: str, lines: Sequence[Line], x: Axis) -> Row:
-    values = [value for line in lines for _, value in line.points]
-    if what == "accuracy":
-        y = percent_axis(label, min(0.8, max(0.0, np.floor(min(values) * 5) / 5)))
-    else:
-        y = axis(label, values, from_zero=True)
-    rows = [(line.name or label, f"{epoch:g}", f"{value:.4g}") for line in lines for epoch, value in line.points]
-    svg = line_chart(f"{label} over epochs", lines, x, y)
-    return {"svg": svg, "caption": f"{label} after each epoch", "header": ("", "epoch", label), "rows": rows}
 
 
 def _searched(manifest: Row) -> list[Row]:
     tried = manifest["provenance"].get("searched", [])
     best = min((one["log_loss"] for one in tried), default=None)
-    return [{**one, "right": one["num_right"] / one["n"], "chosen": one["log_loss"] == best} for one in tried]
-
-
-def _trust(evaluation: Evaluation, manifest: Row) -> Row:
-    p, right = evaluation.probabilities, evaluation.right
-    confidence, temperature = p.max(axis=1), manifest["temperature"]
-    text = f"On average they are off by {100 * evaluation.ece:.1f} points on these photos."
-    if temperature != 1:
-        before = evaluation.uncalibrated
-        text += (
-            f" A temperature of {temperature:.2f}, found on photos that are not scored here, brought the calibration "
-            f"error from {100 * before['ece']:.1f} to {100 * evaluation.ece:.1f} % and the log loss from "
-            f"{before['log_loss']:.3f} to {evaluation.log_loss:.3f}."
-        )
-    return {"text": text, "charts": [_reliability(confidence, right), _risk_coverage(confidence, right)]}
-
-
-def _reliability(confidence: np.ndarray, right: np.ndarray) -> Row:
-    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-    points, ranges, rows = [], [], []
-    for number in np.unique(bins):
-        inside = bins == number
-        mean, num_right, n = float(confidence[inside].mean()), int(right[inside].sum()), int(inside.sum())
-        points.append((mean, num_right / n))
-        ranges.append(wilson_interval(num_right, n))
-        rows.append((f"{number * 10} to {number * 10 + 10} %", f"{100 * mean:.1f} %", f"{num_right} of {n}"))
-    x, y = percent_axis("what it says"), percent_axis("what is right")
-    svg = line_chart("Calibration", [Line("", points, 1, True, ranges)], x, y, diagonal=True)
-    caption = "Photos by the probability of their answer. On the dashed line, 80 % sure is right in 80 % of cases."
-    return {"svg": svg, "caption": caption, "header": ("sure", "mean", "right"), "rows": rows}
-
-
-def _risk_coverage(confidence: np.ndarray, right: np.ndarray) -> Row:
-    order = np.argsort(-confidence, kind="stable")
-    n = len(order)
-    errors = np.cumsum(~right[order]) / np.arange(1, n + 1)
-    places = np.unique(np.linspace(1, n, min(n, 60)).round().astype(int))
-    points = [(k / n, float(errors[k - 1])) for k in places]
-    x = percent_axis("photos answered, the surest first")
-    top = max(0.02, max(error for _, error in points))
-    y = axis("wrong among them", [0, 100 * top], "{:g} %")
-    line = Line("", [(share, 100 * error) for share, error in points], 2)
-    svg = line_chart("Errors among the surest answers", [line], x, y)
-    chosen = [k for k in (n // 10, n // 4, n // 2, 3 * n // 4, 9 * n // 10, n) if k]
-    rows = [
-        (f"{100 * k / n:.0f} %", f"{100 * confidence[order[k - 1]]:.1f} %", f"{100 * errors[k - 1]:.1f} %")
-        for k in dict.fromkeys(chosen)
-    ]
-    caption = "How many of its answers are wrong if it answers only where it is surest."
-    return {"svg": svg, "caption": caption, "header": ("answered", "at least so sure", "wrong"), "rows": rows}
+    right = [vars(accuracy(one["num_right"], one["n"], "cross-validated")) for one in tried]
+    return [{**one, **share, "chosen": one["log_loss"] == best} for one, share in zip(tried, right, strict=True)]
 
 
 def _promises(manifest: Row) -> list[Row]:
@@ -411,7 +318,11 @@ def _filters(bundle: Bundle, before: np.ndarray | None) -> Row | None:
         return None
     wanted = [(after, _unchanged(bundle))]
     if before is not None and before.shape == after.shape and not np.array_equal(before, after):
-        wanted = [(before, "before training"), (after, "after training")]
+        moved = float(np.linalg.norm(after - before) / np.linalg.norm(before))
+        wanted = [
+            (before, "before training"),
+            (after, f"after training; moved by {100 * moved:.2g} % of their length"),
+        ]
     pictures = []
     for weight, caption in wanted:
         picture = filter_grid(weight)
@@ -422,12 +333,6 @@ def _filters(bundle: Bundle, before: np.ndarray | None) -> Row | None:
 def _unchanged(bundle: Bundle) -> str:
     is_frozen = bundle.manifest["provenance"]["mode"] == "frozen"
     return "of the pretrained network, which training left as they were" if is_frozen else "after training"
-
-
-def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The filters `(K, 3, h, w)` that see the photo itself."""
-    seeing = [tensor for _, tensor in sorted(tensors.items()) if tensor.ndim == 4 and tensor.shape[1] == 3]
-    return np.asarray(seeing[0], np.float32) if seeing else None
 
 
 def _made_of(manifest: Row) -> list[tuple[str, str]]:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 WORDS = ("class", "backbone", "features", "licence", "weights", "mode", "found")  # columns that are not of numbers
 BAR = 20  # blocks
-
-
+MISTAKEN = 5  # confusions named
 WIDE = 200  # columns where nobody's terminal is as wide as that
 
 
@@ -66,6 +65,9 @@ def print_evaluation(result: "Evaluation") -> None:
         for r in result.per_class
     ]
     print_table(("class", "photos", "precision", "recall", "F1", "found"), rows)
+    for count, i, j in result.mistaken[:MISTAKEN]:
+        names = (printable(result.dataset.classes[number]) for number in (i, j))
+        print(f"{' taken for '.join(names)}: {count} of {result.per_class[i]['n']}")
 
 
 def bar(share: float) -> str:

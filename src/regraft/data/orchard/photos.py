@@ -234,7 +234,7 @@ def _write_photo(root: Path, seed: int, split: str, label: str, index: int) -> N
 
 
 def draw_orchard(
-    root: Path,
+    root: str | Path,
     *,
     seed: int = 0,
     train_per_class: int = 120,
@@ -245,7 +245,7 @@ def draw_orchard(
 
     A file depends on the (non-negative) seed, its split, class and index, not on how many others are drawn.
     """
-    jobs = []
+    root, jobs = Path(root), []
     for (split, count), label in product(zip(SPLITS, (train_per_class, val_per_class), strict=True), CLASSES):
         (root / split / label).mkdir(parents=True, exist_ok=True)
         jobs += [(root, seed, split, label, index) for index in range(count)]
