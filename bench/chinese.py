@@ -34,6 +34,16 @@ WORDS = {
     "new photos": "新照片",
     "again": "再来一次",
     "timm, train.py's settings": "timm，train.py 的设置",
+    "photos/s, 8 clients": "张/秒，8 个客户端",
+    "one quiet client, p50": "单个客户端，p50",
+    "regraft predict, a folder": "regraft predict，一个文件夹",
+    "FastAPI and ONNX Runtime": "FastAPI 加 ONNX Runtime",
+    "answered": "已回答",
+    "refused": "已拒绝",
+    "error 500": "错误 500",
+    "no answer": "无回答",
+    "slowest": "最慢",
+    "memory": "内存",
 }
 SENTENCES = (
     (
@@ -41,6 +51,16 @@ SENTENCES = (
         r"([\d.]+) times as fast as the tutorial's plain loop \(([\d.]+)\)",
         r"全部层一起训练：每秒 \1 张（\2；含每轮之后的评估），是教程普通循环（\4）的 \3 倍",
     ),
+    (
+        r"Photos of (\d+x\d+); the server answers at (\d+) % of the speed of `regraft predict`\.",
+        r"\1 的照片；服务器的速度是 `regraft predict` 的 \2 %。",
+    ),
+    (
+        r" Over (\d+) requests its memory went from (\d+) to (\d+) MB\. ",
+        r"\1 个请求期间，内存从 \2 MB 到 \3 MB。",
+    ),
+    (r"(\d+) hostile files, one by one", r"\1 个恶意文件，逐个发送"),
+    (r", dead", "，已崩溃"),
     (r"photos of (\d+x\d+)", r"\1 的照片"),
     (r"scan ([\d,]+) photos again", r"再次检查 \1 张照片"),
     (r"scan ([\d,]+) new photos \(drawn, (\d+x\d+)\)", r"检查 \1 张新照片（绘制的，\2）"),
