@@ -106,7 +106,8 @@ def test_tables_are_the_benchmarks():
     }
     assert {name for name, _ in MARK.findall(README)} == texts.keys()
     for name, text in texts.items():
-        told = text(json.loads((ROOT / f"bench/results/{name}.json").read_text()))
+        measured = ROOT / f"bench/results/{name}.json"
+        told = text(json.loads(measured.read_text())) if measured.exists() else ""
         for file, spoken in READMES.items():
             stands = dict(MARK.findall((ROOT / file).read_text()))[name]
             assert stands == spoken(told), (file, name)
