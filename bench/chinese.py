@@ -34,7 +34,6 @@ WORDS = {
     "new photos": "新照片",
     "again": "再来一次",
     "timm, train.py's settings": "timm，train.py 的设置",
-<<<<<<< HEAD
     "what learns": "学习的部分",
     "photos/s, beside all layers": "每秒照片数，与全部层之比",
     "all layers": "全部层",
@@ -44,12 +43,6 @@ WORDS = {
     "one quiet client, p50": "单个客户端，p50",
     "regraft predict, a folder": "regraft predict，一个文件夹",
     "FastAPI and ONNX Runtime": "FastAPI 与 ONNX Runtime",
-=======
-    "photos/s, 8 clients": "张/秒，8 个客户端",
-    "one quiet client, p50": "单个客户端，p50",
-    "regraft predict, a folder": "regraft predict，一个文件夹",
-    "FastAPI and ONNX Runtime": "FastAPI 加 ONNX Runtime",
->>>>>>> serve
     "answered": "已回答",
     "refused": "已拒绝",
     "error 500": "错误 500",
@@ -68,18 +61,11 @@ SENTENCES = (
         r"\1 的照片；服务器的速度是 `regraft predict` 的 \2 %。",
     ),
     (
-<<<<<<< HEAD
-        r" Over (\d+) requests its memory went from (\d+) to (\d+) MB\. ?",
-        r"\1 个请求之间，它的内存从 \2 MB 到 \3 MB。",
-    ),
-    (r"(\d+) hostile files, one by one", r"\1 个恶意文件，逐个发送"),
-=======
         r" Over (\d+) requests its memory went from (\d+) to (\d+) MB\. ",
         r"\1 个请求期间，内存从 \2 MB 到 \3 MB。",
     ),
     (r"(\d+) hostile files, one by one", r"\1 个恶意文件，逐个发送"),
     (r", dead", "，已崩溃"),
->>>>>>> serve
     (r"photos of (\d+x\d+)", r"\1 的照片"),
     (r"scan ([\d,]+) photos again", r"再次检查 \1 张照片"),
     (r"scan ([\d,]+) new photos \(drawn, (\d+x\d+)\)", r"检查 \1 张新照片（绘制的，\2）"),
