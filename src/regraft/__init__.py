@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from regraft.server.serving import serve
     from regraft.show.charts import Chart
     from regraft.show.compared import SideBySide, learning_curve
-    from regraft.show.plots import dataset_grid, filter_grid, photo_grid, prediction_grid
+    from regraft.show.matrix import confusion_chart
+    from regraft.show.plots import dataset_grid, filter_grid, heat_picture, photo_grid, prediction_grid
 
 _HOMES = {
     "Backbone": "backbones.graph",
@@ -49,6 +50,7 @@ _HOMES = {
     "SideBySide": "show.compared",
     "Splits": "data.splits",
     "compare": "api",
+    "confusion_chart": "show.matrix",
     "dataset_grid": "show.plots",
     "demo": "api",
     "draw_orchard": "data.orchard.photos",
@@ -57,6 +59,7 @@ _HOMES = {
     "export": "exporting",
     "extract": "backbones.features",
     "filter_grid": "show.plots",
+    "heat_picture": "show.plots",
     "learning_curve": "show.compared",
     "load": "deliver.bundle",
     "load_backbone": "backbones.graph",
@@ -91,6 +94,7 @@ __all__ = [
     "SideBySide",
     "Splits",
     "compare",
+    "confusion_chart",
     "dataset_grid",
     "demo",
     "draw_orchard",
@@ -99,6 +103,7 @@ __all__ = [
     "export",
     "extract",
     "filter_grid",
+    "heat_picture",
     "learning_curve",
     "load",
     "load_backbone",

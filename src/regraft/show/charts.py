@@ -129,7 +129,7 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
         parts.append(_line(line, at))
     named = [line for line in lines if line.name] if len(lines) > 1 else []
     parts.append(_legend(named))
-    return _svg(title, HEIGHT + LEGEND * _num_rows(named), parts)
+    return svg(title, HEIGHT + LEGEND * _num_rows(named), parts)
 
 
 def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *, low: float = 0.0) -> Markup:
@@ -145,31 +145,31 @@ def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *
     parts = []
     ticks = percent_axis("", low).ticks
     for value, label in ticks:
-        parts.append(_text(scale(value), height - 8, label, "middle"))
+        parts.append(text(scale(value), height - 8, label, "middle"))
     for number, (name, start, value, end) in enumerate(rows):
         colour, y = f"c{number % 4 + 1}", 8 + row_height * (number + 1) - ROW / 2
         if name:
-            parts.append(_text(0, y - 16, _shortened(name, LONGEST), "start", "name"))
-            parts.append(_text(WIDTH, y - 16, f"{100 * value:.1f} %", "end", "value"))
+            parts.append(text(0, y - 16, shortened(name, LONGEST), "start", "name"))
+            parts.append(text(WIDTH, y - 16, f"{100 * value:.1f} %", "end", "value"))
         for tick, _ in ticks:
-            parts.append(_tag("line", x1=scale(tick), x2=scale(tick), y1=y - 11, y2=y + 13, class_="grid"))
-        parts.append(_tag("line", x1=scale(start), x2=scale(end), y1=y, y2=y, class_=f"range {colour}"))
-        parts.append(_tag("circle", cx=scale(value), cy=y, r=6, class_=f"dot {colour}"))
-    return _svg(title, height, parts)
+            parts.append(tag("line", x1=scale(tick), x2=scale(tick), y1=y - 11, y2=y + 13, class_="grid"))
+        parts.append(tag("line", x1=scale(start), x2=scale(end), y1=y, y2=y, class_=f"range {colour}"))
+        parts.append(tag("circle", cx=scale(value), cy=y, r=6, class_=f"dot {colour}"))
+    return svg(title, height, parts)
 
 
 def _axes(x: Axis, y: Axis, at: Callable[[Point], Point]) -> Markup:
     parts = []
     for value, label in y.ticks:
         _, height = at((x.low, value))
-        parts.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="grid"))
-        parts.append(_text(LEFT - 8, height + 5, label, "end"))
+        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="grid"))
+        parts.append(text(LEFT - 8, height + 5, label, "end"))
     for value, label in x.ticks:
         across, _ = at((value, y.low))
-        parts.append(_text(across, HEIGHT - BOTTOM + 20, label, "middle"))
-    parts.append(_tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle"))
-    parts.append(_text(0, 16, y.label, "start", "name"))
+        parts.append(text(across, HEIGHT - BOTTOM + 20, label, "middle"))
+    parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle"))
+    parts.append(text(0, 16, y.label, "start", "name"))
     return Markup("").join(parts)
 
 
@@ -178,11 +178,11 @@ def _line(line: Line, at: Callable[[Point], Point]) -> Markup:
     parts = [] if line.are_alone else [_path(places, f"line c{line.colour}")]
     for (x, _), (low, high) in zip(line.points, line.ranges, strict=False):
         (across, bottom), (_, top) = at((x, low)), at((x, high))
-        parts.append(_tag("line", x1=across, x2=across, y1=bottom, y2=top, class_=f"whisker c{line.colour}"))
+        parts.append(tag("line", x1=across, x2=across, y1=bottom, y2=top, class_=f"whisker c{line.colour}"))
     if line.are_alone or len(places) == 1:
         radii = line.radii or [4] * len(places)
         sized = zip(places, radii, strict=True)
-        parts += [_tag("circle", cx=x, cy=y, r=radius, class_=f"dot c{line.colour}") for (x, y), radius in sized]
+        parts += [tag("circle", cx=x, cy=y, r=radius, class_=f"dot c{line.colour}") for (x, y), radius in sized]
     return Markup("").join(parts)
 
 
@@ -191,8 +191,8 @@ def _legend(lines: Sequence[Line]) -> Markup:
     parts = []
     for line, (row, left) in zip(lines, _places(lines), strict=True):
         y = HEIGHT + LEGEND * row + 14
-        parts.append(_tag("circle", cx=left + 5, cy=y - 5, r=4, class_=f"dot c{line.colour}"))
-        parts.append(_text(left + 14, y, _shortened(line.name, LONGEST), "start", f"legend c{line.colour}"))
+        parts.append(tag("circle", cx=left + 5, cy=y - 5, r=4, class_=f"dot c{line.colour}"))
+        parts.append(text(left + 14, y, shortened(line.name, LONGEST), "start", f"legend c{line.colour}"))
     return Markup("").join(parts)
 
 
@@ -212,23 +212,26 @@ def _num_rows(lines: Sequence[Line]) -> int:
     return _places(lines)[-1][0] + 1 if lines else 0
 
 
-def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
+def svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
+    """A drawing of these parts. title: what who cannot see it is told."""
     return Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, height, title, Markup("").join(parts)
     )
 
 
 def _path(places: Sequence[Point], kind: str) -> Markup:
-    return _tag("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in places), class_=kind)
+    return tag("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in places), class_=kind)
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Markup:
+def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Markup:
+    """Words, escaped. anchor: "start", "middle" or "end", which lies at x.  kind: class in the page's style."""
     attributes = {"x": x, "y": y, "text-anchor": anchor, "class": kind}
-    return Markup("<text{}>{}</text>").format(_attributes(attributes), text)
+    return Markup("<text{}>{}</text>").format(_attributes(attributes), words)
 
 
-def _tag(name: str, **attributes: object) -> Markup:
-    own = {key.removesuffix("_"): value for key, value in attributes.items()}
+def tag(name: str, **attributes: object) -> Markup:
+    """An element without content; `_` stands for `-` in names of attributes."""
+    own = {key.removesuffix("_").replace("_", "-"): value for key, value in attributes.items()}
     return Markup("<{}{}/>").format(Markup(name), _attributes(own))  # noqa: S704  # a name of ours
 
 
@@ -236,12 +239,12 @@ def _attributes(values: dict[str, object]) -> Markup:
     return Markup("").join(Markup(' {}="{}"').format(key, escape(value)) for key, value in values.items())
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(name: str, length: int) -> str:
     """Beginning and end: what begins alike often ends otherwise."""
-    if len(text) <= length:
-        return text
+    if len(name) <= length:
+        return name
     end = length // 2
-    return text[: length - end - 1] + "…" + text[-end:]
+    return name[: length - end - 1] + "…" + name[-end:]
 
 
 def _round_step(step: float) -> float:

@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from regraft.data.decode import decode
 from regraft.data.scan import Dataset
-from regraft.deliver.bundle import Prediction
+from regraft.deliver.bundle import Bundle, Photo, Prediction
+from regraft.deliver.heatmap import heat_map
+from regraft.ground.errors import DataError, nearest
 from regraft.ground.files import write_atomic
 from regraft.ground.progress import printable
 
@@ -107,6 +109,19 @@ def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequenc
         more = f", {len(photos) - COLUMNS} more" if len(photos) > COLUMNS else ""
         rows.append((text + more, [tile(i) for i in photos[:COLUMNS]]))
     return _stack(title, rows)
+
+
+def heat_picture(bundle: Bundle, photo: Photo, label: str | None = None) -> Image.Image:
+    """A photo, as the network sees it, glowing where the model looks. photo: as `Bundle.predict` takes it.
+
+    label: the class that places speak for; None for the one that is predicted.  Raises DataError for what cannot be
+    read, or for an unknown class.
+    """
+    image = bundle.to_input(photo)
+    chosen = bundle.predict(image).label if label is None else label
+    if chosen not in bundle.classes:
+        raise DataError(f"The model knows no class {chosen!r}.{nearest(chosen, bundle.classes)}")
+    return heat_overlay(image, heat_map(bundle, image, bundle.classes.index(chosen)))
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
