@@ -208,3 +208,14 @@ def test_covering_shows_what_the_class_loses():
     assert np.unravel_index(heat.argmax(), heat.shape) == (1, 4)
     assert np.array_equal(np.argwhere(heat > 0), [[i, j] for i in (0, 1, 2) for j in (3, 4, 5)])
     assert heat.min() == 0
+
+
+def test_a_picture_glows_where_the_model_looks(bundle, photos):
+    path = min(photos.rglob("*.jpg"))
+    picture, label = regraft.heat_picture(bundle, path), bundle.predict(path).label
+    assert picture.size == (bundle.preprocessing.width, bundle.preprocessing.height)
+    assert picture.tobytes() == regraft.heat_picture(bundle, path, label).tobytes()
+    other = next(name for name in bundle.classes if name != label)
+    assert picture.tobytes() != regraft.heat_picture(bundle, path, other).tobytes()
+    with pytest.raises(regraft.RegraftError, match=r"no class 'bleu'\. Did you mean 'blue'"):
+        regraft.heat_picture(bundle, path, "bleu")

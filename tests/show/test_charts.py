@@ -305,7 +305,7 @@ def test_a_chart_that_stands_by_itself_brings_its_colours_along():
     rules = [rule.strip() for rule in re.findall(r"([^{}]+)\{", style)]
     assert all(part.strip().startswith(".chart ") for rule in rules for part in rule.split(","))
     used = {kind for one in root.iter() for kind in one.get("class", "").split()} - {"chart"}
-    assert used == {"grid", "tick", "name", "range", "dot", "c1", "c2"}
+    assert used == {"grid", "tick", "name", "value", "range", "dot", "c1", "c2"}
     for kind in used - {"tick"}:  # ticks are as any other text
         assert f".{kind}" in style, kind
     assert (root.get("width"), root.get("height")) == tuple(root.get("viewBox").split()[2:])

@@ -1,5 +1,6 @@
 """A network, photos and a recipe to a network that has learned them."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from regraft.learn.batches import Loader, augmentation, choose_workers, decode_t
 from regraft.learn.checkpoint import latest_checkpoint
 from regraft.learn.head import Head
 from regraft.learn.loop import Fit, Learner, Row, answers, fit, gradients, resume
-from regraft.learn.prefixes import behind, seconds_a_view
+from regraft.learn.prefixes import behind
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About, continued
 from regraft.learn.world import World
@@ -95,10 +96,11 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
     train, val = _loaders(network, job, about.carried_out, world, progress)
     division = _division(network, learning, about.asked, progress)
     if division:
-        if job.budget_s is not None and not checkpoint:
-            about = about.fitted(views=_views_in_time(division, train, about.asked, deadline))
-        views = about.carried_out.views
-        train, val = behind(division, train, views, progress), behind(division, val, 1, progress)
+        until = math.inf if checkpoint else time.monotonic() + FROZEN_SHARE * (deadline - time.monotonic())
+        views = behind(division, train, about.carried_out.views, progress, until)
+        about = about.fitted(views=len(views.versions))
+        train = replace(train, photos=views)
+        val = replace(val, photos=behind(division, val, 1, progress))
     learner = _learner(_classifier(network, division), learning, about, world, job)
     fitted = resume(learner, checkpoint) if checkpoint else Fit()
     if checkpoint:
@@ -186,13 +188,6 @@ def _division(network: Network, learning: list[list[str]], recipe: Recipe, progr
     if division is None:
         progress.say(f"{network.reference} cannot be divided before its last stages, so they all run in every epoch")
     return division
-
-
-def _views_in_time(division: Division, train: Loader, recipe: Recipe, deadline: float) -> int:
-    """As many versions of each photo as a share of the time allows to run the frozen stages on, one at least."""
-    left = max(0.0, deadline - time.monotonic())
-    affordable = int(FROZEN_SHARE * left / seconds_a_view(division, train))
-    return train.world.agree(min(recipe.views, max(1, affordable)))
 
 
 def _classifier(network: Network, division: Division | None) -> Classifier:

@@ -4,11 +4,11 @@ The version that an epoch shows is the one that it would show anyway; after so m
 kept is a function of seed, version and photo, and a run that was cut finds the same.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from regraft.ground.errors import TrainError
 from regraft.ground.progress import Progress
 from regraft.learn.batches import Augmentation, Loader, Photos, Room
 from regraft.learn.world import World
-
-PROBED_BATCHES = 2  # that measure how long the frozen stages take, after one that warms up
 
 
 @dataclass(frozen=True)
@@ -45,31 +43,25 @@ class Views:
         return self.versions[epoch % len(self.versions)].in_epoch(None, seed, epoch)
 
 
-def behind(division: Division, loader: Loader, num_views: int, progress: Progress) -> Loader:
-    """The same batches, of what the frozen stages make of the photos as the first epochs show them.
+def behind(division: Division, loader: Loader, num_views: int, progress: Progress, until: float = math.inf) -> Views:
+    """What the frozen stages make of the photos of a loader, as the first `num_views` epochs would show them.
 
-    Every process runs all photos. Raises TrainError where float16 cannot hold what comes out.
+    until: of `time.monotonic`, when no further version is begun that would last longer; one there is.  Every process
+    runs all photos. Raises TrainError where float16 cannot hold what comes out.
     """
-    dataset, room = loader.photos.dataset, Room(progress)
+    dataset, room, world = loader.photos.dataset, Room(progress), loader.world
+    versions: list[Photos] = []
     with progress.step("run frozen stages", total=num_views * len(dataset)) as advance:
-        versions = []
-        for number in range(num_views):
+        while len(versions) < num_views:
             rows: dict[int, np.ndarray] = {}
-            for indices, found in _activations(division, loader, number):
-                rows |= zip(indices, map(room.put, found), strict=True)
+            began = time.monotonic()
+            for indices, found in _activations(division, loader, len(versions)):
+                rows.update(zip(indices, map(room.put, found), strict=True))
                 advance(len(indices))
             versions.append(Photos(dataset, [rows[i] for i in range(len(dataset))]))
-    return replace(loader, photos=Views(tuple(versions)))
-
-
-def seconds_a_view(division: Division, loader: Loader) -> float:
-    """How long the frozen stages take for one version of all photos, by the speed of a few batches."""
-    num_photos, began = 0, time.monotonic()
-    for number, (indices, _) in enumerate(islice(_activations(division, loader, 0), PROBED_BATCHES + 1)):
-        if number == 1:
-            num_photos, began = 0, time.monotonic()
-        num_photos += len(indices)
-    return (time.monotonic() - began) / num_photos * len(loader.photos)
+            if world.agree(2 * time.monotonic() - began > until):
+                break
+    return Views(tuple(versions))
 
 
 def _activations(division: Division, loader: Loader, epoch: int) -> Iterator[tuple[list[int], np.ndarray]]:

@@ -118,7 +118,7 @@ def heat_picture(bundle: Bundle, photo: Photo, label: str | None = None) -> Imag
     read, or for an unknown class.
     """
     image = bundle.to_input(photo)
-    chosen = bundle.predict(image).label if label is None else label
+    chosen = bundle.predict(photo).label if label is None else label
     if chosen not in bundle.classes:
         raise DataError(f"The model knows no class {chosen!r}.{nearest(chosen, bundle.classes)}")
     return heat_overlay(image, heat_map(bundle, image, bundle.classes.index(chosen)))
