@@ -48,16 +48,15 @@ def main() -> None:
         count = 200 if arguments.check else arguments.photos
         photos = versions(real_or_drawn("hymenoptera", scratch), scratch / "photos", count)
         dataset, backbone = list_photos(photos), load_backbone()
+        if arguments.check:
+            check("limits", lambda: of_limit(extraction(dataset, backbone, scratch)), shares_of)
+            return
         run = [sys.executable, "-m", "regraft", "train", real_or_drawn("hymenoptera", scratch), "--mode", "frozen"]
         subprocess.run([*map(str, run), "--out", str(scratch / "run"), "--quiet"], check=True, capture_output=True)
-        rounds = [one_round(dataset, backbone, scratch) for _ in range(1 if arguments.check else arguments.rounds)]
+        rounds = [one_round(dataset, backbone, scratch) for _ in range(arguments.rounds)]
         cold = [one_photo(dataset.root / dataset.paths[0], scratch) for _ in range(5)]
     speed = {name: statistics.median(len(dataset) / r[name] for r in rounds) for name in rounds[0]}
-    share = statistics.median((r["decode"] + r["engine"]) / r["extract"] for r in rounds)
-    if arguments.check:
-        check("limits", share, lambda recorded: recorded["shares"]["extract of the limit"])
-        return
-    shares = {"extract of the limit": share}
+    shares = {"extract of the limit": statistics.median(map(of_limit, rounds))}
     shares["predict of extract"] = statistics.median(r["extract"] / r["predict"] for r in rounds)
     seconds = {name: statistics.median(one[name] for one in cold) for name in COLD}
     result = {"command": "python bench/limits.py", **machine(), "num_photos": len(dataset)}
@@ -67,19 +66,36 @@ def main() -> None:
     print(table(result))
 
 
+def of_limit(seconds: dict[str, float]) -> float:
+    """Speed of extraction beside decoding and the engine one after the other, in a round."""
+    return (seconds["decode"] + seconds["engine"]) / seconds["extract"]
+
+
+def shares_of(recorded: dict) -> float:
+    """The same, as it is on record."""
+    return recorded["shares"]["extract of the limit"]
+
+
 def one_round(dataset: Dataset, backbone: Backbone, scratch: Path) -> dict[str, float]:
     """Seconds that all photos take, each way."""
+    bundle, paths = load(scratch / "run"), [dataset.root / path for path in dataset.paths]
+    return {
+        "read": timed(lambda: [path.read_bytes() for path in paths]),
+        **extraction(dataset, backbone, scratch),
+        "predict": timed(lambda: sum(1 for _ in predict(bundle, [dataset.root]))),
+    }
+
+
+def extraction(dataset: Dataset, backbone: Backbone, scratch: Path) -> dict[str, float]:
+    """Seconds of extraction, and of what limits it."""
     shutil.rmtree(scratch / "cache" / "features", ignore_errors=True)
-    n, p = len(dataset), backbone.preprocessing
-    engine, bundle = backbone.engine(), load(scratch / "run")
+    n, p, engine = len(dataset), backbone.preprocessing, backbone.engine()
     noise = np.random.default_rng(0).integers(0, 256, (1, p.height, p.width, 3), np.uint8)
     paths = [dataset.root / path for path in dataset.paths]
     return {
-        "read": timed(lambda: [path.read_bytes() for path in paths]),
         "decode": timed(lambda: over(lambda i: photo_to_input(paths[i].read_bytes(), p), n)),
         "engine": timed(lambda: over(lambda _: engine(noise), n)),
         "extract": timed(lambda: extract(backbone, dataset)),
-        "predict": timed(lambda: sum(1 for _ in predict(bundle, [dataset.root]))),
     }
 
 

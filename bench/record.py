@@ -69,12 +69,15 @@ def real_or_drawn(name: str, scratch: Path) -> Path:
     return real if real.is_dir() else draw_orchard(scratch / "orchard")
 
 
-def check(name: str, ratio: float, of: Callable[[dict[str, Any]], float]) -> None:
-    """Say a ratio beside the one on record, and exit 1 where it is less than half of it."""
+def check(name: str, measure: Callable[[], float], of: Callable[[dict[str, Any]], float]) -> None:
+    """Say a ratio beside the one on record, and exit 1 where it is less than half of it, twice in a row."""
     recorded = of(json.loads((HERE / "results" / f"{name}.json").read_text()))
-    print(f"{name}: {ratio:.2f}, on record {recorded:.2f}")
-    if ratio < recorded / 2:
-        raise SystemExit(f"{name}: the ratio has fallen by more than half")
+    for _ in range(2):  # other work on the machine may fall on one side of a ratio
+        ratio = measure()
+        print(f"{name}: {ratio:.2f}, on record {recorded:.2f}", flush=True)
+        if ratio >= recorded / 2:
+            return
+    raise SystemExit(f"{name}: the ratio has fallen by more than half")
 
 
 def processes(result: dict[str, Any], digits: int) -> str:

@@ -346,8 +346,11 @@ def test_real_photos_are_covered_as_often_as_was_said(real_photos, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hymenoptera", "wbc4", "signdigits10s", "grocery_fruit5"])
-def test_the_temperature_spoils_neither_calibration_nor_log_loss(real_photos, tmp_path, name):
+def test_the_temperature_spoils_neither_calibration_nor_log_loss(real_photos, tmp_path, name, record_property):
     bundle = regraft.train(real_photos / name, tmp_path, quiet=True, mode="frozen", report=False)
     metrics = bundle.manifest["metrics"]
-    assert metrics["ece"] <= metrics["uncalibrated"]["ece"] + 0.01
-    assert metrics["log_loss"] <= metrics["uncalibrated"]["log_loss"] + 0.02
+    record_property("temperature", bundle.manifest["temperature"])
+    record_property("ece", [metrics["uncalibrated"]["ece"], metrics["ece"]])
+    record_property("log loss", [metrics["uncalibrated"]["log_loss"], metrics["log_loss"]])
+    assert metrics["ece"] <= metrics["uncalibrated"]["ece"]
+    assert metrics["log_loss"] <= metrics["uncalibrated"]["log_loss"]

@@ -19,6 +19,7 @@ from regraft.show.charts import (
     Chart,
     Line,
     axis,
+    fifth_below,
     interval_bars,
     line_chart,
     percent_axis,
@@ -62,6 +63,7 @@ def is_round(step):
     return round(step / 10 ** math.floor(math.log10(step) + 1e-9), 6) in (1, 2, 5, 10)
 
 
+@settings(deadline=None)
 @given(st.lists(measured, min_size=1, max_size=20), st.booleans())
 def test_an_axis_holds_all_values_between_round_ticks(values, from_zero):
     found = axis("loss", values, from_zero=from_zero)
@@ -77,6 +79,7 @@ def test_an_axis_holds_all_values_between_round_ticks(values, from_zero):
     assert is_round(steps[0])
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 1000), st.floats(0.001, 1000))
 def test_ticks_are_told_apart_by_their_labels(low, growth):
     labels = [label for _, label in axis("loss", [low, low * (1 + growth)]).ticks]
@@ -84,6 +87,7 @@ def test_ticks_are_told_apart_by_their_labels(low, growth):
     assert all(len(label) <= 10 for label in labels)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.booleans())
 def test_equal_values_have_an_axis_too(value, from_zero):
     found = axis("loss", [value, value], from_zero=from_zero)
@@ -92,6 +96,7 @@ def test_equal_values_have_an_axis_too(value, from_zero):
     assert value - 1e-6 <= found.high
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000))
 def test_whole_numbers_begin_with_one_and_stay_whole(last):
     found = whole_axis("epoch", last)
@@ -105,6 +110,7 @@ def test_whole_numbers_begin_with_one_and_stay_whole(last):
     assert len(ticks) <= 13
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-12, 12), min_size=1, max_size=20))
 def test_powers_of_ten_hold_all_values(values):
     found = power_axis("penalty", values)
@@ -123,7 +129,36 @@ def test_per_cent_begin_at_the_low_end_and_end_at_all(low):
     assert found.ticks[0][1] == f"{100 * low:.0f} %"
 
 
-@settings(max_examples=30)
+@settings(deadline=None)
+@given(shares)
+def test_shares_may_begin_at_the_fifth_below_them(share):
+    found = fifth_below(share)
+    assert round(5 * found) in range(5)
+    assert found <= share
+    assert share - found <= 0.2 + 1e-9
+
+
+@pytest.mark.parametrize("top", [2e-4, 0.002, 0.5, 1.0, 40.0])
+def test_ticks_of_an_axis_have_as_many_decimals_as_each_other(top):
+    labels = [label for value, label in axis("rate", [0, top]).ticks if value]
+    assert len({len(label.partition(".")[2]) for label in labels}) == 1
+    assert not any("e" in label for label in labels)
+
+
+def test_larger_dots_are_where_it_is_said():
+    line = Line("", [(0.2, 0.1), (0.9, 1.0)], 1, True, radii=[3.0, 8.5])
+    svg = line_chart("Calibration", [line], percent_axis("says"), percent_axis("is"))
+    assert [float(one.get("r")) for one in parsed(svg).iter("circle")] == [3.0, 8.5]
+
+
+def test_bars_with_names_tell_their_values():
+    svg = interval_bars("Accuracy", [("frozen", 0.9, 0.948, 0.97), ("full", 0.8, 0.9, 0.95)], low=0.8)
+    assert [one.text for one in parsed(svg).iter("text") if one.get("class") == "value"] == ["94.8 %", "90.0 %"]
+    assert "80 %" in texts(svg)
+    assert "60 %" not in texts(svg)
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.lists(st.tuples(measured, measured), min_size=1, max_size=30), min_size=1, max_size=4), st.booleans()
 )
@@ -167,6 +202,7 @@ def test_equal_values_are_a_level_line():
     assert is_inside(svg)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(shares, shares, shares).map(sorted), min_size=1, max_size=8))
 def test_bars_are_inside_and_hold_their_dots(rows):
     svg = interval_bars("Accuracy", [(f"model {i}", *row) for i, row in enumerate(rows)])
@@ -205,7 +241,7 @@ def test_every_text_is_escaped(number):
     assert "<script" not in svg
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff"), max_size=40))
 def test_any_name_makes_a_drawing_that_says_what_it_is(name):
     for svg in charts_of(name):

@@ -340,9 +340,9 @@ def test_training_says_no_name_as_it_is(hostile_folder, toy, regraft_main, tmp_p
 
 def test_a_long_name_is_drawn_at_once(photos):
     path, name = photos / "red" / "red_0.jpg", "A" * 3000
-    began = time.perf_counter()
+    began = time.process_time()
     prediction_grid([(path, name, Prediction(name, 0.5, {}))])
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_a_class_whose_name_is_not_utf_8_is_trained_and_shown(toy, regraft_main, tmp_path):

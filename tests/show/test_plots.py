@@ -7,7 +7,19 @@ from PIL import Image
 from conftest import draw_folder
 from regraft.data.scan import scan
 from regraft.deliver.bundle import Prediction
-from regraft.show.plots import GAP, RIGHT, TILE, WRONG, dataset_grid, photo_grid, prediction_grid, save_picture
+from regraft.show.plots import (
+    GAP,
+    RIGHT,
+    SEAM,
+    TILE,
+    WRONG,
+    dataset_grid,
+    filter_grid,
+    heat_overlay,
+    photo_grid,
+    prediction_grid,
+    save_picture,
+)
 
 
 def colours(picture):
@@ -43,6 +55,28 @@ def test_long_and_odd_names_fit(photos):
     name = "\x1b[2J" + "very long name " * 30 + "\u202e"
     picture = prediction_grid([(path, name, Prediction(name, 0.5, {}))])
     assert picture.width == TILE + 2 * GAP
+
+
+def test_filters_stand_apart_and_each_has_full_contrast():
+    weight = np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
+    pixels = np.asarray(filter_grid(weight, tile=30))
+    assert pixels.shape == (30, 5 * 30 + 4 * SEAM, 4)
+    for number in range(5):
+        start = number * (30 + SEAM)
+        own = pixels[:, start : start + 30]
+        assert (own[..., :3].min(), own[..., :3].max()) == (0, 255)
+        assert (own[..., 3] == 255).all()
+        assert (pixels[:, start + 30 : start + 30 + SEAM, 3] == 0).all()
+
+
+def test_heat_glows_where_it_is_highest_and_the_rest_is_grey():
+    heat = np.zeros((7, 7), np.float32)
+    heat[1, 5], heat[5, 1] = 2, -3
+    pixels = np.asarray(heat_overlay(np.full((70, 70, 3), (30, 160, 90), np.uint8), heat)).astype(int)
+    red, _, blue = pixels[15, 55]
+    assert red > blue + 100
+    cold = pixels[45:, :35].reshape(-1, 3)
+    assert (cold.max(axis=1) == cold.min(axis=1)).all()
 
 
 def test_pictures_are_saved_as_png(tmp_path):

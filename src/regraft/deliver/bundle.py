@@ -8,6 +8,7 @@ README.md           the model card
 """
 
 import json
+import mmap
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from regraft.backbones.engine import Engine, Pooled, Precision, pooled, usable_precision
 from regraft.data.decode import Unreadable, read_bytes, to_rgb
@@ -31,6 +32,7 @@ MANIFEST = "regraft.json"
 FORMAT = 1
 FILES = ("model.onnx", "model.safetensors", "config.json", "README.md")
 
+ELSEWHERE = b"location"  # what each tensor bears whose numbers lie in another file
 Photo = str | Path | bytes | Image.Image | np.ndarray
 
 
@@ -113,13 +115,13 @@ class Bundle:
 
     @cached_property
     def engine(self) -> Engine:
-        """The compiled graph; compiling takes a moment, once."""
-        return Engine(self.folder / "model.onnx", self.precision)
+        """The compiled graph; compiling takes a moment, once. Raises BundleError for one that is none."""
+        return self._compiled(self.precision)
 
     @cached_property
     def quick_engine(self) -> Engine:
         """The compiled graph with all cores for one photo: for the one that nothing else waits beside."""
-        return Engine(self.folder / "model.onnx", self.precision, threads=num_cores())
+        return self._compiled(self.precision, threads=num_cores())
 
     @cached_property
     def pooled(self) -> tuple[Pooled, ...] | None:
@@ -128,16 +130,29 @@ class Bundle:
 
     @cached_property
     def map_engine(self) -> Engine:
-        """The compiled graph, with the maps that its features are pooled from among its outputs, to the last digit."""
+        """The compiled graph in f32, with the maps that its features are pooled from among its outputs.
+
+        In bf16 places would add up to the answer only roughly, and what a covered place costs would drown in rounding.
+        """
         names = dict.fromkeys(part.name for part in self.pooled or ())
-        return Engine(self.folder / "model.onnx", "f32", tuple(names))
+        return self._compiled("f32", tuple(names))
+
+    def _compiled(self, precision: Precision, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
+        path = self.folder / "model.onnx"
+        try:
+            return Engine(path, precision, also, threads)
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(f"{path} is no graph that can be run. Train again or restore a copy.") from error
 
     @cached_property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
-        """weight `(C, D)` and bias `(C,)` float32 of the last layer, as saved."""
-        name = next(iter(self.manifest["heads"]))
-        with safe_open(self.folder / "model.safetensors", framework="np") as file:
-            weight, bias = file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
+        """weight `(C, D)` and bias `(C,)` float32 of the last layer, as saved. Raises BundleError without them."""
+        path, name = self.folder / "model.safetensors", next(iter(self.manifest["heads"]), "")
+        try:
+            with safe_open(path, framework="np") as file:
+                weight, bias = file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
+        except SafetensorError as error:
+            raise BundleError(f"{path} has no head {name[:80]!r}. Train again or restore a copy.") from error
         return weight.reshape(len(weight), -1), bias
 
     def predict(self, photo: Photo) -> Prediction:
@@ -168,7 +183,12 @@ class Bundle:
         return np.asarray(exp / exp.sum(axis=1, keepdims=True))
 
     def to_prediction(self, logits: np.ndarray, novelty: float | None = None) -> Prediction:
-        """Prediction from the logits `(C,)` of one photo."""
+        """Prediction from the logits `(C,)` of one photo. Raises BundleError where they are not one for each class."""
+        if logits.shape != (len(self.classes),):
+            raise BundleError(
+                f"{self.folder} contradicts itself: {len(self.classes)} classes and {logits.size} logits. "
+                "Train again or restore a copy."
+            )
         p = self.probabilities(logits[np.newaxis])[0]
         best, shares = int(p.argmax()), dict(zip(self.classes, map(float, p), strict=True))
         labels = None
@@ -224,6 +244,7 @@ def load(
     bundle = Bundle(folder, _read_manifest(folder), precision, max_error, coverage)
     for name in FILES:
         _verify(folder / name, bundle.manifest["sha256"].get(name))
+    _refuse_other_files(folder / "model.onnx")
     _ = bundle.least_sure, bundle.least_likely
     return bundle
 
@@ -295,3 +316,15 @@ def _verify(path: Path, expected: str | None) -> None:
             f"{path} is damaged: expected sha256 {str(expected)[:12]}..., got {found[:12]}.... "
             "Train again or restore a copy."
         )
+
+
+def _refuse_other_files(graph: Path) -> None:
+    """A graph may keep its numbers in files that it names, anywhere on this machine. Those of regraft never do."""
+    if graph.stat().st_size == 0:
+        return  # what runs it will say so
+    with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(ELSEWHERE) >= 0:
+            raise BundleError(
+                f"{graph} keeps weights in another file. Expected all of them inside, as regraft writes it. "
+                "It may have been made to read what is not its own: do not use it."
+            )

@@ -62,10 +62,10 @@ def _by_covering(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
             rows[max(top, 0)] : rows[min(top + 2, CELLS)], columns[max(left, 0)] : columns[min(left + 2, CELLS)]
         ]
         photo[inside] = image.mean(axis=(0, 1))
-        return np.asarray(bundle.engine(photo[np.newaxis])["logits"])
+        return np.asarray(bundle.map_engine(photo[np.newaxis])["logits"])
 
     with ThreadPoolExecutor(num_cores()) as pool:
-        logits = np.concatenate([bundle.engine(image[np.newaxis])["logits"], *pool.map(covered, corners)])
+        logits = np.concatenate([bundle.map_engine(image[np.newaxis])["logits"], *pool.map(covered, corners)])
     log_p = np.log(np.maximum(bundle.probabilities(logits)[:, label], np.finfo(np.float64).tiny))
     lost = (log_p[0] - log_p[1:]).reshape(CELLS + 1, CELLS + 1)
     return np.asarray((lost[:-1, :-1] + lost[1:, :-1] + lost[:-1, 1:] + lost[1:, 1:]) / 4, np.float32)

@@ -18,7 +18,8 @@ from regraft.ground.config import TrainConfig
 from regraft.ground.errors import BackboneError
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import num_cores
-from regraft.learn.head import Head, Score, solve
+from regraft.learn.head import Head, Score
+from regraft.learn.solved import solve_once
 
 LARGER = 10 / 7  # times the network's own input, such as 320 for 224
 STEP = 32  # pixels that sizes are multiples of
@@ -87,7 +88,7 @@ def search(
 def solved(way: Way, learned: Dataset, folds: np.ndarray, progress: Progress) -> Tried:
     """A way with its head, solved on the photos to learn from, which `folds (N,)` belong to."""
     with progress.step("solve head"):
-        return Tried(way, solve(way.features.of(learned), len(learned.classes), folds))
+        return Tried(way, solve_once(way.features.of(learned), len(learned.classes), folds, progress))
 
 
 def best(tried: list[Tried]) -> Tried:

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 290  # units of the drawing; it takes the width that the page gives it
 LEFT, RIGHT, TOP, BOTTOM = 72, 30, 34, 52  # on small screens letters are larger, to 16 units
 ROW, NAMED_ROW = 34, 50  # height of one interval, without and with a name above it
+FLAT = 1e-12  # difference below which values are equal
 EDGE = 30  # left and right of intervals
 LEGEND = 22  # height of a row of names
 LONGEST = 32  # letters of a name that are shown
@@ -73,7 +74,7 @@ def axis(label: str, values: Sequence[float], unit: str = "", *, from_zero: bool
     """An axis that holds all values, with ticks at round numbers. unit: written after them."""
     low, high = min(values), max(values)
     low = min(0.0, low) if from_zero else low
-    if high <= low:
+    if high - low < FLAT:
         low, high = low - 0.5, high + 0.5
     step = _round_step((high - low) / 4)
     first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)

@@ -63,7 +63,7 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
     ranked = _ranked(evaluation)
     mistakes, unsure = ranked["mistakes"][:NUM_MISTAKES], ranked["unsure"][:NUM_UNSURE]
     chosen, began = [*mistakes, *unsure], time.monotonic()
-    _ = bundle.pooled and bundle.map_engine  # compiled once, before the threads start
+    _ = bundle.map_engine  # compiled once, before the threads start
 
     def card(number: int) -> Row:
         with_heat = bundle.pooled is not None or time.monotonic() - began < COVERING_S
