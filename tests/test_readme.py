@@ -13,7 +13,7 @@ from conftest import draw, draw_folder
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
-MARK = re.compile(r"<!-- bench:(\w+) -->\n(.*?)\n<!-- /bench:\1 -->", re.DOTALL)
+MARK = re.compile(r"<!-- bench:(\w+) -->\n(.*?)\n?<!-- /bench:\1 -->", re.DOTALL)
 LINK = re.compile(r"\]\(([^)]+)\)")
 
 
@@ -48,7 +48,9 @@ def test_python_runs(place):
 
 
 def test_make_knows_the_words_that_documents_use():
-    words = set(re.findall(r"`?make ([a-z]+)", README + (ROOT / "CONTRIBUTING.md").read_text()))
+    words = set(
+        re.findall(r"(?:`|^ {4}|^)make ([a-z]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    )
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert words <= targets
 

@@ -1,6 +1,7 @@
 """The last rungs of a training: gradient descent, its network as a bundle, and whether that beats what is there."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
     train, val = _learned_and_watched(splits, recipe, here.config)
     left_s = here.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
-    job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out / rung.folder, "on_row": here.told.row}
+    on_row = partial(here.told.row, part="last_stages" if rung.in_part else "")
+    job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out / rung.folder, "on_row": on_row}
     return _tuned(network, start, head, recipe, job, here)
 
 

@@ -20,6 +20,7 @@ SUMMARY = {
     "cross_validated": {"value": 0.8},
     "seconds": {"total": 12.5},
 }
+LAST_STAGES = [{n if n == "epoch" else f"last_stages/{n}": value for n, value in row.items()} for row in ROWS]
 FIGURES = {
     "accuracy": 0.75,
     "accuracy_low": 0.6,
@@ -35,8 +36,9 @@ from regraft.ground.trackers import told
 name, out, rows, config, summary = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 with told([name], [], QUIET) as listening:
     listening.start(out, config)
-    for row in rows:
-        listening.row(row)
+    for part in ("last_stages", ""):
+        for row in rows:
+            listening.row(row, part)
     listening.summary = summary
     assert listening.trackers, "it failed"
 """
@@ -73,7 +75,8 @@ def test_tensorboard_shows_each_curve_once_also_of_a_training_that_went_on(tmp_p
     tell("tensorboard", tmp_path / "run")
     read = in_process(TENSORBOARD, tmp_path / "run/tensorboard")
     for name in ("val_loss", "val_accuracy", "seconds"):
-        assert read.pop(name) == [[row["epoch"], pytest.approx(row[name])] for row in ROWS]
+        points = [[row["epoch"], pytest.approx(row[name])] for row in ROWS]
+        assert read.pop(name) == read.pop(f"last_stages/{name}") == points
     assert read == {f"result/{name}": [[0, pytest.approx(value)]] for name, value in FIGURES.items()}
 
 
@@ -123,7 +126,7 @@ def test_weights_and_biases_keeps_an_offline_run_in_the_runs_folder(tmp_path):
     tell("wandb", tmp_path / "run")
     (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
     rows, summary = in_process(WANDB, file)
-    assert [{name: row[name] for name in ROWS[0]} for row in rows] == ROWS
+    assert [{name: row[name] for name in row if not name.startswith("_")} for row in rows] == [*LAST_STAGES, *ROWS]
     assert FIGURES.items() <= summary.items()
 
 
@@ -132,8 +135,8 @@ def test_trackio_stores_curves_and_figures_on_this_machine(tmp_path):
     tell("trackio", tmp_path / "run", TRACKIO_DIR=str(tmp_path / "trackio"))
     with sqlite3.connect(tmp_path / "trackio/regraft.db") as base:
         stored = [json.loads(text) for (text,) in base.execute("select metrics from metrics order by id")]
-    assert stored[:2] == ROWS
-    assert stored[2] == {f"result/{name}": value for name, value in FIGURES.items()}
+    assert stored[:4] == [*LAST_STAGES, *ROWS]
+    assert stored[4] == {f"result/{name}": value for name, value in FIGURES.items()}
 
 
 def test_what_cannot_be_told_is_said_before_anything_begins(monkeypatch):

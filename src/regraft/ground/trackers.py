@@ -35,7 +35,8 @@ class Tracker(Protocol):
     def row(self, row: dict[str, Any]) -> None:
         """An epoch is over. row: its line of history.jsonl; losses in nats, accuracies 0..1, seconds, epochs from 1.
 
-        Where a training goes on, its earlier epochs come first.
+        Where a training goes on, its earlier epochs come first. Mode auto trains twice: figures of its first training,
+        that of the last stages, are named `last_stages/...`, and epochs begin anew with the second.
         """
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -59,9 +60,10 @@ class Told:
         self.started = True
         self._tell(lambda tracker: tracker.start(out, config))
 
-    def row(self, row: dict[str, Any]) -> None:
-        """An epoch is over."""
-        self._tell(lambda tracker: tracker.row(row))
+    def row(self, row: dict[str, Any], part: str = "") -> None:
+        """An epoch is over. part: which of several trainings it belongs to, "" for the last one."""
+        named = {f"{part}/{name}" if part and name != "epoch" else name: value for name, value in row.items()}
+        self._tell(lambda tracker: tracker.row(named))
 
     def __enter__(self) -> "Told":
         return self
@@ -164,10 +166,11 @@ class WandB:
             mode="offline" if config["offline"] else None,
             settings=wandb.Settings(console="off", silent=True),
         )
+        self._run.define_metric("*", step_metric="epoch")  # its own steps may only grow
 
     def row(self, row: dict[str, Any]) -> None:
         """Metrics of a step."""
-        self._run.log(row, step=row["epoch"])
+        self._run.log(row)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The figures, and how the run ended."""
