@@ -142,6 +142,7 @@ def test_the_tutorials_numbers_are_those_of_the_notebook(mode, epochs, unfreeze)
         "head_start": "random",
         "batchnorm": "train",
         "unfreeze": unfreeze,
+        "views": 0,
         "min_crop": 0.08,
         "flip": True,
         "augment": "crop",

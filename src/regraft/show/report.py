@@ -318,11 +318,11 @@ def _filters(bundle: Bundle, before: np.ndarray | None) -> Row | None:
         return None
     wanted = [(after, _unchanged(bundle))]
     if before is not None and before.shape == after.shape and not np.array_equal(before, after):
-        moved = float(np.linalg.norm(after - before) / np.linalg.norm(before))
-        wanted = [
-            (before, "before training"),
-            (after, f"after training; moved by {100 * moved:.2g} % of their length"),
-        ]
+        length = float(np.linalg.norm(before))
+        moved = (
+            f"; moved by {100 * float(np.linalg.norm(after - before)) / length:.2g} % of their length" if length else ""
+        )
+        wanted = [(before, "before training"), (after, f"after training{moved}")]
     pictures = []
     for weight, caption in wanted:
         picture = filter_grid(weight)
