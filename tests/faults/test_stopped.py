@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 GRACE_S = 5.0
 NOTE = "interrupted: the same command goes on from here"
 BOTH = (signal.SIGTERM, signal.SIGINT)
+CACHED = ("trace the backbone", "extract features", "keep features", "solve the head")  # so they need an empty cache
 PHASES = {
     "scan": ("regraft.training.list_photos", 1),
     "trace the backbone": ("regraft.backbones.trace.export", 1),
@@ -52,7 +53,7 @@ def was_stopped(ended, signum: int) -> None:
 def test_stopped_in_any_phase_it_goes_on_to_the_same_model(whole, tmp_path, record_property):
     for number, (phase, (at, call)) in enumerate(PHASES.items()):
         cache, signum = tmp_path / "cache", BOTH[number % 2]
-        if phase not in ("trace the backbone", "extract features", "keep features"):
+        if phase not in CACHED:
             cache = whole.cache
         ended = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, call, signum),), cache=cache).wait()
         assert ended.code != 0, phase
