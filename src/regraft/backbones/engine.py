@@ -222,7 +222,7 @@ def usable_precision(recorded: str) -> Precision:
 
 @cache
 def has_bf16() -> bool:
-    """Whether to compute in bfloat16: natively so, and not forbidden by `REGRAFT_PRECISION=f32`."""
+    """Whether to compute in bfloat16: the processor does so natively, and `REGRAFT_PRECISION` is not f32."""
     return not is_full_precision() and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
