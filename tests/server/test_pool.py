@@ -162,6 +162,18 @@ def test_a_photo_whose_worker_is_killed_is_answered_by_the_next(pool, files):
 
 
 @pytest.mark.slow
+def test_a_photo_is_answered_though_the_killed_worker_seems_alive(bundle, files, monkeypatch):
+    monkeypatch.setattr("regraft.server.pool.IDLE_S", 60.0)
+    with started(bundle.folder) as pool:
+        worker = pool._workers[0]
+        os.kill(worker._process.pid, signal.SIGKILL)
+        os.waitpid(worker._process.pid, 0)  # so does another thread that starts a worker, before it says so
+        assert worker.is_ready
+        assert label(pool, next(iter(files.values()))) == "blue"
+        worker._process._popen.returncode = -signal.SIGKILL  # now it has said so
+
+
+@pytest.mark.slow
 def test_a_photo_that_kills_two_workers_is_given_up(pool, files, monkeypatch):
     killed = []
 

@@ -204,6 +204,7 @@ class _Worker:
         return answer
 
     def end(self) -> None:
+        self._has_begun = False  # is_alive errs while another thread, starting a worker, collects the ended ones
         self._process.kill()
         self._process.join()
         self._pipe.close()
