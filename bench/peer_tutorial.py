@@ -1,6 +1,6 @@
 """The tutorial notebook in plain PyTorch: its transforms, loaders, loop and numbers, on the default backbone.
 
-    python bench/peer_tutorial.py DIR [--mode full] [--epochs 10] [--workers 0]
+    python bench/peer_tutorial.py DIR [--mode full] [--epochs 10] [--workers 0] [--seed 0]
 
 DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last epoch, seconds of each epoch
 with its judging, number of photos learned from, seconds in all.
@@ -28,9 +28,10 @@ def main() -> None:
     parser.add_argument("--mode", choices=["frozen", "full", "scratch"], default="full")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     began = time.perf_counter()
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     train, val = loaders(arguments.folder, arguments.workers)
     model = network.build("tf_efficientnet_lite0", "random" if arguments.mode == "scratch" else None).module
     for parameter in model.parameters():

@@ -15,14 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from record import HERE, fill, machine, where
+from record import HERE, complete, fill, where
 from regimes import SETS, traced, trained
 from regraft.data.scan import scan
 from regraft.data.splits import split
 
+TOOLS = {
+    "regraft --mode frozen": ["regraft", "--mode", "frozen"],
+    "regraft --mode full": ["regraft", "--mode", "full"],
+    "the tutorial, frozen, 20 epochs": ["peer_tutorial.py", "--mode", "frozen"],
+    "the tutorial, all layers, 10 epochs": ["peer_tutorial.py", "--mode", "full"],
+    "timm, train.py's settings": ["peer_timm.py"],
+    "fastai fine_tune(5)": ["peer_fastai.py"],
+}
 RESULT = HERE / "results" / "peers.json"
 
 
@@ -33,51 +40,41 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
-    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
-    done = {(row["set"], row["tool"], row["seed"]) for row in rows}
+    cases = (
+        {"set": name, "seed": seed, "tool": tool}
+        for seed in map(int, arguments.seeds.split(","))
+        for name in arguments.sets.split(",")
+        for tool in TOOLS
+        if arguments.fastai or "fastai" not in tool
+    )
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
-        scratch = Path(folder)
-        graphs = traced(scratch)
-        for seed in map(int, arguments.seeds.split(",")):
-            for name in arguments.sets.split(","):
-                photos = copied(name, seed, scratch / f"{name}{seed}")
-                for tool, measure in contenders(graphs, scratch, arguments.fastai).items():
-                    if (name, tool, seed) not in done:
-                        began = time.perf_counter()
-                        found = measure(photos, seed)
-                        found |= {"tool": tool, "set": name, "seed": seed, "seconds": time.perf_counter() - began}
-                        print(json.dumps(found), file=sys.stderr, flush=True)
-                        rows.append(found)
-                        result = {"command": "python bench/peers.py", **machine(), "rows": rows}
-                        RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    result = json.loads(RESULT.read_text())
+        graphs = traced(Path(folder))
+        result = complete(
+            RESULT,
+            "python bench/peers.py",
+            cases,
+            lambda case: measure(case, graphs, Path(folder), arguments.fastai),
+        )
     fill("peers", table(result))
     print(table(result))
 
 
-def contenders(graphs: Path, scratch: Path, fastai: str | None) -> dict[str, Callable[[Path, int], dict]]:
-    """Tools by name, each a function of photos and seed to at least {"accuracy": 0..1}."""
-
-    def regraft(mode: str) -> Callable[[Path, int], dict]:
-        def train(photos: Path, seed: int) -> dict:
-            answer, _ = trained(photos, ["--mode", mode, "--seed", seed], graphs, scratch)
-            return {"accuracy": answer["accuracy"]["value"]}
-
-        return train
-
-    def script(python: str, name: str) -> Callable[[Path, int], dict]:
-        def train(photos: Path, seed: int) -> dict:
-            command = [python, str(HERE / name), str(photos), "--seed", str(seed)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            return json.loads(done.stdout.splitlines()[-1])
-
-        return train
-
-    found = {f"regraft --mode {mode}": regraft(mode) for mode in ("frozen", "full")}
-    found["timm, train.py's settings"] = script(sys.executable, "peer_timm.py")
-    if fastai:
-        found["fastai fine_tune(5)"] = script(fastai, "peer_fastai.py")
-    return found
+def measure(case: dict, graphs: Path, scratch: Path, fastai: str | None) -> dict:
+    """One tool as a process of its own, and its seconds."""
+    photos = scratch / "{set}{seed}".format_map(case)
+    if not photos.exists():
+        copied(case["set"], case["seed"], photos)
+    began = time.perf_counter()
+    program, *options = TOOLS[case["tool"]]
+    options += ["--seed", str(case["seed"])]
+    if program == "regraft":
+        found = {"accuracy": trained(photos, options, graphs, scratch)[0]["accuracy"]["value"]}
+    else:
+        python = fastai if "fastai" in program else sys.executable
+        done = subprocess.run([python, HERE / program, photos, *options], capture_output=True, text=True, check=True)
+        answer = json.loads(done.stdout.splitlines()[-1])
+        found = {name: answer[name] for name in ("accuracy", "best") if name in answer}
+    return {**found, "seconds": time.perf_counter() - began}
 
 
 def copied(name: str, seed: int, folder: Path) -> Path:

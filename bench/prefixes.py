@@ -12,12 +12,11 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-from record import HERE, fill, machine, where
-from regimes import cell, traced, trained
+from record import HERE, complete, fill, where
+from regimes import cell, judged, traced, trained
 
 SETS = ("wbc4", "signdigits10s", "hymenoptera")
 CONTENDERS = {
@@ -36,42 +35,35 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="other work goes on beside it: its seconds do not count")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    rows = json.loads(arguments.result.read_text())["rows"] if arguments.result.exists() else []
-    done = {(row["set"], row["seed"], row["contender"]) for row in rows}
+    cases = (
+        {"set": name, "seed": seed, "contender": contender}
+        for seed in map(int, arguments.seeds.split(","))
+        for name in arguments.sets.split(",")
+        for contender in CONTENDERS
+    )
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
-        for seed in map(int, arguments.seeds.split(",")):
-            for name in arguments.sets.split(","):
-                for contender in CONTENDERS:
-                    if (name, seed, contender) not in done:
-                        measured = measure(name, seed, contender, graphs, Path(folder))
-                        rows.append({**measured, "busy": arguments.busy})
-                        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-                        result = {"command": "python bench/prefixes.py", **machine(), "rows": rows}
-                        arguments.result.write_text(json.dumps(result, indent=1) + "\n")
-    result = json.loads(arguments.result.read_text())
+        result = complete(
+            arguments.result,
+            "python bench/prefixes.py",
+            cases,
+            lambda case: {**measure(case, graphs, Path(folder)), "busy": arguments.busy},
+        )
     if arguments.result == RESULT:
         fill("prefixes", table(result))
     print(table(result))
 
 
-def measure(name: str, seed: int, contender: str, graphs: Path, scratch: Path) -> dict:
+def measure(case: dict, graphs: Path, scratch: Path) -> dict:
     """One training in a process of its own."""
-    photos = Path(os.environ["REGRAFT_DATA"]) / name
-    options = ["--mode", "full", "--seed", seed, "--no-report", *CONTENDERS[contender]]
+    photos = Path(os.environ["REGRAFT_DATA"]) / case["set"]
+    options = ["--mode", "full", "--seed", case["seed"], "--no-report", *CONTENDERS[case["contender"]]]
     answer, seconds = trained(photos, options, graphs, scratch)
     lines = (scratch / "run" / "photos.jsonl").read_text().splitlines()
     num_train = sum(json.loads(line).get("split") == "train" for line in lines)
-    epoch_s = statistics.median(row["seconds"] for row in answer["history"])
-    a = answer["accuracy"]
     return {
-        "set": name,
-        "seed": seed,
-        "contender": contender,
-        "num_right": round(a["value"] * a["n"]),
-        "n": a["n"],
-        "given": (photos / "train").is_dir(),
-        "photos_per_s": num_train / epoch_s,
+        **judged(answer, photos),
+        "photos_per_s": num_train / statistics.median(row["seconds"] for row in answer["history"]),
         "frozen_stages_s": answer["seconds"].get("run_frozen_stages", 0.0),
         "seconds": round(seconds, 1),
     }

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,20 @@ def where(result: dict[str, Any]) -> str:
     cores = "1 core" if result["cores"] == 1 else f"{result['cores']} cores"
     arithmetic = result.get("instructions")
     return f"{cores}, {result['processor']}" + (f" with {arithmetic}" if arithmetic else "")
+
+
+def complete(path: Path, command: str, cases: Iterable[dict], measure: Callable[[dict], dict]) -> dict[str, Any]:
+    """A result whose rows are these cases: what its file does not hold yet is measured, and written case by case.
+
+    cases: what names a row, like {"set": "wbc4", "seed": 0}.  measure: gives the rest of it.
+    """
+    result = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    for case in cases:
+        if not any(case.items() <= row.items() for row in result["rows"]):
+            result = {"command": command, **machine(), "rows": [*result["rows"], {**case, **measure(case)}]}
+            path.write_text(json.dumps(result, indent=1) + "\n")
+            print(json.dumps(result["rows"][-1]), file=sys.stderr, flush=True)
+    return result
 
 
 def fill(name: str, text: str, folder: Path = HERE.parent) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, fill, machine
+from record import HERE, complete, fill
 from regraft.ground.statistics import accuracy
 
 SETS = ("hymenoptera", "grocery_fruit5", "wbc4", "signdigits10s")
@@ -43,20 +43,23 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="other work goes on beside it: its seconds do not count")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    rows = json.loads(arguments.result.read_text())["rows"] if arguments.result.exists() else []
-    done = {(row["set"], row["regime"], row["seed"]) for row in rows}
+    cases = (
+        {"set": name, "regime": regime, "seed": seed}
+        for seed in map(int, arguments.seeds.split(","))
+        for regime in arguments.regimes.split(",")
+        for name in arguments.sets.split(",")
+    )
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
-        for seed in map(int, arguments.seeds.split(",")):
-            for regime in arguments.regimes.split(","):
-                for name in arguments.sets.split(","):
-                    if (name, regime, seed) not in done:
-                        rows.append({**measure(name, regime, seed, graphs, Path(folder)), "busy": arguments.busy})
-                        result = {"command": "python bench/regimes.py", **machine(), "rows": rows}
-                        arguments.result.write_text(json.dumps(result, indent=1) + "\n")
+        result = complete(
+            arguments.result,
+            "python bench/regimes.py",
+            cases,
+            lambda case: {**measure(case, graphs, Path(folder)), "busy": arguments.busy},
+        )
     if arguments.result == RESULT:
-        fill("regimes", table(rows))
-    print(table(rows))
+        fill("regimes", table(result["rows"]))
+    print(table(result["rows"]))
 
 
 def traced(folder: Path) -> Path:
@@ -67,15 +70,17 @@ def traced(folder: Path) -> Path:
     return folder / "graphs"
 
 
-def measure(name: str, regime: str, seed: int, graphs: Path, scratch: Path) -> dict:
+def measure(case: dict, graphs: Path, scratch: Path) -> dict:
     """One run in a process of its own."""
-    photos = Path(os.environ["REGRAFT_DATA"]) / name
-    answer, seconds = trained(photos, [*REGIMES[regime], "--seed", seed], graphs, scratch)
+    photos = Path(os.environ["REGRAFT_DATA"]) / case["set"]
+    answer, seconds = trained(photos, [*REGIMES[case["regime"]], "--seed", case["seed"]], graphs, scratch)
+    return {**judged(answer, photos), "seconds": round(seconds, 1)}
+
+
+def judged(answer: dict, photos: Path) -> dict:
+    """How many photos were right, of how many, and whether the set has splits of its own."""
     a = answer["accuracy"]
-    row = {"set": name, "regime": regime, "seed": seed, "num_right": round(a["value"] * a["n"]), "n": a["n"]}
-    row |= {"given": (photos / "train").is_dir(), "seconds": round(seconds, 1)}
-    print(json.dumps(row), file=sys.stderr, flush=True)
-    return row
+    return {"num_right": round(a["value"] * a["n"]), "n": a["n"], "given": (photos / "train").is_dir()}
 
 
 def trained(photos: Path, options: list, graphs: Path, scratch: Path) -> tuple[dict, float]:
