@@ -38,6 +38,7 @@ ROOMS = (
     "machine",
     "hub",
     "api",
+    "options",
     "cli",
 )
 TORCH_MODULES = {
