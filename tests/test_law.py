@@ -38,6 +38,7 @@ ROOMS = (
     "machine",
     "hub",
     "api",
+    "options",
     "cli",
 )
 TORCH_MODULES = {
@@ -46,7 +47,7 @@ TORCH_MODULES = {
         for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
     ),
     "backbones.program",
-    *(f"learn.{name}" for name in ("batches", "batchnorm", "checkpoint", "loop", "prefixes", "finetune")),
+    *(f"learn.{name}" for name in ("batches", "batchnorm", "bf16", "checkpoint", "loop", "prefixes", "finetune")),
 }
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
 

@@ -6,8 +6,7 @@ Commands import what they need when they run, so that `regraft --help` answers a
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -16,10 +15,8 @@ from regraft import __version__
 from regraft.ground import signals
 from regraft.ground.errors import RegraftError
 from regraft.ground.progress import Progress, printable
-from regraft.learn.recipe import recipe_fields
+from regraft.options import with_coverage, with_json, with_promises, with_training_options
 from regraft.show import terminal
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main() -> NoReturn:
@@ -70,10 +67,6 @@ def cli(debug: bool) -> None:
     """
 
 
-def _with_json(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")(command)
-
-
 @cli.command()
 @click.option("--out", default="regraft-demo", show_default=True, help="Folder for photos, pictures and the model.")
 @click.option(
@@ -83,7 +76,7 @@ def _with_json(command: Command) -> Command:
     show_default=True,
     help="Photos that regraft draws itself, or the tutorial's ants and bees, fetched once.",
 )
-@_with_json
+@with_json
 def demo(out: str, data: str, as_json: bool) -> None:
     """The main job on photos that need no download: draw, look, train, predict.
 
@@ -122,7 +115,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
 @click.option("--offline", is_flag=True, help="Never download anything.")
-@_with_json
+@with_json
 def scan(
     folder: str,
     out: str | None,
@@ -169,101 +162,6 @@ def scan(
         _fail(f"error: {len(found.dataset.quarantine)} files cannot be used; --strict refuses that.", 1)
 
 
-def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """`90`, `90s`, `3m` or `1h` in seconds."""
-    if text is None:
-        return None
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-    try:
-        seconds = float(number) * unit
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise click.BadParameter(f"{text!r} is no time. Expected one like 90s, 10m or 1h.")
-    return seconds
-
-
-def _part(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """`2%` or `0.02` as a share, between 0 and 1."""
-    if text is None:
-        return None
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise click.BadParameter(f"{text!r} is no share between 0 and 1. Expected one like 2% or 0.02.")
-    return share
-
-
-_PROMISES = (
-    click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Arithmetic.  [default: as trained]"),
-    click.option("--max-error", callback=_part, metavar="SHARE",
-                 help="Say 'unsure' so often that no more than so many of the other answers are wrong, such as 2%."),
-)  # fmt: skip
-
-
-def _with_coverage(command: Command) -> Command:
-    text = "Name as many classes as it takes for the right one to be among them so often, such as 95%."
-    return click.option("--coverage", callback=_part, metavar="SHARE", help=text)(command)
-
-
-def _with_promises(command: Command) -> Command:
-    """Options of what answers through a bundle."""
-    for option in reversed(_PROMISES):
-        command = option(command)
-    return command
-
-
-_TRAINING = (
-    click.option("--recipe", type=click.Choice(["regraft", "tutorial"]), default="regraft", show_default=True,
-                 help="How gradients are followed: decided from the data, or as PyTorch's tutorial does."),
-    click.option("--time", "time_s", callback=_seconds, help="Longest time, such as 90s or 3m.  [auto: 10m]"),
-    click.option("--search/--no-search", default=None,
-                 help="Also try a larger input and all levels of the frozen network.  [auto: yes]"),
-    click.option("--backbone", default="tf_efficientnet_lite0", show_default=True,
-                 help="Network; see `regraft backbones`."),
-    click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'."),
-    click.option("--out", help="Folder for the run.  [default: in runs/]"),
-    click.option("--seed", default=0, show_default=True, help="Decides the split and everything random."),
-    click.option("--val-fraction", default=0.2, show_default=True,
-                 help="Share of each class to judge on, where the folder has no val or test."),
-    click.option("--num-folds", default=5, show_default=True, help="Folds of every cross-validation."),
-    click.option("--group-by", metavar="PATTERN",
-                 help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
-    click.option("--also", multiple=True, metavar="DIR", help="A further folder of photos; may be given again."),
-    click.option("--relabel", multiple=True, metavar="FILE",
-                 help="A CSV or JSON-lines list of path and label: labels put right; may be given again."),
-    click.option("--drop", help="Kinds of findings of `regraft scan` to leave out, separated by commas, or 'all'."),
-    click.option("--strict", is_flag=True, help="Refuse when a file cannot be used, instead of leaving it out."),
-    click.option("--report/--no-report", default=True, help="Also write report.html.  [default: yes]"),
-    click.option("--track", multiple=True, type=click.Choice(["tensorboard", "mlflow", "wandb", "trackio"]),
-                 help="Also tell a tracker of every epoch; may be given again."),
-    click.option("--workers", default=-1, help="Processes that augment photos.  [default: decided]"),
-    click.option("--offline", is_flag=True, help="Never download anything."),
-    click.option("--quiet", is_flag=True, help="No progress."),
-)  # fmt: skip
-
-
-def _with_training_options(command: Command) -> Command:
-    """Options of `train` and `compare`; those of the recipe are made from its fields."""
-    for option in (*reversed(_recipe_options()), *reversed(_TRAINING)):
-        command = option(command)
-    return command
-
-
-def _recipe_options() -> list[Callable[[Command], Command]]:
-    made = []
-    for name, kind, text in recipe_fields():
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            made.append(click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text))
-        else:
-            made.append(click.option(flag, type=click.Choice(kind) if isinstance(kind, tuple) else kind, help=text))
-    return made
-
-
 @cli.command()
 @click.argument("folder", metavar="DIR")
 @click.option(
@@ -276,8 +174,8 @@ def _recipe_options() -> list[Callable[[Command], Command]]:
 @click.option("--from", "start", metavar="BUNDLE", help="Begin with the weights of a bundle.")
 @click.option("--restart", is_flag=True, help="Begin anew where an unfinished training lies in OUT.")
 @click.option("--force", is_flag=True, help="Continue an unfinished training with other settings.")
-@_with_training_options
-@_with_json
+@with_training_options
+@with_json
 def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Train on a folder of photos; the model is in OUT/bundle.
 
@@ -318,7 +216,7 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
 @click.argument("run")
 @click.argument("folder", metavar="DIR")
 @click.option("--out", help="Folder for the new run.  [default: RUN itself]")
-@_with_json
+@with_json
 def add(run: str, folder: str, out: str | None, as_json: bool) -> None:
     """Grow a model by the photos in DIR: more of its classes, or new ones. Only they go through the backbone.
 
@@ -337,7 +235,7 @@ def add(run: str, folder: str, out: str | None, as_json: bool) -> None:
 @click.argument("run")
 @click.argument("file", metavar="LIST")
 @click.option("--out", help="Folder for the new run.  [default: RUN itself]")
-@_with_json
+@with_json
 def relabel(run: str, file: str, out: str | None, as_json: bool) -> None:
     """Train the model of RUN again with labels put right, in seconds.
 
@@ -369,8 +267,8 @@ def _print_grown(grown: Any, as_json: bool) -> None:
 @click.argument("folder", metavar="DIR")
 @click.option("--modes", default="frozen,full,scratch", show_default=True, help="Which, separated by commas.")
 @click.option("--backbones", default="", help="Several networks, separated by commas, each in every mode.")
-@_with_training_options
-@_with_json
+@with_training_options
+@with_json
 def compare(
     folder: str, out: str | None, modes: str, backbones: str, quiet: bool, as_json: bool, **settings: Any
 ) -> None:
@@ -403,9 +301,9 @@ def compare(
 @cli.command()
 @click.argument("bundle")
 @click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
-@_with_promises
-@_with_coverage
-@_with_json
+@with_promises
+@with_coverage
+@with_json
 def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
@@ -438,8 +336,8 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
 @cli.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
-@_with_promises
-@_with_json
+@with_promises
+@with_json
 def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
 
@@ -462,8 +360,8 @@ def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
 @click.argument("bundle")
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--out", help="The HTML file.  [default: report.html beside the bundle]")
-@_with_promises
-@_with_json
+@with_promises
+@with_json
 def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **promises: Any) -> None:
     """Everything to look at in one HTML file: accuracy, confusions and their photos, heat maps, curves, calibration.
 
@@ -490,7 +388,7 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
 @click.option("--out", required=True, help="The model's file; a program that feeds it gets the same name with .py.")
 @click.option("--photos", metavar="DIR", help="Photos to prove it on.  [default: those kept for judging]")
 @click.option("--int8", is_flag=True, help="In whole numbers of eight bits: smaller and faster, nearly the same.")
-@_with_json
+@with_json
 def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_json: bool) -> None:
     """A model for another runtime, which proves first that it says what the bundle says.
 
@@ -523,8 +421,8 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name it may be called by.")
 @click.option("--token", envvar="REGRAFT_TOKEN", help="What requests have to bear; better in REGRAFT_TOKEN.")
 @click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
-@_with_promises
-@_with_coverage
+@with_promises
+@with_coverage
 def serve(
     bundle: str, host: str, port: int, hosts: tuple[str, ...], token: str | None, workers: int, **promises: Any
 ) -> None:
@@ -556,7 +454,7 @@ def serve(
 @cli.command()
 @click.argument("pattern", default="")
 @click.option("--rank", metavar="DIR", help="Try every network on this machine on the photos in DIR.")
-@_with_json
+@with_json
 def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
     """Networks that can be used, and whether their weights are on this machine.
 
@@ -596,7 +494,7 @@ def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@_with_json
+@with_json
 def doctor(as_json: bool) -> None:
     """What this machine has for regraft: versions, processor, memory, cache, weights. Exit 1 where something is wrong.
 
@@ -635,7 +533,7 @@ def _rank(folder: str, as_json: bool) -> None:
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="Let everyone see it.  [default: its owner alone]")
 @click.option("--revision", metavar="BRANCH", help="Branch, made where it is missing.  [default: the main one]")
-@_with_json
+@with_json
 def push(bundle: str, repository: str, public: bool, revision: str | None, as_json: bool) -> None:
     """Upload a model to the Hugging Face Hub, in one commit, with its card.
 
@@ -658,7 +556,7 @@ def push(bundle: str, repository: str, public: bool, revision: str | None, as_js
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--out", metavar="DIR", help="Folder for the model.  [default: NAME]")
 @click.option("--revision", help="Branch, tag or commit.  [default: the main branch]")
-@_with_json
+@with_json
 def pull(repository: str, out: str | None, revision: str | None, as_json: bool) -> None:
     """Download a model that `regraft push` has uploaded; it is verified, or not there.
 

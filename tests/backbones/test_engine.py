@@ -70,7 +70,7 @@ def test_a_graph_may_come_as_bytes(backbone, images, alone):
 
 
 def test_the_engine_knows_its_input(engine):
-    assert (engine.height, engine.width, engine.precision, engine.batch_size) == (224, 224, "f32", 1)
+    assert (engine.height, engine.width, engine.precision) == (224, 224, "f32")
 
 
 def test_images_that_are_not_contiguous_are_read_right(engine, images, alone):

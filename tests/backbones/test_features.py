@@ -226,17 +226,23 @@ def test_torch_and_openvino_agree(backbone, dataset, empty_cache, request):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_any_batch_size_gives_each_photo_its_row(dataset, empty_cache, backbone, batch_size):
+def test_any_batch_size_gives_each_photo_its_row(dataset, empty_cache, backbone, batch_size, monkeypatch):
+    monkeypatch.setattr("regraft.backbones.features.FEWEST", 1)
+    monkeypatch.setattr("regraft.backbones.features.num_cores", lambda: 1)
+    sizes = []
+
     class Means:
         """Features that say which photo they come from."""
 
         def __call__(self, images):
+            sizes.append(len(images))
             return {"features": images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)}
 
     Means.batch_size = batch_size
     store = RowStore("features", "batches")
     rows, failures = feature_rows(store, dataset, backbone.preprocessing, Means)
     assert failures == {}
+    assert max(sizes) == min(batch_size, len(dataset))
     for path, content in zip(dataset.paths, dataset.hashes, strict=True):
         image = photo_to_input((dataset.root / path).read_bytes(), backbone.preprocessing)
         assert np.allclose(rows[content], image.reshape(-1, 3).mean(axis=0), rtol=1e-5)

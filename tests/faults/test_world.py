@@ -23,6 +23,7 @@ VARIANTS = {
     "average, best epoch": ("--ema", 0.9, "--keep", "best", "--class-weights"),
     "one photo more than a batch": ("--batch-size", 11),
     "all in one": ("--batch-size", 64, "--microbatch-size", 64),
+    "views": ("--unfreeze", 1, "--views", 2),
 }
 
 

@@ -24,7 +24,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 
 class AnyEngine(Protocol):
-    """What runs a graph. batch_size: how many photos one call should bring."""
+    """What runs a graph. batch_size: how many photos one call had better bring."""
 
     batch_size: int
 
@@ -40,7 +40,7 @@ class Engine:
     that is to be an output.  threads: cores that one photo is given; as many photos as there is room for run at once.
     """
 
-    batch_size = 1
+    batch_size = 8  # they run one by one, but while decoding has to wait, code and weights stay in the cache
 
     def __init__(
         self, graph: Path | bytes, precision: Precision = "f32", also: Sequence[str] = (), threads: int = 1

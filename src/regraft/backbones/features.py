@@ -18,6 +18,9 @@ from regraft.data.store import RowStore, RowTable, look_up_or_compute
 from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.ground.files import sha256_json
 from regraft.ground.progress import QUIET, Progress
+from regraft.ground.runtime import num_cores
+
+FEWEST = 4  # batches for each core, so that all have work until the end
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def _compute(
     dataset: Dataset, new: list[int], preprocessing: Preprocessing, engine: AnyEngine, advance: Callable[[int], None]
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     """`(content hash, feature row or reason)`. Worker threads decode a batch and run it: the two overlap."""
-    batches = [new[start : start + engine.batch_size] for start in range(0, len(new), engine.batch_size)]
+    size = min(engine.batch_size, max(1, len(new) // (FEWEST * num_cores())))
+    batches = [new[start : start + size] for start in range(0, len(new), size)]
 
     def run(number: int) -> list[tuple[str, np.ndarray | str]]:
         outcomes = {i: _decoded(dataset, i, preprocessing) for i in batches[number]}

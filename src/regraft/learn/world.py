@@ -45,8 +45,11 @@ class World:
         """bf16 arithmetic where the device has it, else float32."""
         import torch
 
-        in_bf16 = torch.cuda.is_bf16_supported() if self.is_gpu else has_bf16()
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16) if in_bf16 else nullcontext()
+        if self.is_gpu:
+            return torch.autocast("cuda", torch.bfloat16) if torch.cuda.is_bf16_supported() else nullcontext()
+        from regraft.learn.bf16 import bf16_on_cpu
+
+        return bf16_on_cpu() if has_bf16() else nullcontext()
 
     def total(self, values: Iterable[float]) -> list[float]:
         """Sums over all processes, in float64."""

@@ -1,0 +1,91 @@
+"""The recipe study: fine-tuning all layers as `regraft` decides it, and with one decision changed at a time.
+
+    python bench/recipes.py [--sets wbc4,signdigits10s] [--variants decided/crops] [--seeds 0,1,2]
+
+Takes sets from REGRAFT_DATA. Each run is a process of its own that finds the backbone's graph in the cache. Measures
+what bench/results/recipes.json does not hold yet, so it can be done in pieces, and prints a table: right of all judged
+photos, which other work on the machine does not change.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from record import HERE, complete, where
+from regimes import SETS, judged, traced, trained
+
+VARIANTS = {
+    "decided": [],
+    "solved, train": ["--head-start", "solved"],
+    "solved, eval": ["--head-start", "solved", "--batchnorm", "eval", "--learning-rate", 3e-4],
+    "eval": ["--batchnorm", "eval"],
+    "crops": ["--augment", "crop"],
+    "fast": ["--learning-rate", 1e-3],
+    "slow": ["--learning-rate", 2e-4],
+}
+NAMES = {
+    "decided": "as decided: near-zero head, BatchNorm in train, changed colours, rate by the frozen error",
+    "solved, train": "solved head",
+    "solved, eval": "solved head, BatchNorm in eval, rate 3e-4",
+    "eval": "BatchNorm in eval",
+    "crops": "crops alone, no changed colours",
+    "fast": "rate 1e-3 whatever the error",
+    "slow": "rate 2e-4 whatever the error",
+}
+
+
+def main() -> None:
+    """Measure what is missing, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--variants", default="/".join(VARIANTS), help="separated by /")
+    parser.add_argument("--seeds", default="0,1,2")
+    arguments = parser.parse_args()
+    cases = (
+        {"set": name, "seed": seed, "variant": variant}
+        for seed in map(int, arguments.seeds.split(","))
+        for variant in arguments.variants.split("/")
+        for name in arguments.sets.split(",")
+    )
+    with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
+        graphs = traced(Path(folder))
+        result = complete(
+            HERE / "results" / "recipes.json",
+            "python bench/recipes.py",
+            cases,
+            lambda case: measure(case, graphs, Path(folder)),
+        )
+    print(table(result))
+
+
+def measure(case: dict, graphs: Path, scratch: Path) -> dict:
+    """One training in a process of its own."""
+    photos = Path(os.environ["REGRAFT_DATA"]) / case["set"]
+    options = ["--mode", "full", "--seed", case["seed"], "--no-report", *VARIANTS[case["variant"]]]
+    answer, _ = trained(photos, options, graphs, scratch)
+    return {**judged(answer, photos), "val_loss": answer["history"][-1]["val_loss"]}
+
+
+def table(result: dict) -> str:
+    """A line for each variant: right of all judged photos of each set, over the seeds."""
+    rows = result["rows"]
+    sets = [name for name in SETS if any(row["set"] == name for row in rows)]
+    lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
+    for variant in VARIANTS:
+        cells = [cell([r for r in rows if r["set"] == name and r["variant"] == variant]) for name in sets]
+        if any(cells):
+            lines.append(f"| {NAMES[variant]} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{where(result)}; `{result['command']}`."])
+
+
+def cell(rows: list[dict]) -> str:
+    """`109/120 (36, 37, 36)`: right of all, and of each seed."""
+    if not rows:
+        return ""
+    each = ", ".join(str(row["num_right"]) for row in sorted(rows, key=lambda row: row["seed"]))
+    return f"{sum(row['num_right'] for row in rows)}/{sum(row['n'] for row in rows)} ({each})"
+
+
+if __name__ == "__main__":
+    main()
