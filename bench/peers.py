@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, complete, fill, where
+from record import HERE, cases, complete, fill, where
 from regimes import SETS, traced, trained
 from regraft.data.scan import scan
 from regraft.data.splits import split
@@ -49,19 +49,14 @@ def main() -> None:
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
-    cases = (
-        {"set": name, "seed": seed, "tool": tool}
-        for seed in map(int, arguments.seeds.split(","))
-        for name in arguments.sets.split(",")
-        for tool in arguments.tools.split(",")
-        if arguments.fastai or "fastai" not in tool
-    )
+    seeds = map(int, arguments.seeds.split(","))
+    tools = [tool for tool in arguments.tools.split(",") if arguments.fastai or tool != "fastai"]
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
         result = complete(
             RESULT,
             "python bench/peers.py",
-            cases,
+            cases(seed=seeds, set=arguments.sets.split(","), tool=tools),
             lambda case: measure(case, graphs, Path(folder), arguments.fastai),
         )
     fill("peers", table(result))

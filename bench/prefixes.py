@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from record import HERE, complete, fill, where
+from record import HERE, cases, complete, fill, where
 from regimes import cell, judged, traced, trained
 
 SETS = ("wbc4", "signdigits10s", "hymenoptera")
@@ -35,18 +35,13 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="other work goes on beside it: its seconds do not count")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    cases = (
-        {"set": name, "seed": seed, "contender": contender}
-        for seed in map(int, arguments.seeds.split(","))
-        for name in arguments.sets.split(",")
-        for contender in CONTENDERS
-    )
+    seeds = map(int, arguments.seeds.split(","))
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
         result = complete(
             arguments.result,
             "python bench/prefixes.py",
-            cases,
+            cases(seed=seeds, set=arguments.sets.split(","), contender=CONTENDERS),
             lambda case: {**measure(case, graphs, Path(folder)), "busy": arguments.busy},
         )
     if arguments.result == RESULT:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from record import HERE, complete, where
+from record import HERE, cases, complete, where
 from regimes import SETS, judged, traced, trained
 
 VARIANTS = {
@@ -42,18 +42,13 @@ def main() -> None:
     parser.add_argument("--variants", default="/".join(VARIANTS), help="separated by /")
     parser.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
-    cases = (
-        {"set": name, "seed": seed, "variant": variant}
-        for seed in map(int, arguments.seeds.split(","))
-        for variant in arguments.variants.split("/")
-        for name in arguments.sets.split(",")
-    )
+    seeds, variants = map(int, arguments.seeds.split(",")), arguments.variants.split("/")
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
         result = complete(
             HERE / "results" / "recipes.json",
             "python bench/recipes.py",
-            cases,
+            cases(seed=seeds, variant=variants, set=arguments.sets.split(",")),
             lambda case: measure(case, graphs, Path(folder)),
         )
     print(table(result))

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,18 @@ def where(result: dict[str, Any]) -> str:
     return f"{cores}, {result['processor']}" + (f" with {arithmetic}" if arithmetic else "")
 
 
-def complete(path: Path, command: str, cases: Iterable[dict], measure: Callable[[dict], dict]) -> dict[str, Any]:
-    """A result whose rows are these cases: what its file does not hold yet is measured, and written case by case.
+def cases(**values: Iterable) -> Iterator[dict[str, Any]]:
+    """Every choice of one value for each name; the last name changes first."""
+    return (dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
-    cases: what names a row, like {"set": "wbc4", "seed": 0}.  measure: gives the rest of it.
+
+def complete(path: Path, command: str, wanted: Iterable[dict], measure: Callable[[dict], dict]) -> dict[str, Any]:
+    """A result whose rows are the cases wanted: what its file does not hold yet is measured, and written case by case.
+
+    wanted: what names each row, like {"set": "wbc4", "seed": 0}.  measure: gives the rest of it.
     """
     result = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    for case in cases:
+    for case in wanted:
         if not any(case.items() <= row.items() for row in result["rows"]):
             result = {"command": command, **machine(), "rows": [*result["rows"], {**case, **measure(case)}]}
             path.write_text(json.dumps(result, indent=1) + "\n")

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, complete, fill
+from record import HERE, cases, complete, fill
 from regraft.ground.statistics import accuracy
 
 SETS = ("hymenoptera", "grocery_fruit5", "wbc4", "signdigits10s")
@@ -43,18 +43,13 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="other work goes on beside it: its seconds do not count")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    cases = (
-        {"set": name, "regime": regime, "seed": seed}
-        for seed in map(int, arguments.seeds.split(","))
-        for regime in arguments.regimes.split(",")
-        for name in arguments.sets.split(",")
-    )
+    seeds, regimes = map(int, arguments.seeds.split(",")), arguments.regimes.split(",")
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
         result = complete(
             arguments.result,
             "python bench/regimes.py",
-            cases,
+            cases(seed=seeds, regime=regimes, set=arguments.sets.split(",")),
             lambda case: {**measure(case, graphs, Path(folder)), "busy": arguments.busy},
         )
     if arguments.result == RESULT:
