@@ -41,6 +41,13 @@ def test_nothing_is_exact_where_nothing_learns():
     assert not torch.equal(found, layer(images).to(torch.bfloat16))
 
 
+def test_a_layer_may_name_its_arguments():
+    layer, images = drawn(stride=2)
+    with bf16_on_cpu():
+        found = torch.conv2d(input=images, weight=layer.weight, bias=layer.bias, stride=2, padding=1, groups=8)
+    assert found.dtype == torch.bfloat16
+
+
 def test_afterwards_arithmetic_is_as_before():
     layer, images = drawn(kernel=5)
     expected = layer(images)

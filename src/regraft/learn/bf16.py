@@ -29,7 +29,7 @@ class _Selective(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d and torch.is_grad_enabled() and _is_slow(*args, **kwargs):
+        if func is torch.conv2d and args and torch.is_grad_enabled() and _is_slow(*args, **kwargs):
             images, *others = args
             with torch.autocast("cpu", enabled=False):
                 return func(images.float(), *others, **kwargs).to(torch.bfloat16)
