@@ -10,6 +10,8 @@ Names are loaded when they are first used, so that importing regraft costs nothi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from regraft.ground.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from regraft.api import Comparison, compare, demo, side_by_side, train
     from regraft.backbones.features import Features, extract
@@ -75,7 +77,6 @@ _HOMES = {
     "train": "api",
 }
 
-__version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Bundle",

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from regraft import __version__
 from regraft.ground import signals
 from regraft.ground.errors import RegraftError
 from regraft.ground.progress import Progress, printable
+from regraft.ground.version import __version__
 from regraft.options import with_coverage, with_json, with_promises, with_training_options
 from regraft.show import terminal
 

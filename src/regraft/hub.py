@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from regraft import __version__
 from regraft.deliver.bundle import FILES, MANIFEST, Bundle, load
 from regraft.ground.errors import BundleError, HubError, MissingExtra, OutputError, RegraftError
 from regraft.ground.files import published, remove
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import is_offline
+from regraft.ground.version import __version__
 
 HUB = "https://huggingface.co"
 PUSHED = (MANIFEST, *FILES)

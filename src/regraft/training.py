@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from regraft import doctor
 from regraft.backbones.features import Features, extract, fill
 from regraft.backbones.graph import Backbone, configured
 from regraft.data.findings import Finding
@@ -22,6 +21,7 @@ from regraft.data.join import joined, relabelled
 from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import grouped, split
 from regraft.deliver.bundle import load
+from regraft.doctor import chosen_kinds, counted, glance, treated
 from regraft.frozen import frozen_model, solve_head
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError
@@ -56,7 +56,7 @@ def train_run(
     """
     out, config = place(Path(folder), out), config.located()
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
-    doctor.chosen_kinds(config.drop)
+    chosen_kinds(config.drop)
     with told(config.track, trackers, progress) as listening:
         run = _train(Path(folder), out, config, progress, listening)
         listening.summary = run.summary
@@ -114,7 +114,7 @@ def _prepare(here: Here) -> Start:
     if backbone is not None and (config.is_solved or config.drop):
         dataset, features = _features(backbone, dataset, here)
     if config.drop:
-        dataset = _main_first(here, lambda: doctor.treated(dataset, features, config, progress))
+        dataset = _main_first(here, lambda: treated(dataset, features, config, progress))
     if config.strict and dataset.quarantine:
         first = dataset.quarantine[0]
         raise DataError(
@@ -198,9 +198,9 @@ def _climbed(start: Start, head: Head | None, best: Outcome | None, rung: Rung, 
 
 def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, ...]:
     """What the doctor sees, unless it has been seen to."""
-    seen = () if here.config.drop else doctor.glance(material.dataset, material.splits.train, head)
+    seen = () if here.config.drop else glance(material.dataset, material.splits.train, head)
     if seen:
-        what = doctor.counted(seen)
+        what = counted(seen)
         here.progress.say(f"doctor: {what}; look at them with: regraft scan {here.photos} --out findings")
     return seen
 

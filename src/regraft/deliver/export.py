@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regraft import __version__
 from regraft.backbones.engine import read, save
 from regraft.deliver.bundle import Bundle
 from regraft.ground.errors import MissingExtra
+from regraft.ground.version import __version__
 
 try:
     import numpy as np

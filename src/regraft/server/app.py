@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from regraft import __version__
+from regraft.ground.version import __version__
 from regraft.server.intake import Buffered, photos_of
 from regraft.server.limits import Limits
 from regraft.server.openapi import document

@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from regraft import __version__
 from regraft.ground.files import write_atomic
 from regraft.ground.progress import printable
+from regraft.ground.version import __version__
 
 
 def render(template: str, **context: Any) -> str:
