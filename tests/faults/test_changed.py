@@ -34,7 +34,7 @@ NEED_FORCE = {
     "schedule": ("--schedule", "constant"),
     "warmup": ("--warmup", 0.5),
     "clip": ("--clip", 1),
-    "batchnorm": ("--batchnorm", "eval"),
+    "batchnorm": ("--batchnorm", "train"),
     "min_crop": ("--min-crop", 0.9),
     "flip": ("--no-flip",),
     "augment": ("--augment", "trivial"),
@@ -46,7 +46,7 @@ FORCED = ("epochs", "learning_rate", "layer_decay", "schedule", "batchnorm", "mi
 REFUSED = {
     "batch_size": ("--batch-size", 6),
     "optimizer": ("--optimizer", "sgd"),
-    "head_start": ("--head-start", "solved"),
+    "head_start": ("--head-start", "zero"),
     "unfreeze": ("--unfreeze", 1),
     "views": ("--unfreeze", 1, "--views", 2),
     "ema": ("--ema", 0.5),

@@ -116,11 +116,15 @@ def test_what_the_user_fixes_is_all_that_changes(name, mode):
         choose(name, decided, mode, {"epochs": 0})
 
 
-def test_the_backbone_moves_the_faster_the_less_it_knows():
-    rates = [decide("full", 100, error / 100).learning_rate for error in range(101)]
-    assert rates == sorted(rates)
-    assert 0 < rates[0] < rates[-1] == decide("full", 100, None).learning_rate
-    assert len({decide("full", 100, error).head_learning_rate for error in (0.0, 0.5, 1.0)}) == 1
+def test_a_network_that_knows_the_photos_begins_from_its_solved_head_and_moves_slowly():
+    for error in (0.0, 0.05, 0.1):
+        near = decide("full", 100, error)
+        assert (near.head_start, near.batchnorm) == ("solved", "eval")
+    for error in (0.25, 0.7, None):
+        far = decide("full", 100, error)
+        assert (far.head_start, far.batchnorm) == ("zero", "train"), "statistics that move spoil a solved head"
+        assert far.learning_rate > 2 * near.learning_rate
+    assert decide("scratch", 100, 0.0) == decide("scratch", 100), "random weights know nothing"
 
 
 @pytest.mark.parametrize(("mode", "epochs", "unfreeze"), [("full", 10, 0), ("frozen", 20, -1), ("scratch", 20, 0)])

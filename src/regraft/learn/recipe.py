@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from regraft.ground.errors import ConfigError, nearest
 
 MIN_STEPS = 50  # fewer teach a small set too little
-FASTEST = 1e-3  # rate of a backbone that has to learn much
-SLOWEST_SHARE = 0.2  # of it, for one that knows nearly all
-RATE_PER_ERROR = 4.0  # share of it for each unit of the frozen model's error
+FAST = 1e-3  # rate of a backbone that has to learn much
+GENTLE = 3e-4  # of one that knows nearly all; twice that loses it
+KNOWN = 0.15  # error of a frozen model below which that is so
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,17 @@ def decide(mode: str, num_train: int, frozen_error: float | None = None) -> Reci
     """regraft's recipe, as the study in LOG.md found it.
 
     num_train: photos to learn from.  frozen_error: cross-validated error, 0..1, of the head solved on frozen features;
-    None where there is none. The further the photos are from what the backbone knows, the faster it may move.
+    None where there is none. Where that is small, training begins from that model and keeps what it rests on, the
+    statistics of BatchNorm. Where it is not, they have to change, under which a solved head would do harm.
     """
     steps_an_epoch = -(-num_train // Recipe.batch_size)
     enough = -(-MIN_STEPS // steps_an_epoch)
     if mode == "scratch":
-        rate = 2 * FASTEST
+        rate = 2 * FAST
         return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
-    error = 1.0 if frozen_error is None else frozen_error
-    share = min(1.0, max(SLOWEST_SHARE, RATE_PER_ERROR * error))
-    return Recipe(max(10, enough), learning_rate=round(FASTEST * share, 6))
+    if frozen_error is not None and frozen_error < KNOWN:
+        return Recipe(max(10, enough), learning_rate=GENTLE, head_start="solved", batchnorm="eval")
+    return Recipe(max(10, enough), learning_rate=FAST)
 
 
 def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
