@@ -222,6 +222,24 @@ def test_the_recipe_is_saved_whole_as_it_was_carried_out(story):
         assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == ("sgd", 0.01, "constant")
 
 
+@pytest.mark.parametrize(
+    ("given", "head_start"),
+    [
+        ({}, "solved"),
+        ({"batchnorm": "train"}, "zero"),
+        ({"batchnorm": "eval"}, "solved"),
+        ({"weights": "random"}, "zero"),
+    ],
+)
+def test_training_begins_from_the_solved_head_unless_what_it_rests_on_is_not_kept(
+    mislabelled, toy, tmp_path, given, head_start
+):
+    run = train_run(
+        mislabelled, tmp_path / "run", configure(**{"mode": "full", "epochs": 1, **toy, **given}), Progress(quiet=True)
+    )
+    assert run.bundle.manifest["provenance"]["recipe"]["head_start"] == head_start
+
+
 def test_what_is_not_to_learn_does_not_move(story, toy):
     name, _, run = story
     before, after = load_file(toy["weights"]), load_file(run.bundle.folder / "model.safetensors")

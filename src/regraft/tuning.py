@@ -55,9 +55,8 @@ def rungs(config: TrainConfig) -> tuple[Rung, ...]:
 def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "Tuned":
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
-    point = head.best if head else None
     network = _network(start, here.config)
-    decided = decide(here.mode, len(splits.train), 1 - point.num_right / point.n if point else None)
+    decided = decide(here.mode, len(splits.train), from_solved=head is not None and _is_kept(here.config))
     if rung.in_part:
         decided = replace(decided, unfreeze=torch_room("backbones.stages").last_half(network), views=VIEWS)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
@@ -66,6 +65,11 @@ def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "
     on_row = partial(here.told.row, part="last_stages" if rung.in_part else "")
     job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out / rung.folder, "on_row": on_row}
     return _tuned(network, start, head, recipe, job, here)
+
+
+def _is_kept(config: TrainConfig) -> bool:
+    """Whether what BatchNorm knows is worth keeping, and nobody has said otherwise."""
+    return config.weights != RANDOM and config.settings.get("batchnorm") != "train"
 
 
 def _network(start: Start, config: TrainConfig) -> Any:

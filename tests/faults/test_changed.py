@@ -33,7 +33,7 @@ NEED_FORCE = {
     "weight_decay": ("--weight-decay", 0.5),
     "schedule": ("--schedule", "constant"),
     "warmup": ("--warmup", 0.5),
-    "clip": ("--clip", 1),
+    "clip": ("--clip", 0.5),
     "batchnorm": ("--batchnorm", "train"),
     "min_crop": ("--min-crop", 0.9),
     "flip": ("--no-flip",),

@@ -13,9 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from regraft.ground.errors import ConfigError, nearest
 
 MIN_STEPS = 50  # fewer teach a small set too little
-FAST = 1e-3  # rate of a backbone that has to learn much
-GENTLE = 3e-4  # of one that knows nearly all; twice that loses it
-KNOWN = 0.15  # error of a frozen model below which that is so
+FAST, GENTLE = 1e-3, 3e-4  # rates of a backbone: where BatchNorm makes up for the size of weights, and where it is kept
 
 
 @dataclass(frozen=True)
@@ -155,20 +153,20 @@ def tutorial(mode: str) -> Recipe:
     )
 
 
-def decide(mode: str, num_train: int, frozen_error: float | None = None) -> Recipe:
+def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
     """regraft's recipe, as the study in LOG.md found it.
 
-    num_train: photos to learn from.  frozen_error: cross-validated error, 0..1, of the head solved on frozen features;
-    None where there is none. Where that is small, training begins from that model and keeps what it rests on, the
-    statistics of BatchNorm. Where it is not, they have to change, under which a solved head would do harm.
+    num_train: photos to learn from.  from_solved: whether training begins from a head that was solved on frozen
+    features. Then the statistics of BatchNorm, on which it rests, are kept, and gradients, which a sharp head makes
+    large, are cut. Otherwise BatchNorm learns, which bears a higher rate.
     """
     steps_an_epoch = -(-num_train // Recipe.batch_size)
     enough = -(-MIN_STEPS // steps_an_epoch)
     if mode == "scratch":
         rate = 2 * FAST
         return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
-    if frozen_error is not None and frozen_error < KNOWN:
-        return Recipe(max(10, enough), learning_rate=GENTLE, head_start="solved", batchnorm="eval")
+    if from_solved:
+        return Recipe(max(10, enough), learning_rate=GENTLE, head_start="solved", batchnorm="eval", clip=1.0)
     return Recipe(max(10, enough), learning_rate=FAST)
 
 
