@@ -56,7 +56,7 @@ def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "
     """Gradient descent on the photos to learn from."""
     splits = start.material.splits
     network = _network(start, here.config)
-    decided = decide(here.mode, len(splits.train), from_solved=head is not None and _is_kept(here.config))
+    decided = decide(here.mode, len(splits.train), from_solved=head is not None and here.config.weights != RANDOM)
     if rung.in_part:
         decided = replace(decided, unfreeze=torch_room("backbones.stages").last_half(network), views=VIEWS)
     recipe = choose(here.config.recipe, decided, here.mode, here.config.settings)
@@ -65,11 +65,6 @@ def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "
     on_row = partial(here.told.row, part="last_stages" if rung.in_part else "")
     job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out / rung.folder, "on_row": on_row}
     return _tuned(network, start, head, recipe, job, here)
-
-
-def _is_kept(config: TrainConfig) -> bool:
-    """Whether what BatchNorm knows is worth keeping, and nobody has said otherwise."""
-    return config.weights != RANDOM and config.settings.get("batchnorm") != "train"
 
 
 def _network(start: Start, config: TrainConfig) -> Any:
