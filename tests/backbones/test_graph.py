@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -307,6 +309,15 @@ def test_a_graph_that_computes_something_else_is_refused(empty_cache, monkeypatc
     monkeypatch.setattr(tracing, "export", wrong)
     with pytest.raises(BackboneError, match=r"other features in the engine than in torch"):
         load_backbone(SMALL, "random")
+
+
+@pytest.mark.parametrize(("apart", "is_refused"), [(2e-7, False), (1e-4, True)])
+def test_where_features_are_nearly_alike_rounding_is_no_difference(small, monkeypatch, apart, is_refused):
+    alike = np.full((2, 8), 2, np.float32)
+    monkeypatch.setattr(tracing, "Engine", lambda path: lambda images: {"features": alike + np.float32(apart)})
+    network = build(SMALL, "random")
+    with pytest.raises(BackboneError) if is_refused else nullcontext():
+        tracing._check_engine(Path(small.graph), probe_images(8, 8), alike, network)
 
 
 def test_the_second_exporter_gives_the_same_graph(small, empty_cache, monkeypatch):
