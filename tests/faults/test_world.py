@@ -17,7 +17,7 @@ CLOSE = 1e-5
 FLAGS = ("--batch-size", 5, "--microbatch-size", 3)  # 12 photos: batches of 5, 5 and 2, none to be divided evenly
 STEP = "regraft.learn.loop.gradients"
 VARIANTS = {
-    "BatchNorm in train": ("--batchnorm", "train"),
+    "BatchNorm in train": ("--batchnorm", "train", "--head-start", "zero"),
     "BatchNorm in eval": ("--batchnorm", "eval", "--head-start", "solved"),
     "sgd": ("--optimizer", "sgd", "--momentum", 0.9, "--learning-rate", 0.01, "--clip", 0.5),
     "average, best epoch": ("--ema", 0.9, "--keep", "best", "--class-weights"),

@@ -63,7 +63,7 @@ class Recipe:
     """Where the head begins: solved on frozen features, near zero, or as torch draws a linear layer."""
 
     batchnorm: Literal["eval", "train"] = "train"
-    """Whether BatchNorm keeps its pretrained statistics or takes those of each batch."""
+    """Whether BatchNorm keeps its pretrained statistics or takes those of each batch, which spoils a solved head."""
 
     unfreeze: int = 0
     """How many of the last stages learn, the head not counted. 0 for all, -1 for none."""
