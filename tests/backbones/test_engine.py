@@ -222,3 +222,19 @@ def test_torch_takes_turns_when_many_threads_call(backbone, images, alone):
     with ThreadPoolExecutor(3) as pool:
         for i, features in enumerate(pool.map(lambda i: torch_engine(images[i : i + 1])["features"], range(6))):
             assert np.abs(features - alone[i]).max() <= 1e-3 * alone.std()
+
+
+def test_torch_that_runs_out_of_memory_takes_fewer_images_at_once(backbone, images, alone, monkeypatch):
+    torch_engine, sizes = TorchEngine(backbone.info, backbone.trunk, "cpu"), []
+    graph = torch_engine._graph
+
+    def hungry(pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise MemoryError
+        return graph(pixels)
+
+    monkeypatch.setattr(torch_engine, "_graph", hungry)
+    features = torch_engine(images[:6])["features"]
+    assert sizes == [6, 3, 3]
+    assert np.abs(features - alone[:6]).max() <= 1e-3 * alone.std()

@@ -519,6 +519,26 @@ def test_what_float16_cannot_hold_is_an_error_with_its_cure(tune):
         tune(recipe_of(unfreeze=2, views=1), network_of(module))
 
 
+def test_frozen_stages_that_run_out_of_memory_take_fewer_photos_at_once(tune, capsys):
+    class Hungry(nn.Conv2d):
+        def forward(self, images):
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return super().forward(images)
+
+    def module(layer):
+        torch.manual_seed(3)
+        changed = Toy()
+        changed.features[0][0] = layer(3, 8, 3, 2, bias=False)
+        return network_of(changed)
+
+    recipe = recipe_of(unfreeze=2, views=1)
+    short, enough = tune(recipe, module(Hungry), progress=Progress()), tune(recipe, module(nn.Conv2d))
+    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert told == [f"out of memory: microbatches of {n}; batches stay as they are" for n in (3, 1, 2)]
+    assert distance(short.network.module, enough.network.module) < 1e-4
+
+
 def test_as_many_versions_are_kept_as_a_share_of_the_time_allows(tune):
     recipe = recipe_of(unfreeze=2, epochs=500, views=400)
     few = tune(recipe, network_of(Slow()), budget_s=2.0)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import signal
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from faults.nursery import record
 from regraft.data.scan import Dataset
 from regraft.data.transforms import Preprocessing
 from regraft.ground import signals
@@ -315,11 +316,11 @@ def test_judging_gives_plain_cross_entropy_and_accuracy():
     with torch.no_grad():
         p = copy.deepcopy(learner.network).eval()(whole.pixels).double().softmax(dim=1).numpy()
     for batch_size in (1, 4, 8, 100):
-        tally = judge(learner, val_loader(batch_size=batch_size))
+        tally = judge(learner, val_loader(batch_size=batch_size), QUIET)
         assert (tally.n, tally.weight) == (9, 9)
         assert tally.loss / 9 == pytest.approx(log_loss(whole.labels, p), rel=1e-5)
         assert tally.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
-        assert np.array_equal(answers(learner, val_loader(batch_size=batch_size)), p.argmax(axis=1))
+        assert np.array_equal(answers(learner, val_loader(batch_size=batch_size), QUIET), p.argmax(axis=1))
 
 
 def test_judging_leaves_the_network_as_it_was():
@@ -327,7 +328,7 @@ def test_judging_leaves_the_network_as_it_was():
     learner.network.train()
     learner.network.layers[1].eval()
     modes, before = [m.training for m in learner.network.modules()], copy.deepcopy(learner.network.state_dict())
-    judge(learner, val_loader())
+    judge(learner, val_loader(), QUIET)
     assert [m.training for m in learner.network.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in learner.network.state_dict().items())
 
@@ -383,7 +384,7 @@ def test_the_running_average_is_that_of_the_weights_after_each_step():
     assert distance(weights(learner.network), expected) > 1e-3
     learner.average = None
     learner.network.load_state_dict(expected, strict=False)
-    tally = judge(learner, val_loader())
+    tally = judge(learner, val_loader(), QUIET)
     assert fitted.rows[-1]["val_loss"] == pytest.approx(tally.loss / 9, rel=1e-5)
 
 
@@ -396,7 +397,7 @@ def test_the_best_epoch_is_kept_by_the_loss_on_photos_not_learned_from(ema):
     assert fitted.best_epoch == int(np.argmin(losses))
     assert 0 < fitted.best_epoch < 5, "a run in which neither the first nor the last is"
     learner.delivered.load_state_dict(learner.best)
-    assert judge(learner, val).loss / 9 == pytest.approx(min(losses), rel=1e-6)
+    assert judge(learner, val, QUIET).loss / 9 == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_of_epochs_that_are_alike_the_first_is_the_best():
@@ -535,16 +536,20 @@ def test_a_network_that_judges_to_nothing_finite_is_not_delivered(tmp_path):
 
 
 class Hungry(Toy):
-    """Has memory for `limit` photos. after: whether it runs out in the last layer rather than in the first."""
+    """Has memory for `limit` photos. after: whether it runs out in the last layer rather than in the first.
 
-    def __init__(self, limit, error, *, after=False):
+    judged: whether it is short of memory where it is judged rather than where it learns.
+    """
+
+    def __init__(self, limit, error, *, after=False, judged=False):
         super().__init__()
-        self.limit, self.error, self.after, self.sizes = limit, error, after, []
+        self.limit, self.error, self.after, self.judged, self.sizes = limit, error, after, judged, []
 
     def forward(self, pixels):
-        self.sizes += [len(pixels)] * self.training
+        is_short = self.training != self.judged
+        self.sizes += [len(pixels)] * is_short
         logits = super().forward(pixels) if self.after else None
-        if self.training and len(pixels) > self.limit:
+        if is_short and len(pixels) > self.limit:
             self.error()
         return super().forward(pixels) if logits is None else logits
 
@@ -563,7 +568,7 @@ def in_python():
 
 @pytest.mark.parametrize("error", [on_a_gpu, on_a_processor, in_python])
 @pytest.mark.parametrize("after", [False, True])
-def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, capsys):
+def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, capsys, record_property):
     recipe = recipe_of(batch_size=16, batchnorm="eval", momentum=0.9)
     learner = trained(recipe, Hungry(4, error, after=after), progress=Progress())
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
@@ -573,6 +578,24 @@ def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, c
     from_the_start = trained(recipe_of(batch_size=16, batchnorm="eval", momentum=0.9, microbatch_size=4))
     assert distance(weights(learner.network), weights(from_the_start.network)) <= 1e-6
     assert distance(weights(learner.network), weights(trained(recipe).network)) <= 1e-5
+    record(record_property, f"F6-{error.__name__}{'-after' * after}", halved=2, told=2, the_same=1)
+
+
+@pytest.mark.parametrize("error", [on_a_gpu, on_a_processor, in_python])
+@pytest.mark.parametrize("question", [judge, answers])
+def test_out_of_memory_while_judging_takes_fewer_photos_at_once(question, error, capsys, record_property):
+    learner = learner_of(recipe_of(val_batch_size=8), Hungry(3, error, judged=True))
+    said = question(learner, val_loader(batch_size=8), Progress())
+    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert told == [f"out of memory: microbatches of {n}; batches stay as they are" for n in (4, 2)]
+    assert learner.network.sizes == [8, 4, 2, 2, 2, 2, 1]
+    plain = question(learner_of(recipe_of(val_batch_size=8)), val_loader(batch_size=8), QUIET)
+    assert np.allclose(figures(said), figures(plain), rtol=1e-6)
+    record(record_property, f"F6-{question.__name__}-{error.__name__}", halved=2, told=2, the_same=1)
+
+
+def figures(said):
+    return said if isinstance(said, np.ndarray) else astuple(said)
 
 
 @pytest.mark.parametrize("changes", [{}, {"mix": "mixup"}, {"mix": "cutmix", "batchnorm": "eval"}])

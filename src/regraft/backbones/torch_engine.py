@@ -1,6 +1,7 @@
 """A backbone's features computed by torch, for machines with a GPU."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 from regraft.backbones import network as networks
 from regraft.backbones.network import FeatureGraph
+from regraft.ground.memory import in_pieces
+from regraft.ground.progress import QUIET
 
 
 class TorchEngine:
@@ -26,6 +29,11 @@ class TorchEngine:
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """`{"features": (B, D) float32}` of `images (B, H, W, 3)` uint8."""
-        with self._lock, torch.inference_mode():
-            features = self._graph(torch.tensor(images, device=self._device))
-            return {"features": features.float().cpu().numpy()}
+        with self._lock:
+            features, _ = in_pieces(len(images), partial(self._features, images), QUIET)
+            return {"features": features}
+
+    @torch.inference_mode()
+    def _features(self, images: np.ndarray, size: int) -> np.ndarray:
+        parts = torch.split(torch.tensor(images, device=self._device), size)
+        return torch.cat([self._graph(part).float() for part in parts]).cpu().numpy()

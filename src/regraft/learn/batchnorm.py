@@ -21,13 +21,17 @@ class RunningStatistics:
         buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
         self._now: list[Tensor] = [buffer for buffer in buffers if buffer is not None]
         self._before = [buffer.clone() for buffer in self._now]
-        self._sums = [torch.zeros_like(buffer) for buffer in self._now]
-        self._n = 0
+        self.begin()
 
     @property
     def least(self) -> int:
         """How many photos a ghost batch needs: one alone may have nothing to be normalised by."""
         return 2 if self._now else 1
+
+    def begin(self) -> None:
+        """The step, or the step anew."""
+        self._sums = [torch.zeros_like(buffer) for buffer in self._now]
+        self._n = 0
 
     def rewind(self) -> None:
         """Before each ghost batch: as if it were the step's first."""

@@ -119,7 +119,7 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
             f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
             "The same command goes on from here; with --workers 0 there are no such processes."
         ) from error
-    trained, said = _taken_out(network, learner, val)
+    trained, said = _taken_out(network, learner, val, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if learner.best else fitted.epoch + bool(fitted.step)
@@ -294,12 +294,12 @@ def _fit_to_time(learner: Learner, train: Loader, val: Loader, deadline: float, 
     )
 
 
-def _taken_out(network: Network, learner: Learner, val: Loader) -> tuple[Network, np.ndarray]:
+def _taken_out(network: Network, learner: Learner, val: Loader, progress: Progress) -> tuple[Network, np.ndarray]:
     """The network as it is delivered, on the CPU, and its answers to the photos of `val`."""
     delivered = cast(Classifier, learner.delivered)
     if learner.best:
         delivered.load_state_dict(learner.best)
-    said = answers(learner, val)
+    said = answers(learner, val, progress)
     module = network.module.cpu()
     module.load_state_dict({**module.state_dict(), **delivered.network.state_dict()})
     module.eval().to(memory_format=torch.contiguous_format)

@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from regraft.ground.errors import TrainError
 from regraft.ground.files import write_atomic
+from regraft.ground.memory import in_pieces
 from regraft.ground.progress import Progress
 from regraft.ground.signals import held_back
 from regraft.learn.batches import Batch, Loader
@@ -55,8 +56,8 @@ class Learner:
     """What changes while training. network: pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, on the world's device.
 
     optimizer: each of its groups has its highest rate under "peak_lr".  about: what its checkpoints say of the run.
-    average: running average of the weights.  microbatch_size: photos that go through the network at once, halved when
-    memory runs out; 0 for all.  on_row: told of each finished epoch.
+    average: running average of the weights.  microbatch_size, judged_at_once: photos that go through the network at
+    once, where it learns and where it is judged, halved when memory runs out; 0 for all.  on_row: told of each epoch.
     """
 
     network: nn.Module
@@ -67,6 +68,7 @@ class Learner:
     about: About
     average: AveragedModel | None = None
     microbatch_size: int = 0
+    judged_at_once: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     on_row: Callable[[Row], None] = lambda row: None
 
@@ -150,7 +152,7 @@ def fit(
             began = time.monotonic()
             with closing(train.load(fitted.epoch, fitted.step)) as batches:  # its processes end here, not some time
                 run_epoch(batches, step, after_step)
-            judged = None if fitted.stopped else judge(learner, val, must_stop)
+            judged = None if fitted.stopped else judge(learner, val, progress, must_stop)
             if judged is not None and not fitted.stopped:
                 _end_of_epoch(learner, fitted, judged, time.monotonic() - began)
                 progress.say(line(fitted.rows[-1], recipe.epochs))
@@ -188,13 +190,14 @@ def hold_still(network: nn.Module, recipe: Recipe) -> None:
             module.train(recipe.batchnorm == "train" and not is_frozen)
 
 
-def judge(learner: Learner, photos: Loader, must_stop: Callable[[Tally], bool] = lambda _: False) -> Tally:
+def judge(
+    learner: Learner, photos: Loader, progress: Progress, must_stop: Callable[[Tally], bool] = lambda _: False
+) -> Tally:
     """Plain cross entropy and accuracy of the network that would be delivered."""
     network = learner.delivered
 
     def step(batch: Batch) -> Tally:
-        with torch.inference_mode(), learner.world.autocast():
-            logits = network(batch.pixels).float()
+        logits = _logits(learner, batch, progress)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         return _tally(losses, logits, batch, batch.labels)
 
@@ -207,16 +210,27 @@ def judge(learner: Learner, photos: Loader, must_stop: Callable[[Tally], bool] =
     return Tally(*learner.world.total(asdict(tally).values()))
 
 
-def answers(learner: Learner, photos: Loader) -> np.ndarray:
+def answers(learner: Learner, photos: Loader, progress: Progress) -> np.ndarray:
     """`(N,)` int64: the class that the network which would be delivered gives to each photo."""
     world, found = learner.world, np.zeros(len(photos.photos))
     learner.delivered.eval()
     for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
-        with torch.inference_mode(), world.autocast():
-            labels = learner.delivered(batch.pixels).argmax(dim=1)
+        labels = _logits(learner, batch, progress).argmax(dim=1)
         own = indices[world.rank :: world.size]
         found[own] = labels.cpu().numpy()[: len(own)]
     return np.array(world.total(found), dtype=np.int64)
+
+
+def _logits(learner: Learner, batch: Batch, progress: Progress) -> Tensor:
+    """`(B, C)` float32 of the network that would be delivered, without gradients."""
+
+    def forward(size: int) -> Tensor:
+        with torch.inference_mode(), learner.world.autocast():
+            return torch.cat([learner.delivered(pixels).float() for pixels in torch.split(batch.pixels, size)])
+
+    at_once = learner.judged_at_once or learner.recipe.val_batch_size
+    logits, learner.judged_at_once = in_pieces(at_once, forward, progress)
+    return logits
 
 
 def rate_factor(recipe: Recipe, step: int, num_steps: int) -> float:
@@ -338,29 +352,24 @@ def gradients(learner: Learner, batch: Batch, progress: Progress) -> Tally:
 
     Raises TrainError where not even one photo does.
     """
-    while True:
-        size = min(learner.microbatch_size or len(batch.labels), len(batch.labels))
+    statistics = RunningStatistics(learner.network)
+
+    def add_up(size: int) -> Tally:
         learner.optimizer.zero_grad()
-        tally, statistics = Tally(), RunningStatistics(learner.network)
-        try:
-            for part in batch.split(size, statistics.least):
-                statistics.rewind()
-                one = _backward(learner, part)
-                statistics.add(int(one.n))
-                tally += one
-            statistics.settle(learner.world)
-            return tally
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            if size == 1:
-                raise TrainError(
-                    "Not enough memory for one photo. Choose a smaller backbone, or free memory."
-                ) from error
+        torch.manual_seed(torch.initial_seed())  # as if no attempt had been before
+        statistics.begin()
+        tally = Tally()
+        for part in batch.split(size, statistics.least):
             statistics.rewind()
-            torch.manual_seed(torch.initial_seed())  # as if the attempt had not been
-            learner.microbatch_size = size // 2
-            progress.say(f"out of memory: microbatches of {learner.microbatch_size}; batches stay as they are")
+            one = _backward(learner, part)
+            statistics.add(int(one.n))
+            tally += one
+        return tally
+
+    at_once = learner.microbatch_size or learner.recipe.batch_size
+    tally, learner.microbatch_size = in_pieces(at_once, add_up, progress)
+    statistics.settle(learner.world)
+    return tally
 
 
 def _backward(learner: Learner, batch: Batch) -> Tally:
@@ -394,8 +403,3 @@ def _tally(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> Tall
 def _seed(*parts: int) -> int:
     """A seed that depends on all parts."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch's own class on a GPU; on a processor, its allocator's words."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from regraft.backbones.division import Division
 from regraft.backbones.network import Normalise
 from regraft.data.scan import Dataset
 from regraft.ground.errors import TrainError
+from regraft.ground.memory import in_pieces
 from regraft.ground.progress import Progress
 from regraft.learn.batches import Augmentation, Loader, Photos, Room
 from regraft.learn.world import World
@@ -55,7 +57,7 @@ def behind(division: Division, loader: Loader, num_views: int, progress: Progres
         while len(versions) < num_views:
             rows: dict[int, np.ndarray] = {}
             began = time.monotonic()
-            for indices, found in _activations(division, loader, len(versions)):
+            for indices, found in _activations(division, loader, len(versions), progress):
                 rows.update(zip(indices, map(room.put, found), strict=True))
                 advance(len(indices))
             versions.append(Photos(dataset, [rows[i] for i in range(len(dataset))]))
@@ -64,16 +66,26 @@ def behind(division: Division, loader: Loader, num_views: int, progress: Progres
     return Views(tuple(versions))
 
 
-def _activations(division: Division, loader: Loader, epoch: int) -> Iterator[tuple[list[int], np.ndarray]]:
+def _activations(
+    division: Division, loader: Loader, epoch: int, progress: Progress
+) -> Iterator[tuple[list[int], np.ndarray]]:
     """Of the batches of an epoch, the photos' numbers and what the frozen stages give, `(B, h, w, C)` float16."""
     alone = replace(loader, world=World(device=loader.world.device), ghost_size=0)
     module = division.whole.module.to(alone.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(division.whole.preprocessing).to(alone.world.device)
     assert not module.training
+
+    def forward(pixels: Tensor, size: int) -> Tensor:
+        with torch.inference_mode(), alone.world.autocast():
+            parts = (
+                normalise(part).contiguous(memory_format=torch.channels_last) for part in torch.split(pixels, size)
+            )
+            return torch.cat([division.before(part) for part in parts])
+
+    size = loader.batch_size
     with closing(alone.load(epoch)) as batches:
         for indices, batch in zip(alone.batches_of(epoch), batches, strict=True):
-            with torch.inference_mode(), alone.world.autocast():
-                found = division.before(normalise(batch.pixels).contiguous(memory_format=torch.channels_last))
+            found, size = in_pieces(size, partial(forward, batch.pixels), progress)
             rows = found.permute(0, 2, 3, 1).to("cpu", torch.float16).contiguous().numpy()
             if not np.isfinite(rows).all():
                 raise TrainError(
