@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, cases, complete, fill
+from record import HERE, cases, complete, fill, where
 from regraft.ground.statistics import accuracy
 
 SETS = ("hymenoptera", "grocery_fruit5", "wbc4", "signdigits10s")
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--regimes", default=",".join(REGIMES))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--busy", action="store_true", help="other work goes on beside it: its seconds do not count")
+    parser.add_argument("--busy", action="store_true", help="other work goes on on its cores: its seconds do not count")
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     seeds, regimes = map(int, arguments.seeds.split(",")), arguments.regimes.split(",")
@@ -53,8 +53,8 @@ def main() -> None:
             lambda case: {**measure(case, graphs, Path(folder)), "busy": arguments.busy},
         )
     if arguments.result == RESULT:
-        fill("regimes", table(result["rows"]))
-    print(table(result["rows"]))
+        fill("regimes", table(result))
+    print(table(result))
 
 
 def traced(folder: Path) -> Path:
@@ -95,21 +95,22 @@ def run(arguments: list, cache: Path) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout)
 
 
-def table(rows: list[dict]) -> str:
+def table(result: dict) -> str:
     """A line for each regime: pooled accuracy with its interval, and median seconds, on each set."""
+    rows = result["rows"]
     sets = [name for name in SETS if any(row["set"] == name for row in rows)]
     lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
     for regime in REGIMES:
         cells = [cell([r for r in rows if r["set"] == name and r["regime"] == regime]) for name in sets]
         if any(cells):
             lines.append(f"| {regime} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Seconds on {where(result)}; `{result['command']}`."])
 
 
 def cell(rows: list[dict]) -> str:
     """`94.8 % (90.0 to 97.3), 6 s, 3x`. Runs on one given split share their photos: the interval is that of one.
 
-    Seconds are those of runs that had the machine to themselves.
+    Seconds are those of runs that had their cores to themselves.
     """
     if not rows:
         return ""

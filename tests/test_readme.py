@@ -100,7 +100,7 @@ def test_tables_are_the_benchmarks():
         "scale": lambda result: processes(result, 0),
         "scanning": lambda result: processes(result, 1),
         "searching": lambda result: searching.table(result),
-        "regimes": lambda result: regimes.table(result["rows"]),
+        "regimes": lambda result: regimes.table(result),
         "peers": peers.table,
         "serving": serving.table,
         "training": training.sentence,

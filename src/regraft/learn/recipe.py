@@ -1,7 +1,8 @@
 """How to fine-tune: every number of it, decided from the data, printed, and saved with the result.
 
 There is one loop, and a recipe is what it is told. `decide` chooses for the user; `tutorial` is PyTorch's well-known
-transfer-learning notebook to the letter, the yardstick beside which all other numbers stand.
+transfer-learning notebook, the yardstick beside which all other numbers stand: to the letter, but that frozen layers
+keep BatchNorm's statistics.
 """
 
 import ast
