@@ -47,7 +47,10 @@ TORCH_MODULES = {
         for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
     ),
     "backbones.program",
-    *(f"learn.{name}" for name in ("batches", "batchnorm", "bf16", "checkpoint", "loop", "prefixes", "finetune")),
+    *(
+        f"learn.{name}"
+        for name in ("batches", "batchnorm", "bf16", "checkpoint", "learner", "loop", "prefixes", "finetune")
+    ),
 }
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
 

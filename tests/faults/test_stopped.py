@@ -100,7 +100,7 @@ def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, t
     "at",
     [
         "regraft.learn.loop.gradients",  # where the first signal is held back
-        "regraft.learn.loop.save_checkpoint",
+        "regraft.learn.learner.save_checkpoint",
         "regraft.learn.batches._large_enough",  # where it raised, and a thread has to end
     ],
 )

@@ -25,10 +25,12 @@ from regraft.data.transforms import Preprocessing
 from regraft.ground import signals
 from regraft.ground.errors import TrainError
 from regraft.ground.progress import QUIET, Progress
+from regraft.learn import learner as learner_module
 from regraft.learn import loop
 from regraft.learn.batches import Loader, Photos, augmentation
 from regraft.learn.checkpoint import latest_checkpoint
-from regraft.learn.loop import Fit, Learner, Tally, answers, fit, gradients, hold_still, judge, rate_factor, resume
+from regraft.learn.learner import Fit, Learner, Tally, resume
+from regraft.learn.loop import answers, fit, gradients, hold_still, judge, rate_factor
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About
 from regraft.learn.world import World
@@ -716,9 +718,14 @@ def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, ju
 
 @pytest.mark.parametrize(("seconds", "within"), [(0.0, [(0, 1), (0, 2), (1, 1), (1, 2)]), (3600.0, [])])
 def test_checkpoints_are_written_within_epochs_too(seconds, within, tmp_path, monkeypatch):
-    saved, original = [], loop._save
+    saved, keep = [], learner_module._save
+
+    def told(folder, learner, fitted):
+        saved.append((fitted.epoch, fitted.step))
+        keep(folder, learner, fitted)
+
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr(loop, "_save", lambda *args: saved.append((args[2].epoch, args[2].step)) or original(*args))
+    monkeypatch.setattr(learner_module, "_save", told)
     run(learner_of(recipe_of()), folder=tmp_path)
     assert [(epoch, step) for epoch, step in saved if step] == within
     assert saved[-1] == (2, 0)
@@ -732,7 +739,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 
 def one_of(rank, size, folder, changes):
     """A process among others: cut after its first step, continued to the end; the main one leaves what it has."""
-    loop.World.autocast = lambda self: contextlib.nullcontext()
+    World.autocast = lambda self: contextlib.nullcontext()
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     recipe, world = recipe_of(**changes), World(rank, size)

@@ -25,7 +25,8 @@ from regraft.ground.runtime import keep_freed_memory
 from regraft.learn.batches import Loader, augmentation, choose_workers, decode_to_judge, decode_to_learn
 from regraft.learn.checkpoint import latest_checkpoint
 from regraft.learn.head import Head
-from regraft.learn.loop import Fit, Learner, Row, answers, fit, gradients, resume
+from regraft.learn.learner import Fit, Learner, Row, resume
+from regraft.learn.loop import answers, fit, gradients
 from regraft.learn.prefixes import behind
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About, continued

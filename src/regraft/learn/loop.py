@@ -1,106 +1,33 @@
 """The loop: one function for an epoch, the same for training and judging, and `fit`, which calls it until it is done.
 
-Everything that an interrupted run needs to go on is in `Learner` and `Fit`; everything random is a function of the
-seed, the epoch and the photo. So a run that is cut and continued ends with the same weights.
+Everything random is a function of the seed, the epoch and the photo. So a run that is cut and continued from what
+`Learner` and `Fit` hold ends with the same weights.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 
 from regraft.ground.errors import TrainError
-from regraft.ground.files import write_atomic
 from regraft.ground.memory import in_pieces
 from regraft.ground.progress import Progress
 from regraft.ground.signals import held_back
 from regraft.learn.batches import Batch, Loader
 from regraft.learn.batchnorm import BATCH_NORMS, RunningStatistics
-from regraft.learn.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
+from regraft.learn.learner import Fit, Keeper, Learner, Row, Tally
 from regraft.learn.recipe import Recipe
-from regraft.learn.resume import About
-from regraft.learn.world import World
 
 CHECKPOINT_SECONDS = 30.0  # how much work a kill can cost
 KEEPING_SHARE = 20.0  # at an epoch's end, times the seconds that a checkpoint takes
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Sums over photos. loss: weighted, in nats.  weight: sum of the weights.  num_right of n photos."""
-
-    loss: float = 0.0
-    weight: float = 0.0
-    num_right: float = 0.0
-    n: float = 0.0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        mine, theirs = asdict(self).values(), asdict(other).values()
-        return Tally(*(a + b for a, b in zip(mine, theirs, strict=True)))
-
-
-@dataclass
-class Learner:
-    """What changes while training. network: pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, on the world's device.
-
-    optimizer: each of its groups has its highest rate under "peak_lr".  about: what its checkpoints say of the run.
-    average: running average of the weights.  microbatch_size, judged_at_once: photos that go through the network at
-    once, where it learns and where it is judged, halved when memory runs out; 0 for all.  on_row: told of each epoch.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    world: World
-    seed: int
-    num_classes: int
-    about: About
-    average: AveragedModel | None = None
-    microbatch_size: int = 0
-    judged_at_once: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    on_row: Callable[[Row], None] = lambda row: None
-
-    @property
-    def recipe(self) -> Recipe:
-        """As it is carried out."""
-        return self.about.carried_out
-
-    @property
-    def delivered(self) -> nn.Module:
-        """The network that is judged and delivered: the running average where there is one."""
-        return self.network if self.average is None else self.average.module
-
-
-@dataclass
-class Fit:
-    """How far a training has come. rows: the history, one for each finished epoch.
-
-    epoch, step: what comes next.  tally: of the epoch that is under way, over all processes.  stopped: why it ended
-    before its time.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    epoch: int = 0
-    step: int = 0
-    tally: Tally = field(default_factory=Tally)
-    stopped: str = ""
-
-    @property
-    def best_epoch(self) -> int:
-        """Number of the row with the lowest loss on the photos that choose."""
-        return min(range(len(self.rows)), key=lambda i: float(self.rows[i]["val_loss"]))
 
 
 def run_epoch(batches: Iterable[Batch], step: Callable[[Batch], Tally], after: Callable[[Tally], bool]) -> Tally:
@@ -129,7 +56,7 @@ def fit(
     Raises TrainError when the loss is not finite, Interrupted after a checkpoint when a signal came.
     """
     recipe, num_steps = learner.recipe, len(train.batches_of(0))
-    keeper = _Keeper(folder, learner, fitted)
+    keeper = Keeper(folder, learner, fitted)
     step = _training_step(learner, fitted, num_steps, progress)
 
     def after_step(one: Tally) -> bool:
@@ -161,25 +88,6 @@ def fit(
         if fitted.stopped:
             progress.say(f"stopped ({fitted.stopped}) in epoch {fitted.epoch + 1}, after step {fitted.step}")
     return fitted
-
-
-@dataclass
-class _Keeper:
-    """Writes checkpoints, not more often than they are worth. folder: None keeps nothing."""
-
-    folder: Path | None
-    learner: Learner
-    fitted: Fit
-    saved_at: float = field(default_factory=time.monotonic)
-    cost_s: float = 0.0
-
-    def save_after(self, seconds: float) -> None:
-        """Save if the last time is longer ago."""
-        began = time.monotonic()
-        if self.folder and self.learner.world.is_main and began - self.saved_at >= seconds:
-            _save(self.folder, self.learner, self.fitted)
-            self.saved_at = time.monotonic()
-            self.cost_s = self.saved_at - began
 
 
 def hold_still(network: nn.Module, recipe: Recipe) -> None:
@@ -252,40 +160,6 @@ def line(row: Row, num_epochs: int) -> str:
         f"epoch {row['epoch']:>2}/{num_epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
         f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}  {row['seconds']:.1f} s"
     )
-
-
-def resume(learner: Learner, checkpoint: Checkpoint) -> Fit:
-    """Put a checkpoint's tensors back, and return how far it had come."""
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}, "best": {}}
-    for key, value in checkpoint.tensors.items():
-        part, _, name = key.partition("/")
-        parts[part][name] = value
-    learner.network.load_state_dict(parts["network"])
-    restore_optimizer(learner.optimizer, parts["optimizer"])
-    if learner.average is not None:
-        learner.average.load_state_dict(parts["average"])
-    learner.best = parts["best"]
-    fitted = checkpoint.state["fit"]
-    return Fit(**{**fitted, "tally": Tally(**fitted["tally"])})
-
-
-def _save(folder: Path, learner: Learner, fitted: Fit) -> None:
-    tensors = {f"network/{name}": value for name, value in learner.network.state_dict().items()}
-    tensors |= {f"optimizer/{name}": value for name, value in flatten(learner.optimizer).items()}
-    if learner.average is not None:
-        tensors |= {f"average/{name}": value for name, value in learner.average.state_dict().items()}
-    tensors |= {f"best/{name}": value for name, value in learner.best.items()}
-    if not all(bool(value.isfinite().all()) for value in tensors.values()):
-        return  # the next step will tell; until then the checkpoint before this is the last good one
-    stopped = "patience" if fitted.stopped == "patience" else ""  # other ends are there to be continued from
-    state = {"about": learner.about.to_json(), "fit": {**asdict(fitted), "stopped": stopped}}
-    save_checkpoint(folder / "checkpoints", Checkpoint(tensors, state))
-    write_history(folder, fitted.rows)
-
-
-def write_history(folder: Path, rows: list[Row]) -> None:
-    """history.jsonl: one JSON object an epoch."""
-    write_atomic(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _end_of_epoch(learner: Learner, fitted: Fit, judged: Tally, seconds: float) -> None:
