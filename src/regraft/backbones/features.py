@@ -19,6 +19,7 @@ from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.ground.files import sha256_json
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import num_cores
+from regraft.ground.signals import is_stopping
 
 FEWEST = 4  # batches for each core, so that all have work until the end
 
@@ -112,7 +113,7 @@ def _compute(
     batches = [new[start : start + size] for start in range(0, len(new), size)]
 
     def run(number: int) -> list[tuple[str, np.ndarray | str]]:
-        outcomes = {i: _decoded(dataset, i, preprocessing) for i in batches[number]}
+        outcomes = {i: _decoded(dataset, i, preprocessing) for i in batches[number] if not is_stopping()}
         photos = {i: photo for i, photo in outcomes.items() if not isinstance(photo, str)}
         if photos:
             outcomes.update(zip(photos, engine(np.stack(list(photos.values())))["features"], strict=True))

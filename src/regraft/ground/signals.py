@@ -31,11 +31,16 @@ def held_back() -> Iterator[Callable[[], bool]]:
     """Within the block a signal raises nothing; yields a function that tells whether one came. It raises at the end."""
     _holders.append(True)
     try:
-        yield lambda: bool(_pending)
+        yield is_stopping
     finally:
         _holders.pop()
         if _pending and not _holders:
             raise Interrupted(_pending[0])  # also in place of an error: helpers that the same signal stopped cause some
+
+
+def is_stopping() -> bool:
+    """Whether a signal has come: for threads that have several things to do, before each."""
+    return bool(_pending)
 
 
 def _handle(signum: int, _: FrameType | None) -> None:

@@ -23,7 +23,6 @@ from regraft.ground.errors import TrainError
 from regraft.ground.memory import in_pieces
 from regraft.ground.progress import Progress
 from regraft.learn.batches import Augmentation, Loader, Photos, Room
-from regraft.learn.world import World
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Views:
 def behind(division: Division, loader: Loader, num_views: int, progress: Progress, until: float = math.inf) -> Views:
     """What the frozen stages make of the photos of a loader, as the first `num_views` epochs would show them.
 
-    until: of `time.monotonic`, when no further version is begun that would last longer; one there is.  Every process
-    runs all photos. Raises TrainError where float16 cannot hold what comes out.
+    until: of `time.monotonic`, when no further version is begun that would last longer; one there is.  Raises
+    TrainError where float16 cannot hold what comes out.
     """
     dataset, room, world = loader.photos.dataset, Room(progress), loader.world
     versions: list[Photos] = []
@@ -69,27 +68,34 @@ def behind(division: Division, loader: Loader, num_views: int, progress: Progres
 def _activations(
     division: Division, loader: Loader, epoch: int, progress: Progress
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Of the batches of an epoch, the photos' numbers and what the frozen stages give, `(B, h, w, C)` float16."""
-    alone = replace(loader, world=World(device=loader.world.device), ghost_size=0)
-    module = division.whole.module.to(alone.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalise = Normalise(division.whole.preprocessing).to(alone.world.device)
+    """Of the batches of an epoch, the photos' numbers and what the frozen stages give, `(B, h, w, C)` float16.
+
+    Each process runs its share of every batch, and gets the others'.
+    """
+    loader, world = replace(loader, ghost_size=0), loader.world
+    module = division.whole.module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalise = Normalise(division.whole.preprocessing).to(world.device)
     assert not module.training
 
     def forward(pixels: Tensor, size: int) -> Tensor:
-        with torch.inference_mode(), alone.world.autocast():
+        with torch.inference_mode(), world.autocast():
             parts = (
                 normalise(part).contiguous(memory_format=torch.channels_last) for part in torch.split(pixels, size)
             )
             return torch.cat([division.before(part) for part in parts])
 
     size = loader.batch_size
-    with closing(alone.load(epoch)) as batches:
-        for indices, batch in zip(alone.batches_of(epoch), batches, strict=True):
-            found, size = in_pieces(size, partial(forward, batch.pixels), progress)
-            rows = found.permute(0, 2, 3, 1).to("cpu", torch.float16).contiguous().numpy()
-            if not np.isfinite(rows).all():
+    with closing(loader.load(epoch)) as batches:
+        for indices, batch in zip(loader.batches_of(epoch), batches, strict=True):
+            own, size = in_pieces(size, partial(forward, batch.pixels), progress)
+            rows = torch.zeros((len(indices), *own.shape[1:]), dtype=torch.float16, device=own.device)
+            share = rows[world.rank :: world.size]
+            share.copy_(own[: len(share)])
+            world.add_up([rows])
+            found = rows.permute(0, 2, 3, 1).cpu().contiguous().numpy()
+            if not np.isfinite(found).all():
                 raise TrainError(
                     f"What the frozen stages of {division.whole.reference} give is more than float16 holds, so it "
                     "cannot be kept. Leave --views out."
                 )
-            yield indices, rows
+            yield indices, found
