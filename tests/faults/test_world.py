@@ -55,8 +55,8 @@ def assert_same_figures(one, other) -> None:
         assert a["train_accuracy"] == b["train_accuracy"]
         assert a["val_accuracy"] == b["val_accuracy"]
         assert a["learning_rate"] == b["learning_rate"]
-        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-6)
-        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-6)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=CLOSE)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=CLOSE)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
