@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from record import HERE, cases, complete, fill, where
-from regimes import SETS, traced, trained
+from regimes import SETS, by_set, traced, trained
 from regraft.data.scan import scan
 from regraft.data.splits import split
 
@@ -86,13 +86,7 @@ def copied(name: str, seed: int, folder: Path) -> Path:
 
 def table(result: dict) -> str:
     """A line for each tool."""
-    rows = result["rows"]
-    sets = [name for name in SETS if any(r["set"] == name for r in rows)]
-    lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
-    for tool, (name, *_) in TOOLS.items():
-        cells = [cell([r for r in rows if r["tool"] == tool and r["set"] == one]) for one in sets]
-        if any(cells):
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = by_set(result["rows"], "tool", {tool: name for tool, (name, *_) in TOOLS.items()}, cell)
     return "\n".join([*lines, "", f"Accuracy and seconds, means over seeds, {where(result)}; `{result['command']}`."])
 
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from record import HERE, cases, complete, where
-from regimes import SETS, judged, traced, trained
+from regimes import SETS, by_set, judged, traced, trained
 
 WORDS = {
     "zero": ["--head-start", "zero"],
@@ -77,13 +77,7 @@ def settings(variant: str) -> list:
 
 def table(result: dict) -> str:
     """A line for each variant: right of all judged photos of each set, over the seeds."""
-    rows = result["rows"]
-    sets = [name for name in SETS if any(row["set"] == name for row in rows)]
-    lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
-    for variant in VARIANTS:
-        cells = [cell([r for r in rows if r["set"] == name and r["variant"] == variant]) for name in sets]
-        if any(cells):
-            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    lines = by_set(result["rows"], "variant", {variant: variant for variant in VARIANTS}, cell)
     return "\n".join([*lines, "", f"{where(result)}; `{result['command']}`."])
 
 

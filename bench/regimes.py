@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from record import HERE, cases, complete, fill, where
@@ -97,14 +98,19 @@ def run(arguments: list, cache: Path) -> dict:
 
 def table(result: dict) -> str:
     """A line for each regime: pooled accuracy with its interval, and median seconds, on each set."""
-    rows = result["rows"]
+    lines = by_set(result["rows"], "regime", {regime: regime for regime in REGIMES}, cell)
+    return "\n".join([*lines, "", f"Seconds on {where(result)}; `{result['command']}`."])
+
+
+def by_set(rows: list[dict], key: str, names: dict[str, str], cell: Callable[[list[dict]], str]) -> list[str]:
+    """A column for each set, a line for each value of a key that was measured. names: what a value is called."""
     sets = [name for name in SETS if any(row["set"] == name for row in rows)]
     lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
-    for regime in REGIMES:
-        cells = [cell([r for r in rows if r["set"] == name and r["regime"] == regime]) for name in sets]
+    for value, name in names.items():
+        cells = [cell([row for row in rows if row["set"] == one and row[key] == value]) for one in sets]
         if any(cells):
-            lines.append(f"| {regime} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Seconds on {where(result)}; `{result['command']}`."])
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def cell(rows: list[dict]) -> str:

@@ -48,15 +48,15 @@ def difference(one, other) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in names)
 
 
-def assert_same_figures(one, other) -> None:
+def assert_same_figures(one, other, within=1e-6) -> None:
     assert one["accuracy"] == other["accuracy"]
     assert len(one["history"]) == len(other["history"]) == 5
     for a, b in zip(one["history"], other["history"], strict=True):
         assert a["train_accuracy"] == b["train_accuracy"]
         assert a["val_accuracy"] == b["val_accuracy"]
         assert a["learning_rate"] == b["learning_rate"]
-        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=CLOSE)
-        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=CLOSE)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=within)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=within)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -66,7 +66,7 @@ def test_two_and_three_processes_end_with_the_weights_of_one(whole, tmp_path, re
     alone = whole.start(tmp_path / "1", *flags).wait().summary
     for size in sizes:
         together = end_together(whole, size, tmp_path / str(size), *flags).summary
-        assert_same_figures(alone, together)
+        assert_same_figures(alone, together, 1e-6 if size == 2 else CLOSE)
         differences[size] = difference(tmp_path / "1", tmp_path / str(size))
     assert max(differences.values()) <= CLOSE
     record(record_property, f"R7-{variant.replace(' ', '-')}", processes=sizes, differences=differences)
