@@ -20,9 +20,9 @@ import torch
 
 from record import HERE, fill, machine, where
 from regraft.backbones import network
-from regraft.backbones.graph import Backbone, load_backbone
+from regraft.backbones.backbone import Backbone, load_backbone
+from regraft.core.runtime import num_cores
 from regraft.data.scan import map_photos
-from regraft.ground.runtime import num_cores
 
 NETWORKS = ("tf_efficientnet_lite0", "resnet50", "timm/vit_tiny_patch16_224")
 BATCHES = (1, 8, 32)

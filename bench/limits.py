@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 
 from record import HERE, check, fill, machine, real_or_drawn, where
+from regraft.backbones.backbone import Backbone, load_backbone
 from regraft.backbones.features import extract
-from regraft.backbones.graph import Backbone, load_backbone
+from regraft.bundle.bundle import load
+from regraft.bundle.predict import predict
 from regraft.data.scan import Dataset, list_photos, map_photos
 from regraft.data.transforms import photo_to_input
-from regraft.deliver.bundle import load
-from regraft.deliver.predict import predict
 
 SIZE = (500, 375)
 COLD = ("predict one photo", "import regraft's predict", "import openvino", "start Python")
@@ -114,7 +114,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def one_photo(photo: Path, scratch: Path) -> dict[str, float]:
     """Seconds of whole processes."""
-    modules = "regraft.cli, regraft.deliver.bundle, regraft.deliver.predict"
+    modules = "regraft.cli, regraft.bundle.bundle, regraft.bundle.predict"
     commands = (
         ["-m", "regraft", "predict", str(scratch / "run"), str(photo)],
         ["-c", f"import {modules}"],

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fastai.vision.all import (
     ImageDataLoaders,
-    Learner,
     Normalize,
     Resize,
+    TrainState,
     accuracy,
     apply_init,
     aug_transforms,
@@ -47,10 +47,10 @@ def main() -> None:
     )
     model = nn.Sequential(body(), create_head(1280, photos.c))
     apply_init(model[1], nn.init.kaiming_normal_)
-    learner = Learner(photos, model, metrics=accuracy, splitter=default_split)
-    with learner.no_bar(), learner.no_logging():
-        learner.fine_tune(arguments.epochs)
-    scores = [float(values[-1]) for values in learner.recorder.values]
+    train_state = TrainState(photos, model, metrics=accuracy, splitter=default_split)
+    with train_state.no_bar(), train_state.no_logging():
+        train_state.fine_tune(arguments.epochs)
+    scores = [float(values[-1]) for values in train_state.recorder.values]
     print(json.dumps({"accuracy": scores[-1], "best": max(scores), "seconds": time.perf_counter() - began}))
 
 

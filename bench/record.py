@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from chinese import in_chinese
+from regraft.core.runtime import environment, num_cores
 from regraft.data.orchard.photos import draw_orchard
-from regraft.ground.runtime import environment, num_cores
 
 HERE = Path(__file__).parent
 READMES = {"README.md": str, "README.zh.md": in_chinese}  # what a table becomes in each

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from record import HERE, cases, complete, fill, where
-from regraft.ground.statistics import accuracy
+from regraft.core.statistics import accuracy
 
 SETS = ("hymenoptera", "grocery_fruit5", "wbc4", "signdigits10s")
 REGIMES = {

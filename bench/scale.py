@@ -19,7 +19,7 @@ from PIL import Image
 
 from record import HERE, fill, machine, measured, processes
 from regraft.backbones.features import Features
-from regraft.learn.head import solve
+from regraft.models.linear_head import solve
 
 NUM_CLASSES, SIDE, NUM_FEATURES = 100, 128, 1280
 

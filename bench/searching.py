@@ -21,13 +21,13 @@ import numpy as np
 
 from record import HERE, fill, machine, where
 from regimes import SETS, run
-from regraft.backbones.graph import configured
+from regraft.backbones.backbone import configured
+from regraft.core.config import TrainConfig
+from regraft.core.progress import QUIET
+from regraft.core.statistics import accuracy
 from regraft.data.scan import Dataset, scan
 from regraft.data.splits import folds_of
-from regraft.ground.config import TrainConfig
-from regraft.ground.progress import QUIET
-from regraft.ground.statistics import accuracy
-from regraft.learn.search import Way, best, larger, richest, solved, ways_of
+from regraft.models.feature_search import FeatureConfig, best, feature_configs_of, larger, richest, solved
 
 
 def main() -> None:
@@ -53,21 +53,25 @@ def nested(dataset: Dataset) -> dict:
     config = TrainConfig(mode="frozen", search=True)
     plain = configured(config)
     sizes = filter(None, (plain, larger(plain, config, QUIET)))
-    ways = [way for one in sizes for way in ways_of(one, richest(one, QUIET), dataset, QUIET)]
+    ways = [
+        feature_config
+        for one in sizes
+        for feature_config in feature_configs_of(one, richest(one, QUIET), dataset, QUIET)
+    ]
     folds, counts, chosen = folds_of(dataset, 5, 0), {"plain": 0, "searched": 0}, []
     for number in np.unique(folds[folds >= 0]):
         learned = dataset.subset(np.flatnonzero(folds != number))
         judged = dataset.subset(np.flatnonzero(folds == number))
-        tried = [solved(way, learned, folds_of(learned, 5, 0), QUIET) for way in ways]
-        counts["plain"] += right(tried[0].way, tried[0].head, judged)
-        counts["searched"] += right(best(tried).way, best(tried).head, judged)
-        chosen.append(best(tried).way.name)
+        trials = [solved(feature_config, learned, folds_of(learned, 5, 0), QUIET) for feature_config in ways]
+        counts["plain"] += right(trials[0].feature_config, trials[0].head, judged)
+        counts["searched"] += right(best(trials).feature_config, best(trials).head, judged)
+        chosen.append(best(trials).feature_config.name)
     return {**counts, "n": int((folds >= 0).sum()), "chosen": chosen}
 
 
-def right(way: Way, head: object, judged: Dataset) -> int:
+def right(feature_config: FeatureConfig, head: object, judged: Dataset) -> int:
     """How many of the photos a head has right."""
-    return int((head.logits(way.features.of(judged).x).argmax(axis=1) == judged.labels).sum())
+    return int((head.logits(feature_config.features.of(judged).x).argmax(axis=1) == judged.labels).sum())
 
 
 def timed(photos: Path, scratch: Path) -> dict[str, float]:

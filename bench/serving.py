@@ -30,8 +30,8 @@ import numpy as np
 
 from limits import SIZE, versions
 from record import HERE, fill, machine, real_or_drawn, where
-from regraft.deliver.bundle import load
-from regraft.deliver.predict import predict
+from regraft.bundle.bundle import load
+from regraft.bundle.predict import predict
 
 sys.path.insert(0, str(HERE.parent / "tests"))
 

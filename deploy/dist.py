@@ -54,7 +54,7 @@ def built(scratch: Path) -> Path:
     run(tools / "python", "-m", "twine", "check", "--strict", *DIST.glob("regraft-*"))
     (wheel,) = DIST.glob("regraft-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("regraft/py.typed", "regraft/server/page/index.html", "regraft/show/templates/report.html"):
+    for needed in ("regraft/py.typed", "regraft/serving/page/index.html", "regraft/reporting/templates/report.html"):
         assert needed in names, f"{wheel.name} lacks {needed}"
     said(f"{', '.join(sorted(path.name for path in DIST.iterdir()))}: built and checked")
     return wheel

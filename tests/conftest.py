@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regraft.deliver.bundle import Bundle
+from regraft.bundle.bundle import Bundle
 
 TESTS = Path(__file__).parent
 os.environ["REGRAFT_PRECISION"] = "f32"  # the same numbers on every processor; tests/test_bf16.py takes it back
@@ -180,7 +180,7 @@ def regraft_main(monkeypatch, capfd) -> Callable[..., SimpleNamespace]:
     """The program without a process of its own: `regraft_main("train", ...)` gives returncode, stdout and stderr."""
     import regraft.cli
 
-    monkeypatch.setattr("regraft.ground.signals.install", lambda: None)
+    monkeypatch.setattr("regraft.core.signals.install", lambda: None)
 
     def start(*arguments: object) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["regraft", *map(str, arguments)])

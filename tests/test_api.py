@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 from torchvision import models
 
 import regraft
+from commands.test_train import save_toy
 from conftest import draw, draw_folder
-from regraft.ground.errors import ConfigError, DataError, OutputError
-from regraft.ground.files import sha256_file
-from test_training import save_toy
+from regraft.core.errors import ConfigError, DataError, OutputError
+from regraft.core.files import sha256_file
 
 
 def model_hash(run):

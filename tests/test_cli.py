@@ -13,7 +13,7 @@ import torch
 from torchvision import models
 
 from conftest import draw, draw_folder
-from regraft.ground.files import exclusive
+from regraft.core.files import exclusive
 
 COMMANDS = ("scan", "train", "compare", "predict", "evaluate", "backbones", "demo")
 

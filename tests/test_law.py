@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import regraft
-from regraft.ground import errors
-from regraft.ground.errors import RegraftError
+from regraft.core import errors
+from regraft.core.errors import RegraftError
 
 SOURCE = Path(regraft.__file__).parent
 ROOMS = (
@@ -46,7 +46,7 @@ TORCH_MODULES = {
         f"backbones.{name}"
         for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
     ),
-    "backbones.program",
+    "backbones.torch_export",
     *(
         f"learn.{name}"
         for name in ("batches", "batchnorm", "bf16", "checkpoint", "learner", "loop", "prefixes", "finetune")
@@ -89,7 +89,7 @@ def test_rooms_import_only_rooms_before_them(module):
 def test_what_delivers_and_serves_never_learns():
     for module, tree in modules().items():
         if module.startswith(("deliver.", "server.")):
-            assert not {name for name in imported(tree) if name.startswith("regraft.learn")}, module
+            assert not {name for name in imported(tree) if name.startswith("regraft.training")}, module
 
 
 def test_no_module_imports_itself_in_a_circle():

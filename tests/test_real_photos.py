@@ -8,9 +8,9 @@ from sklearn.metrics import roc_auc_score
 
 import regraft
 from regraft.api import train_run
-from regraft.deliver.predict import predict
-from regraft.ground.config import TrainConfig
-from regraft.ground.progress import Progress
+from regraft.bundle.predict import predict
+from regraft.core.config import TrainConfig
+from regraft.core.progress import Progress
 
 pytestmark = pytest.mark.slow
 

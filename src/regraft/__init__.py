@@ -10,69 +10,69 @@ Names are loaded when they are first used, so that importing regraft costs nothi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from regraft.ground.version import __version__ as __version__
+from regraft.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regraft.api import Comparison, compare, demo, side_by_side, train
+    from regraft.backbones.backbone import Backbone, load_backbone
     from regraft.backbones.features import Features, extract
-    from regraft.backbones.graph import Backbone, load_backbone
+    from regraft.bundle.bundle import Bundle, Prediction, load
+    from regraft.bundle.predict import predict
+    from regraft.commands.export import Exported, export
+    from regraft.commands.report import Report, report
+    from regraft.commands.scan import Examination, examine
+    from regraft.core.errors import RegraftError
     from regraft.data.orchard.photos import draw_orchard
     from regraft.data.scan import Dataset, scan
     from regraft.data.splits import Splits, split
-    from regraft.deliver.bundle import Bundle, Prediction, load
-    from regraft.deliver.evaluate import Evaluation, evaluate
-    from regraft.deliver.predict import predict
-    from regraft.doctor import Examination, examine
-    from regraft.estimator import ImageClassifier
-    from regraft.exporting import Exported, export
-    from regraft.ground.errors import RegraftError
-    from regraft.learn.head import Head, solve
-    from regraft.reporting import Report, report
-    from regraft.server.serving import serve
-    from regraft.show.charts import Chart
-    from regraft.show.compared import SideBySide, learning_curve
-    from regraft.show.matrix import confusion_chart
-    from regraft.show.plots import dataset_grid, filter_grid, heat_picture, photo_grid, prediction_grid
+    from regraft.evaluation.evaluate import Evaluation, evaluate
+    from regraft.models.linear_head import Head, solve
+    from regraft.reporting.charts import Chart
+    from regraft.reporting.confusion_matrix import confusion_chart
+    from regraft.reporting.html_compare import SideBySide, learning_curve
+    from regraft.reporting.plots import dataset_grid, filter_grid, heat_picture, photo_grid, prediction_grid
+    from regraft.serving.server import serve
+    from regraft.sklearn import ImageClassifier
 
 _HOMES = {
-    "Backbone": "backbones.graph",
-    "Bundle": "deliver.bundle",
-    "Chart": "show.charts",
+    "Backbone": "backbones.backbone",
+    "Bundle": "bundle.bundle",
+    "Chart": "reporting.charts",
     "Comparison": "api",
     "Dataset": "data.scan",
-    "Evaluation": "deliver.evaluate",
-    "Examination": "doctor",
-    "Exported": "exporting",
+    "Evaluation": "evaluation.evaluate",
+    "Examination": "commands.scan",
+    "Exported": "commands.export",
     "Features": "backbones.features",
-    "Head": "learn.head",
-    "ImageClassifier": "estimator",
-    "Prediction": "deliver.bundle",
-    "RegraftError": "ground.errors",
-    "Report": "reporting",
-    "SideBySide": "show.compared",
+    "Head": "models.linear_head",
+    "ImageClassifier": "sklearn",
+    "Prediction": "bundle.bundle",
+    "RegraftError": "core.errors",
+    "Report": "commands.report",
+    "SideBySide": "reporting.html_compare",
     "Splits": "data.splits",
     "compare": "api",
-    "confusion_chart": "show.matrix",
-    "dataset_grid": "show.plots",
+    "confusion_chart": "reporting.confusion_matrix",
+    "dataset_grid": "reporting.plots",
     "demo": "api",
     "draw_orchard": "data.orchard.photos",
-    "evaluate": "deliver.evaluate",
-    "examine": "doctor",
-    "export": "exporting",
+    "evaluate": "evaluation.evaluate",
+    "examine": "commands.scan",
+    "export": "commands.export",
     "extract": "backbones.features",
-    "filter_grid": "show.plots",
-    "heat_picture": "show.plots",
-    "learning_curve": "show.compared",
-    "load": "deliver.bundle",
-    "load_backbone": "backbones.graph",
-    "photo_grid": "show.plots",
-    "predict": "deliver.predict",
-    "prediction_grid": "show.plots",
-    "report": "reporting",
+    "filter_grid": "reporting.plots",
+    "heat_picture": "reporting.plots",
+    "learning_curve": "reporting.html_compare",
+    "load": "bundle.bundle",
+    "load_backbone": "backbones.backbone",
+    "photo_grid": "reporting.plots",
+    "predict": "bundle.predict",
+    "prediction_grid": "reporting.plots",
+    "report": "commands.report",
     "scan": "data.scan",
-    "serve": "server.serving",
+    "serve": "serving.server",
     "side_by_side": "api",
-    "solve": "learn.head",
+    "solve": "models.linear_head",
     "split": "data.splits",
     "train": "api",
 }

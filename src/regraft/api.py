@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from regraft.bundle.bundle import Bundle, load
+from regraft.commands.report import NAME as REPORT
+from regraft.commands.report import recorded
+from regraft.commands.train import train_run
+from regraft.core.config import TrainConfig
+from regraft.core.errors import ConfigError
+from regraft.core.files import json_bytes, make_folder, published, sweep, write_atomic
+from regraft.core.progress import QUIET, Progress
+from regraft.core.trackers import Tracker
 from regraft.data.fetch import fetch_hymenoptera
 from regraft.data.orchard.photos import draw_orchard
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.splits import split
-from regraft.deliver.bundle import Bundle, load
-from regraft.deliver.evaluate import evaluate
-from regraft.ground.config import TrainConfig
-from regraft.ground.errors import ConfigError
-from regraft.ground.files import json_bytes, make_folder, published, sweep, write_atomic
-from regraft.ground.progress import QUIET, Progress
-from regraft.ground.trackers import Tracker
-from regraft.learn.compare import Pair, pairs
-from regraft.learn.recipe import check_names
-from regraft.reporting import NAME as REPORT
-from regraft.reporting import recorded
+from regraft.evaluation.comparison import Pair, pairs
+from regraft.evaluation.evaluate import evaluate
+from regraft.reporting.html_compare import SideBySide, compared_html
+from regraft.reporting.page import write_page
+from regraft.reporting.plots import dataset_grid, prediction_grid, save_picture
 from regraft.run import Run, place
-from regraft.show.compared import SideBySide, compared_html
-from regraft.show.page import write_page
-from regraft.show.plots import dataset_grid, prediction_grid, save_picture
-from regraft.training import train_run
+from regraft.training.recipe import check_names
 
 NUM_DRAWN = 320  # photos in the orchard as `draw_orchard` makes it
 MODES = ("frozen", "full", "scratch")

@@ -11,12 +11,12 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from regraft.ground import signals
-from regraft.ground.errors import RegraftError
-from regraft.ground.progress import Progress, printable
-from regraft.ground.version import __version__
+from regraft.core import signals
+from regraft.core.errors import RegraftError
+from regraft.core.progress import Progress, printable
+from regraft.core.version import __version__
 from regraft.options import with_coverage, with_json, with_promises, with_training_options
-from regraft.show import terminal
+from regraft.reporting import terminal
 
 
 def main() -> NoReturn:
@@ -140,19 +140,19 @@ def scan(
     """
     from pathlib import Path
 
-    from regraft import doctor
-    from regraft.ground.config import TrainConfig
+    from regraft.commands import scan as scan_command
+    from regraft.core.config import TrainConfig
 
-    kinds = doctor.chosen_kinds(drop)
-    found = doctor.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
+    kinds = scan_command.chosen_kinds(drop)
+    found = scan_command.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
     if out:
-        doctor.write_examination(found, Path(out))
-    left_out = doctor.write_fixed(found, Path(fix), kinds) if fix else {}
+        scan_command.write_examination(found, Path(out))
+    left_out = scan_command.write_fixed(found, Path(fix), kinds) if fix else {}
     if as_json:
         terminal.print_json(found.to_json())
     else:
         terminal.print_photos(found.dataset)
-        lines = doctor.in_words(found)
+        lines = scan_command.in_words(found)
         print("\n" + "\n".join(map(printable, lines)) if lines else "nothing suspicious was found")
         print(f"\npictures in {out}" if out else "\nsee them with --out FOLDER; leave them out with --fix FOLDER")
         if fix:
@@ -191,7 +191,8 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     regraft train photos/ --mode full --recipe tutorial
     torchrun --nproc-per-node 2 -m regraft train photos/ --mode full
     """
-    from regraft import api, training
+    from regraft import api
+    from regraft.commands import train as train_command
 
     if start is not None:
         given = click.get_current_context().get_parameter_source
@@ -199,7 +200,7 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
             raise click.UsageError("--from names the backbone and its weights: leave out --backbone and --weights.")
         settings |= api.start_of(start)
     config = api.configure(**{name: value for name, value in settings.items() if value is not None})
-    run = training.train_run(folder, out, config, Progress(quiet))
+    run = train_command.train_run(folder, out, config, Progress(quiet))
     if not run.summary:
         return  # one of several processes, and not the one that talks
     if as_json:
@@ -226,9 +227,9 @@ def add(run: str, folder: str, out: str | None, as_json: bool) -> None:
     \b
     regraft add runs/fruit kiwis/
     """
-    from regraft import growing
+    from regraft.commands import update
 
-    _print_grown(growing.add(run, folder, out, progress=Progress()), as_json)
+    _print_grown(update.add(run, folder, out, progress=Progress()), as_json)
 
 
 @cli.command()
@@ -246,21 +247,21 @@ def relabel(run: str, file: str, out: str | None, as_json: bool) -> None:
     regraft scan photos/ --out findings/
     regraft relabel runs/photos findings/suspects.csv
     """
-    from regraft import growing
+    from regraft.commands import update
 
-    _print_grown(growing.relabel(run, file, out, progress=Progress()), as_json)
+    _print_grown(update.relabel(run, file, out, progress=Progress()), as_json)
 
 
-def _print_grown(grown: Any, as_json: bool) -> None:
+def _print_grown(updated: Any, as_json: bool) -> None:
     if as_json:
-        terminal.print_json(grown.to_json())
+        terminal.print_json(updated.to_json())
         return
-    terminal.print_summary(grown.run.summary)
-    print(f"before   {grown.before}")
-    print(f"after    {grown.after}")
-    print(f"         {grown.pair.verdict}")
-    if grown.added:
-        print(printable(f"new      {', '.join(grown.added)}"))
+    terminal.print_summary(updated.run.summary)
+    print(f"before   {updated.before}")
+    print(f"after    {updated.after}")
+    print(f"         {updated.pair.verdict}")
+    if updated.added:
+        print(printable(f"new      {', '.join(updated.added)}"))
 
 
 @cli.command()
@@ -315,8 +316,8 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
     regraft predict runs/pets new_photos/ --json > answers.jsonl
     regraft predict runs/pets new_photos/ --max-error 2%
     """
-    from regraft.deliver.bundle import load
-    from regraft.deliver.predict import predict as predict_photos
+    from regraft.bundle.bundle import load
+    from regraft.bundle.predict import predict as predict_photos
 
     failed = 0
     for answer in predict_photos(load(bundle, **promises), photos, progress=Progress()):
@@ -345,8 +346,8 @@ def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
     regraft evaluate runs/pets new_photos/
     regraft evaluate runs/pets new_photos/ --max-error 5%
     """
-    from regraft.deliver.bundle import load
-    from regraft.deliver.evaluate import evaluate as evaluate_folder
+    from regraft.bundle.bundle import load
+    from regraft.evaluation.evaluate import evaluate as evaluate_folder
 
     result = evaluate_folder(load(bundle, **promises), folder, progress=Progress())
     if as_json:
@@ -371,8 +372,8 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
     regraft report runs/pets
     regraft report runs/pets new_photos/ --out pets.html
     """
-    from regraft.deliver.bundle import load
-    from regraft.reporting import report as write_report
+    from regraft.bundle.bundle import load
+    from regraft.commands.report import report as write_report
 
     result = write_report(load(bundle, **promises), folder, out, progress=Progress())
     if as_json:
@@ -402,8 +403,8 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
     regraft export runs/pets --int8 --out small.onnx
     python pets.py cat.jpg
     """
-    from regraft.deliver.bundle import load
-    from regraft.exporting import export as export_bundle
+    from regraft.bundle.bundle import load
+    from regraft.commands.export import export as export_bundle
 
     result = export_bundle(load(bundle), out, format=kind, photos=photos, int8=int8, progress=Progress())
     if as_json:
@@ -436,10 +437,10 @@ def serve(
     curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/predict
     curl -F photo=@cat.jpg -F photo=@dog.jpg 'http://127.0.0.1:8000/v1/predict?top=3&heatmap=1'
     """
-    from regraft.deliver.bundle import load
-    from regraft.server.limits import Limits
-    from regraft.server.serving import LOCAL
-    from regraft.server.serving import serve as serve_bundle
+    from regraft.bundle.bundle import load
+    from regraft.serving.limits import Limits
+    from regraft.serving.server import LOCAL
+    from regraft.serving.server import serve as serve_bundle
 
     def ready(address: str) -> None:
         print(f"serving {bundle} at {address}   (Ctrl-C ends it)", file=sys.stderr, flush=True)
@@ -501,7 +502,7 @@ def doctor(as_json: bool) -> None:
     \b
     regraft doctor
     """
-    from regraft.machine import check_machine
+    from regraft.commands.doctor import check_machine
 
     checks = check_machine()
     if as_json:
@@ -516,8 +517,8 @@ def doctor(as_json: bool) -> None:
 
 
 def _rank(folder: str, as_json: bool) -> None:
-    from regraft.ground.config import TrainConfig
-    from regraft.ranking import rank
+    from regraft.commands.backbones import rank
+    from regraft.core.config import TrainConfig
 
     rows = [row.to_json() for row in rank(folder, TrainConfig(), Progress())]
     if as_json:
@@ -543,7 +544,7 @@ def push(bundle: str, repository: str, public: bool, revision: str | None, as_js
     regraft push runs/pets me/pets
     regraft push runs/pets me/pets --public
     """
-    from regraft import hub
+    from regraft.commands import hub
 
     url = hub.push(bundle, repository, private=not public, revision=revision, progress=Progress())
     if as_json:
@@ -566,7 +567,7 @@ def pull(repository: str, out: str | None, revision: str | None, as_json: bool) 
     regraft pull me/pets
     regraft pull me/pets --out models/pets --revision v2
     """
-    from regraft import hub
+    from regraft.commands import hub
 
     bundle = hub.pull(repository, out, revision=revision, progress=Progress())
     if as_json:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from regraft.learn.recipe import recipe_fields
+from regraft.training.recipe import recipe_fields
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

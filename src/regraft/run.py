@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backbones.familiar import Familiar
+from regraft.backbones.backbone import Backbone
 from regraft.backbones.features import Features
-from regraft.backbones.graph import Backbone
-from regraft.data.findings import Finding
+from regraft.bundle.bundle import Bundle, load
+from regraft.bundle.write import manifest_of, seal, write_model
+from regraft.core.config import TrainConfig
+from regraft.core.errors import OutputError
+from regraft.core.files import json_bytes, published, sha256_json, write_atomic
+from regraft.core.progress import Progress
+from regraft.core.statistics import Accuracy
+from regraft.core.trackers import TrackerSet
+from regraft.data.issues import Issue
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
-from regraft.deliver.build import manifest_of, seal, write_model
-from regraft.deliver.bundle import Bundle, load
-from regraft.deliver.evaluate import Evaluation, evaluate_dataset
-from regraft.ground.config import TrainConfig
-from regraft.ground.errors import OutputError
-from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
-from regraft.ground.progress import Progress
-from regraft.ground.statistics import Accuracy
-from regraft.ground.trackers import Told
-from regraft.learn.world import World
+from regraft.evaluation.evaluate import Evaluation, evaluate_dataset
+from regraft.models.ood import FamiliarRegion
+from regraft.training.distributed import ProcessGroup
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Material:
+class SplitDataset:
     """What is learned from. dataset: all photos.  splits: those to learn from and those to judge on."""
 
     dataset: Dataset
@@ -66,7 +66,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Graft:
+class TrainedModel:
     """A backbone with a new head. mode: how it was made.  weight: `(C, D)` and bias: `(C,)` float32.
 
     details: how it came to be, for the record.  cross_validated: accuracy over all photos, each judged by a head that
@@ -82,26 +82,26 @@ class Graft:
     cross_validated: Accuracy | None = None
     temperature: float = 1.0
     thresholds: dict[str, Any] = field(default_factory=dict)
-    known: Familiar | None = None
+    known: FamiliarRegion | None = None
 
 
 @dataclass(frozen=True)
-class Here:
+class RunContext:
     """Where and how a run goes on.
 
     photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
-    wrong with the photos, as far as a training sees it.  told: what hears of every epoch.
+    wrong with the photos, as far as a training sees it.  trackers: what hears of every epoch.
     """
 
     photos: Path
     out: Path
     config: TrainConfig
     deadline: float | None
-    world: World
+    world: ProcessGroup
     progress: Progress
     began: float
-    told: Told
-    findings: tuple[Finding, ...] = ()
+    trackers: TrackerSet
+    findings: tuple[Issue, ...] = ()
 
     @property
     def mode(self) -> str:
@@ -116,19 +116,19 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainInputs:
     """What a mode begins with. backbone: None for random weights.  features: None where no head is solved."""
 
-    material: Material
+    photos_split: SplitDataset
     backbone: Backbone | None
     features: Features | None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Candidate:
     """What became the bundle, how good it is, and why it was chosen. features: that it was solved on, if it was."""
 
-    graft: Graft
+    model: TrainedModel
     evaluation: Evaluation
     features: Features | None = None
     decision: str = ""
@@ -146,13 +146,16 @@ def place(folder: Path, out: str | Path | None) -> Path:
 
 
 def deliver(
-    graft: Graft, material: Material, here: Here, accept: Callable[[Evaluation], bool] = lambda _: True
+    model: TrainedModel,
+    photos_split: SplitDataset,
+    context: RunContext,
+    accept: Callable[[Evaluation], bool] = lambda _: True,
 ) -> Evaluation:
     """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
     try:
-        with published(here.out / "bundle") as partial, here.progress.step("save and judge"):
-            write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes, graft.known)
-            evaluation = _judge_and_seal(partial, graft, material, here.config)
+        with published(context.out / "bundle") as partial, context.progress.step("save and judge"):
+            write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
+            evaluation = _judge_and_seal(partial, model, photos_split, context.config)
             if not accept(evaluation):
                 raise _Declined
     except _Declined:
@@ -160,16 +163,18 @@ def deliver(
     return evaluation
 
 
-def delivered(graft: Graft, material: Material, here: Here, features: Features | None = None) -> Outcome:
+def delivered(
+    model: TrainedModel, photos_split: SplitDataset, context: RunContext, features: Features | None = None
+) -> Candidate:
     """A model as the run's bundle, with the list of photos beside it. features: that it was solved on."""
-    evaluation = deliver(graft, material, here)
-    write_photos(here.out, material)
-    return Outcome(graft, evaluation, features)
+    evaluation = deliver(model, photos_split, context)
+    write_photos(context.out, photos_split)
+    return Candidate(model, evaluation, features)
 
 
-def write_photos(out: Path, material: Material) -> None:
+def write_photos(out: Path, photos_split: SplitDataset) -> None:
     """photos.jsonl: where every file found went, one JSON object a line; quarantine.csv: those not used, and why."""
-    splits, rows = material.splits, []
+    splits, rows = photos_split.splits, []
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is not None:
             labels = (part.classes[label] for label in part.labels)
@@ -177,43 +182,43 @@ def write_photos(out: Path, material: Material) -> None:
                 {"path": path, "label": label, "split": name, "sha256": content}
                 for path, label, content in zip(part.paths, labels, part.hashes, strict=True)
             ]
-    rows += [{"path": q.path, "quarantined": q.reason} for q in material.dataset.quarantine]
+    rows += [{"path": q.path, "quarantined": q.reason} for q in photos_split.dataset.quarantine]
     write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
-    write_atomic(out / "quarantine.csv", material.dataset.quarantine_csv())
+    write_atomic(out / "quarantine.csv", photos_split.dataset.quarantine_csv())
 
 
-def finished(material: Material, outcome: Outcome, here: Here) -> Run:
+def finished(photos_split: SplitDataset, candidate: Candidate, context: RunContext) -> Run:
     """Write result.json, which is what `regraft train --json` prints, and read the bundle back."""
-    graft, evaluation, cv = outcome.graft, outcome.evaluation, outcome.graft.cross_validated
-    seconds = {name.replace(" ", "_"): round(value, 3) for name, value in here.progress.seconds.items()}
-    seconds.setdefault("total", round(time.monotonic() - here.began, 3))  # so far, of a run that goes on
+    model, evaluation, cv = candidate.model, candidate.evaluation, candidate.model.cross_validated
+    seconds = {name.replace(" ", "_"): round(value, 3) for name, value in context.progress.seconds.items()}
+    seconds.setdefault("total", round(time.monotonic() - context.began, 3))  # so far, of a run that goes on
     summary = {
-        "bundle": str(here.out / "bundle"),
-        "mode": graft.mode,
-        "backbone": graft.backbone.name,
-        "classes": list(material.dataset.classes),
-        "photos": str(here.photos.resolve()),
-        "images": _counts(material.dataset),
+        "bundle": str(context.out / "bundle"),
+        "mode": model.mode,
+        "backbone": model.backbone.name,
+        "classes": list(photos_split.dataset.classes),
+        "photos": str(context.photos.resolve()),
+        "images": _counts(photos_split.dataset),
         "accuracy": evaluation.accuracy.to_json(),
         "cross_validated": None if cv is None else cv.to_json(),
-        "decision": outcome.decision,
-        "findings": [one.to_json(material.dataset) for one in here.findings],
-        "history": graft.details.get("history", []),
+        "decision": candidate.decision,
+        "findings": [one.to_json(photos_split.dataset) for one in context.findings],
+        "history": model.details.get("history", []),
         "seconds": seconds,
     }
-    write_atomic(here.out / "result.json", json_bytes(summary))
-    return Run(here.out, load(here.out / "bundle"), summary, evaluation)
+    write_atomic(context.out / "result.json", json_bytes(summary))
+    return Run(context.out, load(context.out / "bundle"), summary, evaluation)
 
 
-def announce(material: Material, outcome: Outcome, here: Here) -> None:
+def announce(photos_split: SplitDataset, candidate: Candidate, context: RunContext) -> None:
     """A rung is there: say so, and leave it as a whole run in case nothing better comes."""
-    finished(material, outcome, here)
-    here.progress.say(f"usable now: {here.out / 'bundle'}: {outcome.evaluation.accuracy}")
+    finished(photos_split, candidate, context)
+    context.progress.say(f"usable now: {context.out / 'bundle'}: {candidate.evaluation.accuracy}")
 
 
-def say_what_is_there(material: Material, progress: Progress) -> None:
+def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
     """Counts, notes and what was left out, before anything long begins."""
-    dataset, splits = material.dataset, material.splits
+    dataset, splits = photos_split.dataset, photos_split.splits
     counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
     progress.say(f"photos: {len(dataset)} used of {dataset.num_found} found; {counts}")
     for note in dataset.notes:
@@ -229,30 +234,30 @@ class _Declined(Exception):
     """A model that was judged and is not to be kept."""
 
 
-def _judge_and_seal(folder: Path, graft: Graft, material: Material, config: TrainConfig) -> Evaluation:
+def _judge_and_seal(folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig) -> Evaluation:
     """Judge the bundle as it was read back from disk, then write what was found into it."""
-    provenance = _provenance(graft, material, config)
-    classes = material.dataset.classes
-    manifest = manifest_of(graft.backbone, classes, graft.temperature, graft.thresholds, provenance)
+    provenance = _provenance(model, photos_split, config)
+    classes = photos_split.dataset.classes
+    manifest = manifest_of(model.backbone, classes, model.temperature, model.thresholds, provenance)
     seal(folder, manifest)
-    name, dataset = material.splits.judged
+    name, dataset = photos_split.splits.judged
     evaluation = evaluate_dataset(load(folder), dataset, name)
     metrics = {key: value for key, value in evaluation.to_json().items() if key not in ("classes", "quarantined")}
-    if graft.cross_validated is not None:
-        metrics["cross_validated"] = graft.cross_validated.to_json()
+    if model.cross_validated is not None:
+        metrics["cross_validated"] = model.cross_validated.to_json()
     seal(folder, {**manifest, "metrics": metrics})
     return evaluation
 
 
-def _provenance(graft: Graft, material: Material, config: TrainConfig) -> dict[str, Any]:
-    splits = material.splits
+def _provenance(model: TrainedModel, photos_split: SplitDataset, config: TrainConfig) -> dict[str, Any]:
+    splits = photos_split.splits
     return {
-        "mode": graft.mode,
+        "mode": model.mode,
         "config": config.to_json(),
-        "data_sha256": material.fingerprint,
-        "images": _counts(material.dataset),
+        "data_sha256": photos_split.fingerprint,
+        "images": _counts(photos_split.dataset),
         "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},
-        **graft.details,
+        **model.details,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from regraft.backbones import catalog
 from regraft.backbones.catalog import DEFAULT, PACKAGED, SHORTLIST, Reference, entries, resolve
-from regraft.ground.errors import BackboneError, MissingExtra
+from regraft.core.errors import BackboneError, MissingExtra
 
 CACHES = (catalog._timm_names, catalog._timm_pretrained, catalog._torchvision_names, catalog._torchvision_weights)
 

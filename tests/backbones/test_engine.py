@@ -12,10 +12,10 @@ import pytest
 
 from conftest import TESTS
 from regraft.backbones import engine as engines
+from regraft.backbones.backbone import load_backbone
 from regraft.backbones.engine import Engine, best_precision, engine_identity, has_bf16, has_gpu
-from regraft.backbones.graph import load_backbone
+from regraft.backbones.onnx_export import probe_images
 from regraft.backbones.torch_engine import TorchEngine
-from regraft.backbones.trace import probe_images
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import pytest
 
 from conftest import TESTS, draw, draw_folder
 from regraft.backbones import features
+from regraft.backbones.backbone import Backbone, load_backbone
 from regraft.backbones.engine import engine_identity
 from regraft.backbones.features import Features, extract, feature_rows, feature_store
-from regraft.backbones.graph import Backbone, load_backbone
 from regraft.backbones.torch_engine import TorchEngine
+from regraft.core.errors import DataError
+from regraft.data.feature_cache import FeatureCache
 from regraft.data.scan import list_photos
-from regraft.data.store import RowStore
 from regraft.data.transforms import photo_to_input
-from regraft.ground.errors import DataError
 
 SMALL = "timm/test_resnet"
 
@@ -239,7 +239,7 @@ def test_any_batch_size_gives_each_photo_its_row(dataset, empty_cache, backbone,
             return {"features": images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)}
 
     Means.batch_size = batch_size
-    store = RowStore("features", "batches")
+    store = FeatureCache("features", "batches")
     rows, failures = feature_rows(store, dataset, backbone.preprocessing, Means)
     assert failures == {}
     assert max(sizes) == min(batch_size, len(dataset))
@@ -304,9 +304,7 @@ def test_photos_computed_before_an_engine_fails_are_kept(backbone, dataset, empt
 def test_a_cache_that_cannot_be_written_costs_only_the_next_run(backbone, dataset, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(
-        "regraft.ground.files._temporary_folder", lambda: type("T", (), {"name": tmp_path / "temporary"})
-    )
+    monkeypatch.setattr("regraft.core.files._temporary_folder", lambda: type("T", (), {"name": tmp_path / "temporary"}))
     _, found = extract(backbone, dataset)
     assert np.array_equal(found.x, one_by_one(backbone, dataset))
 
@@ -353,8 +351,8 @@ def test_features_of_another_set_are_found_by_content(backbone, dataset, empty_c
 EXTRACT = """
 import sys, time, numpy
 from regraft.backbones import features
-from regraft.backbones.graph import load_backbone
-from regraft.data import store
+from regraft.backbones.backbone import load_backbone
+from regraft.data import feature_cache as store
 from regraft.data.scan import list_photos
 backbone = load_backbone({backbone!r}, "random")
 {slowly}

@@ -16,7 +16,7 @@ from regraft.backbones import catalog
 from regraft.backbones.mobilenet import MobileNet
 from regraft.backbones.network import build, find_heads, with_new_head
 from regraft.cli import cli
-from regraft.ground.errors import WeightsError
+from regraft.core.errors import WeightsError
 
 
 class Classic(nn.Module):

@@ -21,9 +21,9 @@ from torchvision import models
 from regraft.backbones import catalog, network
 from regraft.backbones.catalog import DEFAULT, PACKAGED, Reference
 from regraft.backbones.network import FeatureGraph, build, check_linear, find_heads, trunk, unwrap
-from regraft.backbones.trace import probe_images
+from regraft.backbones.onnx_export import probe_images
+from regraft.core.errors import BackboneError, WeightsError
 from regraft.data.transforms import Preprocessing, transform
-from regraft.ground.errors import BackboneError, WeightsError
 
 FAMILIES = {
     "torchvision/resnet18": (("fc",), 512),

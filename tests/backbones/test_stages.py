@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from regraft.backbones.network import FeatureGraph, build, with_new_head
+from regraft.backbones.onnx_export import probe_images
 from regraft.backbones.stages import stages
-from regraft.backbones.trace import probe_images
 
 FAMILIES = (
     "regraft/mobilenet_v1",

@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet34
 
 from regraft.backbones.weights import in_order, load_into, read_weights, unwrapped, without_prefix
-from regraft.ground.errors import WeightsError
+from regraft.core.errors import WeightsError
 
 
 def small() -> nn.Module:

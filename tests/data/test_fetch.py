@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from regraft.core.errors import DataError
+from regraft.core.files import sha256_bytes
+from regraft.core.progress import Progress
 from regraft.data.fetch import download, fetch_hymenoptera
-from regraft.ground.errors import DataError
-from regraft.ground.files import sha256_bytes
-from regraft.ground.progress import Progress
 
 PHOTOS = {"train/ants/1.jpg": b"an ant", "val/bees/2.jpg": b"a bee"}
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from conftest import COLOURS, draw, draw_folder
+from regraft.core.errors import DataError
 from regraft.data.decode import Unreadable, decode, quiet_pillow
-from regraft.data.layout import is_junk, natural_key
+from regraft.data.folder_layout import is_junk, natural_key
 from regraft.data.scan import Dataset, list_photos, scan
-from regraft.ground.errors import DataError
 
 HUES = list(COLOURS.values())
 

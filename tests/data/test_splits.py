@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regraft.core.errors import DataError
 from regraft.data.scan import Dataset
 from regraft.data.splits import fold_ids, split
-from regraft.ground.errors import DataError
 
 
 def photos(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = (
-    "regraft.training",
+    "regraft.commands.train",
     "regraft.api",
-    "regraft.learn.finetune",
-    "regraft.backbones.trace",
+    "regraft.training.finetune",
+    "regraft.backbones.onnx_export",
     "sklearn.linear_model",
     "sklearn.model_selection",
     "torch.distributed",
@@ -65,8 +65,8 @@ def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: 
         setattr(import_module(module), name, value)
     for trip in trips:
         lay(**trip, mark=Path(folder) / "paused")
-    begin = import_module("regraft.ground.signals").install
-    import_module("regraft.ground.signals").install = lambda: (begin(), (Path(folder) / "begun").touch())
+    begin = import_module("regraft.core.signals").install
+    import_module("regraft.core.signals").install = lambda: (begin(), (Path(folder) / "begun").touch())
     sys.argv = ["regraft", *argv]
     code = 1
     try:

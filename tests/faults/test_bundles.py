@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
 
-from faults.nursery import IS_LONG, record
-from regraft.deliver.bundle import load
-from regraft.ground.errors import BundleError
-from regraft.ground.files import sha256_file
+from faults.processes import IS_LONG, record
+from regraft.bundle.bundle import load
+from regraft.core.errors import BundleError
+from regraft.core.files import sha256_file
 
 LIMIT = 10_000  # characters of an error
 

@@ -6,11 +6,11 @@ import signal
 import pytest
 
 from conftest import draw
-from faults.nursery import Trip, record, story, toy
-from regraft.deliver.bundle import load
+from faults.processes import Trip, record, story, toy
+from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
-STOPPED = (Trip("regraft.learn.loop.gradients", 5, signal.SIGTERM),)
+STOPPED = (Trip("regraft.training.loop.gradients", 5, signal.SIGTERM),)
 
 NO_EFFECT = {
     "the same": (),
@@ -160,7 +160,7 @@ def test_photos_under_other_names_are_the_same_photos(whole, out, tmp_path):
 
 def test_settings_that_were_forced_stay_until_they_are_changed_again(whole, out, unfinished):
     forced = ("--learning-rate", 0.0123, "--force")
-    again = (Trip("regraft.learn.loop.gradients", 2, signal.SIGTERM),)
+    again = (Trip("regraft.training.loop.gradients", 2, signal.SIGTERM),)
     assert whole.start(out, *forced, trips=again).wait().code == 143
     back = whole.start(out).wait()
     assert back.code == 1

@@ -20,7 +20,7 @@ from PIL import Image
 
 from conftest import COLOURS, draw_folder
 from data.test_decode import chunk, jpeg_that_claims, png
-from faults.nursery import IS_LONG, Trip, nursery, record, toy
+from faults.processes import IS_LONG, Trip, nursery, record, toy
 from regraft.data.decode import decode, quiet_pillow
 
 pytestmark = pytest.mark.slow
@@ -250,7 +250,7 @@ def test_a_photo_that_changes_after_the_scan_is_named_and_never_replaced(
 ):
     """The process sleeps after it has listed the photos; meanwhile one changes."""
     root = draw_folder(tmp_path / "photos", ("red", "green"), 4)
-    at = "regraft.training.configured"
+    at = "regraft.commands.train.configured"
     command = ("train", root, *network, "--mode", mode, "--epochs", 1, "--strict", "--out", tmp_path / "run", "--json")
     child = nursery().start(*command, trips=(Trip(at, 1, pause=3.0),), REGRAFT_CACHE=str(tmp_path / "cache"))
     child.wait_until(child.is_paused)

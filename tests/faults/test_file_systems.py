@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from conftest import TESTS, draw_folder
-from faults.nursery import IS_LONG, nursery, record, toy
-from regraft.data.layout import list_folder
+from faults.processes import IS_LONG, nursery, record, toy
+from regraft.data.folder_layout import list_folder
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def test_surroundings_without_what_one_takes_for_granted(place, tmp_path, record
 LIST = """
 import re, sys, time
 from pathlib import Path
-from regraft.data.layout import list_folder
+from regraft.data.folder_layout import list_folder
 began = time.monotonic()
 listing = list_folder(Path(sys.argv[1]))
 peak = re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]

@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import COLOURS, serving
-from faults.nursery import IS_LONG, TRIALS, free_port, record
+from faults.processes import IS_LONG, TRIALS, free_port, record
 from faults.test_corpus import bombs, damaged_and_odd
-from regraft.server.app import HEADERS
-from regraft.server.limits import MEGA
+from regraft.serving.app import HEADERS
+from regraft.serving.limits import MEGA
 
 pytestmark = pytest.mark.slow
 SHORT = {"header_s": 1.0, "body_s": 2.0, "waiting": 16}

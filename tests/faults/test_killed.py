@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from faults.nursery import IS_LONG, TRIALS, Trip, record, story, weights_of
-from regraft.ground.progress import QUIET
-from regraft.learn.checkpoint import latest_checkpoint
+from faults.processes import IS_LONG, TRIALS, Trip, record, story, weights_of
+from regraft.core.progress import QUIET
+from regraft.training.checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.slow
 INTERVALS = (0.0, 0.1, 30.0)  # of checkpoints: after each step, within epochs, at the ends of epochs alone
@@ -59,7 +59,7 @@ def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_
 def test_killed_at_any_step_it_ends_with_the_same_model(whole, tmp_path, record_property):
     steps = range(1, 16, 1 if IS_LONG else 4)
     for step in steps:
-        trip = Trip("regraft.learn.loop.gradients", step, signal.SIGKILL)
+        trip = Trip("regraft.training.loop.gradients", step, signal.SIGKILL)
         ended = whole.start(tmp_path / "run", interval=INTERVALS[step % 3], trips=(trip,)).wait()
         assert ended.code == 137, ended.stderr
         ends_as_if_nothing_had_been(whole, tmp_path / "run")
@@ -83,7 +83,7 @@ def test_killed_while_it_writes_it_ends_with_the_same_model(whole, tmp_path, rec
 def test_killed_twice_while_it_resumes_it_ends_with_the_same_model(whole, tmp_path, record_property):
     rng, trials = random.Random(4), 30 if IS_LONG else 2
     for _ in range(trials):
-        trip = Trip("regraft.learn.loop.gradients", rng.randint(2, 9), signal.SIGKILL)
+        trip = Trip("regraft.training.loop.gradients", rng.randint(2, 9), signal.SIGKILL)
         assert whole.start(tmp_path / "run", interval=0.0, trips=(trip,)).wait().code == 137
         for _ in range(2):
             child = whole.start(tmp_path / "run", interval=0.0)
@@ -104,7 +104,7 @@ def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
     trials = max(4, TRIALS // 5)
     done = []
     for trial in range(trials):
-        trip = Trip("regraft.learn.loop.gradients", 2 + (num_steps - 2) * trial // (trials - 1), signal.SIGKILL)
+        trip = Trip("regraft.training.loop.gradients", 2 + (num_steps - 2) * trial // (trials - 1), signal.SIGKILL)
         killed = whole.start(tmp_path / "run", interval=0.0, trips=(trip,)).wait()
         assert killed.code == 137, killed.stderr
         again = whole.start(tmp_path / "run", interval=0.0).wait()

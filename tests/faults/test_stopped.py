@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from faults.nursery import TRIALS, Trip, record, story
+from faults.processes import TRIALS, Trip, record, story
 
 pytestmark = pytest.mark.slow
 GRACE_S = 5.0
@@ -18,24 +18,24 @@ NOTE = "interrupted: the same command goes on from here"
 BOTH = (signal.SIGTERM, signal.SIGINT)
 CACHED = ("trace the backbone", "extract features", "keep features", "solve the head")  # so they need an empty cache
 PHASES = {
-    "scan": ("regraft.training.list_photos", 1),
-    "trace the backbone": ("regraft.backbones.trace.export", 1),
+    "scan": ("regraft.commands.train.list_photos", 1),
+    "trace the backbone": ("regraft.backbones.onnx_export.export", 1),
     "extract features": ("regraft.backbones.features._decoded", 4),
-    "keep features": ("regraft.data.store.write_atomic", 1),
-    "solve the head": ("regraft.learn.head.fit", 3),
-    "decode": ("regraft.learn.batches._large_enough", 6),
-    "first step": ("regraft.learn.loop.gradients", 1),
-    "seventh step": ("regraft.learn.loop.gradients", 7),
-    "last step": ("regraft.learn.loop.gradients", 15),
-    "judge an epoch": ("regraft.learn.loop.judge", 2),
-    "judge the last epoch": ("regraft.learn.loop.judge", 5),
-    "write a checkpoint": ("regraft.learn.checkpoint.published", 4),
-    "trace what was trained": ("regraft.tuning.from_network", 1),
+    "keep features": ("regraft.data.feature_cache.write_atomic", 1),
+    "solve the head": ("regraft.models.linear_head.fit", 3),
+    "decode": ("regraft.training.batches._large_enough", 6),
+    "first step": ("regraft.training.loop.gradients", 1),
+    "seventh step": ("regraft.training.loop.gradients", 7),
+    "last step": ("regraft.training.loop.gradients", 15),
+    "judge an epoch": ("regraft.training.loop.judge", 2),
+    "judge the last epoch": ("regraft.training.loop.judge", 5),
+    "write a checkpoint": ("regraft.training.checkpoint.published", 4),
+    "trace what was trained": ("regraft.pipeline.fine_tune.from_network", 1),
     "write the bundle": ("regraft.run.write_model", 1),
     "judge the bundle": ("regraft.run.evaluate_dataset", 1),
     "seal the bundle": ("regraft.run.seal", 2),
     "list the photos": ("regraft.run.write_atomic", 1),
-    "forget checkpoints": ("regraft.training._forget", 1),
+    "forget checkpoints": ("regraft.commands.train._forget", 1),
 }
 
 
@@ -88,7 +88,7 @@ def test_stopped_at_any_time_it_ends_soon_and_goes_on_to_the_same_model(whole, t
 
 
 def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, tmp_path):
-    ended = whole.start(tmp_path / "run", trips=(Trip("regraft.learn.loop.gradients", 8, signal.SIGTERM),)).wait()
+    ended = whole.start(tmp_path / "run", trips=(Trip("regraft.training.loop.gradients", 8, signal.SIGTERM),)).wait()
     assert "stopped (interrupted) in epoch 3, after step 2" in ended.stderr
     again = whole.start(tmp_path / "run").wait()
     assert "continued: epoch 3, step 3" in again.stderr
@@ -99,9 +99,9 @@ def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, t
 @pytest.mark.parametrize(
     "at",
     [
-        "regraft.learn.loop.gradients",  # where the first signal is held back
-        "regraft.learn.learner.save_checkpoint",
-        "regraft.learn.batches._large_enough",  # where it raised, and a thread has to end
+        "regraft.training.loop.gradients",  # where the first signal is held back
+        "regraft.training.train_state.save_checkpoint",
+        "regraft.training.batches._large_enough",  # where it raised, and a thread has to end
     ],
 )
 def test_a_second_signal_ends_it_at_once(whole, tmp_path, at, second):
@@ -132,7 +132,7 @@ def test_a_signal_to_the_whole_group_lets_workers_finish_their_step(whole, tmp_p
 def test_a_long_feature_pass_ends_soon_wherever_it_is(whole, tmp_path):
     """Photos still to come are not decoded first."""
     slow = tuple(Trip("regraft.backbones.features._decoded", call, pause=2.0) for call in range(2, 16))
-    for at, call in (("data.store._Shard.add", 1), ("backbones.features._decoded", 3)):
+    for at, call in (("data.feature_cache._Shard.add", 1), ("backbones.features._decoded", 3)):
         trips = (*slow, Trip(f"regraft.{at}", call, signal.SIGTERM))
         child = whole.start(tmp_path / "run", trips=trips, cache=tmp_path / "cache")
         child.wait_until(child.is_paused)

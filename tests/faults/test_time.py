@@ -2,8 +2,8 @@
 
 import pytest
 
-from faults.nursery import record, story
-from regraft.deliver.bundle import load
+from faults.processes import record, story
+from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
 LATE_S = 10.0

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
-from faults.nursery import IS_LONG, Trip, record, story
+from faults.processes import IS_LONG, Trip, record, story
 
 pytestmark = pytest.mark.slow
-STOPPED = (Trip("regraft.learn.loop.gradients", 5, signal.SIGTERM),)  # in the midst of the second epoch of five
+STOPPED = (Trip("regraft.training.loop.gradients", 5, signal.SIGTERM),)  # in the midst of the second epoch of five
 CHANGES = [(0, 4), (4, 1), (1, 2), (2, 0)]  # each number before and after a stop
 
 

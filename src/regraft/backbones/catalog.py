@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from regraft.ground.errors import BackboneError, MissingExtra, nearest
+from regraft.core.errors import BackboneError, MissingExtra, nearest
 
 DEFAULT = "tf_efficientnet_lite0"
 RANDOM = "random"  # in place of a weights file

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from regraft.ground.runtime import is_full_precision, num_cores, version_of
+from regraft.core.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
 MIN_AGREEMENT = 0.999  # cosine of bf16 and f32 features below which bf16 is not used

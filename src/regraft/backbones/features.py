@@ -1,4 +1,4 @@
-"""Photos to features `(N, D)`, each photo once in its life: rows are kept by content (`data.store`).
+"""Photos to features `(N, D)`, each photo once in its life: rows are kept by content (`data.feature_cache`).
 
 Their key stands for graph, preprocessing, decoder and engine.
 """
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import PIL
 
+from regraft.backbones.backbone import Backbone
 from regraft.backbones.engine import AnyEngine
-from regraft.backbones.graph import Backbone
+from regraft.core.files import sha256_json
+from regraft.core.progress import QUIET, Progress
+from regraft.core.runtime import num_cores
+from regraft.core.signals import is_stopping
 from regraft.data import decode
 from regraft.data.decode import Unreadable
+from regraft.data.feature_cache import FeatureCache, FeatureTable, look_up_or_compute
 from regraft.data.scan import Dataset, checked, map_photos
-from regraft.data.store import RowStore, RowTable, look_up_or_compute
 from regraft.data.transforms import Preprocessing, photo_to_input
-from regraft.ground.files import sha256_json
-from regraft.ground.progress import QUIET, Progress
-from regraft.ground.runtime import num_cores
-from regraft.ground.signals import is_stopping
 
 FEWEST = 4  # batches for each core, so that all have work until the end
 
@@ -54,13 +54,13 @@ class Features:
         return Features(self.table, dataset.labels, dataset.hashes, rows if self.rows is None else self.rows[rows])
 
 
-def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> RowStore:
+def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> FeatureCache:
     """Where features are kept. engine: what values depend on besides the graph, as given by `engine_identity`."""
     decoder = [decode.VERSION, PIL.__version__]
-    return RowStore("features", sha256_json([graph_sha256, preprocessing.to_json(), decoder, engine])[:32])
+    return FeatureCache("features", sha256_json([graph_sha256, preprocessing.to_json(), decoder, engine])[:32])
 
 
-def store_of(backbone: Backbone) -> RowStore:
+def store_of(backbone: Backbone) -> FeatureCache:
     """Where a backbone's features are kept."""
     return feature_store(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
 
@@ -82,18 +82,18 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
     return dataset, Features(rows.table, dataset.labels, dataset.hashes, None if is_all else places)
 
 
-def fill(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[RowTable, dict[int, str]]:
+def fill(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[FeatureTable, dict[int, str]]:
     """Put into the cache what it lacks. Returns what `feature_rows` does."""
     return feature_rows(store_of(backbone), dataset, backbone.preprocessing, backbone.engine, progress)
 
 
 def feature_rows(
-    store: RowStore,
+    store: FeatureCache,
     dataset: Dataset,
     preprocessing: Preprocessing,
     start_engine: Callable[[], AnyEngine],
     progress: Progress = QUIET,
-) -> tuple[RowTable, dict[int, str]]:
+) -> tuple[FeatureTable, dict[int, str]]:
     """Feature rows by content hash, from the store or from the engine, which starts only when it is needed.
 
     Returns also the photos that could not be decoded: index -> reason.

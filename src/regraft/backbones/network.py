@@ -18,9 +18,9 @@ from regraft.backbones import catalog
 from regraft.backbones.catalog import PACKAGED, RANDOM, Reference
 from regraft.backbones.mobilenet import MobileNet
 from regraft.backbones.weights import Loaded, in_order, load_into, read_weights
+from regraft.core.errors import BackboneError, WeightsError
+from regraft.core.files import sha256_file
 from regraft.data.transforms import Preprocessing
-from regraft.ground.errors import BackboneError, WeightsError
-from regraft.ground.files import sha256_file
 
 # Their published weights expect the input scaling of another framework, which torchvision undoes inside the network.
 _TORCHVISION_OPTIONS = {

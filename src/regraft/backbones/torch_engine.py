@@ -10,8 +10,8 @@ import torch
 
 from regraft.backbones import network as networks
 from regraft.backbones.network import FeatureGraph
-from regraft.ground.memory import in_pieces
-from regraft.ground.progress import QUIET
+from regraft.core.memory import in_pieces
+from regraft.core.progress import QUIET
 
 
 class TorchEngine:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from regraft.ground.errors import DataError
-from regraft.ground.files import published, sha256_bytes
-from regraft.ground.progress import QUIET, Advance, Progress
-from regraft.ground.runtime import is_offline
+from regraft.core.errors import DataError
+from regraft.core.files import published, sha256_bytes
+from regraft.core.progress import QUIET, Advance, Progress
+from regraft.core.runtime import is_offline
 
 HYMENOPTERA_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 HYMENOPTERA_SHA256 = "fbc41b31d544714d18dd1230b1e2b455e1557766e13e67f9f5a7a23af7c02209"

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from regraft.core.errors import DataError, nearest
+from regraft.core.files import csv_bytes, sha256_bytes
+from regraft.core.progress import QUIET, Progress
+from regraft.core.runtime import num_cores
 from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes
-from regraft.data.layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
-from regraft.data.manifest import list_manifest, refuse_conflicts
-from regraft.ground.errors import DataError, nearest
-from regraft.ground.files import csv_bytes, sha256_bytes
-from regraft.ground.progress import QUIET, Progress
-from regraft.ground.runtime import num_cores
+from regraft.data.folder_layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
+from regraft.data.list_manifest import list_manifest, refuse_conflicts
 
 T = TypeVar("T")
 WAITING = 10_000  # photos that wait for a thread at a time: a million of them would take a gigabyte
@@ -112,7 +112,7 @@ def scan(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET
     """Read a folder and try every file in it.
 
     folder: `folder/<class>/<image>`, or `folder/train/<class>/<image>` with `val` (or `valid`, `validation`, `dev`)
-    and optionally `test`, or a list of photos (`data.manifest`).  Raises DataError when there is no such folder, when
+    and optionally `test`, or a list of photos (`data.list_manifest`).  Raises DataError when there is no such folder, when
     it holds no photos or only one class, when a split has a class that `train` lacks, or when it can be read in more
     than one way.
     """

@@ -13,8 +13,8 @@ from pathlib import PurePath
 
 import numpy as np
 
+from regraft.core.errors import ConfigError, DataError, MissingExtra
 from regraft.data.scan import Dataset
-from regraft.ground.errors import ConfigError, DataError, MissingExtra
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,247 @@
+"""A backbone's name and weights to a traced graph, kept in the cache so that the next run needs no torch.
+
+graphs/<key>/features.onnx        images (B, H, W, 3) uint8 -> features (B, D) float32, normalisation inside
+graphs/<key>/trunk.safetensors    the same weights under the library's own names, head left out
+graphs/<key>/backbone.json        what they are; the sha256 of both and of what it says itself; written last
+graphs/requests/<hash>.json       which key a request by name, weights and library versions led to
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
+from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
+from regraft.core.config import TrainConfig
+from regraft.core.errors import WeightsError
+from regraft.core.files import (
+    json_bytes,
+    make_folder,
+    published,
+    sha256_file,
+    sha256_json,
+    writable_cache,
+    write_atomic,
+)
+from regraft.core.progress import QUIET, Progress
+from regraft.core.runtime import cache_folder, import_torch_module, is_offline, version_of
+from regraft.data.transforms import Preprocessing
+
+FORMAT = 1  # raise it when tracing changes what a graph computes or holds
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A traced network without its head.
+
+    folder: where graph and weights lie.  info: content of backbone.json.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Full name, such as `timm/resnet18.a1_in1k`."""
+        return str(self.info["name"])
+
+    @property
+    def num_features(self) -> int:
+        """Width D of the features."""
+        return int(self.info["num_features"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a photo goes through before the graph."""
+        return Preprocessing.from_json(self.info["preprocessing"])
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file that gives features."""
+        return self.folder / "features.onnx"
+
+    @property
+    def trunk(self) -> Path:
+        """The weights, without the head's."""
+        return self.folder / "trunk.safetensors"
+
+    @property
+    def first_layer(self) -> np.ndarray | None:
+        """The filters that see the photo itself, `(K, 3, h, w)` float32; None for a network that has none."""
+        return first_layer(load_file(self.trunk))
+
+    @property
+    def graph_sha256(self) -> str:
+        """Hash of the ONNX file: the part of a feature's key that stands for the network."""
+        return str(self.info["sha256"]["features.onnx"])
+
+    @property
+    def precision(self) -> Precision:
+        """bf16 where it was found to agree and this processor has it."""
+        return usable_precision(self.info["precision"])
+
+    @property
+    def engine_identity(self) -> str:
+        """What feature values depend on besides the graph and the photo."""
+        return f"torch {version_of('torch')} cuda" if self._is_for_torch else engine_identity(self.precision)
+
+    def engine(self) -> AnyEngine:
+        """OpenVINO on the processor, torch on a GPU; levels are known to the graph alone."""
+        if self._is_for_torch:
+            engine: AnyEngine = import_torch_module("backbones.torch_engine").TorchEngine(self.info, self.trunk, "cuda")
+            return engine
+        return Engine(self.graph, self.precision)
+
+    @property
+    def _is_for_torch(self) -> bool:
+        return has_gpu() and "levels" not in self.info
+
+
+def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The filters `(K, 3, h, w)` that see the photo itself."""
+    seeing = [tensor for _, tensor in sorted(tensors.items()) if tensor.ndim == 4 and tensor.shape[1] == 3]
+    return np.asarray(seeing[0], np.float32) if seeing else None
+
+
+def load_backbone(
+    name: str = DEFAULT,
+    weights: str | Path | None = None,
+    *,
+    offline: bool = False,
+    seed: int = 0,
+    size: int | None = None,
+    progress: Progress = QUIET,
+) -> Backbone:
+    """A backbone from the cache, or traced once and put there.
+
+    weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.  size: height of the
+    input in pixels, None for the network's own.
+    Raises BackboneError, WeightsError, or MissingExtra when torch is needed and absent.
+    """
+    weights = None if weights is None else str(weights)
+    request = Path("requests") / f"{_request_hash(name, weights, seed, size)}.json"
+    if backbone := _cached(cache_folder() / "graphs", request):
+        return backbone
+    trace = import_torch_module("backbones.onnx_export").trace
+    graphs = writable_cache("graphs", progress)
+    with progress.step("trace backbone"):
+        offline = offline or is_offline()
+        key = trace(graphs, name, weights, offline=offline, seed=seed, size=size, progress=progress)
+        make_folder(graphs / "requests", kind="cache")
+        write_atomic(graphs / request, json_bytes({"key": key}))
+    if backbone := _cached(graphs, request):
+        return backbone
+    raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+
+
+def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | None = None) -> Backbone:
+    """The backbone of a run. size: height of its input in pixels, None for the network's own."""
+    c = config
+    return load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
+
+
+def traced() -> Iterator[Backbone]:
+    """Networks in the cache with weights that were not random, each once, at the size they were first traced at."""
+    seen: set[tuple[str, str]] = set()
+    for place in sorted((cache_folder() / "graphs").glob("*/backbone.json"), key=lambda path: path.stat().st_mtime):
+        info = intact(place.parent)
+        if info is None or "levels" in info or info["loaded"] is None or (info["name"], info["origin"]) in seen:
+            continue
+        seen.add((info["name"], info["origin"]))
+        yield Backbone(place.parent, info)
+
+
+def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
+    """The backbone whose features are those of all its levels, and at the end its own. See `backbones.multilevel_features`.
+
+    Raises BackboneError for a network without levels.
+    """
+    key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
+    place = cache_folder() / "graphs" / key
+    if kept := intact(place):
+        return Backbone(place, kept)
+    from regraft.backbones.multilevel_features import with_levels  # takes onnx along
+
+    graphs = writable_cache("graphs", progress)
+    data, num_features = with_levels(backbone.graph)
+    with published(graphs / key) as folder:
+        write_atomic(folder / "features.onnx", data)
+        shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
+        info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}
+        info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
+        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
+    return Backbone(graphs / key, info)
+
+
+def from_network(folder: Path, network: Any) -> Backbone:
+    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out.
+
+    Raises WeightsError where the folder does not keep what is written to it.
+    """
+    import_torch_module("backbones.onnx_export").trace_into(folder, network)
+    info = intact(folder)
+    if info is None:
+        raise WeightsError(f"{folder} does not keep what is written to it. Choose another place with --out.")
+    return Backbone(folder, info)
+
+
+def _request_hash(name: str, weights: str | None, seed: int, size: int | None = None) -> str:
+    """Everything that the traced graph depends on, known without importing torch."""
+    return sha256_json(
+        {
+            "name": name,
+            "weights": _identity(name, weights),
+            "seed": seed if weights == RANDOM else 0,
+            "size": size,
+            "versions": [version_of("timm"), version_of("torchvision")],
+            "format": FORMAT,
+        }
+    )
+
+
+def _identity(name: str, weights: str | None) -> str:
+    if weights == RANDOM:
+        return RANDOM
+    packaged = PACKAGED.get(name.removeprefix("timm/"))
+    path = Path(weights) if weights else packaged.path() if packaged else None
+    if path is None:
+        return "pretrained"
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}. Expected a .safetensors, .pth or .pth.tar file.")
+    beside = path.parent / "config.json"
+    try:
+        return sha256_file(path) + (sha256_file(beside) if beside.is_file() else "")
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {error.strerror}. Check its permissions.") from error
+
+
+def _cached(graphs: Path, request: Path) -> Backbone | None:
+    """What a request led to, if all of it is intact; a damaged entry counts as absent and is traced again."""
+    try:
+        folder = graphs / json.loads((graphs / request).read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    info = intact(folder)
+    return Backbone(folder, info) if info else None
+
+
+def intact(folder: Path) -> dict[str, Any] | None:
+    """backbone.json of a folder whose files all have the content that it states, else None."""
+    try:
+        info = json.loads((folder / "backbone.json").read_text())
+        good = info.pop("seal") == sha256_json(info)
+        good = good and all(sha256_file(folder / name) == digest for name, digest in info["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return info if good else None
+
+
+def sealed(info: dict[str, Any]) -> dict[str, Any]:
+    """Content for backbone.json, with the hash that shows damage to it."""
+    return {**info, "seal": sha256_json(info)}

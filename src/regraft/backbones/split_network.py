@@ -1,0 +1,117 @@
+"""A network in two: the first stages, which stay as they are, and those behind, which learn from what these give."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from regraft.backbones.network import Network
+from regraft.backbones.onnx_export import probe_images
+
+SAME = 1e-4  # of the largest logit, by which both halves together may differ from the whole
+
+
+@dataclass(frozen=True)
+class SplitNetwork:
+    """whole: the network.  first: name of the first part that learns.
+
+    rest: the network with all that runs before that part taken out. It takes what `before` gives, and its tensors have
+    the names that they have in the whole.
+    """
+
+    whole: Network
+    first: str
+    rest: Network
+
+    def before(self, images: Tensor) -> Tensor:
+        """What the first part that learns receives, `(B, C, h, w)`, of what the network takes, `(B, 3, H, W)`."""
+
+        def leave(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            raise _Reached(inputs[0])
+
+        hook = self.whole.module.get_submodule(self.first).register_forward_pre_hook(leave)
+        try:
+            self.whole.module(images)
+        except _Reached as reached:
+            return reached.activations
+        finally:
+            hook.remove()
+        raise RuntimeError(f"{self.first} has not been reached")
+
+
+class _Reached(Exception):
+    """The end of the stages that stay as they are."""
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__()
+        self.activations = activations
+
+
+def divide(network: Network, learning: Iterable[str]) -> SplitNetwork | None:
+    """Divide a network before the first of the parameters that learn, in their order, and prove it on two photos.
+
+    None where it is not a row of parts of which each takes a map from the one before and nothing else.
+    """
+    names = list(learning)
+    first = _outermost(network.module, names)
+    images = _probe(network)
+    try:
+        rest = copy.deepcopy(network.module)
+        for name in _done_before(network.module, first, images):
+            rest.set_submodule(name, nn.Identity())
+        division = SplitNetwork(network, first, replace(network, module=rest))
+        is_proven = _is_whole(division, names, images)
+    except Exception:  # parts that want more than one map fail in ways of their own
+        return None
+    return division if is_proven else None
+
+
+def _outermost(module: nn.Module, learning: list[str]) -> str:
+    """Name of the largest part that the first parameter lies in and that learns as a whole."""
+    still = [name for name, _ in module.named_parameters() if name not in set(learning)]
+    parts = learning[0].split(".")[:-1]
+    prefixes = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return next(prefix for prefix in prefixes if not any(name.startswith(f"{prefix}.") for name in still))
+
+
+def _done_before(module: nn.Module, first: str, images: Tensor) -> list[str]:
+    """Names of the parts that have run when `first` begins, each without the parts that it consists of."""
+    done: list[str] = []
+    names = {part: name for name, part in module.named_modules()}
+
+    def note(part: nn.Module, *_: Any) -> None:
+        done.append(names[part])
+
+    def leave(*_: Any) -> None:
+        raise _Reached(images)
+
+    hooks = [part.register_forward_hook(note) for part in module.modules()]
+    hooks.append(module.get_submodule(first).register_forward_pre_hook(leave))
+    try:
+        with torch.inference_mode():
+            module(images)
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in dict.fromkeys(done) if name.rpartition(".")[0] not in done]
+
+
+def _is_whole(division: SplitNetwork, learning: list[str], images: Tensor) -> bool:
+    """Whether one half after the other says what the network says, and nothing that learns was taken out."""
+    with torch.inference_mode():
+        expected = cast(Tensor, division.whole.module(images))
+        activations = division.before(images)
+        found = cast(Tensor, division.rest.module(activations))
+    has_all = set(learning) <= {name for name, _ in division.rest.module.named_parameters()}
+    close = torch.allclose(found, expected, rtol=0, atol=SAME * float(expected.abs().max()))
+    return has_all and close and activations.ndim == 4
+
+
+def _probe(network: Network) -> Tensor:
+    p = network.preprocessing
+    return torch.from_numpy(probe_images(p.height, p.width)).permute(0, 3, 1, 2).float() / 128 - 1

@@ -1,0 +1,71 @@
+"""Where a model looks: how much each place of a photo speaks for a class.
+
+Features that are means and maxima of maps leave no doubt: the logit is a sum over the places of those maps, and the
+heat map shows its summands. It costs nothing (the class activation map of B. Zhou et al., "Learning deep features for
+discriminative localization", CVPR 2016, here also for maxima and for several maps). For other networks places are
+covered, and the heat is what the class loses by it (M. Zeiler, R. Fergus, "Visualizing and understanding convolutional
+networks", ECCV 2014).
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from regraft.backbones.engine import Pooled
+from regraft.bundle.bundle import Bundle
+from regraft.core.runtime import num_cores
+
+CELLS = 7  # a side, where photos are covered in part
+
+
+def heat_map(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
+    """`(h, w)` float32: what each place adds to the logit of class number `label`, below 0 where it speaks against.
+
+    image: `(H, W, 3)` uint8, as `Bundle.to_input` gives it.  For networks with pooled features the sum over all places
+    and the head's bias make up the logit; for others it is the mean loss in log-probability when the place is covered.
+    """
+    if bundle.pooled is None:
+        return _by_covering(bundle, image, label)
+    outputs = bundle.map_engine(image[np.newaxis])
+    weight, _ = bundle.head
+    return _summands(bundle.pooled, outputs, weight[label])
+
+
+def _summands(parts: tuple[Pooled, ...], outputs: dict[str, np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """Of `features @ weight`, weight `(D,)`: what each place adds, on the grid of the coarsest map."""
+    maps = [np.moveaxis(outputs[p.name][0], -1, 0) if p.is_last else outputs[p.name][0] for p in parts]
+    height, width = min(m.shape[1:] for m in maps)
+    heat, start = np.zeros((height, width), np.float32), 0
+    for part, values in zip(parts, maps, strict=True):
+        own = weight[start : start + part.num_features]
+        start += part.num_features
+        _, h, w = values.shape
+        flat = values.reshape(len(values), h * w)
+        added = own @ flat / (h * w) if part.kind == "mean" else np.zeros(h * w, np.float32)
+        if part.kind == "max":
+            np.add.at(added, flat.argmax(axis=1), own * flat.max(axis=1))
+        rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
+        np.add.at(heat, (rows[:, np.newaxis], columns), added.reshape(h, w))
+    return heat
+
+
+def _by_covering(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
+    """Windows two cells wide, half of which overlap: a cell's heat is the mean over those that cover it."""
+    height, width, _ = image.shape
+    rows = np.linspace(0, height, CELLS + 1).round().astype(int)
+    columns = np.linspace(0, width, CELLS + 1).round().astype(int)
+    corners = [(i, j) for i in range(-1, CELLS) for j in range(-1, CELLS)]
+
+    def covered(corner: tuple[int, int]) -> np.ndarray:
+        (top, left), photo = corner, image.copy()
+        inside = np.s_[
+            rows[max(top, 0)] : rows[min(top + 2, CELLS)], columns[max(left, 0)] : columns[min(left + 2, CELLS)]
+        ]
+        photo[inside] = image.mean(axis=(0, 1))
+        return np.asarray(bundle.map_engine(photo[np.newaxis])["logits"])
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        logits = np.concatenate([bundle.map_engine(image[np.newaxis])["logits"], *pool.map(covered, corners)])
+    log_p = np.log(np.maximum(bundle.probabilities(logits)[:, label], np.finfo(np.float64).tiny))
+    lost = (log_p[0] - log_p[1:]).reshape(CELLS + 1, CELLS + 1)
+    return np.asarray((lost[:-1, :-1] + lost[1:, :-1] + lost[:-1, 1:] + lost[1:, 1:]) / 4, np.float32)

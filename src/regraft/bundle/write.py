@@ -1,0 +1,135 @@
+"""A backbone's graph and a head to a bundle's files. Needs no torch: the head is one Gemm more."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from regraft.backbones.backbone import Backbone
+from regraft.bundle.bundle import FILES, FORMAT, MANIFEST
+from regraft.bundle.model_card import card
+from regraft.core.errors import MissingExtra
+from regraft.core.files import json_bytes, sha256_file, write_atomic
+from regraft.core.runtime import environment
+from regraft.models.ood import LEAST, FamiliarRegion
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise MissingExtra("onnx") from error
+
+
+def write_model(
+    folder: Path,
+    backbone: Backbone,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    classes: tuple[str, ...],
+    known: FamiliarRegion | None = None,
+) -> None:
+    """Write model.onnx, model.safetensors and config.json. weight: `(C, D)` float32.  bias: `(C,)` float32.
+
+    known: where the features of the photos that were learned from lie; None for a model that cannot say what is new.
+    """
+    write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes, known))
+    write_atomic(folder / "model.safetensors", _weights(backbone, weight, bias))
+    config = {**backbone.info["config"], "num_classes": len(classes), "label_names": list(classes)}
+    write_atomic(folder / "config.json", json_bytes(config))
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the card, and last the manifest with the hash of every file: from now on the bundle loads."""
+    write_atomic(folder / "README.md", card(manifest).encode())
+    write_atomic(
+        folder / MANIFEST, json_bytes({**manifest, "sha256": {name: sha256_file(folder / name) for name in FILES}})
+    )
+
+
+def manifest_of(
+    backbone: Backbone,
+    classes: tuple[str, ...],
+    temperature: float,
+    thresholds: dict[str, Any],
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """A manifest without metrics and hashes."""
+    info = backbone.info
+    return {
+        "format": FORMAT,
+        "classes": list(classes),
+        "preprocessing": info["preprocessing"],
+        "precision": info["precision"],
+        "temperature": temperature,
+        "thresholds": thresholds,
+        "heads": info["heads"],
+        "metrics": {},
+        "backbone": {
+            **{key: info[key] for key in ("name", "num_features", "num_params", "licence", "origin", "loaded")},
+            "bf16_agreement": info["bf16_agreement"],
+            "levels": "levels" in info,
+            "graph_sha256": backbone.graph_sha256,
+        },
+        "provenance": {**provenance, "versions": environment()},
+    }
+
+
+def _with_head(
+    backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...], known: FamiliarRegion | None
+) -> bytes:
+    model = onnx.load(str(backbone.graph))
+    graph = model.graph
+    graph.initializer.extend(
+        [numpy_helper.from_array(weight, "head.weight"), numpy_helper.from_array(bias, "head.bias")]
+    )
+    graph.node.append(helper.make_node("Gemm", ["features", "head.weight", "head.bias"], ["logits"], transB=1))
+    graph.output.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", len(weight)]))
+    if known is not None:
+        _add_novelty(graph, known)
+    helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _add_novelty(graph: Any, known: FamiliarRegion) -> None:
+    """`Familiar.novelty` as an output `(B,)`, in operators that every version of ONNX writes alike."""
+    constants = {
+        "ones": np.ones((len(known.mean), 1), np.float32),
+        "least": np.array([LEAST], np.float32),
+        "mean": known.mean,
+        "axes": known.axes,
+        "columns": np.ascontiguousarray(known.axes.T),
+        "limit": np.array([known.limit], np.float32),
+        "row": np.array([-1], np.int64),
+    }
+    steps = (
+        ("Mul", "features", "features", "squares"),
+        ("MatMul", "squares", "ones", "square"),
+        ("Sqrt", "square", "", "length"),
+        ("Max", "length", "least", "positive"),
+        ("Div", "features", "positive", "unit"),
+        ("Sub", "unit", "mean", "centred"),
+        ("MatMul", "centred", "columns", "along"),
+        ("MatMul", "along", "axes", "inside"),
+        ("Sub", "centred", "inside", "outside"),
+        ("Mul", "outside", "outside", "outside squares"),
+        ("MatMul", "outside squares", "ones", "outside square"),
+        ("Sqrt", "outside square", "", "distance"),
+        ("Div", "distance", "limit", "column"),
+        ("Reshape", "column", "row", "novelty"),
+    )
+    own = {"features", "novelty"}
+    graph.initializer.extend(numpy_helper.from_array(value, f"novelty/{name}") for name, value in constants.items())
+    for kind, *inputs, output in steps:
+        names = [name if name in own else f"novelty/{name}" for name in (*filter(None, inputs), output)]
+        graph.node.append(helper.make_node(kind, names[:-1], names[-1:]))
+    graph.output.append(helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["B"]))
+
+
+def _weights(backbone: Backbone, weight: np.ndarray, bias: np.ndarray) -> bytes:
+    state = load_file(backbone.trunk)
+    for name, tail in backbone.info["heads"].items():  # a head may be a 1x1 convolution: the same numbers, more axes
+        state[f"{name}.weight"] = weight.reshape(*weight.shape, *tail)
+        state[f"{name}.bias"] = bias
+    return bytes(save(state, metadata={"format": "pt"}))

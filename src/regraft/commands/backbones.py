@@ -1,0 +1,73 @@
+"""The story of `regraft backbones --rank`: every network on this machine, tried on the user's photos."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regraft.backbones.backbone import Backbone, configured, traced
+from regraft.backbones.catalog import packaged_here
+from regraft.core.config import TrainConfig
+from regraft.core.errors import DataError
+from regraft.core.progress import Progress
+from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.scan import scan
+from regraft.data.splits import folds_of
+from regraft.models.feature_search import Trial, feature_configs_of, larger, photos_per_s, richest, solved
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network and a way of getting features from it. photos_per_s: through the network, decoding not counted."""
+
+    backbone: str
+    trials: Trial
+    photos_per_s: float
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Cross-validated over all photos."""
+        return accuracy(self.trials.score.num_right, self.trials.score.n, "cross-validated")
+
+    def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft backbones --rank --json`."""
+        feature_config = {
+            "backbone": self.backbone,
+            "features": self.trials.feature_config.name,
+            "log_loss": self.trials.score.log_loss,
+        }
+        return {**feature_config, "accuracy": self.accuracy.to_json(), "photos_per_s": round(self.photos_per_s, 1)}
+
+
+def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ranked]:
+    """Networks whose weights are here, at their own input size and a larger one, with and without all levels.
+
+    Best log loss first; each is cross-validated over all photos.  Raises DataError for photos of which none can be set
+    apart.
+    """
+    dataset = scan(folder, progress=progress)
+    folds = folds_of(dataset, config.num_folds, config.seed)
+    if not (folds >= 0).any():
+        raise DataError(f"{folder} has one photo of each class. Expected two of some, to judge on one. Add some.")
+    found = []
+    for name, backbone in _backbones(config, progress):
+        for feature_config in feature_configs_of(backbone, richest(backbone, progress), dataset, progress):
+            found.append(
+                Ranked(name, solved(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
+            )
+            progress.say(f"  {name}, {found[-1].trials}")
+    return sorted(found, key=lambda one: one.trials.score.log_loss)
+
+
+def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, Backbone]]:
+    """Those of packages, also at a larger size; and what the cache holds besides."""
+    names = packaged_here()
+    for name in names:
+        own = replace(config, backbone=name, weights=None, offline=True)
+        backbone = configured(own, progress)
+        yield name, backbone
+        if (updated := larger(backbone, own, progress)) is not None:
+            yield name, updated
+    for backbone in traced():
+        if backbone.name.removeprefix("timm/") not in names:
+            yield backbone.name, backbone

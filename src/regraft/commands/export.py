@@ -1,0 +1,318 @@
+"""The story of `regraft export`: a model for another runtime, which first proves that it says what the bundle says.
+
+The proof is from file bytes to probabilities, on the user's own photos, by the program that goes with the model.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from regraft.backbones.engine import Engine
+from regraft.bundle.bundle import Bundle
+from regraft.bundle.predict import find_photos
+from regraft.commands.report import judged_photos, learned_photos
+from regraft.core.errors import BundleError, DataError, ExportError, MissingExtra
+from regraft.core.files import PARTIAL, make_folder
+from regraft.core.progress import QUIET, Progress
+from regraft.core.runtime import import_torch_module
+from regraft.data.scan import Dataset
+from regraft.export.standalone_script import script
+
+Format = Literal["onnx", "openvino", "torch"]
+SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "onnx": (".onnx",),
+    "openvino": (".xml", ".bin"),
+    "torch": (".pt2", ".safetensors"),
+}
+TIE = 1e-4  # between the two most probable classes: which comes first is then chance
+BATCH = 32  # photos judged at a time
+NUM_RANGES = 64  # photos that show an int8 model what its numbers reach
+
+
+@dataclass(frozen=True)
+class ExportTolerance:
+    """How far an exported model may be from its bundle.
+
+    agree: share of photos, 0..1, whose label has to be the same.  largest, mean: of the photos' largest differences of
+    a probability, 0..1.
+    """
+
+    agree: float
+    largest: float
+    mean: float
+
+    def __str__(self) -> str:
+        differences = f"at most {self.largest:g}" if self.largest < 1 else f"on average at most {self.mean:g}"
+        return f"{100 * self.agree:g} % of labels to agree and differences of {differences}"
+
+
+EXACT, INT8 = ExportTolerance(1.0, 1e-4, 1e-4), ExportTolerance(0.98, 1.0, 0.02)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model and its proof. files: all of them, the model first.
+
+    num_photos: judged.  num_agree: with the same label as the bundle's.  num_ties: labels that differ where two classes
+    are equally probable.  max_difference: of any probability, 0..1.  mean_difference: of the photos' largest ones.
+    size_bytes: of the model.  seconds: of the proof.  precision: "f32" or "int8".  speedup: of an int8 model, beside
+    the same in f32 in the same runtime; None for others.
+    """
+
+    files: tuple[Path, ...]
+    format: str
+    num_photos: int
+    num_agree: int
+    num_ties: int
+    max_difference: float
+    mean_difference: float
+    size_bytes: int
+    seconds: float
+    precision: str = "f32"
+    speedup: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft export --json`."""
+        return {**asdict(self), "files": [str(path) for path in self.files]}
+
+    def __str__(self) -> str:
+        proof = f"{self.num_photos} photos, {self.num_agree} agree, largest difference {self.max_difference:.0e}"
+        if self.speedup is None:
+            return proof
+        return f"{proof}, on average {self.mean_difference:.0e}; int8, {self.speedup:.1f} times as fast as f32"
+
+
+def export(
+    bundle: Bundle,
+    out: str | Path,
+    *,
+    format: Format = "onnx",  # noqa: A002  # the word that users know
+    photos: str | Path | None = None,
+    int8: bool = False,
+    progress: Progress = QUIET,
+) -> Exported:
+    """Write a model for another runtime, and the program that feeds it photos, if both say what the bundle says.
+
+    out: the model's file; the program gets the same name with .py.  photos: a folder or file to prove it on, None for
+    those that the training kept for judging.  int8: in whole numbers of eight bits, their ranges from photos that were
+    learned from, or from every second one of `photos`; INT8 is what it may differ by.  Raises ExportError, and writes
+    nothing, where an answer differs by more; BundleError for a network that torch does not have; DataError without
+    photos.
+    """
+    if int8 and format == "torch":
+        raise ExportError("There is no int8 for --format torch. Choose onnx or openvino.")
+    exact, allowed = replace(bundle, wanted_precision="f32"), INT8 if int8 else EXACT
+    out = Path(out).with_suffix(SUFFIXES[format][0])
+    paths, ranges = _photos(bundle, photos, progress, int8)
+    make_folder(out.parent, kind="output folder")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as folder:
+        draft = Path(folder) / out.name
+        with progress.step(f"write {format}"):
+            _write(exact, format, draft, ranges)
+            draft.with_suffix(".py").write_text(script(format, bundle.preprocessing, bundle.classes), encoding="utf-8")
+        began = time.monotonic()
+        tally = _proven(exact, format, draft, paths, progress)
+        if not tally.is_within(allowed):
+            raise ExportError(tally.refusal(f"int8 {format}" if int8 else format, allowed))
+        seconds, speedup = time.monotonic() - began, _speedup(exact, format, draft, ranges) if int8 else None
+        files = [(draft.with_suffix(suffix), out.with_suffix(suffix)) for suffix in (*SUFFIXES[format], ".py")]
+        for pair in files[::-1]:  # the model last: where it is, all is
+            _publish(*pair)
+    names = tuple(final for _, final in files)
+    return Exported(
+        names,
+        format,
+        tally.num_photos,
+        tally.num_agree,
+        tally.num_ties,
+        tally.largest,
+        tally.total / tally.num_photos,
+        sum(path.stat().st_size for path in names[: len(SUFFIXES[format])]),
+        seconds,
+        "int8" if int8 else "f32",
+        speedup,
+    )
+
+
+def _photos(
+    bundle: Bundle, photos: str | Path | None, progress: Progress, int8: bool
+) -> tuple[list[Path], list[np.ndarray]]:
+    """Photos to prove it on, and for int8 inputs `(H, W, 3)` of others for its ranges. Raises DataError."""
+    cure = "Give some with --photos DIR"
+    if photos is None:
+        judged = _paths(judged_photos(bundle, progress, cure))
+        return judged, _ranges(bundle, _paths(learned_photos(bundle, progress, cure))) if int8 else []
+    found = list(find_photos([photos]))
+    if not found:
+        raise DataError(f"{photos} has no photos to prove the export on. Name a folder that has some.")
+    return (found[::2], _ranges(bundle, found[1::2])) if int8 else (found, [])
+
+
+def _paths(dataset: Dataset) -> list[Path]:
+    return [dataset.root / path for path in dataset.paths]
+
+
+def _ranges(bundle: Bundle, paths: list[Path]) -> list[np.ndarray]:
+    """Inputs of some photos, evenly spread. Raises DataError."""
+    found = []
+    for path in paths[:: 1 + len(paths) // NUM_RANGES]:
+        with suppress(DataError):
+            found.append(bundle.to_input(path))
+    if not found:
+        raise DataError("No photo can be read that would show an int8 model its ranges. Name more with --photos DIR.")
+    return found
+
+
+def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:  # noqa: A002
+    """The model; in int8 where there are inputs for its ranges."""
+    if format == "torch":
+        if bundle.manifest["backbone"]["levels"]:
+            raise BundleError(
+                f"{bundle.folder} takes features from all levels, which is a graph and no network of torch. "
+                "Export it with --format onnx or openvino."
+            )
+        import_torch_module("backbones.torch_export").write_program(bundle.folder, bundle.manifest, bundle.head, path)
+        shutil.copyfile(bundle.folder / "model.safetensors", path.with_suffix(".safetensors"))
+        return
+    from regraft.export.formats import write_onnx, write_openvino  # takes onnx along
+
+    (write_onnx if format == "onnx" else write_openvino)(bundle, path, ranges)
+
+
+def _speedup(bundle: Bundle, format: Format, model: Path, inputs: list[np.ndarray]) -> float:  # noqa: A002
+    """How many times as fast an int8 model is as the same in f32, photo by photo, on one core, in turns."""
+    whole = model.with_name(f"f32-{model.name}")
+    _write(bundle, format, whole)
+    start = _onnx_session if format == "onnx" else Engine
+    runs, seconds = [start(whole), start(model)], np.empty((len(inputs), 2))
+    for number, image in enumerate(inputs):
+        for column, run in enumerate(runs):
+            began = time.perf_counter()
+            run(image[np.newaxis])
+            seconds[number, column] = time.perf_counter() - began
+    slow, fast = np.median(seconds, axis=0)
+    return float(slow / fast)
+
+
+def _onnx_session(model: Path) -> Callable[[np.ndarray], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model), options)
+    return lambda images: session.run(["probabilities"], {"images": images})
+
+
+@dataclass
+class _Agreement:
+    """Answers of an exported model beside its bundle's. total: of the photos' largest differences.  worst: a photo."""
+
+    num_photos: int = 0
+    num_agree: int = 0
+    num_ties: int = 0
+    largest: float = 0.0
+    total: float = 0.0
+    worst: str = ""
+
+    def add(self, paths: list[Path], expected: np.ndarray, said: np.ndarray) -> None:
+        """Of some photos: probabilities `(B, C)` of both."""
+        differences = np.abs(expected - said).max(axis=1)
+        if not np.isfinite(said).all() or differences.max() >= self.largest:
+            self.largest, self.worst = float(differences.max()), str(paths[int(differences.argmax())])
+        ranked = np.sort(expected, axis=1)
+        is_tie = ranked[:, -1] - ranked[:, -2] < TIE
+        agrees = expected.argmax(axis=1) == said.argmax(axis=1)
+        self.num_photos, self.num_agree = self.num_photos + len(paths), self.num_agree + int(agrees.sum())
+        self.num_ties += int((~agrees & is_tie).sum())
+        self.total += float(differences.sum())
+
+    def is_within(self, allowed: ExportTolerance) -> bool:
+        """Whether the bundle and the exported model say the same, as far as is wanted."""
+        agree = self.num_agree + self.num_ties >= allowed.agree * self.num_photos
+        return agree and self.largest <= allowed.largest and self.total <= allowed.mean * self.num_photos
+
+    def refusal(self, name: str, allowed: ExportTolerance) -> str:
+        """What is wrong with it, in a sentence, and the cure."""
+        cure = "without --int8" if allowed is INT8 else "with another --format"
+        return (
+            f"The {name} model answers otherwise than the bundle: {self.num_agree} of {self.num_photos} labels agree, "
+            f"probabilities differ by up to {self.largest:.1e}, on average {self.total / self.num_photos:.1e}, most on "
+            f"{self.worst}. Expected {allowed}. Nothing was written; export {cure}."
+        )
+
+
+def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], progress: Progress) -> _Agreement:  # noqa: A002
+    """What the exported model says, beside what the bundle says."""
+    program, tally = _program(model.with_suffix(".py")), _Agreement()
+    judge = _onnx_runtime(bundle) if format == "openvino" else _own(bundle)
+    with progress.step("prove", total=len(paths)) as advance:
+        for some, images in _inputs(bundle, program, paths):
+            tally.add(some, judge(images), np.asarray(program.predict(images)))
+            advance(len(some))
+    if tally.num_photos == 0:
+        raise DataError(f"None of the {len(paths)} photos can be read. Name others with --photos DIR.")
+    return tally
+
+
+def _inputs(bundle: Bundle, program: ModuleType, paths: Sequence[Path]) -> Iterator[tuple[list[Path], np.ndarray]]:
+    """Photos and what the model is given of them, in batches; those that the bundle cannot read are left out.
+
+    Raises ExportError where the program reads a photo otherwise than the bundle.
+    """
+    for start in range(0, len(paths), BATCH):
+        some, images = [], []
+        for path in paths[start : start + BATCH]:
+            try:
+                ours = bundle.to_input(path)
+            except DataError:
+                continue
+            if not np.array_equal(ours, program.to_input(path)):
+                raise ExportError(f"The exported program reads {path} otherwise than the bundle. Nothing was written.")
+            some.append(path)
+            images.append(ours)
+        if some:
+            yield some, np.stack(images)
+
+
+def _own(bundle: Bundle) -> Any:
+    return lambda images: bundle.probabilities(bundle.engine(images)["logits"])
+
+
+def _onnx_runtime(bundle: Bundle) -> Any:
+    """The bundle's own graph in a runtime of other make: the judge where the exported model runs in ours."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "export") from error
+    session = onnxruntime.InferenceSession(str(bundle.folder / "model.onnx"))
+    return lambda images: bundle.probabilities(session.run(["logits"], {"images": images})[0])
+
+
+def _program(path: Path) -> ModuleType:
+    """The program beside the model, as it lies on disk."""
+    spec = importlib.util.spec_from_file_location("regraft_exported", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise MissingExtra(error.name or "onnxruntime", "export") from error
+    return module
+
+
+def _publish(draft: Path, final: Path) -> None:
+    """Written through to the disk, then renamed into place."""
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, final)

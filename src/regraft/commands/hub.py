@@ -1,0 +1,277 @@
+"""Bundles on the Hugging Face Hub, or on a server that speaks its language: push one, pull one.
+
+The package huggingface_hub does the talking, over plain HTTP and silently: without its bars, and without what it and
+its other protocol, Xet, would report about each transfer. A bundle's card goes up as it is: `bundle.model_card` has written
+above it what a hub reads.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from regraft.bundle.bundle import FILES, MANIFEST, Bundle, load
+from regraft.core.errors import BundleError, HubError, MissingExtra, OutputError, RegraftError
+from regraft.core.files import published, remove
+from regraft.core.progress import QUIET, Progress
+from regraft.core.runtime import is_offline
+from regraft.core.version import __version__
+
+HUB = "https://huggingface.co"
+PUSHED = (MANIFEST, *FILES)
+TIMEOUT_S = 30.0
+_LONGEST = 300  # characters of what a server says
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """One repository on one hub. revision: a branch, tag or commit; None for the main branch."""
+
+    repo_id: str
+    endpoint: str
+    revision: str | None
+    token: str | None = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.repo_id} at {self.endpoint}"
+
+    @property
+    def api(self) -> Any:
+        """The Hub's library, bound to this hub and token."""
+        return _library().HfApi(
+            endpoint=self.endpoint, token=self.token or False, library_name="regraft", library_version=__version__
+        )
+
+
+def push(
+    bundle: Bundle | str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    progress: Progress = QUIET,
+) -> str:
+    """Upload a bundle, every file verified, to the repository OWNER/NAME in one commit. Returns its address.
+
+    private: whether only its owner sees it; a repository that is there already must be so.  revision: a branch, made
+    where it is missing; None for the main one.  token: None for HF_TOKEN, or the one that `hf auth login` keeps.
+    endpoint: None for HF_ENDPOINT, or the Hugging Face Hub.  Raises BundleError; HubError when offline, without a
+    token, when the hub cannot be reached or refuses; MissingExtra.
+    """
+    repository = _repository(repo_id, revision, token, endpoint)
+    if not repository.token:
+        raise HubError(f"{repository} cannot be pushed to without a token. {_login(repository)}")
+    folder = load(bundle.folder if isinstance(bundle, Bundle) else bundle).folder
+    with progress.step(f"push {repo_id}"), _explained(repository):
+        _make(repository, private)
+        add = _library().CommitOperationAdd
+        repository.api.create_commit(
+            repo_id,
+            [add(name, folder / name) for name in PUSHED],
+            commit_message=f"Model of regraft {__version__}",
+            revision=revision,
+        )
+    address = f"{repository.endpoint}/{repo_id}"
+    return f"{address}/tree/{revision}" if revision else address
+
+
+def pull(
+    repo_id: str,
+    out: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    progress: Progress = QUIET,
+) -> Bundle:
+    """Download a bundle from the repository OWNER/NAME: its files and nothing else, verified, or nothing at all.
+
+    out: a folder that is not there yet, or empty; None for ./NAME.  revision: a branch, tag or commit.  token,
+    endpoint: as for `push`, and a public repository needs no token.  Raises BundleError for what is no bundle or
+    damaged; OutputError; HubError as `push` does; MissingExtra.
+    """
+    repository = _repository(repo_id, revision, token, endpoint)
+    folder = Path(repo_id.rpartition("/")[2] if out is None else out).expanduser()
+    if not _is_free(folder):
+        raise OutputError(f"{folder} is there already. Nothing was fetched. Remove it, or choose another with --out.")
+    with published(folder) as partial:
+        with _explained(repository):
+            _download(repository, partial, progress)
+        bundle = _verified(partial, repository)
+    return replace(bundle, folder=folder)
+
+
+def _library() -> Any:
+    """huggingface_hub, imported when it is needed. Raises MissingExtra."""
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "hub") from error
+    return huggingface_hub
+
+
+def _repository(repo_id: str, revision: str | None, token: str | None, endpoint: str | None) -> _Repository:
+    """What was asked for, checked before anything is sent, with the token to send. Raises HubError."""
+    repository = _Repository(repo_id, (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"), revision, token)
+    if is_offline():
+        raise HubError(f"REGRAFT_OFFLINE forbids to ask for {repository}. Unset it to go online.")
+    if not _is_name(repo_id):
+        raise HubError(
+            f"{repo_id!r} is no name of a repository. Expected OWNER/NAME, both of letters, digits, '_', and single "
+            "'-' and '.' between them, at most 96 each."
+        )
+    if token is None:
+        with _explained(repository):
+            repository = replace(repository, token=_kept_token())
+    if repository.token and not re.fullmatch(r"[!-~]+", repository.token):  # an error of the header would show it
+        raise HubError(f"The token for {repository} has characters that no token has. Copy it again.")
+    return repository
+
+
+def _is_name(repo_id: str) -> bool:
+    try:
+        _library().utils.validate_repo_id(repo_id)
+    except ValueError:
+        return False
+    return "/" in repo_id and repo_id.isascii()
+
+
+def _kept_token() -> str | None:
+    """The token of this machine, if it may be used: HF_TOKEN, or the one that was logged in with."""
+    library = _library()
+    return None if library.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token()
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return not folder.is_symlink()
+    except OSError:
+        return False
+
+
+def _make(repository: _Repository, private: bool) -> None:
+    """Make the repository and its branch where they are missing. Raises HubError where it is, but not as private."""
+    api, repo_id = repository.api, repository.repo_id
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if bool(api.model_info(repo_id, timeout=TIMEOUT_S).private) != private:
+        found, wanted = ("public", "private") if private else ("private", "public")
+        raise HubError(
+            f"{repository} is there already and {found}, expected {wanted}. Nothing was uploaded. "
+            f"{'Give --public' if private else 'Leave out --public'}, or change it at "
+            f"{repository.endpoint}/{repo_id}/settings."
+        )
+    if repository.revision:
+        api.create_branch(repo_id, branch=repository.revision, exist_ok=True)
+
+
+def _download(repository: _Repository, folder: Path, progress: Progress) -> None:
+    """The files of a bundle, all of one commit, into a folder. Raises BundleError where the repository lacks one."""
+    api, repo_id = repository.api, repository.repo_id
+    found = api.model_info(repo_id, revision=repository.revision, timeout=TIMEOUT_S, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    if missing := [name for name in PUSHED if name not in sizes]:
+        raise BundleError(
+            f"{repository} is no bundle: it has no {' and no '.join(missing)}. Nothing was kept. "
+            "Expected what `regraft push` uploads."
+        )
+    with progress.step(f"pull {repo_id}", total=sum(sizes[name] for name in PUSHED), unit="bytes") as advance:
+        for name in PUSHED:
+            api.hf_hub_download(repo_id, name, revision=found.sha, local_dir=folder)
+            advance(sizes[name])
+    remove(folder / ".cache")  # the library's notes
+
+
+def _verified(folder: Path, repository: _Repository) -> Bundle:
+    """The bundle that was downloaded. Raises BundleError that names the repository."""
+    try:
+        return load(folder)
+    except BundleError as error:
+        text = str(error).replace(str(folder), repository.repo_id)
+        raise BundleError(f"What {repository.endpoint} gave is no whole bundle; nothing was kept. {text}") from error
+
+
+@contextmanager
+def _explained(repository: _Repository) -> Iterator[None]:
+    """Within the block the Hub's library is silent, and whatever it raises becomes one HubError."""
+    try:
+        with _silenced(_library()):
+            yield
+    except RegraftError:
+        raise
+    except Exception as error:  # the library raises a family of its own for every kind of failure
+        text = " ".join(_reason(error, repository).split())
+        raise HubError(text.replace(repository.token, "***") if repository.token else text) from error
+
+
+@contextmanager
+def _silenced(library: Any) -> Iterator[None]:
+    """The library without bars, warnings of retries, telemetry and Xet, which has telemetry of its own."""
+    constants, utils, logger = library.constants, library.utils, logging.getLogger("huggingface_hub")
+    before = constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_DISABLE_XET, logger.level
+    had_bars = not utils.are_progress_bars_disabled()
+    constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_XET = True
+    logger.setLevel(logging.CRITICAL)
+    if had_bars:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_DISABLE_XET, level = before
+        logger.setLevel(level)
+        if had_bars:
+            utils.enable_progress_bars()
+
+
+def _reason(error: BaseException, repository: _Repository) -> str:
+    """What went wrong and its cure, from an error of the library and the errors behind it."""
+    errors, causes = _library().errors, list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, errors.HfHubHTTPError):
+            return _refusal(cause, repository)
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return f"HF_HUB_OFFLINE forbids to ask for {repository}. Unset it to go online."
+    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(causes[-1]) or type(causes[-1]).__name__)[:_LONGEST].rstrip(". ")
+    return f"Cannot exchange files with {repository}: {reason}. Check connection and disk, and try again."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _refusal(error: Any, repository: _Repository) -> str:
+    """What a hub has answered instead of what was asked for, and the cure. error: HfHubHTTPError."""
+    errors, status = _library().errors, error.response.status_code
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository} has no revision {repository.revision!r}. Expected a branch, a tag or a commit of it."
+    if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
+        seen = "its token may not see it" if repository.token else "it is private and there was no token"
+        return f"There is no {repository}, or {seen}. Check the name. {_login(repository)}"
+    if status == 401:
+        what = "refuses the token" if repository.token else "asks for a token"
+        return f"{repository.endpoint} {what} for {repository.repo_id}. {_login(repository)}"
+    said = (error.server_message or error.response.reason_phrase or "no reason given")[:_LONGEST].rstrip(". ")
+    if status == 403:
+        return f"{repository.endpoint} does not allow that for {repository.repo_id}: {said}. {_login(repository)}"
+    cure = "Try again later." if status == 429 or status >= 500 else "Mend what it says, and try again."
+    return f"{repository.endpoint} refuses what was asked for {repository.repo_id}: {status}, {said}. {cure}"
+
+
+def _login(repository: _Repository) -> str:
+    return (
+        "Expected a token in HF_TOKEN or from `hf auth login` that may read, and for a push write, this repository: "
+        f"{repository.endpoint}/settings/tokens."
+    )

@@ -1,0 +1,275 @@
+"""The story of `regraft scan`: what is there, what may be wrong with it, and a copy without what is."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.backbones.backbone import configured
+from regraft.backbones.features import Features, extract, num_new
+from regraft.core.config import TrainConfig
+from regraft.core.errors import ConfigError, OutputError, nearest
+from regraft.core.files import csv_bytes, json_bytes, make_folder, published, write_atomic
+from regraft.core.progress import QUIET, Progress
+from regraft.core.statistics import Accuracy, accuracy
+from regraft.data import issues as findings
+from regraft.data.image_stats import ImageStats, look
+from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
+from regraft.data.scan import Dataset, checked, list_photos
+from regraft.data.splits import folds_of
+from regraft.models.linear_head import Head, out_of_fold, solve
+
+SHOWN = 40  # findings of a kind on one contact sheet
+QUICK = 1500  # photos that are run through the backbone without asking
+RARE = 5.0  # times that a class may have fewer photos than another before it is said
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `regraft scan` finds. dataset: what can be used.  findings: most serious first.
+
+    suspects: all photos that a model which has not seen them gives to another class, the surest first.  leak_cost:
+    accuracy on the judged photos with and without those that stand in train too; None where there are none.
+    """
+
+    dataset: Dataset
+    findings: tuple[Issue, ...]
+    suspects: tuple[Suspect, ...] = ()
+    leak_cost: tuple[Accuracy, Accuracy] | None = None
+
+    def of(self, kind: Kind) -> list[Issue]:
+        """Findings of one kind."""
+        return [one for one in self.findings if one.kind == kind]
+
+    def __str__(self) -> str:
+        return "\n".join(in_words(self)) or "nothing suspicious was found"
+
+    def to_json(self) -> dict[str, Any]:
+        """What `regraft scan --json` prints."""
+        d = self.dataset
+        groups = [one for one in self.findings if one.kind in CERTAIN]
+        return d.to_json() | {
+            "duplicates": [[d.paths[i] for i in one.photos] for one in groups],
+            "leaks": [_leak(d, one) for one in groups if len({d.splits[i] for i in one.photos}) > 1],
+            "suspects": [
+                {
+                    "path": d.paths[s.photo],
+                    "label": d.classes[d.labels[s.photo]],
+                    "suggested": d.classes[s.suggested],
+                    "probability": round(s.probability, 4),
+                }
+                for s in self.suspects
+            ],
+            "findings": [one.to_json(d) for one in self.findings],
+            "leak_cost": self.leak_cost
+            and {n: a.to_json() for n, a in zip(("with", "without"), self.leak_cost, strict=True)},
+        }
+
+
+def examine(
+    folder: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    with_features: bool | None = None,
+    progress: Progress = QUIET,
+) -> Examination:
+    """Read a folder, try every file in it, and look for what may be wrong.
+
+    config: backbone, weights, seed and folds.  with_features: also look for doubtful labels and photos unlike all
+    others, which takes one pass through the backbone, once for each photo; None to do so unless it takes long.
+    Raises RegraftError.
+    """
+    config = config or TrainConfig()
+    dataset, stats = _looked(list_photos(folder, progress=progress), progress)
+    features = None if with_features is False else _features(dataset, config, bool(with_features), progress)
+    return _examined(dataset, stats, features, config, progress)
+
+
+def quick_audit(dataset: Dataset, learned: Dataset, head: Head | None) -> tuple[Issue, ...]:
+    """What a training sees of its photos from what it knows anyway.
+
+    learned: those that `head` was solved on, some of the data set's.
+    """
+    found = findings.copies(dataset, findings.groups_of_copies(dataset))
+    if head is not None:
+        place = {path: i for i, path in enumerate(dataset.paths)}
+        for one in findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out))):
+            photos = tuple(place[learned.paths[i]] for i in one.photos)
+            found.append(replace(one, photos=photos, drop=photos))
+    return _ordered(found)
+
+
+def counted(found: Iterable[Issue]) -> str:
+    """How many there are of each kind; "" for none."""
+    return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in found).items())
+
+
+def drop_issues(dataset: Dataset, features: Features | None, config: TrainConfig, progress: Progress) -> Dataset:
+    """The photos without those that `config.drop` names, which are quarantined. Raises RegraftError."""
+    kinds = chosen_kinds(config.drop)
+    if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
+        progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
+    dataset, stats = _looked(dataset, progress)
+    found = _examined(dataset, stats, features and features.of(dataset), config, progress)
+    return checked(dataset.without(findings.left_out(found.findings, kinds)))
+
+
+def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, ImageStats]:
+    stats, failures = look(dataset, progress=progress)
+    return (checked(dataset.without(failures)), stats.without(failures)) if failures else (dataset, stats)
+
+
+def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> Features | None:
+    """Of all photos; None where that would take long and nobody asked for it."""
+    backbone = configured(config, progress)
+    if not in_any_case and (new := num_new(backbone, dataset)) > QUICK:
+        progress.say(f"{new} photos have not been through the backbone: labels are not doubted; --deep does that")
+        return None
+    return extract(backbone, dataset, progress=progress)[1]
+
+
+def _examined(
+    dataset: Dataset, stats: ImageStats, features: Features | None, config: TrainConfig, progress: Progress
+) -> Examination:
+    with progress.step("compare photos"):
+        pairs = list(findings.alike(stats))
+        found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
+        found += findings.odd_looks(stats) + findings.format_leak(dataset, stats)
+    if features is None:
+        return Examination(dataset, _ordered(found))
+    with progress.step("doubt labels"):
+        folds = folds_of(dataset, config.num_folds, config.seed)
+        unseen = out_of_fold(features, len(dataset.classes), folds)
+        ranked = findings.suspects(dataset.labels, np.exp(unseen))
+        found += _outliers(features, found) + findings.doubted(dataset, ranked)
+        cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
+    return Examination(dataset, _ordered(found), tuple(ranked), cost)
+
+
+def chosen_kinds(text: str) -> tuple[Kind, ...]:
+    """Kinds of findings by name, separated by commas; "all", or "none". Raises ConfigError."""
+    if text in ("all", "none"):
+        return KINDS if text == "all" else ()
+    kinds = tuple(part.strip().replace("-", " ") for part in text.split(",") if part.strip())
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(
+                f"There are no findings of kind {kind!r}.{nearest(kind, KINDS)} Expected: {', '.join(KINDS)}."
+            )
+    return kinds  # type: ignore[return-value]
+
+
+def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
+    """A copy without the photos of some kinds of findings, by hard links: no byte is copied, the original not touched.
+
+    Returns path -> reason of what was left out, and writes it to `<folder>.left-out.csv`. Raises OutputError.
+    """
+    d, reasons = found.dataset, findings.left_out(found.findings, kinds)
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise OutputError(f"{folder} is not empty. Expected a new folder for the cleaned copy. Choose another --fix.")
+    if folder.resolve().is_relative_to(d.root.resolve()):
+        raise OutputError(f"{folder} lies inside {d.root}, whose copy it is to be. Choose another --fix.")
+    kept = d.without(reasons)
+    with published(folder) as partial:
+        for path in kept.paths:
+            _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
+    write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), kept.quarantine_csv())
+    return {q.path: q.reason for q in kept.quarantine}
+
+
+def write_examination(found: Examination, folder: Path) -> list[Path]:
+    """scan.json, quarantine.csv, a picture of the photos and one of each kind of finding. Returns the pictures."""
+    from regraft.reporting.plots import contact_sheet, dataset_grid, save_picture
+
+    make_folder(folder, kind="output folder")
+    write_atomic(folder / "scan.json", json_bytes(found.to_json()))
+    write_atomic(folder / "quarantine.csv", found.dataset.quarantine_csv())
+    write_atomic(folder / "suspects.csv", _suspects_csv(found))
+    pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
+    for kind in KINDS:
+        own = [one for one in found.of(kind) if one.photos]
+        if own:
+            sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
+            pictures.append(save_picture(sheet, folder / f"{kind.replace(' ', '-')}.png"))
+    return pictures
+
+
+def _suspects_csv(found: Examination) -> bytes:
+    """The surest doubts, to be looked at and put right: `regraft relabel` takes the label column."""
+    d = found.dataset
+    sure = [s for s in found.suspects if s.probability >= findings.CONFIDENT]
+    rows = [
+        (d.paths[s.photo], d.classes[d.labels[s.photo]], d.classes[s.suggested], f"{s.probability:.4f}") for s in sure
+    ]
+    return csv_bytes(("path", "label", "suggested", "probability"), rows)
+
+
+def in_words(found: Examination) -> list[str]:
+    """A line for each kind of finding, with its first examples."""
+    lines, counts = [], Counter(one.kind for one in found.findings)
+    for kind, count in counts.items():
+        first = found.of(kind)[:3]
+        lines.append(f"{kind}: {count}")
+        for one in first:
+            paths = ", ".join(found.dataset.paths[i] for i in one.photos[:3]) + (", ..." if len(one.photos) > 3 else "")
+            lines.append(f"  {paths}: {one.text}" if paths else f"  {one.text}")
+        if count > len(first):
+            lines.append(f"  and {count - len(first)} more")
+    if found.leak_cost:
+        with_them, without = found.leak_cost
+        lines.append(f"what the leaks are worth: {with_them}; without them {without}")
+    counted, size = found.dataset.counts.items(), itemgetter(1)
+    most, least = max(counted, key=size), min(counted, key=size)
+    if most[1] >= RARE * least[1]:
+        sizes = f"{most[1]} photos of {most[0]!r}, {least[1]} of {least[0]!r}"
+        lines.append(f"unbalanced: {sizes}; train with --class-weights to count classes alike")
+    return lines
+
+
+def _ordered(found: list[Issue]) -> tuple[Issue, ...]:
+    return tuple(sorted(found, key=lambda one: KINDS.index(one.kind)))
+
+
+def _leak(dataset: Dataset, finding: Issue) -> list[str]:
+    """The photo to learn from first, then the one to judge on."""
+    inside = [i for i in finding.photos if dataset.splits[i] == "train"] or list(finding.photos[:1])
+    outside = [i for i in finding.photos if i not in inside]
+    return [dataset.paths[inside[0]], *(dataset.paths[i] for i in outside)]
+
+
+def _outliers(features: Features, found: list[Issue]) -> list[Issue]:
+    """A photo is not less of an outlier for having a copy: of copies, one is looked at."""
+    again = set(findings.left_out(found, CERTAIN))
+    kept = [i for i in range(len(features.hashes)) if i not in again]
+    return [
+        Issue(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],))
+        for one in findings.outliers(features.x[kept])
+    ]
+
+
+def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:
+    """Accuracy of a head solved on train, on all judged photos and on those that did not leak."""
+    train = np.array([split == "train" for split in dataset.splits])
+    judged = ~train
+    clean = judged & ~np.isin(np.arange(len(dataset)), leaked)
+    if not leaked or not train.any() or not clean.any():
+        return None
+    own = Features(features.x[train], features.y[train], tuple(np.array(features.hashes)[train]))
+    head = solve(own, len(dataset.classes), np.full(int(train.sum()), -1))
+    right = head.logits(features.x).argmax(axis=1) == dataset.labels
+    return accuracy(int(right[judged].sum()), int(judged.sum()), "judged"), accuracy(
+        int(right[clean].sum()), int(clean.sum()), "judged, not in train"
+    )
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, place)

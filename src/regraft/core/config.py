@@ -1,0 +1,127 @@
+"""What can be chosen about a training run. One dataclass, saved with the result."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from regraft.core.errors import ConfigError
+
+Mode = Literal["auto", "frozen", "full", "scratch"]
+RecipeName = Literal["regraft", "tutorial"]
+AUTO_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `regraft train`."""
+
+    mode: Mode = "auto"
+    """Which part learns. "frozen" solves the head on the backbone's features; "full" trains all; "scratch" begins with
+    random weights; "auto" goes from frozen over the last stages to full while time allows, and delivers the best."""
+
+    recipe: RecipeName = "regraft"
+    """How gradient descent goes: regraft's own way, decided from the data, or the tutorial notebook's."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Fields of the recipe that are fixed by the user, such as epochs."""
+
+    search: bool | None = None
+    """Whether to try a larger input and all levels of the frozen network. None: in mode auto."""
+
+    time_s: float | None = None
+    """Seconds that the whole run may take. None: 600 for auto, no limit for the others."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """Name of the pretrained network, as listed by `regraft backbones`."""
+
+    weights: str | None = None
+    """None for the backbone's pretrained weights, "random", or the path of a weights file."""
+
+    val_fraction: float = 0.2
+    """Share of each class that is kept for judging, when the folder has no val or test of its own."""
+
+    num_folds: int = 5
+    """Folds of the cross-validation that chooses the head's strength."""
+
+    group_by: str | None = None
+    """Regular expression that finds in a file's name what it belongs with, such as a patient or a video: photos of one
+    group stay on one side of every split."""
+
+    also: tuple[str, ...] = ()
+    """Further folders of photos, beside the one that is named first."""
+
+    relabel: tuple[str, ...] = ()
+    """Lists of path and label: labels that differ from what the folders say. The last one that names a photo counts."""
+
+    drop: str = ""
+    """Kinds of the data doctor's findings whose photos are left out, separated by commas, or "all"."""
+
+    strict: bool = False
+    """Refuse to train when a file cannot be used, instead of leaving it out."""
+
+    seed: int = 0
+    """Decides which photos are kept for judging, the folds, the order of photos, augmentation and random weights."""
+
+    report: bool = True
+    """Write report.html: what the model can do, with pictures."""
+
+    track: tuple[str, ...] = ()
+    """Trackers that are told of every epoch: some of "tensorboard", "mlflow", "wandb" and "trackio"."""
+
+    workers: int = -1
+    """Processes that augment photos; -1 to decide. Changes no result."""
+
+    restart: bool = False
+    """Begin anew where an unfinished training lies."""
+
+    force: bool = False
+    """Continue an unfinished training although settings of its recipe have changed."""
+
+    offline: bool = False
+    """Never download anything."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
+        if not 0 < self.val_fraction < 1 or self.num_folds < 2 or not (self.time_s is None or self.time_s > 0):
+            raise ConfigError("Expected val_fraction between 0 and 1, two folds or more, and a time above 0.")
+        if self.mode == "scratch" and self.weights not in (None, "random"):
+            raise ConfigError(
+                "--mode scratch begins with random weights, so --weights and --from have no use in it. "
+                "Leave them out, or choose --mode full."
+            )
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed} is negative. Expected 0 or more.")
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds that the run may take."""
+        return AUTO_SECONDS if self.time_s is None and self.mode == "auto" else self.time_s
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether better features are looked for."""
+        return self.mode == "auto" if self.search is None else self.search
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether a head is solved first: not from random weights, and not where the notebook takes steps."""
+        return self.mode != "scratch" and self.recipe == "regraft"
+
+    def located(self) -> "TrainConfig":
+        """The same with files named so that they are found from any folder."""
+        return replace(
+            self,
+            weights=_located(self.weights),
+            relabel=tuple(str(Path(file).resolve()) for file in self.relabel),
+            also=tuple(str(Path(folder).resolve()) for folder in self.also),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in manifests."""
+        return asdict(self)
+
+
+def _located(file: str | None) -> str | None:
+    return str(Path(file).resolve()) if file and Path(file).is_file() else file

@@ -1,0 +1,81 @@
+"""Where we run: cores, cache folder, versions, switches from the environment."""
+
+import ctypes
+import os
+import platform
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from regraft.core.errors import MissingExtra
+
+PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "torch", "torchvision", "timm")
+
+
+def num_cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Folder for graphs and features: `REGRAFT_CACHE`, or the user's cache folder."""
+    chosen = os.environ.get("REGRAFT_CACHE")
+    return Path(chosen) if chosen else user_cache_path("regraft")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Number of this process and how many work together, as torchrun sets them; (0, 1) for one alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def import_torch_module(module: str) -> Any:
+    """A module of regraft that imports torch, such as "backbones.onnx_export". Raises MissingExtra where torch is absent.
+
+    Only from here: everything before and after it runs without.
+    """
+    try:
+        return import_module(f"regraft.{module}")
+    except ImportError as error:
+        raise MissingExtra(error.name or "torch") from error
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library to keep what is freed for the next use. Returns whether it took it.
+
+    Training frees and asks for the same gigabyte at every step; handing it back to the system in between, as glibc
+    does by default, cost half of the time (LOG.md).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False  # not glibc
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    values = ((m_mmap_threshold, 2**30), (m_trim_threshold, 2**30), (m_top_pad, 2**28))
+    taken = [mallopt(option, value) for option, value in values]
+    return all(taken)
+
+
+def is_offline() -> bool:
+    """Whether `REGRAFT_OFFLINE` forbids every download."""
+    return os.environ.get("REGRAFT_OFFLINE", "") not in ("", "0")
+
+
+def is_full_precision() -> bool:
+    """Whether `REGRAFT_PRECISION=f32` asks for the same single precision on every processor."""
+    return os.environ.get("REGRAFT_PRECISION", "") == "f32"
+
+
+def version_of(package: str) -> str | None:
+    """Installed version of a distribution, without importing it; None where it is absent."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, as recorded in every bundle."""
+    versions = {name: version for name in PACKAGES if (version := version_of(name))}
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}

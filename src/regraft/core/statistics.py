@@ -1,0 +1,133 @@
+"""How far a number can be trusted."""
+
+from dataclasses import asdict, dataclass
+from math import sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from regraft.core.errors import MissingExtra
+
+NUM_DRAWS = 2000  # of a bootstrap
+NUM_BLOCKS = 20
+LARGE = 20_000  # photos whose mean needs none
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers with its 95 % interval.
+
+    value, low, high: 0..1.  n: number of photos scored.  split: which photos, e.g. "val".
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    split: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As printed and stored."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        interval = f"{100 * self.low:.1f} to {100 * self.high:.1f} %"
+        return f"{100 * self.value:.1f} % of {self.n} {self.split} photos (95 % interval {interval})"
+
+
+def wilson_interval(num_right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval `(low, high)` in 0..1 for a proportion.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    Raises ValueError unless `0 <= num_right <= n` and `n > 0`.
+    """
+    if not 0 <= num_right <= n or n == 0:
+        raise ValueError(f"Expected 0 <= num_right <= n and n > 0, got num_right={num_right}, n={n}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = num_right / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # p is inside, also after rounding
+
+
+def accuracy(num_right: int, n: int, split: str) -> Accuracy:
+    """Accuracy with its Wilson interval."""
+    low, high = wilson_interval(num_right, n)
+    return Accuracy(num_right / n, low, high, n, split)
+
+
+def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
+    """The largest rate, 0..1, at which no more than `num_wrong` of `n` still happens with probability 1 - certainty.
+
+    Exact: C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934), one-sided.
+    Raises MissingExtra without scipy.
+    """
+    try:
+        from scipy.special import betaincinv
+    except ImportError as error:
+        raise MissingExtra("scipy") from error
+    return 1.0 if num_wrong >= n else float(betaincinv(num_wrong + 1, n - num_wrong, certainty))
+
+
+def difference_interval(a_only: int, b_only: int, n: int) -> tuple[float, float]:
+    """95 % interval of the share of b minus that of a, on the same n photos that one of them alone has right.
+
+    A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine
+    24 (2005).
+    """
+    a, b, n = a_only + 0.5, b_only + 0.5, n + 2
+    centre = (b - a) / n
+    half = NormalDist().inv_cdf(0.975) * sqrt((a + b) - (b - a) ** 2 / n) / n
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values of several tests, corrected so that all of them together are wrong in as few cases as one alone.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979).
+    """
+    corrected, so_far = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = so_far
+    return corrected
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean of `values (N,)`, by bootstrap percentiles.
+
+    B. Efron, R. Tibshirani, "An introduction to the bootstrap", 1993.
+    """
+    rng, n = np.random.default_rng(0), len(values)
+    means = [values[rng.integers(0, n, n)].mean() for _ in range(NUM_DRAWS)] if n < LARGE else None
+    if means is None:  # a sum of so many is normal
+        half = NormalDist().inv_cdf(0.975) * float(values.std()) / sqrt(n)
+        return float(values.mean()) - half, float(values.mean()) + half
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """Mean F1, 0..1, over the classes that occur, of confusion matrices `(..., C, C)`, a row for each true class."""
+    n, said = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    f1 = 2 * np.diagonal(confusion, axis1=-2, axis2=-1) / np.maximum(n + said, 1)
+    return np.asarray(np.where(n > 0, f1, 0).sum(axis=-1) / np.maximum((n > 0).sum(axis=-1), 1))
+
+
+def macro_f1_interval(confusion: np.ndarray) -> tuple[float, float]:
+    """95 % interval of macro F1, by bootstrap over the photos behind a confusion matrix `(C, C)` int64."""
+    cells = np.argwhere(confusion > 0)
+    counts = confusion[tuple(cells.T)]
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), NUM_DRAWS)
+    values = np.concatenate([_macro_f1_of(block, cells, confusion) for block in np.array_split(drawn, NUM_BLOCKS)])
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    """`(K,)` of K confusion matrices, whose cells that are not empty `(n, 2)` hold `counts (K, n)`."""
+    matrices = np.zeros((len(counts), *confusion.shape), np.int64)
+    matrices[:, cells[:, 0], cells[:, 1]] = counts
+    return macro_f1(matrices)

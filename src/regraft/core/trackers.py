@@ -1,0 +1,215 @@
+"""Trackers: TensorBoard, MLflow, Weights & Biases, Trackio, or anything else with the same three methods.
+
+history.jsonl is written in any case. A tracker's library is imported when the tracker is asked for, and not before.
+What it fails at is said once, and costs no training.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from regraft.core.errors import ConfigError, MissingExtra, nearest
+from regraft.core.progress import Progress
+
+PROJECT = "regraft"
+SILENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}  # who asks for a tracker has not asked for its maker's statistics
+
+
+class Tracker(Protocol):
+    """What a training tells, in this order: start, row after each epoch, finish. Any of them may raise."""
+
+    def start(self, out: Path, config: dict[str, Any]) -> None:
+        """A training begins. out: its folder.  config: the fields of TrainConfig."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """An epoch is over. row: its line of history.jsonl; losses in nats, accuracies 0..1, seconds, epochs from 1.
+
+        Where a training goes on, its earlier epochs come first. Mode auto trains twice: figures of its first training,
+        that of the last stages, are named `last_stages/...`, and epochs begin anew with the second.
+        """
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """It is over. summary: what result.json says; empty where the training did not come to its end."""
+
+
+@dataclass
+class TrackerSet:
+    """The trackers of one training, as one. One that fails is told nothing more.
+
+    summary: what they are told at the end.
+    """
+
+    trackers: list[Tracker]
+    progress: Progress
+    summary: dict[str, Any]
+    started: bool = False
+
+    def start(self, out: Path, config: dict[str, Any]) -> None:
+        """A training begins; without this, nothing is told."""
+        self.started = True
+        self._tell(lambda tracker: tracker.start(out, config))
+
+    def row(self, row: dict[str, Any], part: str = "") -> None:
+        """An epoch is over. part: which of several trainings it belongs to, "" for the last one."""
+        named = {f"{part}/{name}" if part and name != "epoch" else name: value for name, value in row.items()}
+        self._tell(lambda tracker: tracker.row(named))
+
+    def __enter__(self) -> "TrackerSet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell(lambda tracker: tracker.finish(self.summary))
+
+    def _tell(self, message: Callable[[Tracker], None]) -> None:
+        for tracker in list(self.trackers) if self.started else []:
+            try:
+                with redirect_stdout(sys.stderr):  # stdout is data
+                    message(tracker)
+            except Exception as error:
+                self.trackers.remove(tracker)
+                why = f"{type(error).__name__}: {error}"
+                self.progress.say(f"{type(tracker).__name__} failed and is told nothing more: {why}")
+
+
+def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Progress) -> TrackerSet:
+    """Trackers by name, and a user's own. Raises ConfigError for an unknown one, MissingExtra for one not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"Unknown tracker {name!r}. Expected some of: {', '.join(TRACKERS)}.{nearest(name, TRACKERS)}"
+            )
+        _library(name)
+    return TrackerSet([*(TRACKERS[name]() for name in names), *own], progress, {})
+
+
+def figures(summary: dict[str, Any]) -> dict[str, float]:
+    """The numbers of result.json that runs are compared by: accuracies 0..1 and seconds."""
+    if not summary:
+        return {}
+    accuracy, whole = summary["accuracy"], summary["cross_validated"]
+    found = {"accuracy": accuracy["value"], "accuracy_low": accuracy["low"], "accuracy_high": accuracy["high"]}
+    if whole is not None:
+        found["cross_validated_accuracy"] = whole["value"]
+    return {**found, "total_seconds": summary["seconds"]["total"]}
+
+
+class TensorBoard:
+    """Writes `OUT/tensorboard`; look at it with `tensorboard --logdir OUT`."""
+
+    def start(self, out: Path, config: dict[str, Any]) -> None:
+        """Begin anew: what an earlier training of the same folder wrote is hidden."""
+        writers: Any = import_module("torch.utils.tensorboard")
+        self._writer = writers.SummaryWriter(str(out / "tensorboard"), purge_step=0)
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```")
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A point in each curve."""
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The figures of the delivered model."""
+        for name, value in figures(summary).items():
+            self._writer.add_scalar(f"result/{name}", value, 0)
+        self._writer.close()
+
+
+class MLflow:
+    """A run of the experiment "regraft", where MLflow's own settings say, such as MLFLOW_TRACKING_URI."""
+
+    def start(self, out: Path, config: dict[str, Any]) -> None:
+        """A run with the settings as parameters."""
+        self._client: Any = _library("mlflow").MlflowClient()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        self._run = self._client.create_run(experiment, run_name=str(out)).info.run_id
+        for key, value in config.items():
+            self._client.log_param(self._run, key, value)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Metrics of a step."""
+        for name, value in row.items():
+            self._client.log_metric(self._run, name, value, step=row["epoch"])
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The figures, and how the run ended."""
+        for name, value in figures(summary).items():
+            self._client.log_metric(self._run, name, value)
+        self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
+
+
+class WandB:
+    """A run of the project "regraft", or of WANDB_PROJECT; with `--offline` it stays in `OUT/wandb`."""
+
+    def start(self, out: Path, config: dict[str, Any]) -> None:
+        """A run; who is not logged in is not asked."""
+        wandb: Any = _library("wandb")
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=str(out),
+            dir=str(out),
+            config=config,
+            mode="offline" if config["offline"] else None,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self._run.define_metric("*", step_metric="epoch")  # its own steps may only grow
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Metrics of a step."""
+        self._run.log(row)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The figures, and how the run ended."""
+        self._run.summary.update(figures(summary))
+        self._run.finish(exit_code=0 if summary else 1)
+
+
+class Trackio:
+    """A run of the project "regraft" on this machine; look at it with `trackio show`."""
+
+    def start(self, out: Path, config: dict[str, Any]) -> None:
+        """A run with the settings."""
+        self._library = _library("trackio")
+        self._run: Any = self._library.init(project=PROJECT, name=str(out), config=config, embed=False)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Metrics of a step."""
+        self._run.log(dict(row), step=row["epoch"])
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The figures."""
+        if summary:
+            self._run.log({f"result/{name}": value for name, value in figures(summary).items()})
+        self._library.finish()
+
+
+TRACKERS: dict[str, Callable[[], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
+
+
+def _library(name: str) -> Any:
+    """What a tracker stands on. Raises MissingExtra."""
+    for variable, value in SILENT.items():
+        os.environ.setdefault(variable, value)
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtra(name, name) from error

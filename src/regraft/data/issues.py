@@ -1,0 +1,249 @@
+"""What may be wrong with a set of photos: functions from hashes, looks, features and probabilities to findings.
+
+Nothing is changed here. A finding names photos, says in a sentence what it is about, and which of them to leave out if
+its kind is dropped.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from regraft.data.image_stats import ImageStats
+from regraft.data.scan import Dataset
+
+Kind = Literal[
+    "leaks",
+    "conflicts",
+    "duplicates",
+    "suspects",
+    "outliers",
+    "blurred",
+    "dark",
+    "blank",
+    "tiny",
+    "odd shapes",
+    "format leak",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+BY_FEATURES: tuple[Kind, ...] = ("suspects", "outliers")
+CERTAIN: tuple[Kind, ...] = ("leaks", "conflicts", "duplicates")  # what a cleaned copy leaves out unless told otherwise
+
+ALIKE = 0.97  # correlation of two thumbnails below which they are of different photos
+SAME = 0.025  # mean difference of their pixels, 0..1, above which they are
+BLOCK = 2048  # photos whose thumbnails are compared with all others at once
+CONFIDENT = 0.8  # probability of another class at which a label is suspected
+OUTLYING, BLURRED = 4.0, 6.0  # times the usual spread at which a photo is an outlier, or blurred
+LEAST_SPREAD = 0.15  # of logarithms: sets more uniform than this have no outliers closer than that
+LEAKING = 0.25  # share of photos above chance from which a class is told by its files
+SIZE_STEPS = 3  # of sizes, for each doubling
+DARK, FLAT, TINY, LONG = 0.08, 0.01, 32, 5.0  # brightness and contrast, 0..1; pixels; aspect ratio
+
+
+@dataclass(frozen=True)
+class Issue:
+    """photos: indices into the data set.  drop: those to leave out if the kind is dropped."""
+
+    kind: Kind
+    photos: tuple[int, ...]
+    text: str
+    drop: tuple[int, ...] = ()
+
+    def to_json(self, dataset: Dataset) -> dict[str, Any]:
+        """As printed by `regraft scan --json`, under "findings"."""
+        paths = [dataset.paths[i] for i in self.photos]
+        return {"kind": self.kind, "paths": paths, "text": self.text, "drop": [dataset.paths[i] for i in self.drop]}
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A photo whose label a model that has not seen it doubts. probability: of the class that it suggests."""
+
+    photo: int
+    suggested: int
+    probability: float
+
+
+def groups_of_copies(dataset: Dataset, pairs: Iterable[tuple[int, int]] = ()) -> list[list[int]]:
+    """Photos that are the same: equal files, and pairs that were found to be alike. Each group in the set's order."""
+    by_content: dict[str, list[int]] = defaultdict(list)
+    for i, content in enumerate(dataset.hashes):
+        by_content[content].append(i)
+    links = [(members[0], other) for members in by_content.values() for other in members[1:]] + list(pairs)
+    return _joined(links)
+
+
+def copies(dataset: Dataset, groups: list[list[int]]) -> list[Issue]:
+    """What each group is: a leak across splits, a conflict of labels, or mere copies."""
+    return [_of_group(dataset, group) for group in groups]
+
+
+def _of_group(dataset: Dataset, group: list[int]) -> Issue:
+    labels = list(dict.fromkeys(dataset.classes[dataset.labels[i]] for i in group))
+    splits = list(dict.fromkeys(dataset.splits[i] for i in group))
+    equal = "the same file" if len({dataset.hashes[i] for i in group}) == 1 else "the same picture"
+    photos = tuple(group)
+    if len(labels) > 1:
+        return Issue("conflicts", photos, f"{equal} under {' and '.join(map(repr, labels))}", photos)
+    if len(splits) > 1:
+        learned = tuple(i for i in group if dataset.splits[i] == "train")
+        judged = tuple(i for i in group if dataset.splits[i] != "train")
+        return Issue("leaks", photos, f"{equal} in {' and '.join(splits)}", learned or judged[1:])
+    return Issue("duplicates", photos, f"{equal} {len(group)} times", photos[1:])
+
+
+def alike(stats: ImageStats) -> Iterator[tuple[int, int]]:
+    """Pairs of photos whose pixels are the same up to compression and size."""
+    rows = stats.thumbnails.reshape(len(stats.thumbnails), -1)
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = centred / np.maximum(norm, 1e-6)
+    aspect = stats.width / np.maximum(stats.height, 1)
+    with_detail = norm[:, 0] > FLAT * np.sqrt(rows.shape[1])  # of plain surfaces, too many look the same
+    for start in range(0, len(rows), BLOCK):
+        similar = unit[start : start + BLOCK] @ unit[start:].T > ALIKE
+        for i, j in zip(*(axis + start for axis in np.nonzero(np.triu(similar, 1))), strict=True):
+            close = float(np.abs(rows[i] - rows[j]).mean()) < SAME
+            if close and with_detail[i] and abs(np.log(aspect[i] / aspect[j])) < 0.03:
+                yield int(i), int(j)
+
+
+def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
+    """Photos that a model which has not seen them gives to another class, the surest first.
+
+    labels: `(N,)` int64.  probabilities: `(N, C)`, of held-out photos; rows of NaN for photos that were never held out.
+    C. Northcutt et al., "Confident Learning", JAIR 2021, order by the margin between the two classes.
+    """
+    judged = np.flatnonzero(np.isfinite(probabilities).all(axis=1))
+    own = probabilities[judged, labels[judged]]
+    suggested = probabilities[judged].argmax(axis=1)
+    best = probabilities[judged, suggested]
+    order = np.argsort(own - best, kind="stable")
+    return [
+        Suspect(int(judged[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != labels[judged[k]]
+    ]
+
+
+def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Issue]:
+    """The suspects of which the model is sure."""
+    return [
+        Issue(
+            "suspects",
+            (s.photo,),
+            f"{dataset.classes[dataset.labels[s.photo]]!r}, looks like {dataset.classes[s.suggested]!r} "
+            f"({100 * s.probability:.0f} %)",
+            (s.photo,),
+        )
+        for s in ranked
+        if s.probability >= CONFIDENT
+    ]
+
+
+def outliers(x: np.ndarray) -> list[Issue]:
+    """Photos that are like no others, by their mean distance to the three nearest. x: `(N, D)` features."""
+    if len(x) < 8:
+        return []
+    unit = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    distance = np.empty(len(x), np.float32)
+    for start in range(0, len(x), BLOCK):
+        similar = unit[start : start + BLOCK] @ unit.T
+        similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -1
+        nearest = np.partition(similar, -3, axis=1)[:, -3:]
+        distance[start : start + BLOCK] = 1 - nearest.mean(axis=1)
+    return [
+        Issue("outliers", (i,), "like no other photo here", (i,))
+        for i in _far(np.log(np.maximum(distance, 1e-6)), OUTLYING)
+    ]
+
+
+def odd_looks(stats: ImageStats) -> list[Issue]:
+    """Photos that are blank, dark, blurred, tiny or very long."""
+    found = []
+    shorter, longer = np.minimum(stats.width, stats.height), np.maximum(stats.width, stats.height)
+    blank = stats.contrast < FLAT
+    dark = ~blank & (stats.brightness < DARK)
+    tiny, long = shorter < TINY, longer > LONG * np.maximum(shorter, 1)
+    found += [Issue("blank", (i,), "one plain surface", (i,)) for i in _where(blank)]
+    found += [Issue("dark", (i,), f"brightness {100 * stats.brightness[i]:.0f} %", (i,)) for i in _where(dark)]
+    sizes = [f"{w}x{h} pixels" for w, h in zip(stats.width, stats.height, strict=True)]
+    found += [Issue("tiny", (i,), sizes[i], (i,)) for i in _where(tiny)]
+    found += [Issue("odd shapes", (i,), sizes[i], (i,)) for i in _where(long)]
+    usual = np.flatnonzero(~blank & ~dark & ~tiny)
+    blurred = usual[_far(-np.log(np.maximum(stats.sharpness[usual], 1e-4)), BLURRED)]
+    return found + [Issue("blurred", (int(i),), "less fine detail than the others", (int(i),)) for i in blurred]
+
+
+def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
+    """Whether file format, size or camera alone tell the class better than chance: then a model may learn those.
+
+    Each photo is given the most frequent class of the others with the same value, sizes in steps of a third.
+    """
+    y = dataset.labels
+    counts = np.bincount(y)
+    if len(y) < 20 or np.count_nonzero(counts) < 2 or counts[counts > 0].min() < 5:
+        return []
+    sizes = np.round(SIZE_STEPS * np.log2(np.stack([stats.width, stats.height], axis=1)))
+    columns = {
+        "the file format": stats.format,
+        "the size in pixels": np.unique(sizes, axis=0, return_inverse=True)[1],
+        "the camera": stats.camera,
+    }
+    found = []
+    for what, values in columns.items():
+        right, chance = float((_said_by_others(values, y) == y).mean()), counts.max() / len(y)
+        if right > chance + LEAKING and _is_no_chance(right, len(y), chance):
+            text = f"{what} alone tells the class of {100 * right:.0f} % (chance {100 * chance:.0f} %)"
+            found.append(Issue("format leak", (), text))
+    return found
+
+
+def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """For each photo, the most frequent class among the others with its value, or of all where there is no other."""
+    _, rows = np.unique(values, return_inverse=True)
+    table = np.zeros((rows.max() + 1, y.max() + 1))
+    np.add.at(table, (rows, y), 1)
+    others = table[rows]
+    others[np.arange(len(y)), y] -= 1
+    others += np.bincount(y) / (2 * len(y))  # decides nothing but ties
+    return np.asarray(others.argmax(axis=1))
+
+
+def _is_no_chance(right: float, n: int, chance: float) -> bool:
+    """H. Chernoff's bound on the tail of a binomial distribution, 1952. right > chance: shares of n."""
+    divergence = right * np.log(right / chance)
+    if right < 1:
+        divergence += (1 - right) * np.log((1 - right) / (1 - chance))
+    return bool(np.exp(-n * divergence) < 1e-6)
+
+
+def left_out(found: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
+    """Photos that are left out when these kinds are dropped, with the reason."""
+    chosen = set(kinds)
+    return {i: f"{f.kind}: {f.text}" for f in found if f.kind in chosen for i in f.drop}
+
+
+def _far(values: np.ndarray, times: float) -> list[int]:
+    """Indices of values, logarithms, that lie far above the others, the furthest first: by median and its deviation."""
+    if len(values) == 0:
+        return []
+    median = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - median))
+    score = (values - median) / max(float(spread), LEAST_SPREAD)
+    return [int(i) for i in np.argsort(-score, kind="stable") if score[i] > times]
+
+
+def _where(chosen: np.ndarray) -> list[int]:
+    return [int(i) for i in np.flatnonzero(chosen)]
+
+
+def _joined(links: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Connected groups, each sorted, in the order of their first members."""
+    group_of: dict[int, list[int]] = {}
+    for ends in links:
+        smaller, larger = sorted((group_of.setdefault(i, [i]) for i in ends), key=len)
+        if smaller is not larger:
+            larger += smaller
+            group_of.update(dict.fromkeys(smaller, larger))
+    return sorted(sorted(group) for group in {id(group): group for group in group_of.values()}.values())

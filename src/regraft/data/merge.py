@@ -1,0 +1,88 @@
+"""Several folders of photos as one data set, and labels that somebody has put right."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from regraft.core.errors import DataError, nearest
+from regraft.data.folder_layout import natural_key
+from regraft.data.list_manifest import ListRow, read_rows
+from regraft.data.scan import Dataset
+from regraft.data.splits import held_out
+
+
+def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """One data set of all photos, its classes those of all. A file that several of them hold counts once.
+
+    Where some are split and others are not, a stratified part of the latter is kept for judging, as if they were alone.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    if any("train" in one.splits for one in datasets):
+        judged = "test" if any("test" in one.splits for one in datasets) else "val"
+        datasets = [one if "train" in one.splits else _split(one, judged, val_fraction, seed) for one in datasets]
+    root = Path(os.path.commonpath([one.root.resolve() for one in datasets]))
+    classes = sorted({name for one in datasets for name in one.classes}, key=natural_key)
+    places = {one.root: one.root.resolve().relative_to(root) for one in datasets}
+    number = {name: i for i, name in enumerate(classes)}
+    whole = replace(
+        datasets[0],
+        root=root,
+        paths=tuple(str(places[one.root] / path) for one in datasets for path in one.paths),
+        labels=np.array([number[one.classes[label]] for one in datasets for label in one.labels], np.int64),
+        classes=tuple(classes),
+        splits=tuple(chain.from_iterable(one.splits for one in datasets)),
+        hashes=tuple(chain.from_iterable(one.hashes for one in datasets)),
+        quarantine=tuple(replace(q, path=str(places[one.root] / q.path)) for one in datasets for q in one.quarantine),
+        notes=tuple(chain.from_iterable(one.notes for one in datasets)),
+    )
+    first = {path: i for i, path in reversed(list(enumerate(whole.paths)))}
+    return whole if len(first) == len(whole) else whole.subset(sorted(first.values()))
+
+
+def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Dataset:
+    """The data set with the labels of a list of `path` and `label`. Raises DataError.
+
+    roots: folders that the data set was joined from; paths are as in the data set, or relative to one of them.
+    A label may be of a class that was not there before. Photos that the list does not name keep theirs.
+    """
+    place = {path: i for i, path in enumerate(dataset.paths)}
+    prefixes = [root.resolve().relative_to(dataset.root.resolve()) for root in (dataset.root, *roots)]
+    labels = [dataset.classes[label] for label in dataset.labels]
+    changed = 0
+    for row in read_rows(file):
+        index = _meant(row, file, place, prefixes)
+        changed += labels[index] != row.label
+        labels[index] = row.label
+    classes = sorted(set(labels), key=natural_key)
+    note = f"{changed} labels changed as {file.name} says"
+    return replace(
+        dataset,
+        labels=np.array([classes.index(label) for label in labels], np.int64),
+        classes=tuple(classes),
+        notes=(*dataset.notes, note),
+    )
+
+
+def _meant(row: ListRow, file: Path, place: dict[str, int], prefixes: Sequence[Path]) -> int:
+    """Which photo a row names. Raises DataError where there is none, or more than one."""
+    found = sorted({place[path] for prefix in prefixes if (path := str(prefix / row.path)) in place})
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(
+            f"{file} names {row.path} in line {row.line}, which {len(found)} of the folders hold. "
+            "Write its path from the folder that holds them all."
+        )
+    hint = nearest(row.path, place) or " Paths are as `regraft scan` prints them."
+    raise DataError(f"{file} names {row.path} in line {row.line}, which the photos' folders do not hold.{hint}")
+
+
+def _split(dataset: Dataset, judged: str, val_fraction: float, seed: int) -> Dataset:
+    """A data set that was not split, with a part of each class kept for judging."""
+    chosen = set(held_out(dataset, range(len(dataset)), val_fraction, seed))
+    return replace(dataset, splits=tuple(judged if i in chosen else "train" for i in range(len(dataset))))

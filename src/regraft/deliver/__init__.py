@@ -1,1 +1,0 @@
-"""What the user takes away: the bundle, and predicting and evaluating with it. Never imports torch."""

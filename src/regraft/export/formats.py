@@ -1,0 +1,73 @@
+"""A bundle as files of other runtimes: the same graph, with probabilities at its end."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regraft.backbones.engine import read, save
+from regraft.bundle.bundle import Bundle
+from regraft.core.errors import MissingExtra
+from regraft.core.version import __version__
+
+try:
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise MissingExtra("onnx", "export") from error
+
+
+def onnx_model(bundle: Bundle) -> Any:
+    """`images (B, H, W, 3)` uint8 to `probabilities (B, C)`, `logits (B, C)` and, where it is known, `novelty (B,)`.
+
+    The bundle's temperature is inside; classes, preprocessing and thresholds are in the metadata.
+    """
+    manifest = bundle.manifest
+    model = onnx.load(str(bundle.folder / "model.onnx"))
+    graph = model.graph
+    temperature = np.array([manifest["temperature"]], np.float32)
+    graph.initializer.append(numpy_helper.from_array(temperature, "temperature"))
+    graph.node.append(helper.make_node("Div", ["logits", "temperature"], ["calm"]))
+    graph.node.append(helper.make_node("Softmax", ["calm"], ["probabilities"], axis=1))
+    (features,) = (output for output in graph.output if output.name == "features")
+    graph.output.remove(features)
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["B", len(bundle.classes)])
+    graph.output.insert(0, probabilities)
+    helper.set_model_props(model, metadata(bundle, "f32"))
+    return model
+
+
+def metadata(bundle: Bundle, precision: str) -> dict[str, str]:
+    """What a user of the exported file has to know, as text. precision: "f32" or "int8"."""
+    manifest = bundle.manifest
+    return {
+        "classes": json.dumps(list(bundle.classes)),
+        "preprocessing": json.dumps(manifest["preprocessing"]),
+        "thresholds": json.dumps(manifest["thresholds"]),
+        "precision": precision,
+        "regraft": __version__,
+    }
+
+
+def write_onnx(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:
+    """One ONNX file. ranges: inputs `(H, W, 3)` uint8 for a model in int8, none for one in full precision."""
+    path.write_bytes(_bytes(bundle, ranges))
+
+
+def write_openvino(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:
+    """`path` with .xml, and .bin beside it. ranges: as above."""
+    model = read(_bytes(bundle, ranges))
+    for name, text in metadata(bundle, "int8" if ranges else "f32").items():
+        model.set_rt_info(text, ["regraft", name])
+    save(model, path)
+
+
+def _bytes(bundle: Bundle, ranges: Sequence[np.ndarray]) -> bytes:
+    model = onnx_model(bundle)
+    if ranges:
+        from regraft.export.quantization import quantised  # takes onnxruntime along
+
+        model = quantised(model, ranges)
+        helper.set_model_props(model, metadata(bundle, "int8"))
+    return bytes(model.SerializeToString(deterministic=True))

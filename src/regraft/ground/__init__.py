@@ -1,1 +1,0 @@
-"""Foundations that know nothing about images: errors, configuration, files, progress, runtime, statistics."""

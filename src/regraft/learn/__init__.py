@@ -1,1 +1,0 @@
-"""Features or batches in, a fitted model out."""

@@ -1,0 +1,1 @@
+"""What is fitted to features: heads, calibration, what is out of distribution."""

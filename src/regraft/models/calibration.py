@@ -1,0 +1,117 @@
+"""Probabilities that mean what they say: a temperature, and from which probability on an answer can be relied on.
+
+All from photos that the head in question has not seen, and none of them is scored with what it has set.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from regraft.core.statistics import upper_bound
+from regraft.models.logistic import log_softmax
+
+WORTH = 1.92  # nats in all by which a temperature has to be likelier than 1: a likelihood-ratio test at 5 %
+COLDEST, HOTTEST = 0.05, 20.0
+COVERAGES = (0.8, 0.9, 0.95, 0.99)
+SHARES = 10  # shares of photos answered, from a tenth to all, among which one is chosen by its error
+CERTAINTY = 0.9  # that all of them have no more errors than is said
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
+    """What to divide logits by so that probabilities fit labels best; 1 where that is hardly likelier.
+
+    log_p: `(N, C)` float64, logarithms of probabilities of photos not seen; rows of NaN are left out.  y: `(N,)` int64.
+    C. Guo et al., "On calibration of modern neural networks", ICML 2017.  Below 1, one answer in n + 1 is
+    taken to be wrong beside those that are: that all were right is no reason to be certain (J. Platt, "Probabilistic
+    outputs for support vector machines", 1999).
+    """
+    log_p, y = _known(log_p, y)
+    if len(y) == 0:
+        return 1.0
+
+    found = _likeliest(log_p, y, doubt=0.0)
+    return found if found >= 1 else min(1.0, _likeliest(log_p, y, doubt=1 / (len(y) + 1)))
+
+
+def _likeliest(log_p: np.ndarray, y: np.ndarray, doubt: float) -> float:
+    """The temperature of the lowest loss; 1 where that is hardly lower. doubt: share of answers taken to be wrong."""
+    n, num_classes = log_p.shape
+
+    def loss(log_t: float) -> float:
+        calibrated_log_p = log_softmax(log_p / np.exp(log_t))
+        own = calibrated_log_p[np.arange(n), y].sum()
+        others = (calibrated_log_p.sum() - own) / (num_classes - 1)
+        return -float((1 - doubt) * own + doubt * others)
+
+    best = _lowest(loss, float(np.log(COLDEST)), float(np.log(HOTTEST)))
+    return float(np.exp(best)) if loss(0.0) - loss(best) > WORTH else 1.0
+
+
+def calibrated(logits: np.ndarray, y: np.ndarray) -> tuple[float, dict[str, Any]]:
+    """Temperature, and thresholds with it applied, of photos not seen. logits: `(N, C)`.  y: `(N,)` int64."""
+    logits = logits.astype(np.float64)
+    calibrated_log_p = temperature(logits, y)
+    return calibrated_log_p, thresholds(log_softmax(logits / calibrated_log_p), y)
+
+
+def thresholds(log_p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """From which probability on a model's answers are to be relied on, as manifests keep it; {} of no photos.
+
+    log_p: `(N, C)` float64 with the temperature applied, of photos not seen; rows of NaN are left out.  y: `(N,)`
+    int64.
+
+    "max_error": `[error, probability, share]`: of answers at least so probable, a share of all, no more than that error
+    is wrong; with 90 % certainty that holds for all shares at once, so the best one may be chosen (Y. Geifman,
+    R. El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017, with exact binomial bounds).
+    "coverage": `[coverage, probability]`: classes at least so probable hold the right one with that frequency (split
+    conformal prediction; M. Sadinle et al., "Least ambiguous set-valued classifiers", JASA 2019).
+    """
+    log_p, y = _known(log_p, y)
+    if len(y) == 0:
+        return {}
+    p = np.exp(log_p)
+    own = np.sort(p[np.arange(len(y)), y])[::-1]
+    ranks = {coverage: int(np.ceil((len(y) + 1) * coverage)) for coverage in COVERAGES}
+    return {
+        "n": len(y),
+        "max_error": _risk_coverage(p.max(axis=1), p.argmax(axis=1) != y),
+        "coverage": [[coverage, float(own[rank - 1])] for coverage, rank in ranks.items() if rank <= len(y)],
+    }
+
+
+def _risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> list[list[float]]:
+    """`[error, probability, share answered]` from answering all to answering only the surest."""
+    order = np.argsort(-confidence, kind="stable")
+    confidence, num_wrong, n = confidence[order], np.cumsum(wrong[order]), len(confidence)
+    places = np.unique(np.arange(1, SHARES + 1) * n // SHARES)[::-1]
+    each = 1 - (1 - CERTAINTY) / SHARES
+    steps = []
+    for place in places[places > 0]:
+        least = confidence[place - 1]
+        answered = int((confidence >= least).sum())  # answers equally sure are given together
+        steps.append([upper_bound(int(num_wrong[answered - 1]), answered, each), float(least), answered / n])
+    return steps
+
+
+def _known(log_p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are not of NaN."""
+    known = np.isfinite(log_p).all(axis=1)
+    return log_p[known], y[known]
+
+
+def _lowest(function: Callable[[float], float], low: float, high: float, steps: int = 30) -> float:
+    """Where a function that falls and then rises is lowest, by golden sections."""
+    a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_a, at_b = function(a), function(b)
+    for _ in range(steps):
+        if at_a < at_b:
+            high, b, at_b = b, a, at_a
+            a = high - GOLDEN * (high - low)
+            at_a = function(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + GOLDEN * (high - low)
+            at_b = function(b)
+    return (low + high) / 2

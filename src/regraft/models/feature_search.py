@@ -1,0 +1,152 @@
+"""Frozen features other than the usual ones: a larger input, and all levels of the network, chosen by measurement.
+
+Every way of getting features is tried on the photos to learn from alone, by cross-validation, so that the photos which
+the model is judged on have no part in the choice.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from regraft.backbones.backbone import Backbone, configured, with_all_levels
+from regraft.backbones.features import Features, extract, num_new
+from regraft.core.config import TrainConfig
+from regraft.core.errors import BackboneError
+from regraft.core.progress import Progress
+from regraft.core.runtime import num_cores
+from regraft.data.scan import Dataset
+from regraft.models.head_cache import cached_head
+from regraft.models.linear_head import Head, Score
+
+LARGER = 10 / 7  # times the network's own input, such as 320 for 224
+STEP = 32  # pixels that sizes are multiples of
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """A way of getting features. name: such as "320 px, all levels".  features: of all photos."""
+
+    name: str
+    backbone: Backbone
+    features: Features
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way and the head that was solved on it."""
+
+    feature_config: FeatureConfig
+    head: Head
+
+    @property
+    def score(self) -> Score:
+        """Cross-validated on the photos to learn from, of a head that was."""
+        assert self.head.best is not None
+        return self.head.best
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in the manifest."""
+        return {"way": self.feature_config.name, **vars(self.score)}
+
+    def __str__(self) -> str:
+        right = 100 * self.score.num_right / self.score.n
+        return f"{self.feature_config.name}: log loss {self.score.log_loss:.3f}, {right:.1f} % right"
+
+
+def search(
+    plain: Trial,
+    dataset: Dataset,
+    learned: Dataset,
+    folds: np.ndarray,
+    config: TrainConfig,
+    budget_s: float,
+    progress: Progress,
+) -> list[Trial]:
+    """Every way that the time allows, the plain one first; the best is the one of the lowest log loss.
+
+    dataset: all photos.  learned: those to learn from, which `folds (N,)` belong to.  budget_s: seconds at most,
+    estimated.
+    """
+    trials, deadline = [plain], time.monotonic() + budget_s
+    for backbone in (plain.feature_config.backbone, larger(plain.feature_config.backbone, config, progress)):
+        if backbone is None:
+            continue
+        wide = richest(backbone, progress)
+        if not _is_affordable(wide, dataset, deadline):
+            progress.say(f"  {backbone.preprocessing.height} px: not tried, it would take too long")
+            break
+        for feature_config in feature_configs_of(backbone, wide, dataset, progress):
+            if feature_config.backbone is not plain.feature_config.backbone:
+                trials.append(solved(feature_config, learned, folds, progress))
+                progress.say(f"  {trials[-1]}")
+    return trials
+
+
+def solved(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, progress: Progress) -> Trial:
+    """A way with its head, solved on the photos to learn from, which `folds (N,)` belong to."""
+    with progress.step("solve head"):
+        return Trial(
+            feature_config, cached_head(feature_config.features.of(learned), len(learned.classes), folds, progress)
+        )
+
+
+def best(trials: list[Trial]) -> Trial:
+    """The way of the lowest cross-validated log loss."""
+    return min(trials, key=lambda one: one.score.log_loss)
+
+
+def feature_configs_of(
+    backbone: Backbone, wide: Backbone, dataset: Dataset, progress: Progress
+) -> Iterator[FeatureConfig]:
+    """The usual features, and where the network has levels those of all levels: one pass gives both.
+
+    wide: what `richest` gives.
+    """
+    size = f"{backbone.preprocessing.height} px"
+    _, features = extract(wide, dataset, progress=progress)
+    if wide is backbone:
+        yield FeatureConfig(size, backbone, features)
+        return
+    yield FeatureConfig(
+        size, backbone, replace(features, table=features.table[:, -backbone.num_features :])
+    )  # at the end
+    yield FeatureConfig(f"{size}, all levels", wide, features)
+
+
+def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backbone | None:
+    """The backbone of a run at a larger input; None for a network of a fixed size."""
+    size = round(backbone.preprocessing.height * LARGER / STEP) * STEP
+    try:
+        return configured(config, progress, size=size)
+    except BackboneError:
+        return None
+
+
+def richest(backbone: Backbone, progress: Progress) -> Backbone:
+    """With all its levels, or itself where it has none."""
+    try:
+        return with_all_levels(backbone, progress)
+    except BackboneError:
+        return backbone
+
+
+def photos_per_s(backbone: Backbone) -> float:
+    """How many photos a second go through on all cores, as far as one of them tells."""
+    p = backbone.preprocessing
+    engine, photo = backbone.engine(), np.zeros((1, p.height, p.width, 3), np.uint8)
+    engine(photo)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        engine(photo)
+        seconds.append(time.perf_counter() - began)
+    return num_cores() / min(seconds)
+
+
+def _is_affordable(backbone: Backbone, dataset: Dataset, deadline: float) -> bool:
+    """Whether features of all photos can be had in time."""
+    new = num_new(backbone, dataset)
+    return new == 0 or time.monotonic() + new / photos_per_s(backbone) < deadline

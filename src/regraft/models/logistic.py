@@ -1,0 +1,278 @@
+"""Multinomial logistic regression with a ridge penalty, of features in memory or streamed from a table.
+
+Its curvature is guessed from the principal axes of the features, so that it takes a few dozen passes over the photos
+whatever their number. Fits to different choices of the same photos, such as folds, go in step: one pass serves all.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from regraft.core.pca import principal_axes
+from regraft.core.runtime import num_cores
+from regraft.models.lbfgs import minimize
+
+MAX_ITERATIONS = 2000
+NEVER = -100.0  # logit of a class that no photo shows
+BLOCK = 1024  # photos at a time
+NUM_PARTS = 16  # whose sums are added in order: the same bits on any number of cores
+ROUNDING = {4: (1e-7, 1e-5), 8: (1e-14, 1e-12)}  # of a loss, of a gradient's length; by the bytes of a number
+SAMPLE, FEW_SAMPLE = 8192, 2048  # photos that tell the principal axes; the latter where features are wider than that
+
+
+class Rows(Protocol):
+    """Standardised features of N photos, `(N, R)`."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and R."""
+        ...
+
+    @property
+    def dtype(self) -> "np.dtype[np.floating]":
+        """Of the numbers."""
+        ...
+
+    def of(self, chosen: np.ndarray) -> "Rows":
+        """Only some of the photos, by index `(n,)` int64."""
+        ...
+
+    def block(self, part: slice) -> np.ndarray:
+        """The features of some photos in a row."""
+        ...
+
+    def parts(self) -> list[list[slice]]:
+        """All of them, in lists of blocks that can be worked on side by side."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowsInMemory:
+    """z: `(N, R)` float64 or float32, in memory."""
+
+    z: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and R."""
+        return self.z.shape[0], self.z.shape[1]
+
+    @property
+    def dtype(self) -> "np.dtype[np.floating]":
+        """Of the numbers."""
+        return self.z.dtype
+
+    def of(self, chosen: np.ndarray) -> "RowsInMemory":
+        """Only some of the photos."""
+        return RowsInMemory(self.z[chosen])
+
+    def block(self, part: slice) -> np.ndarray:
+        """The features of some photos in a row."""
+        return self.z[part]
+
+    def parts(self) -> list[list[slice]]:
+        """One block."""
+        return [[slice(None)]]
+
+
+@dataclass(frozen=True)
+class StreamedRows:
+    """Rows of a table of raw features `(M, D)` float32, standardised when they are asked for.
+
+    rows: `(N,)` int64, which ones.  mean, scale: `(D,)` float32.
+    """
+
+    table: np.ndarray
+    rows: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and D."""
+        return len(self.rows), self.table.shape[1]
+
+    @property
+    def dtype(self) -> "np.dtype[np.floating]":
+        """float32."""
+        return self.mean.dtype
+
+    def of(self, chosen: np.ndarray) -> "StreamedRows":
+        """Only some of the photos; nothing is copied."""
+        return replace(self, rows=self.rows[chosen])
+
+    def block(self, part: slice) -> np.ndarray:
+        """`(n, D)` float32."""
+        z = np.take(self.table, self.rows[part], axis=0)
+        z -= self.mean
+        z /= self.scale
+        return z
+
+    def parts(self) -> list[list[slice]]:
+        """Blocks in a fixed number of lists."""
+        starts = np.arange(0, len(self.rows), BLOCK)
+        return [[slice(i, i + BLOCK) for i in some] for some in np.array_split(starts, NUM_PARTS) if len(some)]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """How features spread. axes: `(R, A)` with orthonormal columns, None for those of the coordinates.
+
+    variances: `(A,)` along them; elsewhere there is none.
+    """
+
+    axes: np.ndarray | None
+    variances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Solution:
+    """K fits. weight: `(K, C, R)` and bias: `(K, C)` float64."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def mean(self) -> "Solution":
+        """Where a fit to all photos may begin."""
+        return Solution(self.weight.mean(axis=0, keepdims=True), self.bias.mean(axis=0, keepdims=True))
+
+
+class Task:
+    """What K fits are made from.
+
+    rows, y: photos' features and labels `(N,)` int64.  chosen: `(N, K)` bool, the photos of each fit.  counts: `(K,)`,
+    how many.  present: `(K, C)` bool, the classes that they show.  ridge: `(K,)`; of two classes, the penalty is meant
+    for their difference.  bend: `(K,)`, the curvature along an axis of variance 1 where all classes are equally likely.
+    """
+
+    def __init__(self, rows: Rows, y: np.ndarray, chosen: np.ndarray, num_classes: int, penalty: float) -> None:
+        self.rows, self.y, self.chosen = rows, y, chosen
+        self.counts = chosen.sum(axis=0)
+        self.present = np.stack([np.bincount(y[one], minlength=num_classes) > 0 for one in chosen.T])
+        shown = self.present.sum(axis=1)
+        self.ridge = penalty * np.where(shown == 2, 2.0, 1.0)
+        self.bend = np.where(shown > 1, (1 - 1 / shown) / shown, 1.0)
+
+
+def fit(task: Task, curvature: Curvature, *, start: Solution | None = None, above: float) -> Solution:
+    """K fits of least loss. A class that none of a fit's photos show is never said.
+
+    above: nats that a loss, penalty included, may lie above its minimum; since the penalty bends it everywhere, the
+    gradient's length tells.
+    """
+    rows, present = task.rows, task.present
+    rounding, noise = ROUNDING[rows.dtype.itemsize]
+    start = start or Solution(np.zeros((*present.shape, rows.shape[1])), np.zeros(present.shape))
+    with ThreadPoolExecutor(num_cores()) as pool:
+        packed = minimize(
+            partial(_losses_and_gradients, task, pool.map if len(rows.parts()) > 1 else map),
+            _packed(start.weight * present[..., np.newaxis], np.where(present, start.bias, NEVER)),
+            precondition=partial(_newton_steps, task, curvature),
+            enough=np.maximum(2 * task.ridge * above, noise * noise),
+            rounding=rounding,
+            max_iterations=MAX_ITERATIONS,
+        )
+    weight, bias = _unpacked(packed, task)
+    share = present / present.sum(axis=1, keepdims=True)
+    weight = weight - np.einsum("kcr,kc->kr", weight, share)[:, np.newaxis] * present[..., np.newaxis]
+    bias = bias - (bias * share).sum(axis=1, keepdims=True) * present  # what all have in common is rounding
+    return Solution(weight, bias)
+
+
+def log_probabilities(rows: Rows, fits: Solution, which: np.ndarray) -> np.ndarray:
+    """`(N, C)` float64 by one of the fits for each photo. which: `(N,)` int64, its number."""
+    k, num_classes, size = fits.weight.shape
+    flat, found = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
+    for part in (part for blocks in rows.parts() for part in blocks):
+        own = which[part]
+        logits = (rows.block(part) @ flat).reshape(len(own), k, num_classes) + fits.bias
+        found[part] = log_softmax(logits[np.arange(len(own)), own])
+    return found
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities, along the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def moments(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `(D,)` float64 of the chosen rows `(N,)` of a table `(M, D)`."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        return (table[rows[i : i + BLOCK]] for i in range(0, len(rows), BLOCK))
+
+    mean = np.sum([block.sum(axis=0, dtype=np.float64) for block in blocks()], axis=0) / len(rows)
+    squares = np.sum([np.square(block - mean).sum(axis=0) for block in blocks()], axis=0)
+    return mean, np.sqrt(squares / len(rows))
+
+
+def sampled_curvature(rows: StreamedRows) -> Curvature:
+    """Of some photos out of many, which is enough for a guess."""
+    n, r = rows.shape
+    every = -(-n // (SAMPLE if r <= FEW_SAMPLE else FEW_SAMPLE))
+    return Curvature(*principal_axes(rows.block(slice(None, None, every))))
+
+
+def _losses_and_gradients(
+    task: Task, spread: Callable[..., Iterator[tuple[np.ndarray, ...]]], packed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
+    weight, bias = _unpacked(packed, task)
+    sums = [np.zeros(len(weight)), np.zeros_like(weight), np.zeros_like(bias)]
+    for found in spread(partial(_sums, task, weight, bias), task.rows.parts()):
+        sums = [a + b for a, b in zip(sums, found, strict=True)]
+    loss, of_weight, of_bias = (np.asarray(total.T / task.counts).T for total in sums)
+    loss = loss + task.ridge / 2 * (weight * weight).sum(axis=(1, 2))
+    of_weight = of_weight + task.ridge[:, np.newaxis, np.newaxis] * weight
+    return loss, _packed(of_weight * task.present[..., np.newaxis], of_bias * task.present)
+
+
+def _sums(task: Task, weight: np.ndarray, bias: np.ndarray, blocks: list[slice]) -> tuple[np.ndarray, ...]:
+    """Losses `(K,)` and their gradients by weight and bias, summed over the photos of some blocks."""
+    k, num_classes, size = weight.shape
+    flat, shift = weight.reshape(k * num_classes, size).astype(task.rows.dtype), bias.astype(task.rows.dtype)
+    loss, of_weight, of_bias = np.zeros(k), np.zeros_like(weight), np.zeros_like(bias)
+    for part in blocks:
+        z, y, chosen = task.rows.block(part), task.y[part], task.chosen[part]
+        logits = (z @ flat.T).reshape(len(y), k, num_classes)
+        logits += shift
+        logits -= logits.max(axis=2, keepdims=True)
+        own = np.arange(len(y)), slice(None), y
+        of_own = logits[own]
+        p = np.exp(logits, out=logits)
+        total = p.sum(axis=2)
+        loss += ((np.log(total) - of_own) * chosen).sum(axis=0, dtype=np.float64)
+        p *= (chosen / total).astype(p.dtype)[..., np.newaxis]
+        p[own] -= chosen
+        of_weight += (p.reshape(len(y), k * num_classes).T @ z).reshape(weight.shape)
+        of_bias += p.sum(axis=0, dtype=np.float64)
+    return loss, of_weight, of_bias
+
+
+def _newton_steps(task: Task, curvature: Curvature, packed: np.ndarray) -> np.ndarray:
+    """Gradients divided by the curvature that losses have where all classes are equally likely."""
+    weight, bias = _unpacked(packed, task)
+    ridge, bend = task.ridge[:, np.newaxis, np.newaxis], task.bend[:, np.newaxis, np.newaxis]
+    inverse = 1 / (bend * curvature.variances + ridge)
+    if curvature.axes is None:
+        weight = weight * inverse
+    else:
+        weight = weight / ridge + ((weight @ curvature.axes) * (inverse - 1 / ridge)) @ curvature.axes.T
+    return _packed(weight, bias / bend[..., 0])
+
+
+def _packed(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """K vectors `(K, C * R + C)`."""
+    return np.concatenate([weight.reshape(len(weight), -1), bias], axis=1)
+
+
+def _unpacked(packed: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `(K, C, R)` and biases `(K, C)` out of K vectors."""
+    (k, c), size = task.present.shape, task.rows.shape[1]
+    return packed[:, : c * size].reshape(k, c, size), packed[:, c * size :]

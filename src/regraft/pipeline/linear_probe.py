@@ -1,0 +1,91 @@
+"""The first rungs of a training: a head solved on frozen features, then on the best of several kinds of them."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from regraft.backbones.features import Features
+from regraft.core.config import TrainConfig
+from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.scan import Dataset
+from regraft.data.splits import folds_of
+from regraft.evaluation.comparison import no_room
+from regraft.models.calibration import calibrated
+from regraft.models.feature_search import FeatureConfig, Trial, best, search, solved
+from regraft.models.linear_head import Head, out_of_fold, score, solve
+from regraft.models.ood import familiar
+from regraft.run import Candidate, RunContext, TrainedModel, TrainInputs, announce, delivered
+
+MANY = 1000  # photos to judge on, beside which cross-validation over all photos tells nothing new
+SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
+
+
+def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
+    """The frozen regime: the head of a convex problem on the features, where there are any."""
+    if inputs.backbone is None or inputs.features is None:
+        return None
+    feature_config = FeatureConfig(f"{inputs.backbone.preprocessing.height} px", inputs.backbone, inputs.features)
+    train = inputs.photos_split.splits.train
+    return solved(feature_config, train, folds_for(train, context.config), context.progress)
+
+
+def frozen_model(plain: Trial, inputs: TrainInputs, context: RunContext) -> Candidate:
+    """The solved head as the bundle; where it is wanted and there is room, that of the best features instead."""
+    frozen = _delivered(plain, [plain], inputs, context)
+    if not context.config.is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
+        return frozen
+    announce(inputs.photos_split, frozen, context)
+    context.progress.say("other features of the same network, cross-validated on the photos to learn from:")
+    context.progress.say(f"  {plain}")
+    splits = inputs.photos_split.splits
+    left_s = context.left_s(len(splits.judged[1]))
+    budget_s = SEARCH_S if left_s is None else min(SEARCH_S, left_s * SEARCH_SHARE)
+    folds = folds_for(splits.train, context.config)
+    trials = search(plain, inputs.photos_split.dataset, splits.train, folds, context.config, budget_s, context.progress)
+    chosen = best(trials)
+    if chosen is plain:
+        return frozen
+    losses = f"cross-validated log loss {chosen.score.log_loss:.3f} instead of {plain.score.log_loss:.3f}"
+    return replace(
+        _delivered(chosen, trials, inputs, context), decision=f"features of {chosen.feature_config.name}: {losses}."
+    )
+
+
+def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Candidate:
+    """One of the heads tried as the bundle."""
+    head, photos_split = one.head, inputs.photos_split
+    is_told = photos_split.splits.given or len(photos_split.splits.judged[1]) >= MANY
+    whole = (
+        None if is_told else _cross_validated(one.feature_config.features, photos_split.dataset, head, context.config)
+    )
+    details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
+    if len(trials) > 1:
+        details["searched"] = [other.to_json() for other in trials]
+    learned = one.feature_config.features.of(photos_split.splits.train)
+    temperature, thresholds = calibrated(head.held_out, learned.y)
+    known = familiar(learned)
+    model = TrainedModel(
+        "frozen", one.feature_config.backbone, head.weight, head.bias, details, whole, temperature, thresholds, known
+    )
+    return delivered(model, photos_split, context, one.feature_config.features)
+
+
+def head_of(features: Features, photos: Dataset, config: TrainConfig) -> Head:
+    """The head solved on some of the photos that there are features of."""
+    own = features.of(photos)
+    return solve(own, len(photos.classes), folds_for(photos, config))
+
+
+def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
+    """`(N,)` int64: which fold judges a photo, -1 for none."""
+    return folds_of(photos, config.num_folds, config.seed)
+
+
+def _cross_validated(features: Features, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
+    """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
+    folds = folds_for(photos, config)
+    if not (folds >= 0).any():
+        return None
+    found = score(out_of_fold(features, len(photos.classes), folds, head.penalty), photos.labels, head.penalty)
+    return accuracy(found.num_right, found.n, "cross-validated")

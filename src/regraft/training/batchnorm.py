@@ -1,0 +1,54 @@
+"""BatchNorm whose statistics do not depend on how many processes share a batch.
+
+A batch is cut into ghost batches of a fixed size (E. Hoffer, I. Hubara, D. Soudry, "Train longer, generalize better",
+NeurIPS 2017): each is normalised by its own statistics, and goes through one process whole. The running statistics then
+move once a step, by the mean over all ghost batches, whichever process saw them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from regraft.training.distributed import ProcessGroup
+
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+class RunningStatistics:
+    """Means and variances of the layers that take statistics just now, through one step."""
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.training]
+        buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
+        self._now: list[Tensor] = [buffer for buffer in buffers if buffer is not None]
+        self._before = [buffer.clone() for buffer in self._now]
+        self.begin()
+
+    @property
+    def least(self) -> int:
+        """How many photos a ghost batch needs: one alone may have nothing to be normalised by."""
+        return 2 if self._now else 1
+
+    def begin(self) -> None:
+        """The step, or the step anew."""
+        self._sums = [torch.zeros_like(buffer) for buffer in self._now]
+        self._n = 0
+
+    def rewind(self) -> None:
+        """Before each ghost batch: as if it were the step's first."""
+        for now, before in zip(self._now, self._before, strict=True):
+            now.copy_(before)
+
+    def add(self, n: int) -> None:
+        """After a ghost batch of n photos; 0 for a stand-in."""
+        for total, now in zip(self._sums, self._now, strict=True):
+            total.add_(now, alpha=n)
+        self._n += n
+
+    def settle(self, world: ProcessGroup) -> None:
+        """At the step's end: the mean over all ghost batches of all processes."""
+        if not self._now:
+            return
+        world.all_reduce(self._sums)
+        (n,) = world.total([self._n])
+        for now, total in zip(self._now, self._sums, strict=True):
+            now.copy_(total / n)

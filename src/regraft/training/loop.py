@@ -1,0 +1,286 @@
+"""The loop: one function for an epoch, the same for training and judging, and `fit`, which calls it until it is done.
+
+Everything random is a function of the seed, the epoch and the photo. So a run that is cut and continued from what
+`TrainState` and `FitResult` hold ends with the same weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from regraft.core.errors import TrainError
+from regraft.core.memory import in_pieces
+from regraft.core.progress import Progress
+from regraft.core.signals import held_back
+from regraft.training.batches import Batch, Loader
+from regraft.training.batchnorm import BATCH_NORMS, RunningStatistics
+from regraft.training.recipe import Recipe
+from regraft.training.train_state import Checkpointer, EpochMetrics, FitResult, HistoryRow, TrainState
+
+CHECKPOINT_SECONDS = 30.0  # how much work a kill can cost
+KEEPING_SHARE = 20.0  # at an epoch's end, times the seconds that a checkpoint takes
+
+
+def run_epoch(
+    batches: Iterable[Batch], step: Callable[[Batch], EpochMetrics], after: Callable[[EpochMetrics], bool]
+) -> EpochMetrics:
+    """Sums over batches. step: what is done with each.  after: called with each one's sums; true ends the epoch."""
+    tally = EpochMetrics()
+    for batch in batches:
+        one = step(batch)
+        tally += one
+        if after(one):
+            break
+    return tally
+
+
+def fit(
+    train_state: TrainState,
+    fitted: FitResult,
+    train: Loader,
+    val: Loader,
+    folder: Path | None,
+    deadline: float,
+    progress: Progress,
+) -> FitResult:
+    """Train from where `fitted` stands to the recipe's last epoch, the deadline, or the end of patience.
+
+    folder: the run's, for checkpoints and history.jsonl; None keeps nothing.  deadline: of `time.monotonic`.
+    Raises TrainError when the loss is not finite, Interrupted after a checkpoint when a signal came.
+    """
+    recipe, num_steps = train_state.recipe, len(train.batches_of(0))
+    checkpointer = Checkpointer(folder, train_state, fitted)
+    step = _training_step(train_state, fitted, num_steps, progress)
+
+    def after_step(one: EpochMetrics) -> bool:
+        fitted.tally += one
+        fitted.step += 1
+        advance(int(one.n))
+        checkpointer.save_after(CHECKPOINT_SECONDS)
+        return must_stop(one)
+
+    def must_stop(_: EpochMetrics) -> bool:
+        reason = "interrupted" if stop_asked() else "time" if time.monotonic() > deadline else ""
+        fitted.stopped = train_state.world.broadcast(reason)
+        return bool(fitted.stopped)
+
+    num_photos = (recipe.epochs - fitted.epoch) * len(train.photos)
+    with held_back() as stop_asked, progress.step("fine-tune", total=num_photos) as advance:
+        train_state.network.train()
+        hold_still(train_state.network, recipe)
+        while fitted.epoch < recipe.epochs and not fitted.stopped:
+            began = time.monotonic()
+            with closing(train.load(fitted.epoch, fitted.step)) as batches:  # its processes end here, not some time
+                run_epoch(batches, step, after_step)
+            judged = None if fitted.stopped else judge(train_state, val, progress, must_stop)
+            if judged is not None and not fitted.stopped:
+                _end_of_epoch(train_state, fitted, judged, time.monotonic() - began)
+                progress.say(line(fitted.rows[-1], recipe.epochs))
+                checkpointer.save_after(KEEPING_SHARE * checkpointer.cost_s)
+        checkpointer.save_after(0.0)
+        if fitted.stopped:
+            progress.say(f"stopped ({fitted.stopped}) in epoch {fitted.epoch + 1}, after step {fitted.step}")
+    return fitted
+
+
+def hold_still(network: nn.Module, recipe: Recipe) -> None:
+    """BatchNorm in evaluation where the recipe says so, and where its own weights do not learn."""
+    for module in network.modules():
+        if isinstance(module, BATCH_NORMS):
+            is_frozen = module.weight is not None and not module.weight.requires_grad
+            module.train(recipe.batchnorm == "train" and not is_frozen)
+
+
+def judge(
+    train_state: TrainState,
+    photos: Loader,
+    progress: Progress,
+    must_stop: Callable[[EpochMetrics], bool] = lambda _: False,
+) -> EpochMetrics:
+    """Plain cross entropy and accuracy of the network that would be delivered."""
+    network = train_state.delivered
+
+    def step(batch: Batch) -> EpochMetrics:
+        logits = _logits(train_state, batch, progress)
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        return _tally(losses, logits, batch, batch.labels)
+
+    was_training = [module for module in network.modules() if module.training]
+    network.eval()
+    with closing(photos.load(0)) as batches:
+        tally = run_epoch(batches, step, must_stop)
+    for module in was_training:
+        module.training = True
+    return EpochMetrics(*train_state.world.total(asdict(tally).values()))
+
+
+def answers(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
+    """`(N,)` int64: the class that the network which would be delivered gives to each photo."""
+    world, found = train_state.world, np.zeros(len(photos.photos))
+    train_state.delivered.eval()
+    for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
+        labels = _logits(train_state, batch, progress).argmax(dim=1)
+        own = indices[world.rank :: world.size]
+        found[own] = labels.cpu().numpy()[: len(own)]
+    return np.array(world.total(found), dtype=np.int64)
+
+
+def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:
+    """`(B, C)` float32 of the network that would be delivered, without gradients."""
+
+    def forward(size: int) -> Tensor:
+        with torch.inference_mode(), train_state.world.autocast():
+            return torch.cat([train_state.delivered(pixels).float() for pixels in torch.split(batch.pixels, size)])
+
+    at_once = train_state.judged_at_once or train_state.recipe.val_batch_size
+    logits, train_state.judged_at_once = in_pieces(at_once, forward, progress)
+    return logits
+
+
+def rate_factor(recipe: Recipe, step: int, num_steps: int) -> float:
+    """Share of its highest rate with which a step, counted over all epochs, learns.
+
+    Cosine: I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
+    """
+    warm = recipe.warmup * num_steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if recipe.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, num_steps - warm)))
+
+
+def line(row: HistoryRow, num_epochs: int) -> str:
+    """One epoch in one line."""
+    return (
+        f"epoch {row['epoch']:>2}/{num_epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
+        f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}  {row['seconds']:.1f} s"
+    )
+
+
+def _end_of_epoch(train_state: TrainState, fitted: FitResult, judged: EpochMetrics, seconds: float) -> None:
+    recipe, num_steps = train_state.recipe, fitted.step
+    if not math.isfinite(judged.loss):
+        raise _not_finite(judged.loss, f"on the photos that are judged after epoch {fitted.epoch + 1}", recipe)
+    rate = rate_factor(recipe, (fitted.epoch + 1) * num_steps - 1, recipe.epochs * num_steps)
+    done = fitted.tally
+    fitted.rows.append(
+        {
+            "epoch": fitted.epoch + 1,
+            "train_loss": done.loss / done.weight,
+            "train_accuracy": done.num_right / done.n,
+            "val_loss": judged.loss / judged.weight,
+            "val_accuracy": judged.num_right / judged.n,
+            "learning_rate": train_state.optimizer.param_groups[0]["peak_lr"] * rate,
+            "seconds": round(seconds, 3),
+        }
+    )
+    train_state.on_row(fitted.rows[-1])
+    best = fitted.best_epoch
+    if recipe.keep == "best" and best == fitted.epoch:
+        train_state.best = {name: value.detach().clone() for name, value in train_state.delivered.state_dict().items()}
+    if recipe.patience and fitted.epoch - best >= recipe.patience:
+        fitted.stopped = "patience"
+    fitted.epoch, fitted.step, fitted.tally = fitted.epoch + 1, 0, EpochMetrics()
+
+
+def _not_finite(loss: float, where: str, recipe: Recipe) -> TrainError:
+    return TrainError(
+        f"The loss is {loss} {where}. Expected a finite number. Lower --learning-rate (it is "
+        f"{recipe.learning_rate:g}) and --head-learning-rate ({recipe.head_learning_rate:g}), or set --clip 1."
+    )
+
+
+def _training_step(
+    train_state: TrainState, fitted: FitResult, num_steps: int, progress: Progress
+) -> Callable[[Batch], EpochMetrics]:
+    """One step of gradient descent, as a function of a batch."""
+    recipe, world = train_state.recipe, train_state.world
+    parameters = [p for group in train_state.optimizer.param_groups for p in group["params"]]
+
+    def step(batch: Batch) -> EpochMetrics:
+        number = fitted.epoch * num_steps + fitted.step
+        for group in train_state.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
+        torch.manual_seed(_seed(train_state.seed, number, world.rank))  # of dropout and mixing
+        own = gradients(train_state, batch, progress)
+        world.all_reduce([p.grad for p in parameters if p.grad is not None])
+        tally = EpochMetrics(*world.total(asdict(own).values()))
+        if not math.isfinite(tally.loss):
+            where = f"at step {fitted.step + 1} of epoch {fitted.epoch + 1}"
+            raise _not_finite(tally.loss / batch.total, where, recipe)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        train_state.optimizer.step()
+        if train_state.average is not None:
+            train_state.average.update_parameters(train_state.network)
+        return tally
+
+    return step
+
+
+def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> EpochMetrics:
+    """Gradients of a batch's mean loss, added up over microbatches that fit into memory.
+
+    Raises TrainError where not even one photo does.
+    """
+    statistics = RunningStatistics(train_state.network)
+
+    def add_up(size: int) -> EpochMetrics:
+        train_state.optimizer.zero_grad()
+        torch.manual_seed(torch.initial_seed())  # as if no attempt had been before
+        statistics.begin()
+        tally = EpochMetrics()
+        for part in batch.split(size, statistics.least):
+            statistics.rewind()
+            one = _backward(train_state, part)
+            statistics.add(int(one.n))
+            tally += one
+        return tally
+
+    at_once = train_state.microbatch_size or train_state.recipe.batch_size
+    tally, train_state.microbatch_size = in_pieces(at_once, add_up, progress)
+    statistics.settle(train_state.world)
+    return tally
+
+
+def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
+    recipe = train_state.recipe
+    pixels, targets = _mixed(train_state, batch)
+    with train_state.world.autocast():
+        logits = train_state.network(pixels).float()
+    losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
+    (losses @ batch.weights / batch.total).backward()  # type: ignore[no-untyped-call]
+    return _tally(losses.detach(), logits.detach(), batch, batch.labels)
+
+
+def _mixed(train_state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Pixels and targets: class numbers `(B,)`, or shares of classes `(B, C)` where photos were mixed."""
+    if train_state.recipe.mix == "none" or len(batch.labels) < 2:
+        return batch.pixels, batch.labels
+    mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[train_state.recipe.mix](num_classes=train_state.num_classes)
+    pixels, targets = mix(batch.pixels.float(), batch.labels)
+    return pixels, targets
+
+
+def _tally(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> EpochMetrics:
+    counts = batch.weights > 0
+    right = (logits.argmax(dim=1) == labels) & counts
+    sums = torch.stack(
+        [losses.double() @ batch.weights.double(), batch.weights.double().sum(), right.sum(), counts.sum()]
+    )
+    return EpochMetrics(*sums.tolist())
+
+
+def _seed(*parts: int) -> int:
+    """A seed that depends on all parts."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

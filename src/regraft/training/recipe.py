@@ -1,0 +1,238 @@
+"""How to fine-tune: every number of it, decided from the data, printed, and saved with the result.
+
+There is one loop, and a recipe is what it is told. `decide` chooses for the user; `tutorial` is PyTorch's well-known
+transfer-learning notebook, the yardstick beside which all other numbers stand: to the letter, but that frozen layers
+keep BatchNorm's statistics.
+"""
+
+import ast
+import inspect
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_type_hints
+
+from regraft.core.errors import ConfigError, nearest
+
+MIN_STEPS = 50  # fewer teach a small set too little
+FAST, GENTLE = 1e-3, 3e-4  # rates of a backbone: where BatchNorm makes up for the size of weights, and where it is kept
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of the loop. Rates are the highest ones of their schedule."""
+
+    epochs: int = 10
+    """Passes over the training photos."""
+
+    batch_size: int = 32
+    """Photos a step, over all devices together."""
+
+    val_batch_size: int = 32
+    """Photos at once when judging; changes nothing but memory."""
+
+    microbatch_size: int = 16
+    """Photos that go through the network at once, BatchNorm's statistics theirs; gradients add up. 0 for the batch."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW leaves biases and norms undecayed; SGD is the notebook's, plain, decay on everything."""
+
+    learning_rate: float = 1e-3
+    """Rate of the backbone."""
+
+    head_learning_rate: float = 1e-3
+    """Rate of the head."""
+
+    layer_decay: float = 1.0
+    """Factor by which each stage learns slower than the one after it."""
+
+    momentum: float = 0.0
+    """Of SGD."""
+
+    weight_decay: float = 0.01
+    """Pull of the weights towards zero."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How rates go after the warm-up: down to zero along half a cosine, or not at all."""
+
+    warmup: float = 0.1
+    """Share of all steps in which rates rise from zero."""
+
+    clip: float = 0.0
+    """Largest norm of a step's gradient; 0 for no limit."""
+
+    head_start: Literal["solved", "zero", "random"] = "zero"
+    """Where the head begins: solved on frozen features, near zero, or as torch draws a linear layer."""
+
+    batchnorm: Literal["eval", "train"] = "train"
+    """Whether BatchNorm keeps its pretrained statistics or takes those of each batch, which spoils a solved head."""
+
+    unfreeze: int = 0
+    """How many of the last stages learn, the head not counted. 0 for all, -1 for none."""
+
+    views: int = 0
+    """With unfreeze: versions of each photo that the other stages run on, once; they come again in turn. 0 for none."""
+
+    min_crop: float = 0.35
+    """Smallest share of a photo that a random crop shows."""
+
+    flip: bool = True
+    """Mirror half of the photos, left to right."""
+
+    augment: Literal["crop", "color", "trivial"] = "color"
+    """Random crops alone, with changed colours, or with TrivialAugment (Mueller and Hutter, ICCV 2021)."""
+
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """Blend pairs of photos (Zhang et al., ICLR 2018) or paste parts (Yun et al., ICCV 2019)."""
+
+    label_smoothing: float = 0.1
+    """Share of the label that is spread over all classes."""
+
+    class_weights: bool = False
+    """Whether rare classes count as much as frequent ones."""
+
+    ema: float = 0.0
+    """Decay a step of a running average of the weights, which is then what is delivered. 0 for none."""
+
+    keep: Literal["last", "best"] = "last"
+    """Which epoch is delivered. "best" by loss on photos set apart from training, never those that are judged."""
+
+    patience: int = 0
+    """With keep "best": stop after so many epochs without a lower loss. 0 for never."""
+
+    compile: bool = False
+    """Whether torch.compile builds the training step, on a GPU."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if problem := _problem(field.name, getattr(self, field.name)):
+                raise ConfigError(problem)
+        if self.patience and self.keep != "best":
+            raise ConfigError("--patience needs --keep best: without it no epoch is better than another.")
+        if self.views and self.unfreeze < 1:
+            raise ConfigError(
+                "--views needs --unfreeze 1 or more: stages that all learn, or none, have nothing to keep."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in manifests and checkpoints."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rates = f"rate {self.learning_rate:g}, head {self.head_learning_rate:g}"
+        parts = [
+            f"{self.epochs} epochs of batches of {self.batch_size}",
+            f"{self.optimizer} {rates}, {self.schedule}",
+            f"head from {self.head_start}",
+            f"BatchNorm in {self.batchnorm}",
+            f"crops from {100 * self.min_crop:g} %{_WITH[self.augment]}",
+        ]
+        usual = Recipe()
+        told = {"epochs", "batch_size", "val_batch_size", "optimizer", "learning_rate", "head_learning_rate"}
+        told |= {"schedule", "head_start", "batchnorm", "min_crop", "augment"}
+        others = [f for f in fields(self) if f.name not in told and getattr(self, f.name) != getattr(usual, f.name)]
+        return "; ".join(parts + [f"{f.name} {getattr(self, f.name)}" for f in others])
+
+
+def tutorial(mode: str) -> Recipe:
+    """The notebook's recipe. mode: "frozen", "full" or "scratch"."""
+    return Recipe(
+        epochs=10 if mode == "full" else 20,
+        batch_size=64,
+        val_batch_size=8,
+        microbatch_size=0,
+        optimizer="sgd",
+        learning_rate=1e-2,
+        head_learning_rate=1e-2,
+        weight_decay=1e-4,
+        schedule="constant",
+        warmup=0.0,
+        head_start="random",
+        augment="crop",
+        unfreeze=-1 if mode == "frozen" else 0,
+        min_crop=0.08,
+        label_smoothing=0.0,
+    )
+
+
+def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
+    """regraft's recipe, as the study in LOG.md found it.
+
+    num_train: photos to learn from.  from_solved: whether training begins from a head that was solved on frozen
+    features. Then the statistics of BatchNorm, on which it rests, are kept, and gradients, which a sharp head makes
+    large, are cut. Otherwise BatchNorm learns, which bears a higher rate.
+    """
+    steps_an_epoch = -(-num_train // Recipe.batch_size)
+    enough = -(-MIN_STEPS // steps_an_epoch)
+    if mode == "scratch":
+        rate = 2 * FAST
+        return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
+    if from_solved:
+        return Recipe(max(10, enough), learning_rate=GENTLE, head_start="solved", batchnorm="eval", clip=1.0)
+    return Recipe(max(10, enough), learning_rate=FAST)
+
+
+def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
+    """The tutorial's recipe or the one that was decided, with what the user fixed. Raises ConfigError."""
+    return replace(tutorial(mode) if name == "tutorial" else recipe, **fixed)
+
+
+def recipe_fields() -> list[tuple[str, Any, str]]:
+    """Name, kind and explanation of every setting. kind: a type, or the tuple of what can be chosen."""
+    texts = _texts()
+    kinds = get_type_hints(Recipe)
+    return [(f.name, get_args(kinds[f.name]) or kinds[f.name], texts[f.name]) for f in fields(Recipe)]
+
+
+def check_names(settings: dict[str, Any]) -> None:
+    """Raises ConfigError for a setting that no recipe has."""
+    known = [field.name for field in fields(Recipe)]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"Unknown setting {name!r}.{nearest(name, known)}")
+
+
+def _texts() -> dict[str, str]:
+    """The string below each field, which Python itself throws away."""
+    body: Any = ast.parse(inspect.getsource(Recipe)).body[0]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body.body)
+        if hasattr(field, "target") and hasattr(text, "value")
+    }
+
+
+_WITH = {"crop": "", "color": " in changed colours", "trivial": " and TrivialAugment"}
+_BOUNDS = {
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "val_batch_size": (1, 1_000_000),
+    "microbatch_size": (0, 1_000_000),
+    "learning_rate": (0.0, 100.0),
+    "head_learning_rate": (0.0, 100.0),
+    "layer_decay": (1e-6, 1.0),
+    "momentum": (0.0, 0.9999),
+    "weight_decay": (0.0, 100.0),
+    "warmup": (0.0, 1.0),
+    "clip": (0.0, 1e9),
+    "unfreeze": (-1, 10_000),
+    "views": (0, 100_000),
+    "min_crop": (0.001, 1.0),
+    "label_smoothing": (0.0, 0.999),
+    "ema": (0.0, 0.999999),
+    "patience": (0, 100_000),
+}
+
+
+def _problem(name: str, value: Any) -> str | None:
+    kind = type(getattr(Recipe, name))
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+        return (
+            f"--{name.replace('_', '-')} {value!r} is of the wrong kind. Expected one like {getattr(Recipe, name)!r}."
+        )
+    if name in _BOUNDS and not _BOUNDS[name][0] <= value <= _BOUNDS[name][1]:
+        low, high = _BOUNDS[name]
+        return f"--{name.replace('_', '-')} {value} is out of range. Expected {low:g} to {high:g}."
+    choices = get_args(get_type_hints(Recipe)[name])
+    if choices and value not in choices:
+        return f"--{name.replace('_', '-')} {value!r} is unknown. Expected {', '.join(choices)}."
+    return None
