@@ -132,6 +132,18 @@ def test_the_commands_page_is_what_help_says(monkeypatch):
     assert write_commands.PAGE.read_text() == write_commands.page(), "run: python docs/write_commands.py"
 
 
+def test_the_table_of_folders_is_that_of_the_tree(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import write_architecture
+
+    assert write_architecture.PAGE.read_text() == write_architecture.page(), "run: python docs/write_architecture.py"
+
+
+def test_the_api_reference_has_every_public_name():
+    listed = re.findall(r"^\.\. auto(?:class|function):: regraft\.(\w+)$", (ROOT / "docs/api.rst").read_text(), re.M)
+    assert sorted(listed) == regraft.__all__
+
+
 def test_the_licences_are_those_that_the_packages_state(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import write_licences

@@ -16,40 +16,28 @@ import regraft
 from regraft.core import errors
 from regraft.core.errors import RegraftError
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+from write_architecture import LAYERS
+
 SOURCE = Path(regraft.__file__).parent
-ROOMS = (
-    "ground",
-    "data",
-    "backbones",
-    "learn",
-    "deliver",
-    "show",
-    "doctor",
-    "run",
-    "reporting",
-    "exporting",
-    "server",
-    "frozen",
-    "tuning",
-    "training",
-    "growing",
-    "estimator",
-    "ranking",
-    "machine",
-    "hub",
-    "api",
-    "options",
-    "cli",
-)
 TORCH_MODULES = {
     *(
         f"backbones.{name}"
-        for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
+        for name in ("weights", "network", "mobilenet", "stages", "split_network", "onnx_export", "torch_engine")
     ),
     "backbones.torch_export",
     *(
-        f"learn.{name}"
-        for name in ("batches", "batchnorm", "bf16", "checkpoint", "learner", "loop", "prefixes", "finetune")
+        f"training.{name}"
+        for name in (
+            "batches",
+            "batchnorm",
+            "bf16",
+            "cached_activations",
+            "checkpoint",
+            "finetune",
+            "loop",
+            "train_state",
+        )
     ),
 }
 HEAVY = {"torch", "torchvision", "timm", "openvino", "sklearn", "scipy", "onnx"}
@@ -75,20 +63,24 @@ def imported(tree: ast.Module, *, top_level_only: bool = False) -> set[str]:
     return names
 
 
-def room(module: str) -> str:
+def layer(module: str) -> str:
     return module.removeprefix("regraft.").partition(".")[0]
 
 
 @pytest.mark.parametrize("module", modules())
-def test_rooms_import_only_rooms_before_them(module):
+def test_layers_import_only_from_those_before_them(module):
     for name in imported(modules()[module]):
-        if name.startswith("regraft.") and room(name) in ROOMS:
-            assert ROOMS.index(room(name)) <= ROOMS.index(room(module)), f"{module} imports {name}"
+        if name.startswith("regraft.") and layer(name) in LAYERS:
+            assert LAYERS.index(layer(name)) <= LAYERS.index(layer(module)), f"{module} imports {name}"
+
+
+def test_every_folder_and_module_has_its_place_among_the_layers():
+    assert {layer(module) for module in modules()} == set(LAYERS)
 
 
 def test_what_delivers_and_serves_never_learns():
     for module, tree in modules().items():
-        if module.startswith(("deliver.", "server.")):
+        if module.startswith(("bundle.", "serving.")):
             assert not {name for name in imported(tree) if name.startswith("regraft.training")}, module
 
 

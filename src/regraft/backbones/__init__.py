@@ -1,1 +1,1 @@
-"""Pretrained networks: names and weights in, an inference graph and features `(N, D)` out."""
+"""Pretrained networks: name and weights in, an inference graph and features `(N, D)` out."""

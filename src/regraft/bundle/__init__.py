@@ -1,1 +1,1 @@
-"""The saved model."""
+"""The saved model: written, verified, loaded; predictions and heat maps. Never torch."""

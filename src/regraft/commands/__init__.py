@@ -1,1 +1,1 @@
-"""The story of each command."""
+"""The story of each command, one module each."""

@@ -1,1 +1,1 @@
-"""What everything stands on; knows nothing of images."""
+"""Errors, configuration, files, progress, statistics: what everything stands on; knows nothing of images."""

@@ -1,1 +1,1 @@
-"""Images on disk: decoding, scanning, splitting, transforming, and the demo's orchard."""
+"""Photos on disk to a data set and its splits: scanning, decoding, transforming, and what may be wrong with them."""

@@ -1,1 +1,1 @@
-"""How good a model is, and whether two differ."""
+"""How good a bundle is, and whether two models differ."""

@@ -1,1 +1,1 @@
-"""A bundle in other formats."""
+"""A bundle in other formats, and the script that goes with it."""

@@ -1,1 +1,1 @@
-"""What is fitted to features: heads, calibration, what is out of distribution."""
+"""What is fitted to features: linear heads, calibration, what is out of distribution, which features are best."""

@@ -1,1 +1,1 @@
-"""The phases of a training run."""
+"""The phases of a training: a linear probe on frozen features, then fine-tuning where it pays."""

@@ -1,1 +1,1 @@
-"""Pictures, tables and pages."""
+"""Pictures, charts, tables and pages."""

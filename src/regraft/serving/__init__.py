@@ -1,1 +1,1 @@
-"""The HTTP server."""
+"""HTTP: requests in, answers of worker processes out; `page/` is what a browser shows."""

@@ -1,1 +1,1 @@
-"""Gradient descent: one loop."""
+"""Gradient descent: one loop, its batches, checkpoints and processes."""
