@@ -15,7 +15,7 @@ from regraft.core import signals
 from regraft.core.errors import RegraftError
 from regraft.core.progress import Progress, printable
 from regraft.core.version import __version__
-from regraft.options import with_coverage, with_json, with_promises, with_training_options
+from regraft.options import with_coverage, with_json, with_promises, with_settings, with_training_options
 from regraft.reporting import terminal
 
 
@@ -164,16 +164,9 @@ def scan(
 
 @cli.command()
 @click.argument("folder", metavar="DIR")
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "frozen", "full", "scratch"]),
-    default="auto",
-    show_default=True,
-    help="What learns: the head, all layers, all from random weights; auto goes up from the head, while it pays.",
-)
+@with_settings("mode")
 @click.option("--from", "start", metavar="BUNDLE", help="Begin with the weights of a bundle.")
-@click.option("--restart", is_flag=True, help="Begin anew where an unfinished training lies in OUT.")
-@click.option("--force", is_flag=True, help="Continue an unfinished training with other settings.")
+@with_settings("restart", "force")
 @with_training_options
 @with_json
 def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json: bool, **settings: Any) -> None:

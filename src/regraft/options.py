@@ -1,11 +1,14 @@
 """Options of the command line that several commands share, and the words their values are given in."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
 
-from regraft.training.recipe import recipe_fields
+from regraft.core.config import TrainConfig
+from regraft.core.settings import Setting, settings_of
+from regraft.training.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,49 +66,56 @@ def with_promises(command: Command) -> Command:
     return command
 
 
-_TRAINING = (
-    click.option("--recipe", type=click.Choice(["regraft", "tutorial"]), default="regraft", show_default=True,
-                 help="How gradients are followed: decided from the data, or as PyTorch's tutorial does."),
-    click.option("--time", "time_s", callback=_seconds, help="Longest time, such as 90s or 3m.  [auto: 10m]"),
-    click.option("--search/--no-search", default=None,
-                 help="Also try a larger input and all levels of the frozen network.  [auto: yes]"),
-    click.option("--backbone", default="tf_efficientnet_lite0", show_default=True,
-                 help="Network; see `regraft backbones`."),
-    click.option("--weights", help="A .safetensors, .pth or .pth.tar file, or 'random'."),
-    click.option("--out", help="Folder for the run.  [default: in runs/]"),
-    click.option("--seed", default=0, show_default=True, help="Decides the split and everything random."),
-    click.option("--val-fraction", default=0.2, show_default=True,
-                 help="Share of each class to judge on, where the folder has no val or test."),
-    click.option("--num-folds", default=5, show_default=True, help="Folds of every cross-validation."),
-    click.option("--group-by", metavar="PATTERN",
-                 help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
-    click.option("--also", multiple=True, metavar="DIR", help="A further folder of photos; may be given again."),
-    click.option("--relabel", multiple=True, metavar="FILE",
-                 help="A CSV or JSON-lines list of path and label: labels put right; may be given again."),
-    click.option("--drop", help="Kinds of findings of `regraft scan` to leave out, separated by commas, or 'all'."),
-    click.option("--strict", is_flag=True, help="Refuse when a file cannot be used, instead of leaving it out."),
-    click.option("--report/--no-report", default=True, help="Also write report.html.  [default: yes]"),
-    click.option("--track", multiple=True, type=click.Choice(["tensorboard", "mlflow", "wandb", "trackio"]),
-                 help="Also tell a tracker of every epoch; may be given again."),
-    click.option("--workers", default=-1, help="Processes that augment photos.  [default: decided]"),
-    click.option("--offline", is_flag=True, help="Never download anything."),
-    click.option("--quiet", is_flag=True, help="No progress."),
-)  # fmt: skip
+_METAVARS = {
+    "group_by": "PATTERN",
+    "also": "DIR",
+    "relabel": "FILE",
+    "weights": "FILE",
+    "drop": "KINDS",
+}
+_NOT_SHARED = ("mode", "settings", "restart", "force")  # of `train` alone, or no option
 
 
 def with_training_options(command: Command) -> Command:
-    """Options of `train` and `compare`; those of the recipe are made from its fields."""
-    for option in (*reversed(_recipe_options()), *reversed(_TRAINING)):
+    """Options of `train` and `compare`, made from the fields of TrainConfig and of Recipe."""
+    own = [_option(one) for one in settings_of(TrainConfig) if one.name not in _NOT_SHARED]
+    places = [
+        click.option("--out", metavar="DIR", help="Folder for the run.  [default: in runs/]"),
+        click.option("--quiet", is_flag=True, help="No progress."),
+    ]
+    recipe = [_option(replace(one, default=None)) for one in settings_of(Recipe)]
+    for option in reversed([*own, *places, *recipe]):
         command = option(command)
     return command
 
 
-def _recipe_options() -> list[Callable[[Command], Command]]:
-    made = []
-    for name, kind, text in recipe_fields():
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            made.append(click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text))
-        else:
-            made.append(click.option(flag, type=click.Choice(kind) if isinstance(kind, tuple) else kind, help=text))
-    return made
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Options made from some fields of TrainConfig, by name."""
+
+    def decorate(command: Command) -> Command:
+        known = {one.name: one for one in settings_of(TrainConfig)}
+        for name in reversed(names):
+            command = _option(known[name])(command)
+        return command
+
+    return decorate
+
+
+def _option(one: Setting) -> Callable[[Command], Command]:
+    """The option of a setting: its name with dashes, its text as help."""
+    flag = "--" + one.name.removesuffix("_s").replace("_", "-")
+    if one.kind is bool:
+        words = flag if one.default is False else f"{flag}/--no-{flag[2:]}"
+        return click.option(words, one.name, default=one.default, is_flag=True, help=one.text)
+    shown = None if one.is_several or one.default in (None, "", -1) else one.default
+    return click.option(
+        flag,
+        one.name,
+        type=click.Choice(one.kind) if isinstance(one.kind, tuple) else str if one.name.endswith("_s") else one.kind,
+        default=None if one.is_several else one.default,
+        show_default=shown is not None,
+        multiple=one.is_several,
+        callback=_seconds if one.name.endswith("_s") else None,
+        metavar="TIME" if one.name.endswith("_s") else _METAVARS.get(one.name),
+        help=one.text,
+    )

@@ -12,8 +12,9 @@ import regraft.cli
 from commands.test_train import save_toy
 from conftest import draw_folder
 from regraft.core.config import TrainConfig
+from regraft.core.settings import settings_of
 from regraft.core.signals import Interrupted
-from regraft.training.recipe import Recipe, recipe_fields
+from regraft.training.recipe import Recipe
 
 STANDING = ["--epochs", 1, "--learning-rate", 0, "--head-learning-rate", 0, "--head-start", "random"]
 
@@ -101,14 +102,20 @@ def test_options_become_settings_and_only_those_that_were_given(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_help_explains_every_setting_of_a_recipe(command):
-    done = CliRunner().invoke(regraft.cli.cli, [command, "--help"])
+def test_help_explains_every_setting(command):
+    done = CliRunner().invoke(regraft.cli.cli, [command, "--help"], terminal_width=100)
     words = " ".join(done.output.split())
-    assert len(recipe_fields()) == len(fields(Recipe)) > 20
-    for name, _, text in recipe_fields():
-        assert f"--{name.replace('_', '-')}" in done.output
-        assert text
-        assert text.split(".")[0] in words, name
+    own = [one for one in settings_of(TrainConfig) if one.name not in ("settings", "mode", "restart", "force")]
+    assert len(settings_of(Recipe)) == len(fields(Recipe)) > 20
+    for one in (*own, *settings_of(Recipe)):
+        assert f"--{one.name.removesuffix('_s').replace('_', '-')}" in words, one.name
+        assert one.text
+        assert one.text.split(".")[0][:40] in words, one.name
+
+
+def test_an_option_that_is_not_given_leaves_the_default(monkeypatch):
+    _, _, config, _ = config_of(monkeypatch)
+    assert config == TrainConfig()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import torch
 from torchvision.transforms import v2
 
 from regraft.core.errors import ConfigError
+from regraft.core.settings import settings_of
 from regraft.data.transforms import Preprocessing
 from regraft.training.batches import augmentation
 from regraft.training.loop import rate_factor
-from regraft.training.recipe import Recipe, check_names, choose, decide, recipe_fields, tutorial
+from regraft.training.recipe import Recipe, check_names, choose, decide, tutorial
 
 NAN, INF = math.nan, math.inf
 NOT_A_COUNT = (1.0, 1.5, "1", None, True, [1], NAN)
@@ -180,7 +181,7 @@ def test_a_recipe_comes_back_from_json():
 
 
 def test_every_setting_is_explained_and_can_be_chosen():
-    found = {name: (kind, text) for name, kind, text in recipe_fields()}
+    found = {one.name: (one.kind, one.text) for one in settings_of(Recipe)}
     assert list(found) == [field.name for field in fields(Recipe)]
     for name, (kind, text) in found.items():
         in_range = VALUES[name][0]

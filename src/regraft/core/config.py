@@ -8,6 +8,7 @@ from regraft.core.errors import ConfigError
 
 Mode = Literal["auto", "frozen", "full", "scratch"]
 RecipeName = Literal["regraft", "tutorial"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 AUTO_SECONDS = 600.0
 
 
@@ -16,45 +17,47 @@ class TrainConfig:
     """Settings of `regraft train`."""
 
     mode: Mode = "auto"
-    """Which part learns. "frozen" solves the head on the backbone's features; "full" trains all; "scratch" begins with
-    random weights; "auto" goes from frozen over the last stages to full while time allows, and delivers the best."""
+    """What learns: "frozen" solves the head on the backbone's features; "full" trains all layers; "scratch" all from
+    random weights; "auto" goes up from frozen over the last stages to full, while time allows and it pays."""
 
     recipe: RecipeName = "regraft"
-    """How gradient descent goes: regraft's own way, decided from the data, or the tutorial notebook's."""
+    """How gradients are followed: regraft's own way, decided from the data, or as PyTorch's tutorial does."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of the recipe that are fixed by the user, such as epochs."""
 
     search: bool | None = None
-    """Whether to try a larger input and all levels of the frozen network. None: in mode auto."""
+    """Also try a larger input and all levels of the frozen network. Not set: in mode auto."""
 
     time_s: float | None = None
-    """Seconds that the whole run may take. None: 600 for auto, no limit for the others."""
+    """Longest time of the whole run, such as 90s or 3m; in Python, seconds. Not set: 10 minutes for mode auto, no limit
+    for the others."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """Name of the pretrained network, as listed by `regraft backbones`."""
+    """Pretrained network, as listed by `regraft backbones`."""
 
     weights: str | None = None
-    """None for the backbone's pretrained weights, "random", or the path of a weights file."""
+    """A .safetensors, .pth or .pth.tar file, or "random". Not set: the backbone's pretrained weights."""
 
     val_fraction: float = 0.2
-    """Share of each class that is kept for judging, when the folder has no val or test of its own."""
+    """Share of each class to judge on, where the folder has no val or test of its own."""
 
     num_folds: int = 5
-    """Folds of the cross-validation that chooses the head's strength."""
+    """Folds of every cross-validation."""
 
     group_by: str | None = None
-    """Regular expression that finds in a file's name what it belongs with, such as a patient or a video: photos of one
-    group stay on one side of every split."""
+    """What in a file's name, such as "patient[0-9]+", keeps photos together: those of one group stay on one side of
+    every split."""
 
     also: tuple[str, ...] = ()
-    """Further folders of photos, beside the one that is named first."""
+    """A further folder of photos; may be given again."""
 
     relabel: tuple[str, ...] = ()
-    """Lists of path and label: labels that differ from what the folders say. The last one that names a photo counts."""
+    """A CSV or JSON-lines list of path and label: labels put right; may be given again. The last one that names a photo
+    counts."""
 
     drop: str = ""
-    """Kinds of the data doctor's findings whose photos are left out, separated by commas, or "all"."""
+    """Kinds of findings of `regraft scan` whose photos are left out, separated by commas, or "all"."""
 
     strict: bool = False
     """Refuse to train when a file cannot be used, instead of leaving it out."""
@@ -65,11 +68,11 @@ class TrainConfig:
     report: bool = True
     """Write report.html: what the model can do, with pictures."""
 
-    track: tuple[str, ...] = ()
-    """Trackers that are told of every epoch: some of "tensorboard", "mlflow", "wandb" and "trackio"."""
+    track: tuple[TrackerName, ...] = ()
+    """A tracker that is told of every epoch; may be given again."""
 
     workers: int = -1
-    """Processes that augment photos; -1 to decide. Changes no result."""
+    """Processes that augment photos; -1 decides. Changes no result."""
 
     restart: bool = False
     """Begin anew where an unfinished training lies."""

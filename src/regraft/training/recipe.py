@@ -5,10 +5,7 @@ transfer-learning notebook, the yardstick beside which all other numbers stand: 
 keep BatchNorm's statistics.
 """
 
-import ast
-import inspect
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, Literal, get_args, get_type_hints
 
 from regraft.core.errors import ConfigError, nearest
@@ -176,29 +173,12 @@ def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recip
     return replace(tutorial(mode) if name == "tutorial" else recipe, **fixed)
 
 
-def recipe_fields() -> list[tuple[str, Any, str]]:
-    """Name, kind and explanation of every setting. kind: a type, or the tuple of what can be chosen."""
-    texts = _texts()
-    kinds = get_type_hints(Recipe)
-    return [(f.name, get_args(kinds[f.name]) or kinds[f.name], texts[f.name]) for f in fields(Recipe)]
-
-
 def check_names(settings: dict[str, Any]) -> None:
     """Raises ConfigError for a setting that no recipe has."""
     known = [field.name for field in fields(Recipe)]
     for name in settings:
         if name not in known:
             raise ConfigError(f"Unknown setting {name!r}.{nearest(name, known)}")
-
-
-def _texts() -> dict[str, str]:
-    """The string below each field, which Python itself throws away."""
-    body: Any = ast.parse(inspect.getsource(Recipe)).body[0]
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(body.body)
-        if hasattr(field, "target") and hasattr(text, "value")
-    }
 
 
 _WITH = {"crop": "", "color": " in changed colours", "trivial": " and TrivialAugment"}
