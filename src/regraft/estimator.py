@@ -28,7 +28,7 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
-    raise MissingExtra("scikit-learn") from error
+    raise MissingExtra("scikit-learn", "sklearn") from error
 
 Photos = Sequence[Any]
 

@@ -24,9 +24,10 @@ from regraft.deliver.bundle import load
 from regraft.doctor import chosen_kinds, counted, glance, treated
 from regraft.frozen import frozen_model, solve_head
 from regraft.ground.config import TrainConfig
-from regraft.ground.errors import DataError
+from regraft.ground.errors import DataError, MissingExtra
 from regraft.ground.files import PARTIAL, exclusive, remove, sweep
 from regraft.ground.progress import Progress
+from regraft.ground.runtime import missing_for_training
 from regraft.ground.trackers import Told, Tracker, told
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head
@@ -57,10 +58,18 @@ def train_run(
     out, config = place(Path(folder), out), config.located()
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     chosen_kinds(config.drop)
+    _check_installed(config)
     with told(config.track, trackers, progress) as listening:
         run = _train(Path(folder), out, config, progress, listening)
         listening.summary = run.summary
     return run
+
+
+def _check_installed(config: TrainConfig) -> None:
+    """Refuse a training that has to begin with gradient descent where torch is absent. Raises MissingExtra."""
+    is_frozen_first = config.is_solved and config.mode != "full"
+    if not is_frozen_first and (missing := missing_for_training()):
+        raise MissingExtra(missing[0])
 
 
 def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: Told) -> Run:
@@ -217,6 +226,8 @@ def _why_stop(best: Outcome, last_s: float, here: Here) -> str | None:
         num_right = round(a.value * a.n)
         wrong = f"only {a.n - num_right}" if num_right < a.n else "none"
         return f"{name}: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
+    if missing_for_training():
+        return f"{name}: letting layers learn may give a better one, and needs torch: pip install 'regraft[train]'"
     left_s = here.left_s(a.n)
     if left_s is not None and left_s < max(WORTH_S, TIMES_LAST * last_s):
         return f"{name}: there was no time left to {'train all layers' if last_s else 'fine-tune'}"

@@ -17,7 +17,17 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
-from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
+from regraft.backbones.engine import (
+    AnyEngine,
+    Engine,
+    Precision,
+    best_precision,
+    engine_identity,
+    has_gpu,
+    usable_precision,
+)
+from regraft.backbones.packaged import TRUNK, is_packaged, packaged_graph, packaged_info, packaged_key
+from regraft.backbones.probe import probe_images
 from regraft.data.transforms import Preprocessing
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import WeightsError
@@ -31,7 +41,7 @@ from regraft.ground.files import (
     write_atomic,
 )
 from regraft.ground.progress import QUIET, Progress
-from regraft.ground.runtime import cache_folder, is_offline, torch_room, version_of
+from regraft.ground.runtime import cache_folder, environment, is_offline, torch_room, version_of
 
 FORMAT = 1  # raise it when tracing changes what a graph computes or holds
 
@@ -118,13 +128,27 @@ def load_backbone(
     size: int | None = None,
     progress: Progress = QUIET,
 ) -> Backbone:
-    """A backbone from the cache, or traced once and put there.
+    """A backbone from the cache, or put there: the default one out of the package, any other traced once.
 
-    weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.  size: height of the
-    input in pixels, None for the network's own.
-    Raises BackboneError, WeightsError, or MissingExtra when torch is needed and absent.
+    Args:
+        name: As `regraft backbones` lists it.
+        weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.
+        offline: Whether no weights may be fetched.
+        seed: Of random weights.
+        size: Height of the input in pixels, None for the network's own.
+        progress: Is told what is done.
+
+    Returns:
+        The backbone, whose files are intact.
+
+    Raises:
+        BackboneError: The network is unknown, or takes no such size.
+        WeightsError: The weights are not here, or damaged.
+        MissingExtra: The backbone has to be traced, and torch is not installed.
     """
     weights = None if weights is None else str(weights)
+    if is_packaged(name, weights):
+        return _unpacked(size, progress)
     request = Path("requests") / f"{_request_hash(name, weights, seed, size)}.json"
     if backbone := _cached(cache_folder() / "graphs", request):
         return backbone
@@ -138,6 +162,27 @@ def load_backbone(
     if backbone := _cached(graphs, request):
         return backbone
     raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+
+
+def _unpacked(size: int | None, progress: Progress) -> Backbone:
+    """The backbone that comes with regraft, in the cache as one that was traced."""
+    key = packaged_key(size)
+    if kept := intact(cache_folder() / "graphs" / key):
+        return Backbone(cache_folder() / "graphs" / key, kept)
+    graphs = writable_cache("graphs", progress)
+    with progress.step("unpack backbone"), published(graphs / key) as folder:
+        write_atomic(folder / "features.onnx", packaged_graph(size))
+        shutil.copyfile(TRUNK, folder / "trunk.safetensors")
+        info = packaged_info(size)
+        height, width = (info["preprocessing"][side] for side in ("height", "width"))
+        precision, agreement = best_precision(folder / "features.onnx", probe_images(height, width))
+        digests = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
+        info |= {"precision": precision, "bf16_agreement": agreement, "versions": environment(), "sha256": digests}
+        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
+    if size is None:
+        progress.say(f"backbone {info['name']}: {info['loaded']}; from {info['origin']}")
+        progress.say(f"  {Preprocessing.from_json(info['preprocessing'])}")
+    return Backbone(graphs / key, info)
 
 
 def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | None = None) -> Backbone:

@@ -15,6 +15,7 @@ from regraft.backbones import network as networks
 from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.graph import FORMAT, intact, sealed
 from regraft.backbones.network import FeatureGraph, Network, check_linear
+from regraft.backbones.probe import probe_images
 from regraft.ground.errors import BackboneError, RegraftError
 from regraft.ground.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
 from regraft.ground.progress import QUIET, Progress
@@ -83,14 +84,6 @@ def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
         except Exception:  # an operator without a translation, or a torch without this exporter
             shapes = ({0: torch.export.Dim("B")},)
             torch.onnx.export(graph, (example,), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-
-
-def probe_images(height: int, width: int, count: int = 2) -> np.ndarray:
-    """Smooth coloured noise, `(count, H, W, 3)` uint8: always the same, and nearer to photos than white noise."""
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 7, 7)))
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)
-    return smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous().numpy()
 
 
 def _key(network: Network) -> str:

@@ -117,7 +117,7 @@ def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int,
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:
-        raise MissingExtra("scikit-learn") from error
+        raise MissingExtra("scikit-learn", "sklearn") from error
 
     names = np.array(groups)
     only = {own[0] for label in np.unique(labels) if len(own := np.unique(names[labels == label])) == 1}

@@ -5,21 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save
 
 from regraft.backbones.familiar import LEAST, Familiar
 from regraft.backbones.graph import Backbone
 from regraft.deliver.bundle import FILES, FORMAT, MANIFEST
 from regraft.deliver.card import card
-from regraft.ground.errors import MissingExtra
 from regraft.ground.files import json_bytes, sha256_file, write_atomic
 from regraft.ground.runtime import environment
-
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise MissingExtra("onnx") from error
 
 
 def write_model(

@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from regraft.backbones.engine import read, save
 from regraft.deliver.bundle import Bundle
-from regraft.ground.errors import MissingExtra
 from regraft.ground.version import __version__
-
-try:
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise MissingExtra("onnx", "export") from error
 
 
 def onnx_model(bundle: Bundle) -> Any:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from platformdirs import user_cache_path
 
 from regraft.ground.errors import MissingExtra
 
+TRAINING = ("torch", "torchvision", "timm")  # what gradient descent, and networks other than the default, stand on
 PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "torch", "torchvision", "timm")
 
 
@@ -28,6 +30,18 @@ def cache_folder() -> Path:
 def rank_and_world() -> tuple[int, int]:
     """Number of this process and how many work together, as torchrun sets them; (0, 1) for one alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def missing_for_training() -> list[str]:
+    """Packages of the [train] extra that are not installed, found without importing those that are."""
+    return [name for name in TRAINING if not _can_be_found(name)]
+
+
+def _can_be_found(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder that refuses it, or a stand-in without a specification
+        return False
 
 
 def torch_room(module: str) -> Any:
