@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 from regraft import train
-from regraft.data.orchard.photos import draw_orchard
+from regraft.data.orchard import unpack_orchard
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="regraft-dist-") as folder:
         scratch = Path(folder)
         wheel = built(scratch)
-        photos = draw_orchard(scratch / "photos", train_per_class=8, val_per_class=4)
+        photos = unpack_orchard(scratch / "photos", train_per_class=8, val_per_class=4)
         train(photos, scratch / "run", mode="frozen", quiet=True, report=False)
         for number, python in enumerate(arguments.python or [sys.executable]):
             try_core(environment(scratch / f"core{number}", python, str(wheel)), scratch, photos)

@@ -48,14 +48,18 @@ def main() -> None:
 
 def joined(network: Network, graph: Any) -> list[list[str]]:
     """Rows of convolution and BatchNorm of the network, and weight and bias of the graph that do the work of both."""
-    layers = [(name, layer) for name, layer in network.module.named_modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    layers = [
+        (name, layer) for name, layer in network.module.named_modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)
+    ]
     kinds = [isinstance(layer, nn.Conv2d) for _, layer in layers]
     names = [tensor.name for tensor in graph.graph.initializer]
     if kinds != [True, False] * (len(layers) // 2) or len(names) != len(layers):
         raise SystemExit(f"{network.reference} is not a row of convolutions, each with a BatchNorm behind it.")
     return [
         [convolution, norm, weight, bias]
-        for (convolution, _), (norm, _), weight, bias in zip(layers[::2], layers[1::2], names[::2], names[1::2], strict=True)
+        for (convolution, _), (norm, _), weight, bias in zip(
+            layers[::2], layers[1::2], names[::2], names[1::2], strict=True
+        )
     ]
 
 

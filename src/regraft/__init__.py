@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from regraft.api import Comparison, compare, demo, side_by_side, train
     from regraft.backbones.features import Features, extract
     from regraft.backbones.graph import Backbone, load_backbone
-    from regraft.data.orchard.photos import draw_orchard
+    from regraft.data.orchard import unpack_orchard
     from regraft.data.scan import Dataset, scan
     from regraft.data.splits import Splits, split
     from regraft.deliver.bundle import Bundle, Prediction, load
@@ -55,7 +55,6 @@ _HOMES = {
     "confusion_chart": "show.matrix",
     "dataset_grid": "show.plots",
     "demo": "api",
-    "draw_orchard": "data.orchard.photos",
     "evaluate": "deliver.evaluate",
     "examine": "doctor",
     "export": "exporting",
@@ -75,6 +74,7 @@ _HOMES = {
     "solve": "learn.head",
     "split": "data.splits",
     "train": "api",
+    "unpack_orchard": "data.orchard",
 }
 
 __all__ = [
@@ -98,7 +98,6 @@ __all__ = [
     "confusion_chart",
     "dataset_grid",
     "demo",
-    "draw_orchard",
     "evaluate",
     "examine",
     "export",
@@ -118,6 +117,7 @@ __all__ = [
     "solve",
     "split",
     "train",
+    "unpack_orchard",
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from regraft.data.fetch import fetch_hymenoptera
-from regraft.data.orchard.photos import draw_orchard
+from regraft.data.orchard import NUM_PHOTOS, unpack_orchard
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.splits import split
 from regraft.deliver.bundle import Bundle, load
@@ -27,7 +27,6 @@ from regraft.show.page import write_page
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
 from regraft.training import train_run
 
-NUM_DRAWN = 320  # photos in the orchard as `draw_orchard` makes it
 MODES = ("frozen", "full", "scratch")
 COMPARED = "compare.html"
 
@@ -172,9 +171,16 @@ class Demo:
 
 
 def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress: Progress | None = None) -> Demo:
-    """The main job on photos that need no download: draw, look, train, predict, look again.
+    """The main job on photos that need no download: unpack, look, train, predict, look again.
 
-    data: "orchard" draws kiwis and watermelons; "hymenoptera" fetches the ants and bees of PyTorch's tutorial.
+    Args:
+        folder: Where photos, pictures and the model go.
+        data: "orchard" for the drawn kiwis and watermelons that come with regraft; "hymenoptera" for the ants and bees
+            of PyTorch's tutorial, which are fetched.
+        progress: Is told what is done; None for lines on stderr.
+
+    Returns:
+        What it left in the folder.
     """
     progress = progress or Progress()
     folder = make_folder(Path(folder), kind="output folder")
@@ -194,8 +200,8 @@ def _demo_photos(folder: Path, data: str, progress: Progress) -> Path:
     if data == "hymenoptera":
         return fetch_hymenoptera(folder, progress)
     if not folder.exists():
-        with published(folder) as partial, progress.step("draw photos", total=NUM_DRAWN) as advance:
-            draw_orchard(partial, on_photo=lambda: advance(1))
+        with published(folder) as partial, progress.step("unpack photos", total=NUM_PHOTOS) as advance:
+            unpack_orchard(partial, on_photo=lambda: advance(1))
     return folder
 
 

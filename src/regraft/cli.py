@@ -74,11 +74,11 @@ def cli(debug: bool) -> None:
     type=click.Choice(["orchard", "hymenoptera"]),
     default="orchard",
     show_default=True,
-    help="Photos that regraft draws itself, or the tutorial's ants and bees, fetched once.",
+    help="Drawn photos that come with regraft, or the tutorial's ants and bees, fetched once.",
 )
 @with_json
 def demo(out: str, data: str, as_json: bool) -> None:
-    """The main job on photos that need no download: draw, look, train, predict.
+    """The main job on photos that need no download: unpack, look, train, predict.
 
     \b
     regraft demo

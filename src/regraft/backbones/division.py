@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backbones.network import Network
-from regraft.backbones.trace import probe_images
+from regraft.backbones.probe import probe_images
 
 SAME = 1e-4  # of the largest logit, by which both halves together may differ from the whole
 

@@ -159,9 +159,7 @@ def load_backbone(
         key = trace(graphs, name, weights, offline=offline, seed=seed, size=size, progress=progress)
         make_folder(graphs / "requests", kind="cache")
         write_atomic(graphs / request, json_bytes({"key": key}))
-    if backbone := _cached(graphs, request):
-        return backbone
-    raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+    return _kept(graphs, key)
 
 
 def _unpacked(size: int | None, progress: Progress) -> Backbone:
@@ -182,6 +180,16 @@ def _unpacked(size: int | None, progress: Progress) -> Backbone:
     if size is None:
         progress.say(f"backbone {info['name']}: {info['loaded']}; from {info['origin']}")
         progress.say(f"  {Preprocessing.from_json(info['preprocessing'])}")
+    return _kept(graphs, key)
+
+
+def _kept(graphs: Path, key: str) -> Backbone:
+    """What has just been put into the cache, read back. Raises WeightsError where it is not there."""
+    info = intact(graphs / key)
+    if info is None:
+        raise WeightsError(
+            f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE."
+        )
     return Backbone(graphs / key, info)
 
 

@@ -86,7 +86,9 @@ def folded(
     Returns:
         `(K, C, h, w)` and `(K,)`, float32. Every step is one that IEEE 754 rounds in one way only.
     """
-    gain, shift, mean, variance = (tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+    gain, shift, mean, variance = (
+        tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    )
     scale = gain / np.sqrt(variance + np.float32(epsilon))
     return tensors[f"{convolution}.weight"] * scale[:, None, None, None], shift - mean * scale
 
