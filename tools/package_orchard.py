@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 from orchard.photos import draw_orchard
-
 from regraft.data.orchard import ARCHIVE
 from regraft.ground.files import sha256_file
 
