@@ -1,11 +1,12 @@
 """What the environment says is believed."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from regraft.ground.runtime import cache_folder, environment, is_offline, num_cores, version_of
+from regraft.ground.runtime import cache_folder, environment, is_offline, missing_for_training, num_cores, version_of
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot confine a process to a core")
@@ -43,3 +44,9 @@ def test_versions_are_those_installed():
     assert version_of("numpy") == environment()["numpy"] == np.__version__
     assert version_of("no-such-package") is None
     assert "no-such-package" not in environment()
+
+
+def test_what_training_lacks_is_found_without_importing_anything(monkeypatch):
+    assert missing_for_training() == []
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert missing_for_training() == ["timm"]
