@@ -95,7 +95,7 @@ def _drawn_from(start: int, units: Sequence[Unit], wanted: dict[int, float]) -> 
         if drawn.fits(number):
             drawn.toggle(number)
     for _ in range(MOST_ROUNDS):
-        if drawn.cost(wanted) == (0, 0) or not any([drawn.improve(*move) for move in _moves(drawn)]):
+        if drawn.cost(wanted) == (0, 0) or not sum(drawn.improve(*move) for move in _moves(drawn)):
             break
     return drawn
 

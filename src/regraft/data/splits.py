@@ -55,8 +55,26 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
     return splits
 
 
+def splits_of(dataset: Dataset, *, given: bool) -> Splits:
+    """Splits of a data set in which every photo has one.
+
+    Args:
+        dataset: Photos of train, val and test.
+        given: Whether their owner has split them.
+
+    Raises:
+        DataError: A class has no photo to learn from, or none is left to judge on.
+    """
+    train, val, test = (
+        dataset.subset(i for i, side in enumerate(dataset.splits) if side == name) for name in ("train", "val", "test")
+    )
+    splits = Splits(train, val, test if len(test) else None, given)
+    _check(dataset, splits)
+    return splits
+
+
 def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Indices out of `pool` that are kept for judging: whole units, as near to `fraction` of each class as they allow."""
+    """Indices out of `pool` that are kept for judging: whole units, as near to a share of each class as they allow."""
     part = dataset.subset(pool)
     names = units_of(part.hashes, part.groups)
     found: dict[str, set[tuple[int, str]]] = {}
