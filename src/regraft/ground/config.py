@@ -121,7 +121,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the record of a run."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def portable(self) -> dict[str, Any]:
         """As stored in manifests: without folders and files of this machine, which the record of the run has."""
