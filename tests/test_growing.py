@@ -12,6 +12,7 @@ from regraft import growing
 from regraft.backbones import features
 from regraft.data.orchard import unpack_orchard
 from regraft.ground.errors import ConfigError, DataError
+from regraft.ground.files import sha256_file
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 
@@ -71,7 +72,10 @@ def test_labels_put_right_stay_so_when_more_are_and_when_photos_are_added(photos
         (tmp_path / f"{name}.csv").write_text(f"path,label,suggested\ngreen/{name},red,red\n")
         grown = growing.relabel(run, tmp_path / f"{name}.csv")
     assert labels_of(run)["red_3.jpg"] == labels_of(run)["red_4.jpg"] == "red"
-    assert same_model(run, train(photos, tmp_path / "right"))
+    rows = map(json.loads, (run / "photos.jsonl").read_text().splitlines())
+    listed = [f"{row['path']},{row['label']},{row['split']}" for row in rows]
+    (wrong / "right.csv").write_text("\n".join(["path,label,split", *listed]))
+    assert same_model(run, train(wrong / "right.csv", tmp_path / "right"))
     assert grown.added == ()
     growing.add(run, draw_folder(tmp_path / "more", ("yellow",), 4, seed=4100))
     assert labels_of(run)["red_3.jpg"] == labels_of(run)["red_4.jpg"] == "red"
@@ -95,12 +99,18 @@ def test_lists_that_name_no_photo_or_several_are_refused(photos, tmp_path):
 
 def test_what_cannot_grow_says_why(bundle, photos, tmp_path):
     alone = shutil.copytree(bundle.folder, tmp_path / "alone" / "bundle")
-    with pytest.raises(DataError, match="does not say which photos it was trained on"):
+    with pytest.raises(DataError, match="does not say which photos its model was made of"):
         growing.add(alone, photos)
+    for name in ("result.json", "photos.jsonl"):
+        shutil.copy(bundle.folder.parent / name, alone.parent)
     manifest = json.loads((alone / "regraft.json").read_text())
     manifest["provenance"]["mode"] = "full"
     (alone / "regraft.json").write_text(json.dumps(manifest))
-    (alone.parent / "result.json").write_text(json.dumps({"photos": str(photos)}))
+    with pytest.raises(DataError, match=r"result\.json speaks of another bundle"):
+        growing.add(alone, photos)
+    summary = json.loads((alone.parent / "result.json").read_text())
+    summary["record"]["bundle_sha256"] = sha256_file(alone / "regraft.json")
+    (alone.parent / "result.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match=r"is of mode full: its backbone has learned too"):
         growing.add(alone, photos)
 

@@ -25,6 +25,7 @@ ROOMS = (
     "deliver",
     "show",
     "doctor",
+    "run_dir",
     "run",
     "reporting",
     "exporting",

@@ -57,7 +57,8 @@ def copied(frozen, doubtful_photos, tmp_path):
     photos = shutil.copytree(doubtful_photos, tmp_path / "photos")
     run = shutil.copytree(frozen.out, tmp_path / "run")
     summary = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(summary | {"photos": str(photos)}))
+    record = summary["record"] | {"root": str(photos), "root_from_run": "../photos"}
+    (run / "result.json").write_text(json.dumps(summary | {"photos": str(photos), "record": record}))
     (run / "report.html").unlink()
     return SimpleNamespace(run=run, photos=photos)
 
@@ -225,7 +226,7 @@ def test_the_command_on_the_page_trains_the_same_again(frozen, full, doubtful_ph
         (command,) = by_id(page_of(run), "made-of").iter("pre")
         folder, config = train_config_of(monkeypatch, command.text)
         assert folder == str(doubtful_photos.resolve())
-        assert json.loads(json.dumps(config.to_json())) == run.bundle.manifest["provenance"]["config"]
+        assert config.to_json() == run.summary["record"]["config"]
 
 
 CONFIGS = {

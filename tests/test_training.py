@@ -157,7 +157,7 @@ def story(request, mislabelled, toy, tmp_path_factory):
         del settings["weights"]
     heard, said = Heard(), Recorder()
     run = train_run(mislabelled, out, configure(**settings), said, [Deaf(), heard])
-    assert json.loads(json.dumps(heard.started[0][1])) == run.bundle.manifest["provenance"]["config"]
+    assert heard.started[0][1] == run.summary["record"]["config"]
     history = out / "history.jsonl"
     assert heard.rows == (read_lines(history) if history.exists() else [])
     assert heard.finished == [run.summary]

@@ -20,8 +20,8 @@ from regraft.ground.trackers import Tracker
 from regraft.learn.compare import Pair, pairs
 from regraft.learn.recipe import check_names
 from regraft.reporting import NAME as REPORT
-from regraft.reporting import recorded
-from regraft.run import Run, place
+from regraft.run import Run
+from regraft.run_dir import place, read_summary
 from regraft.show.compared import SideBySide, compared_html
 from regraft.show.page import write_page
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
@@ -110,7 +110,7 @@ def compare(
     progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
-    out = place(Path(folder), out or Path("runs") / f"{Path(folder).resolve().name}-compared")
+    out = place(Path(folder), out, f"{Path(folder).resolve().name}-compared")
     runs = {}
     for name, one in _configs(config, modes, backbones).items():
         progress.say(f"-- {name}")
@@ -142,7 +142,7 @@ def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: 
 def _made(bundle: Bundle) -> dict[str, str]:
     """How a model was made, in words."""
     provenance = bundle.manifest["provenance"]
-    seconds = recorded(bundle.folder.parent).get("seconds", {}).get("total")
+    seconds = read_summary(bundle.folder.parent).get("seconds", {}).get("total")
     epochs = str(len(provenance["history"])) if provenance.get("history") else "none: solved"
     return {"mode": provenance["mode"], "epochs": epochs, "seconds": f"{seconds:.0f}" if seconds else "not recorded"}
 

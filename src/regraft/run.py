@@ -1,14 +1,6 @@
-"""A run's folder: what a training leaves in it, and how a trained head becomes a judged bundle.
+"""What a training hands from step to step, and how a trained head becomes a judged bundle with its record beside it."""
 
-bundle/         the model
-result.json     what `regraft train --json` prints
-photos.jsonl    where every file found went
-quarantine.csv  files that are not used, and why
-history.jsonl   one line for each epoch, where there were epochs
-checkpoints/    what an unfinished training continues from
-"""
-
-import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,21 +10,21 @@ from typing import Any
 import numpy as np
 
 from regraft.backbones.familiar import Familiar
-from regraft.backbones.features import Features
+from regraft.backbones.features import FeatureTable
 from regraft.backbones.graph import Backbone
 from regraft.data.findings import Finding
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
 from regraft.deliver.build import manifest_of, seal, write_model
-from regraft.deliver.bundle import Bundle, load
+from regraft.deliver.bundle import MANIFEST, Bundle, load
 from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
-from regraft.ground.errors import OutputError
-from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
+from regraft.ground.files import published, sha256_file, sha256_json
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
 from regraft.ground.trackers import Told
 from regraft.learn.world import World
+from regraft.run_dir import RunRecord, Step, photo_records
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
@@ -90,7 +82,8 @@ class Here:
     """Where and how a run goes on.
 
     photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
-    wrong with the photos, as far as a training sees it.  told: what hears of every epoch.
+    wrong with the photos, as far as a training sees it.  told: what hears of every epoch.  earlier: the run that goes
+    on from here, with one step more; None for a first training.  step: what this is in the record.
     """
 
     photos: Path
@@ -101,6 +94,8 @@ class Here:
     progress: Progress
     began: float
     told: Told
+    step: Step
+    earlier: RunRecord | None = None
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -121,7 +116,7 @@ class Start:
 
     material: Material
     backbone: Backbone | None
-    features: Features | None
+    features: FeatureTable | None
 
 
 @dataclass(frozen=True)
@@ -130,19 +125,8 @@ class Outcome:
 
     graft: Graft
     evaluation: Evaluation
-    features: Features | None = None
+    features: FeatureTable | None = None
     decision: str = ""
-
-
-def place(folder: Path, out: str | Path | None) -> Path:
-    """Where a run goes. Raises OutputError for a place among the photos."""
-    chosen = Path(out) if out else Path("runs") / folder.resolve().name
-    if chosen.resolve().is_relative_to(folder.resolve()):
-        raise OutputError(
-            f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
-            "Choose another place with --out."
-        )
-    return chosen
 
 
 def deliver(
@@ -160,30 +144,13 @@ def deliver(
     return evaluation
 
 
-def delivered(graft: Graft, material: Material, here: Here, features: Features | None = None) -> Outcome:
-    """A model as the run's bundle, with the list of photos beside it. features: that it was solved on."""
-    evaluation = deliver(graft, material, here)
-    write_photos(here.out, material)
-    return Outcome(graft, evaluation, features)
-
-
-def write_photos(out: Path, material: Material) -> None:
-    """photos.jsonl: where every file found went, one JSON object a line; quarantine.csv: those not used, and why."""
-    splits, rows = material.splits, []
-    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        if part is not None:
-            labels = (part.classes[label] for label in part.labels)
-            rows += [
-                {"path": path, "label": label, "split": name, "sha256": content}
-                for path, label, content in zip(part.paths, labels, part.hashes, strict=True)
-            ]
-    rows += [{"path": q.path, "quarantined": q.reason} for q in material.dataset.quarantine]
-    write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
-    write_atomic(out / "quarantine.csv", material.dataset.quarantine_csv())
+def delivered(graft: Graft, material: Material, here: Here, features: FeatureTable | None = None) -> Outcome:
+    """A model as the run's bundle. features: that it was solved on."""
+    return Outcome(graft, deliver(graft, material, here), features)
 
 
 def finished(material: Material, outcome: Outcome, here: Here) -> Run:
-    """Write result.json, which is what `regraft train --json` prints, and read the bundle back."""
+    """Write the record of the run, with what `regraft train --json` prints, and read the bundle back."""
     graft, evaluation, cv = outcome.graft, outcome.evaluation, outcome.graft.cross_validated
     seconds = {name.replace(" ", "_"): round(value, 3) for name, value in here.progress.seconds.items()}
     seconds.setdefault("total", round(time.monotonic() - here.began, 3))  # so far, of a run that goes on
@@ -201,8 +168,28 @@ def finished(material: Material, outcome: Outcome, here: Here) -> Run:
         "history": graft.details.get("history", []),
         "seconds": seconds,
     }
-    write_atomic(here.out / "result.json", json_bytes(summary))
+    summary = _record(material, outcome, here).write(summary)
     return Run(here.out, load(here.out / "bundle"), summary, evaluation)
+
+
+def _record(material: Material, outcome: Outcome, here: Here) -> RunRecord:
+    """All that is known of the run."""
+    dataset, earlier = material.dataset, here.earlier
+    root = dataset.root.resolve()
+    folders = [here.photos if here.photos.is_dir() else here.photos.parent, *map(Path, here.config.also)]
+    return RunRecord(
+        run=here.out,
+        folder=here.photos,
+        root=root,
+        roots=tuple(os.path.relpath(folder.resolve(), root) for folder in folders),
+        config=here.config,
+        photos=photo_records(material.splits, here.step.at),
+        quarantine=dataset.quarantine,
+        split_given=material.splits.given,
+        steps=(*(earlier.steps if earlier else ()), here.step),
+        decision=outcome.decision,
+        bundle_sha256=sha256_file(here.out / "bundle" / MANIFEST),
+    )
 
 
 def announce(material: Material, outcome: Outcome, here: Here) -> None:
@@ -248,7 +235,7 @@ def _provenance(graft: Graft, material: Material, config: TrainConfig) -> dict[s
     splits = material.splits
     return {
         "mode": graft.mode,
-        "config": config.to_json(),
+        "config": config.portable(),
         "data_sha256": material.fingerprint,
         "images": _counts(material.dataset),
         "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from regraft.backbones.features import Features, extract, fill
+from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.backbones.graph import Backbone, configured
 from regraft.data.findings import Finding
-from regraft.data.join import joined, relabelled
+from regraft.data.growth import split_grown, with_known_sides
+from regraft.data.join import joined, merged, relabelled
 from regraft.data.scan import Dataset, checked, list_photos, scan
-from regraft.data.splits import grouped, split
+from regraft.data.splits import Splits, grouped, split
 from regraft.deliver.bundle import load
 from regraft.doctor import chosen_kinds, counted, glance, treated
 from regraft.frozen import frozen_model, solve_head
@@ -36,7 +37,8 @@ from regraft.learn.search import Tried
 from regraft.learn.world import World, join
 from regraft.reporting import NAME as REPORT
 from regraft.reporting import write_report
-from regraft.run import Here, Material, Outcome, Run, Start, announce, delivered, finished, place, say_what_is_there
+from regraft.run import Here, Material, Outcome, Run, Start, announce, delivered, finished, say_what_is_there
+from regraft.run_dir import RunRecord, Step, now, place, unchanged
 from regraft.tuning import LAST_STAGES, Rung, better, name_of, rungs, sentences, traced, tuned_on_split
 
 T = TypeVar("T")
@@ -50,17 +52,31 @@ def train_run(
     config: TrainConfig,
     progress: Progress,
     trackers: Sequence[Tracker] = (),
+    earlier: RunRecord | None = None,
 ) -> Run:
-    """Train as `config` says and leave everything in `out`. Raises RegraftError.
+    """Train as `config` says and leave everything in a folder.
 
-    trackers: are told beside those that `config` names.
+    Args:
+        folder: The photos.
+        out: Where everything goes; None for a place below `runs`.
+        config: How to train.
+        progress: What is told.
+        trackers: Are told beside those that `config` names.
+        earlier: A run whose photos, labels and splits count, with what `config` names beyond it; then nothing else in
+            `folder` does.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
-    out, config = place(Path(folder), out), config.located()
+    place_of_run, config = place(Path(folder), out), config.located()
+    if out is None and place_of_run.name != Path(folder).resolve().name:
+        progress.say(f"{place_of_run.parent / Path(folder).resolve().name} holds a run on other photos; {place_of_run}")
+    out = place_of_run
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     chosen_kinds(config.drop)
     _check_installed(config)
     with told(config.track, trackers, progress) as listening:
-        run = _train(Path(folder), out, config, progress, listening)
+        run = _train(Path(folder), out, config, progress, listening, earlier)
         listening.summary = run.summary
     return run
 
@@ -72,12 +88,16 @@ def _check_installed(config: TrainConfig) -> None:
         raise MissingExtra(missing[0])
 
 
-def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: Told) -> Run:
+def _train(
+    folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: Told, earlier: RunRecord | None
+) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
     with progress.step("total"), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
-        here = Here(folder, out, config, deadline, world, progress, began, listening)
+        here = Here(
+            folder, out, config, deadline, world, progress, began, listening, _step(folder, config, earlier), earlier
+        )
         if world.is_main:
             listening.start(out, config.to_json())
         if config.mode == "frozen" and config.is_solved and config.settings:
@@ -132,13 +152,50 @@ def _prepare(here: Here) -> Start:
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)
-    splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
-    return Start(Material(dataset, splits), backbone, features if config.is_solved else None)
+    return Start(Material(dataset, _split(dataset, here)), backbone, features if config.is_solved else None)
+
+
+def _step(folder: Path, config: TrainConfig, earlier: RunRecord | None) -> Step:
+    """What this training is in the record of its run."""
+    if earlier is None:
+        return Step("train", str(folder.resolve()), now())
+    added = _beyond(config.also, earlier.config.also)
+    return Step(
+        "add" if added else "relabel", ", ".join(added or _beyond(config.relabel, earlier.config.relabel)), now()
+    )
+
+
+def _beyond(all_of_them: tuple[str, ...], earlier: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that have come after the earlier ones."""
+    return all_of_them[len(earlier) :]
+
+
+def _split(dataset: Dataset, here: Here) -> Splits:
+    config, earlier = here.config, here.earlier
+    if earlier is None:
+        return split(dataset, val_fraction=config.val_fraction, seed=config.seed)
+    return split_grown(dataset, val_fraction=config.val_fraction, seed=config.seed, given=earlier.split_given)
+
+
+def _grown(here: Here, earlier: RunRecord) -> Dataset:
+    """The photos of an earlier run, as it has them, and those that have come since."""
+    config, progress = here.config, here.progress
+    parts = [unchanged(earlier.dataset(), progress)]
+    for folder in _beyond(config.also, earlier.config.also):
+        new = list_photos(folder, min_classes=1, progress=progress)
+        parts.append(with_known_sides(new, earlier.sides, earlier.judged))
+    dataset = merged(parts)
+    roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
+    for file in _beyond(config.relabel, earlier.config.relabel):
+        dataset = relabelled(dataset, Path(file), roots)
+    return checked(dataset)
 
 
 def _photos(here: Here) -> Dataset:
     """All photos, as the folders say or as somebody has put right. Those that no head is solved on are decoded once."""
     config = here.config
+    if here.earlier is not None:
+        return _grown(here, here.earlier)
     listed = list_photos if config.is_solved else scan
     several = bool(config.also)
     parts = [listed(here.photos, min_classes=2 - several, progress=here.progress)]
@@ -163,13 +220,14 @@ def _main_first(here: Here, work: Callable[[], T]) -> T:
     return done
 
 
-def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset, Features]:
+def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset, FeatureTable]:
     """Features of all photos, each computed by one of the processes."""
     rank, size = here.world.rank, here.world.size
     if size > 1:
         fill(backbone, dataset.subset(range(rank, len(dataset), size)), progress=here.progress)
         here.world.wait()
-    return extract(backbone, dataset, progress=here.progress)
+    dataset, features = extract(backbone, dataset, progress=here.progress)
+    return dataset, features.by_content
 
 
 def _climb(start: Start, solved: Tried | None, here: Here) -> Outcome | None:

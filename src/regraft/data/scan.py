@@ -26,6 +26,19 @@ T = TypeVar("T")
 WAITING = 10_000  # photos that wait for a thread at a time: a million of them would take a gigabyte
 
 
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """Where a label comes from.
+
+    Attributes:
+        by: "folder", "list" or "relabel".
+        at: When it was first recorded, as ISO 8601 in UTC; "" for a label that no run has recorded yet.
+    """
+
+    by: str
+    at: str = ""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Photos on disk with their classes; holds no pixels.
@@ -34,7 +47,7 @@ class Dataset:
     classes: names, in natural order (2 before 10).  splits: N names among "train", "val", "test"; "" where the folder
     is not split.  hashes: N SHA-256 of the files' contents, hexadecimal.  quarantine: files found and not used.
     notes: sentences about what else was seen.  groups: N names of what a photo belongs with, such as a patient, and is
-    never parted from; () where each photo stands for itself.
+    never parted from; () where each photo stands for itself.  labelled: N origins of the labels; () where nobody says.
     """
 
     root: Path
@@ -46,6 +59,7 @@ class Dataset:
     quarantine: tuple[Quarantined, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     groups: tuple[str, ...] = field(default=(), repr=False)
+    labelled: tuple[Labelling, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,6 +85,7 @@ class Dataset:
             splits=tuple(self.splits[i] for i in chosen),
             hashes=tuple(self.hashes[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen) if self.groups else (),
+            labelled=tuple(self.labelled[i] for i in chosen) if self.labelled else (),
         )
 
     def without(self, reasons: Mapping[int, str]) -> "Dataset":
@@ -140,6 +155,7 @@ def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress 
         hashes=tuple(hashed for hashed, _ in hashes),
         quarantine=tuple(listing.quarantine),
         notes=tuple(listing.notes),
+        labelled=(Labelling("folder" if Path(folder).expanduser().is_dir() else "list"),) * len(files),
     )
     return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)
 

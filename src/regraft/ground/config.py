@@ -1,7 +1,8 @@
 """What can be chosen about a training run. One dataclass, saved with the result."""
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, get_args
 
 from regraft.ground.errors import ConfigError
@@ -119,8 +120,25 @@ class TrainConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in manifests."""
-        return asdict(self)
+        """As stored in the record of a run."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def portable(self) -> dict[str, Any]:
+        """As stored in manifests: without folders and files of this machine, which the record of the run has."""
+        weights = self.weights and PureWindowsPath(self.weights).name
+        own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel")}
+        return {**own, "weights": weights}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "TrainConfig":
+        """The opposite of `to_json`. Settings that are not known are left out.
+
+        Raises:
+            ConfigError: A value is none that can be.
+        """
+        known = {one.name for one in fields(TrainConfig)}
+        found = {name: value for name, value in values.items() if name in known}
+        return TrainConfig(**found | {name: tuple(found.get(name, ())) for name in ("also", "relabel", "track")})
 
 
 def _located(file: str | None) -> str | None:

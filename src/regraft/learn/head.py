@@ -130,6 +130,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     are never judged.  Photos are taken by content: their names and order change no bit.  Of very many photos, some
     choose the penalty, by one fold.
     """
+    _refuse_others(features, folds)
     order = np.lexsort((features.y, np.array(features.hashes)))
     with threadpool_limits(1):  # the same bytes on any number of cores
         problem = _standardise(features, num_classes, order)
@@ -151,6 +152,7 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
 
     NaN where `folds` is -1.
     """
+    _refuse_others(features, folds)
     log_p = np.full((len(folds), num_classes), np.nan)
     if (folds >= 0).any():
         with threadpool_limits(1):
@@ -165,6 +167,12 @@ def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
     log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
     loss = -log_p[np.arange(len(y)), y].mean()
     return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
+
+
+def _refuse_others(features: Features, folds: np.ndarray) -> None:
+    """Raise ValueError for folds of other photos than the features are of: pairing them by position means nothing."""
+    if len(folds) != len(features.hashes):
+        raise ValueError(f"{len(folds)} folds for the features of {len(features.hashes)} photos")
 
 
 def _standardise(features: Features, num_classes: int, order: np.ndarray) -> _Problem:
