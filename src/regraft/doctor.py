@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backbones.features import Features, extract, num_new
+from regraft.backbones.features import Features, FeatureTable, extract, num_new
 from regraft.backbones.graph import configured
 from regraft.data import findings
 from regraft.data.findings import BY_FEATURES, CERTAIN, KINDS, Finding, Kind, Suspect
@@ -110,13 +110,13 @@ def counted(found: Iterable[Finding]) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in found).items())
 
 
-def treated(dataset: Dataset, features: Features | None, config: TrainConfig, progress: Progress) -> Dataset:
+def treated(dataset: Dataset, features: FeatureTable | None, config: TrainConfig, progress: Progress) -> Dataset:
     """The photos without those that `config.drop` names, which are quarantined. Raises RegraftError."""
     kinds = chosen_kinds(config.drop)
     if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
         progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
     dataset, looks = _looked(dataset, progress)
-    found = _examined(dataset, looks, features and features.of(dataset), config, progress)
+    found = _examined(dataset, looks, features, config, progress)
     return checked(dataset.without(findings.left_out(found.findings, kinds)))
 
 
@@ -125,26 +125,26 @@ def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, Looks]:
     return (checked(dataset.without(failures)), looks.without(failures)) if failures else (dataset, looks)
 
 
-def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> Features | None:
+def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> FeatureTable | None:
     """Of all photos; None where that would take long and nobody asked for it."""
     backbone = configured(config, progress)
     if not in_any_case and (new := num_new(backbone, dataset)) > QUICK:
         progress.say(f"{new} photos have not been through the backbone: labels are not doubted; --deep does that")
         return None
-    return extract(backbone, dataset, progress=progress)[1]
+    return extract(backbone, dataset, progress=progress)[1].by_content
 
 
 def _examined(
-    dataset: Dataset, looks: Looks, features: Features | None, config: TrainConfig, progress: Progress
+    dataset: Dataset, looks: Looks, table: FeatureTable | None, config: TrainConfig, progress: Progress
 ) -> Examination:
     with progress.step("compare photos"):
         pairs = list(findings.alike(looks))
         found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
         found += findings.odd_looks(looks) + findings.format_leak(dataset, looks)
-    if features is None:
+    if table is None:
         return Examination(dataset, _ordered(found))
     with progress.step("doubt labels"):
-        folds = folds_of(dataset, config.num_folds, config.seed)
+        features, folds = table.of(dataset), folds_of(dataset, config.num_folds, config.seed)
         unseen = out_of_fold(features, len(dataset.classes), folds)
         ranked = findings.suspects(dataset.labels, np.exp(unseen))
         found += _outliers(features, found) + findings.doubted(dataset, ranked)
@@ -260,8 +260,8 @@ def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple
     clean = judged & ~np.isin(np.arange(len(dataset)), leaked)
     if not leaked or not train.any() or not clean.any():
         return None
-    own = Features(features.x[train], features.y[train], tuple(np.array(features.hashes)[train]))
-    head = solve(own, len(dataset.classes), np.full(int(train.sum()), -1))
+    learned = dataset.subset(np.flatnonzero(train))
+    head = solve(features.of(learned), len(dataset.classes), np.full(len(learned), -1))
     right = head.logits(features.x).argmax(axis=1) == dataset.labels
     return accuracy(int(right[judged].sum()), int(judged.sum()), "judged"), accuracy(
         int(right[clean].sum()), int(clean.sum()), "judged, not in train"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from regraft.backbones.familiar import familiar
-from regraft.backbones.features import Features
+from regraft.backbones.features import FeatureTable
 from regraft.data.scan import Dataset
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
@@ -65,7 +65,7 @@ def _delivered(one: Tried, tried: list[Tried], start: Start, here: Here) -> Outc
     return delivered(graft, material, here, one.way.features)
 
 
-def head_of(features: Features, photos: Dataset, config: TrainConfig) -> Head:
+def head_of(features: FeatureTable, photos: Dataset, config: TrainConfig) -> Head:
     """The head solved on some of the photos that there are features of."""
     own = features.of(photos)
     return solve(own, len(photos.classes), folds_for(photos, config))
@@ -76,10 +76,11 @@ def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
     return folds_of(photos, config.num_folds, config.seed)
 
 
-def _cross_validated(features: Features, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
+def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
     """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
     folds = folds_for(photos, config)
     if not (folds >= 0).any():
         return None
-    found = score(out_of_fold(features, len(photos.classes), folds, head.penalty), photos.labels, head.penalty)
+    own = features.of(photos)
+    found = score(out_of_fold(own, len(photos.classes), folds, head.penalty), own.y, head.penalty)
     return accuracy(found.num_right, found.n, "cross-validated")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from regraft.backbones.familiar import Familiar
-from regraft.backbones.features import Features
+from regraft.backbones.features import FeatureTable
 from regraft.backbones.graph import Backbone
 from regraft.data.findings import Finding
 from regraft.data.scan import Dataset
@@ -121,7 +121,7 @@ class Start:
 
     material: Material
     backbone: Backbone | None
-    features: Features | None
+    features: FeatureTable | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Outcome:
 
     graft: Graft
     evaluation: Evaluation
-    features: Features | None = None
+    features: FeatureTable | None = None
     decision: str = ""
 
 
@@ -160,7 +160,7 @@ def deliver(
     return evaluation
 
 
-def delivered(graft: Graft, material: Material, here: Here, features: Features | None = None) -> Outcome:
+def delivered(graft: Graft, material: Material, here: Here, features: FeatureTable | None = None) -> Outcome:
     """A model as the run's bundle, with the list of photos beside it. features: that it was solved on."""
     evaluation = deliver(graft, material, here)
     write_photos(here.out, material)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from regraft.backbones.features import Features, extract, fill
+from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.backbones.graph import Backbone, configured
 from regraft.data.findings import Finding
 from regraft.data.join import joined, relabelled
@@ -154,13 +154,14 @@ def _main_first(here: Here, work: Callable[[], T]) -> T:
     return done
 
 
-def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset, Features]:
+def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset, FeatureTable]:
     """Features of all photos, each computed by one of the processes."""
     rank, size = here.world.rank, here.world.size
     if size > 1:
         fill(backbone, dataset.subset(range(rank, len(dataset), size)), progress=here.progress)
         here.world.wait()
-    return extract(backbone, dataset, progress=here.progress)
+    dataset, features = extract(backbone, dataset, progress=here.progress)
+    return dataset, features.by_content
 
 
 def _climb(start: Start, solved: Tried | None, here: Here) -> Outcome | None:

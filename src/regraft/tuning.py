@@ -9,7 +9,7 @@ import numpy as np
 
 from regraft.backbones.catalog import RANDOM
 from regraft.backbones.familiar import Familiar, familiar
-from regraft.backbones.features import Features, extract
+from regraft.backbones.features import Features, FeatureTable, extract
 from regraft.backbones.graph import Backbone, from_network
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, held_out
@@ -176,7 +176,7 @@ def sentences(*parts: str) -> str:
     return ". ".join(part.removesuffix(".") for part in parts if part)
 
 
-def _cross_compared(start: Start, features: Features, graft: Graft, rung: Rung, here: Here) -> Pair:
+def _cross_compared(start: Start, features: FeatureTable, graft: Graft, rung: Rung, here: Here) -> Pair:
     """Frozen and tuned on every photo, each judged by models that have not seen it."""
     dataset, recipe = start.material.dataset, Recipe(**graft.details["recipe"])
     folds = folds_for(dataset, here.config)
@@ -198,5 +198,5 @@ def _cross_compared(start: Start, features: Features, graft: Graft, rung: Rung, 
         said[inside] = _tuned(_network(start, here.config), start, head, recipe, job, here).answers
     judged = folds >= 0
     penalty = head_of(features, dataset, here.config).penalty
-    frozen = np.nan_to_num(out_of_fold(features, len(dataset.classes), folds, penalty)).argmax(axis=1)
+    frozen = np.nan_to_num(out_of_fold(features.of(dataset), len(dataset.classes), folds, penalty)).argmax(axis=1)
     return pair("frozen", (frozen == dataset.labels)[judged], rung.name, (said == dataset.labels)[judged])

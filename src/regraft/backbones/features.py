@@ -3,8 +3,8 @@
 Their key stands for graph, preprocessing, decoder and engine.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import PIL
@@ -25,8 +25,38 @@ FEWEST = 4  # batches for each core, so that all have work until the end
 
 
 @dataclass(frozen=True)
+class FeatureTable:
+    """Features of photos, found by the content of a photo alone: it has neither labels nor an order of its own.
+
+    Attributes:
+        table: `(M, D)` float32; of many photos it lies on disk.
+        places: Content hash -> row of the table.
+    """
+
+    table: np.ndarray
+    places: Mapping[str, int] = field(repr=False)
+
+    def of(self, dataset: Dataset) -> "Features":
+        """Features with labels of a data set's photos. Nothing is copied.
+
+        Args:
+            dataset: N photos, all of which must be in the table.
+
+        Returns:
+            A row and a label for each photo, in the data set's order.
+        """
+        rows = np.array([self.places[content] for content in dataset.hashes], np.int64)
+        is_all = np.array_equal(rows, np.arange(len(self.table)))
+        return Features(self.table, dataset.labels, dataset.hashes, None if is_all else rows)
+
+    def last(self, num_features: int) -> "FeatureTable":
+        """The last columns alone, so many."""
+        return replace(self, table=self.table[:, -num_features:])
+
+
+@dataclass(frozen=True)
 class Features:
-    """Features of N photos.
+    """Features of N photos with their labels: row, label and hash of a photo stand at the same place.
 
     table: `(M, D)` float32; of many photos it lies on disk.  y: `(N,)` int64 class indices.  hashes: of the photos'
     contents.  rows: `(N,)` int64, each photo's row of the table; None where they are all of it, in order.
@@ -47,11 +77,15 @@ class Features:
         """D."""
         return int(self.table.shape[1])
 
+    @property
+    def by_content(self) -> FeatureTable:
+        """The same for any data set of these photos: the one way from features to photos, other than these."""
+        rows = range(len(self.hashes)) if self.rows is None else map(int, self.rows)
+        return FeatureTable(self.table, dict(zip(self.hashes, rows, strict=True)))
+
     def of(self, dataset: Dataset) -> "Features":
         """Those of the photos of another data set, found by content; all must be among these. Nothing is copied."""
-        number = {content: i for i, content in enumerate(self.hashes)}
-        rows = np.array([number[content] for content in dataset.hashes], np.int64)
-        return Features(self.table, dataset.labels, dataset.hashes, rows if self.rows is None else self.rows[rows])
+        return self.by_content.of(dataset)
 
 
 def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> RowStore:

@@ -1,10 +1,9 @@
 """Which photos are learned from, and which are kept to judge.
 
 A photo's place depends on its content, its class and the seed alone: not on its name, nor on the order of the files.
-Copies of one photo stay on one side.
+Copies of one photo stay on one side, also under two labels, and so do photos of one group.
 """
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,9 @@ from pathlib import PurePath
 
 import numpy as np
 
+from regraft.data.drawing import Unit, draw_units
 from regraft.data.scan import Dataset
+from regraft.data.units import drawn_at, units_of
 from regraft.ground.errors import ConfigError, DataError, MissingExtra
 
 
@@ -55,16 +56,24 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
 
 
 def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Indices out of `pool` that are kept for judging."""
-    if dataset.groups:
-        folds = folds_of(dataset.subset(pool), max(2, round(1 / fraction)), seed)
-        return [pool[int(i)] for i in np.flatnonzero(folds == 0)]
-    chosen: list[int] = []
-    for members in _ranked(dataset.labels[list(pool)], [dataset.hashes[i] for i in pool], seed):
-        if len(members) > 1:
-            count = min(len(members) - 1, max(1, round(fraction * len(members))))
-            chosen.extend(pool[i] for group in members[:count] for i in group)
-    return chosen
+    """Indices out of `pool` that are kept for judging: whole units, as near to `fraction` of each class as they allow."""
+    part = dataset.subset(pool)
+    names = units_of(part.hashes, part.groups)
+    found: dict[str, set[tuple[int, str]]] = {}
+    for name, label, content in zip(names, part.labels, part.hashes, strict=True):
+        found.setdefault(name, set()).add((int(label), content))
+    order = sorted(found, key=lambda name: drawn_at(seed, name))
+    chosen = draw_units([_counted(found[name]) for name in order], fraction)
+    kept = {order[number] for number in chosen}
+    return [i for i, name in zip(pool, names, strict=True) if name in kept]
+
+
+def _counted(photos: Iterable[tuple[int, str]]) -> Unit:
+    """Different photos of each class."""
+    counts: Unit = {}
+    for label, _ in photos:
+        counts[label] = counts.get(label, 0) + 1
+    return counts
 
 
 def fold_ids(
@@ -72,19 +81,21 @@ def fold_ids(
 ) -> np.ndarray:
     """Stratified folds for cross-validation: `(N,)` int64 in 0..num_folds-1.
 
-    labels: `(N,)` int64.  hashes: N content hashes.  groups: N names of what is not to be parted, or none.  A class
-    with a single photo, or a single group, gets -1: always learned from, never judged.
+    labels: `(N,)` int64.  hashes: N content hashes.  groups: N names of what is not to be parted, or none.  The only
+    photo, or the only group, of a class gets -1: always learned from, never judged.
     """
+    units = units_of(hashes, groups)
     if groups:
-        return _grouped_fold_ids(labels, groups, num_folds, seed)
-    folds = np.full(len(labels), -1, dtype=np.int64)
+        return _grouped_fold_ids(labels, units, num_folds, seed)
+    fold: dict[str, int] = {}
     offset = 0  # small classes are dealt on where the last one stopped, so that folds stay of equal size
-    for members in _ranked(labels, hashes, seed):
-        if len(members) > 1:
-            for rank, group in enumerate(members):
-                folds[group] = (rank + offset) % num_folds
-            offset += len(members)
-    return folds
+    members = [sorted({units[i] for i in np.flatnonzero(labels == label)}) for label in np.unique(labels)]
+    only = {own[0] for own in members if len(own) == 1}
+    for own in members:
+        new = sorted({*own} - {*fold} - only, key=lambda name: drawn_at(seed, name))
+        fold.update({name: (rank + offset) % num_folds for rank, name in enumerate(new)})
+        offset += len(new)
+    return np.array([fold.get(name, -1) for name in units], np.int64)
 
 
 def folds_of(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
@@ -131,19 +142,6 @@ def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int,
             for number, (_, inside) in enumerate(splitter.split(free, labels[free], names[free])):
                 folds[free[inside]] = number
     return folds
-
-
-def _ranked(labels: np.ndarray, hashes: Sequence[str], seed: int) -> Iterable[list[list[int]]]:
-    """For each class, its distinct photos in an order drawn from their content; each as the indices of its copies."""
-    for label in np.unique(labels):
-        copies: dict[str, list[int]] = {}
-        for i in map(int, np.flatnonzero(labels == label)):
-            copies.setdefault(_draw(seed, hashes[i]), []).append(i)
-        yield [copies[key] for key in sorted(copies)]
-
-
-def _draw(seed: int, content: str) -> str:
-    return hashlib.sha256(f"{seed} {content}".encode()).hexdigest()
 
 
 def _check(dataset: Dataset, splits: Splits) -> None:

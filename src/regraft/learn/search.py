@@ -6,12 +6,12 @@ the model is judged on have no part in the choice.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from regraft.backbones.features import Features, extract, num_new
+from regraft.backbones.features import FeatureTable, extract, num_new
 from regraft.backbones.graph import Backbone, configured, with_all_levels
 from regraft.data.scan import Dataset
 from regraft.ground.config import TrainConfig
@@ -31,7 +31,7 @@ class Way:
 
     name: str
     backbone: Backbone
-    features: Features
+    features: FeatureTable
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ def ways_of(backbone: Backbone, wide: Backbone, dataset: Dataset, progress: Prog
     wide: what `richest` gives.
     """
     size = f"{backbone.preprocessing.height} px"
-    _, features = extract(wide, dataset, progress=progress)
+    features = extract(wide, dataset, progress=progress)[1].by_content
     if wide is backbone:
         yield Way(size, backbone, features)
         return
-    yield Way(size, backbone, replace(features, table=features.table[:, -backbone.num_features :]))  # at the end
+    yield Way(size, backbone, features.last(backbone.num_features))  # at the end
     yield Way(f"{size}, all levels", wide, features)
 
 
