@@ -16,7 +16,6 @@ import subprocess
 import sys
 
 from record import HERE, machine, where
-
 from regraft.ground.runtime import SPINS, WAITING
 
 SPIN = "while True: pass"

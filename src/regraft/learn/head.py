@@ -143,7 +143,10 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Fold:
-    """One fold of a cross-validation. problem: of the other photos.  judged: `(n,)` int64, its own.  rows, y: of those."""
+    """One fold of a cross-validation.
+
+    problem: of the other photos.  judged: `(n,)` int64, its own.  rows, y: features and labels `(n,)` of those.
+    """
 
     problem: _Problem
     judged: np.ndarray
@@ -331,7 +334,7 @@ def _try(cross: list[_Fold], penalty: float, start: _Try | None, above: float) -
     """One penalty on all folds. start: where the fits begin."""
 
     def one(number: int) -> _Answers:
-        return cross[number].try_at(penalty, start and start.answers[number].found, above)
+        return cross[number].try_at(penalty, start.answers[number].found if start else None, above)
 
     answers = _side_by_side(one, range(len(cross)))
     return _Try(penalty, answers, np.array([fold.loss(said) for fold, said in zip(cross, answers, strict=True)]))
