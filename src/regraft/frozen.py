@@ -15,6 +15,7 @@ from regraft.learn.calibrate import calibrated
 from regraft.learn.compare import no_room
 from regraft.learn.head import Head, out_of_fold, score, solve
 from regraft.learn.search import Tried, Way, best, search, solved
+from regraft.learn.selection import Selection, right_frozen
 from regraft.run import Graft, Here, Outcome, Start, announce, delivered
 
 MANY = 1000  # photos to judge on, beside which cross-validation over all photos tells nothing new
@@ -30,11 +31,11 @@ def solve_head(start: Start, here: Here) -> Tried | None:
     return solved(way, train, folds_for(train, here.config), here.progress)
 
 
-def frozen_model(plain: Tried, start: Start, here: Here) -> Outcome:
+def frozen_model(plain: Tried, start: Start, is_searching: bool, here: Here) -> tuple[Outcome, Tried]:
     """The solved head as the bundle; where it is wanted and there is room, that of the best features instead."""
     frozen = _delivered(plain, [plain], start, here)
-    if not here.config.is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
-        return frozen
+    if not is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
+        return frozen, plain
     announce(start.material, frozen, here)
     here.progress.say("other features of the same network, cross-validated on the photos to learn from:")
     here.progress.say(f"  {plain}")
@@ -45,9 +46,16 @@ def frozen_model(plain: Tried, start: Start, here: Here) -> Outcome:
     tried = search(plain, start.material.dataset, splits.train, folds, here.config, budget_s, here.progress)
     chosen = best(tried)
     if chosen is plain:
-        return frozen
+        return frozen, plain
     losses = f"cross-validated log loss {chosen.score.log_loss:.3f} instead of {plain.score.log_loss:.3f}"
-    return replace(_delivered(chosen, tried, start, here), decision=f"features of {chosen.way.name}: {losses}.")
+    decision = f"features of {chosen.way.name}: {losses}."
+    return replace(_delivered(chosen, tried, start, here), decision=decision), chosen
+
+
+def correct_frozen(one: Tried, selection: Selection, start: Start) -> np.ndarray:
+    """`(N,)` bool: which of the photos that choose a solved head has right without having seen them."""
+    x = one.way.features.of(selection.photos).x
+    return right_frozen(selection, one.head, start.material.splits.train, x)
 
 
 def _delivered(one: Tried, tried: list[Tried], start: Start, here: Here) -> Outcome:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.backbones.graph import Backbone, configured
@@ -23,27 +23,54 @@ from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
 from regraft.deliver.bundle import load
 from regraft.doctor import chosen_kinds, counted, glance, treated
-from regraft.frozen import frozen_model, solve_head
+from regraft.frozen import correct_frozen, folds_for, frozen_model, head_of, solve_head
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError, MissingExtra
 from regraft.ground.files import PARTIAL, exclusive, remove, sweep
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import missing_for_training
+from regraft.ground.statistics import accuracy
 from regraft.ground.trackers import Told, Tracker, told
-from regraft.learn.compare import no_room
 from regraft.learn.head import Head
+from regraft.learn.planning import TooLittleTime
 from regraft.learn.recipe import Recipe, choose
 from regraft.learn.search import Tried
+from regraft.learn.selection import Selection, is_shifted, select, without_room
 from regraft.learn.world import World, join
 from regraft.reporting import NAME as REPORT
 from regraft.reporting import write_report
-from regraft.run import Here, Material, Outcome, Run, Start, announce, delivered, finished, say_what_is_there
+from regraft.run import (
+    Graft,
+    Here,
+    Material,
+    Outcome,
+    Run,
+    Start,
+    announce,
+    delivered,
+    finished,
+    say_what_is_there,
+)
 from regraft.run_dir import RunRecord, Step, now, place, unchanged
-from regraft.tuning import LAST_STAGES, Rung, better, name_of, rungs, sentences, traced, tuned_on_split
+from regraft.tuning import (
+    FULL,
+    LAST_STAGES,
+    Candidate,
+    Rung,
+    better,
+    learning_from,
+    name_of,
+    rungs,
+    sentences,
+    traced,
+    tuned_on_split,
+)
+
+if TYPE_CHECKING:
+    from regraft.learn.finetune import Tuned
 
 T = TypeVar("T")
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
-TIMES_LAST = 2.0  # what the last stages took: with less time, less than half of the epochs of all layers would fit
 
 
 def train_run(
@@ -232,35 +259,93 @@ def _features(backbone: Backbone, dataset: Dataset, here: Here) -> tuple[Dataset
 
 def _climb(start: Start, solved: Tried | None, here: Here) -> Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
-    head, is_frozen_first = solved.head if solved else None, solved is not None and here.config.mode != "full"
-    best = frozen_model(solved, start, here) if solved and is_frozen_first and here.world.is_main else None
-    last_s = 0.0
-    for rung in rungs(here.config):
-        if is_frozen_first:
-            stop = here.world.agree(None if best is None else _why_stop(best, last_s, here))
-            if stop is not None:
-                best = best and replace(best, decision=sentences(best.decision, stop))
-                break
-            if best is not None:
-                announce(start.material, best, here)
-            here.progress.say(f"{rung.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
-        began = time.monotonic()
-        best = _climbed(start, head, best, rung, here)
-        last_s = time.monotonic() - began
-    if best is not None and last_s:
-        finished(start.material, best, here)  # a kill from here on costs nothing
+    if solved is None or here.config.mode == "full":
+        return _climbed_alone(start, solved.head if solved else None, here)
+    selection = select(start.material.splits, folds_for(start.material.splits.train, here.config))
+    best, is_far = _first(start, solved, selection, here)
+    head, has_begun = None, False
+    for rung in rungs(here.config, is_far):
+        stop = here.world.agree(None if best is None else _why_stop(best, has_begun, here))
+        if stop is not None:
+            best = best and _decided(best, stop)
+            break
+        if best is not None:
+            announce(start.material, best.outcome, here)
+        here.progress.say(f"{rung.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
+        head = head or _head_to_begin_from(learning_from(start, selection.learned), solved.head, here)
+        try:
+            best = _climbed(start, head, best, selection, rung, here)
+        except TooLittleTime as error:
+            here.progress.say(f"{rung.name}: {error}")
+            best = best and _decided(best, f"{name_of(best.outcome)}: there was no time left: {rung.name} {error}")
+            break
+        has_begun = True
+    if best is None:
+        return None
+    if has_begun:
+        finished(start.material, best.outcome, here)  # a kill from here on costs nothing
         _forget(here.out)
-    return best
+    return best.outcome
 
 
-def _climbed(start: Start, head: Head | None, best: Outcome | None, rung: Rung, here: Here) -> Outcome | None:
-    """The better of what is there and what a training gives. None in processes that do not write."""
-    tuned = tuned_on_split(start, head, rung, here)
+def _climbed_alone(start: Start, head: Head | None, here: Here) -> Outcome | None:
+    """Gradient descent that nothing is compared with. None in processes that do not write."""
+    tuned = tuned_on_split(start, head, FULL, here)
     if not here.world.is_main:
         return None
+    with _traced(tuned, start, start.material.splits.judged[1], here) as graft:
+        outcome = delivered(graft, start.material, here)
+    finished(start.material, outcome, here)
+    _forget(here.out)
+    return outcome
+
+
+def _first(start: Start, solved: Tried, selection: Selection, here: Here) -> tuple[Candidate | None, bool]:
+    """The frozen model, None in processes that do not write; and whether val is so far from train that it cannot do."""
+    config, progress = here.config, here.progress
+    selected = selection.count(correct_frozen(solved, selection, start))
+    is_far = config.mode == "auto" and is_shifted(selected, solved.head.cross_validated)
+    if is_far:
+        progress.say(f"val is from elsewhere: {selected}, cross-validated {solved}; so all layers learn, at once")
+    if not here.world.is_main:
+        return None, is_far
+    outcome, chosen = frozen_model(solved, start, config.is_searching and not is_far, here)
+    correct, inside = correct_frozen(chosen, selection, start), chosen.head.cross_validated
+    unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
+    outside = None if selection.is_set_aside else selection.count(correct)
+    return Candidate(outcome, correct, (unseen, outside)), is_far
+
+
+def _head_to_begin_from(learning: Start, solved: Head, here: Here) -> Head:
+    """A head solved without the photos that choose."""
+    train = learning.material.splits.train
+    if learning.features is None or len(train) == len(solved.held_out):
+        return solved
+    return head_of(learning.features, train, here.config)
+
+
+def _climbed(
+    start: Start, head: Head, best: Candidate | None, selection: Selection, rung: Rung, here: Here
+) -> Candidate | None:
+    """The better of what is there and what a training gives. None in processes that do not write."""
+    learning = learning_from(start, selection.learned)
+    tuned = tuned_on_split(learning, head, rung, here)
+    if best is None:
+        return None
+    unseen = selection.photos if len(selection.photos) else start.material.splits.judged[1]
+    with _traced(tuned, learning, unseen, here) as graft:
+        return better(graft, rung, best, selection, start, here)
+
+
+@contextmanager
+def _traced(tuned: "Tuned", start: Start, unseen: Dataset, here: Here) -> Iterator[Graft]:
+    """A trained network as what bundles are made of, while it lasts."""
     with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
-        graft = traced(Path(folder), tuned, start, here)
-        return delivered(graft, start.material, here) if best is None else better(graft, rung, best, start, here)
+        yield traced(Path(folder), tuned, start, unseen, here)
+
+
+def _decided(best: Candidate, why: str) -> Candidate:
+    return replace(best, outcome=replace(best.outcome, decision=sentences(best.outcome.decision, why)))
 
 
 def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, ...]:
@@ -272,29 +357,24 @@ def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, .
     return seen
 
 
-def _why_stop(best: Outcome, last_s: float, here: Here) -> str | None:
-    """Why the model that is there is the last rung, in one sentence; None to climb on.
+def _why_stop(best: Candidate, has_begun: bool, here: Here) -> str | None:
+    """Why the model that is there is the last rung, in one sentence; None to climb on. Photos that judge have no say.
 
-    last_s: seconds that the training before this one took, 0 if there was none.
+    has_begun: whether another training has been before.
     """
     if here.config.mode == "frozen":
         return ""
-    a, name = best.evaluation.accuracy, name_of(best)
-    if _no_room(best):
-        num_right = round(a.value * a.n)
-        wrong = f"only {a.n - num_right}" if num_right < a.n else "none"
-        return f"{name}: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
+    name = name_of(best.outcome)
+    if full := without_room(*best.counts):
+        num_wrong = full.n - round(full.value * full.n)
+        wrong = f"only {num_wrong}" if num_wrong else "none"
+        return f"{name}: it has {wrong} of {full.n} {full.split} photos wrong, too few to show that any model is better"
     if missing_for_training():
         return f"{name}: letting layers learn may give a better one, and needs torch: pip install 'regraft[train]'"
-    left_s = here.left_s(a.n)
-    if left_s is not None and left_s < max(WORTH_S, TIMES_LAST * last_s):
-        return f"{name}: there was no time left to {'train all layers' if last_s else 'fine-tune'}"
+    left_s = here.left_s(best.outcome.evaluation.accuracy.n)
+    if left_s is not None and left_s < WORTH_S:
+        return f"{name}: there was no time left to {'train all layers' if has_begun else 'fine-tune'}"
     return None
-
-
-def _no_room(best: Outcome) -> bool:
-    a, cv = best.evaluation.accuracy, best.graft.cross_validated
-    return no_room(round(a.value * a.n), a.n) and (cv is None or no_room(round(cv.value * cv.n), cv.n))
 
 
 def _forget(out: Path) -> None:

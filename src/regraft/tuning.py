@@ -13,23 +13,25 @@ from regraft.backbones.features import Features, FeatureTable, extract
 from regraft.backbones.graph import Backbone, from_network
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, held_out
-from regraft.deliver.evaluate import Evaluation
 from regraft.frozen import folds_for, head_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError
+from regraft.ground.files import sha256_json
 from regraft.ground.runtime import torch_room
+from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.calibrate import calibrated
-from regraft.learn.compare import Pair, pair
-from regraft.learn.head import Head, out_of_fold
+from regraft.learn.compare import pair
+from regraft.learn.head import Head
 from regraft.learn.recipe import Recipe, choose, decide
-from regraft.run import Graft, Here, Outcome, Start, deliver
+from regraft.learn.selection import Selection
+from regraft.run import Graft, Here, Outcome, Start, delivered
 
 if TYPE_CHECKING:
     from regraft.learn.finetune import Tuned
 
 NUM_KNOWN = 500  # photos that tell what a tuned network knows
 VIEWS = 6  # versions of each photo that the last stages learn from, in turn
-FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
+FEW = 50  # photos that choose; with fewer, an open comparison is repeated by cross-validation
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,38 @@ class Rung:
 LAST_STAGES, FULL = Rung("last stages", "stages", True), Rung("full", ".", False)
 
 
-def rungs(config: TrainConfig) -> tuple[Rung, ...]:
-    """What is trained in turn. Whoever fixes something of the recipe wants that training alone."""
-    return (FULL,) if config.mode != "auto" or config.recipe != "regraft" or config.settings else (LAST_STAGES, FULL)
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is there, and what speaks for it.
+
+    Attributes:
+        outcome: The model as the run's bundle.
+        correct: `(N,)` bool, which of the photos that choose it has right.
+        counts: How many photos it has right that it has not seen, of several kinds; none of them judge.
+    """
+
+    outcome: Outcome
+    correct: np.ndarray
+    counts: tuple[Accuracy | None, ...]
+
+
+def rungs(config: TrainConfig, is_shifted: bool = False) -> tuple[Rung, ...]:
+    """What is trained in turn. Whoever fixes something of the recipe wants that training alone.
+
+    is_shifted: whether val is answered much worse than cross-validation says: then all layers have to learn, at once.
+    """
+    is_direct = config.mode != "auto" or config.recipe != "regraft" or config.settings or is_shifted
+    return (FULL,) if is_direct else (LAST_STAGES, FULL)
+
+
+def learning_from(start: Start, learned: Dataset) -> Start:
+    """The same, but that gradient descent learns from some of the photos to learn from."""
+    material = start.material
+    return replace(start, material=replace(material, splits=replace(material.splits, train=learned)))
 
 
 def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "Tuned":
-    """Gradient descent on the photos to learn from."""
+    """Gradient descent on the photos to learn from. Raises TooLittleTime where auto had better not begin."""
     splits = start.material.splits
     network = _network(start, here.config)
     decided = decide(here.mode, len(splits.train), from_solved=head is not None and here.config.weights != RANDOM)
@@ -63,7 +90,9 @@ def tuned_on_split(start: Start, head: Head | None, rung: Rung, here: Here) -> "
     train, val = _learned_and_watched(splits, recipe, here.config)
     left_s = here.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
     on_row = partial(here.told.row, part="last_stages" if rung.in_part else "")
+    is_optional = here.config.mode == "auto" and here.config.is_solved
     job = {"train": train, "val": val, "budget_s": left_s, "folder": here.out / rung.folder, "on_row": on_row}
+    job["is_optional"] = is_optional
     return _tuned(network, start, head, recipe, job, here)
 
 
@@ -103,6 +132,7 @@ def _identity(start: Start, here: Here) -> dict[str, str]:
     config = here.config
     return {
         "photos": start.material.fingerprint,
+        "learned": sha256_json(sorted(start.material.splits.train.hashes)),
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
@@ -113,8 +143,11 @@ def _identity(start: Start, here: Here) -> dict[str, str]:
     }
 
 
-def traced(folder: Path, tuned: "Tuned", start: Start, here: Here) -> Graft:
-    """A trained network as a backbone's graph and a head, which is what bundles are made of."""
+def traced(folder: Path, tuned: "Tuned", start: Start, unseen: Dataset, here: Here) -> Graft:
+    """A trained network as a backbone's graph and a head, which is what bundles are made of.
+
+    unseen: photos that it has not learned from, which tell how far those may lie that are like them.
+    """
     network = tuned.network
     layer: Any = network.module.get_submodule(network.heads[0])
     weight = layer.weight.detach().flatten(1).numpy()
@@ -130,11 +163,11 @@ def traced(folder: Path, tuned: "Tuned", start: Start, here: Here) -> Graft:
         backbone = replace(backbone, info={**backbone.info, "loaded": start.backbone.info["loaded"]})
         details["first_layer"] = start.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), start.material.splits
-    unseen = extract(backbone, splits.val if len(splits.val) else splits.judged[1], progress=here.progress)[1]
     calm, promises = calibrated(np.empty((0, len(bias))), np.empty(0, np.int64))  # nothing to go by
     if splits.test is not None and len(splits.val):  # photos that it has not learned from, and that are not scored
-        calm, promises = calibrated(unseen.x @ weight.T + bias, unseen.y)
-    known = _known(backbone, splits.train, unseen, here)
+        own = extract(backbone, splits.val, progress=here.progress)[1]
+        calm, promises = calibrated(own.x @ weight.T + bias, own.y)
+    known = _known(backbone, splits.train, extract(backbone, unseen, progress=here.progress)[1], here)
     return Graft(here.mode, backbone, weight, bias, details, None, calm, promises, known)
 
 
@@ -151,24 +184,33 @@ def name_of(best: Outcome) -> str:
     return "frozen" if recipe is None else LAST_STAGES.name if recipe["views"] else FULL.name
 
 
-def better(graft: Graft, rung: Rung, best: Outcome, start: Start, here: Here) -> Outcome:
-    """The tuned model as the bundle if it is clearly better on the same photos, else the best one that is there."""
-    found: list[tuple[Pair, str]] = []
+def correct_of(graft: Graft, photos: Dataset, here: Here) -> np.ndarray:
+    """`(N,)` bool: which photos a model has right."""
+    if not len(photos):
+        return np.zeros(0, bool)
+    features = extract(graft.backbone, photos, progress=here.progress)[1]
+    return np.asarray((features.x @ graft.weight.T + graft.bias).argmax(axis=1) == features.y)
 
-    def is_better(evaluation: Evaluation) -> bool:
-        a = evaluation.accuracy
-        compared, how = pair(name_of(best), best.evaluation.right, rung.name, evaluation.right), a.split
-        few = compared.is_open and a.n < FEW and not start.material.splits.given and here.world.size == 1
-        if few and best.features is not None:
-            here.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
-            compared, how = _cross_compared(start, best.features, graft, rung, here), "cross-validated"
-        found.append((compared, how))
-        return compared.b_wins
 
-    evaluation = deliver(graft, start.material, here, accept=is_better)
-    compared, how = found[0]
-    kept = Outcome(graft, evaluation) if compared.b_wins else best
-    return replace(kept, decision=sentences(best.decision, compared.decision(how)))
+def better(graft: Graft, rung: Rung, best: Candidate, selection: Selection, start: Start, here: Here) -> Candidate:
+    """The tuned model as the bundle if it is clearly better on the photos that choose, else the one that is there.
+
+    Photos that judge have no part in it: a model that is not chosen is never judged.
+    """
+    name, correct = name_of(best.outcome), correct_of(graft, selection.photos, here)
+    compared, how = pair(name, best.correct, rung.name, correct), selection.name
+    counts: tuple[Accuracy | None, ...] = (selection.count(correct),)
+    is_open = compared.is_open and compared.n < FEW and here.world.size == 1
+    if is_open and best.outcome.features is not None and selection.is_set_aside:
+        here.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
+        frozen, tuned = _cross_validated(start, best.outcome.features, graft, rung, here)
+        compared, how = pair(name, frozen, rung.name, tuned), "cross-validated"
+        counts = (accuracy(int(tuned.sum()), len(tuned), how),)
+    if compared.b_wins:
+        graft = replace(graft, details={**graft.details, "chosen_on": selection.to_json()})
+        best = Candidate(delivered(graft, start.material, here), correct, counts)
+    decision = sentences(best.outcome.decision, compared.decision(how))
+    return replace(best, outcome=replace(best.outcome, decision=decision))
 
 
 def sentences(*parts: str) -> str:
@@ -176,15 +218,17 @@ def sentences(*parts: str) -> str:
     return ". ".join(part.removesuffix(".") for part in parts if part)
 
 
-def _cross_compared(start: Start, features: FeatureTable, graft: Graft, rung: Rung, here: Here) -> Pair:
-    """Frozen and tuned on every photo, each judged by models that have not seen it."""
-    dataset, recipe = start.material.dataset, Recipe(**graft.details["recipe"])
-    folds = folds_for(dataset, here.config)
-    said = np.full(len(dataset), -1)
+def _cross_validated(
+    start: Start, features: FeatureTable, graft: Graft, rung: Rung, here: Here
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which photos to learn from frozen and tuned have right, `(n,)` bool each, by models that have not seen them."""
+    photos, recipe = start.material.splits.train, Recipe(**graft.details["recipe"])
+    folds = folds_for(photos, here.config)
+    said = np.full(len(photos), -1)
     numbers = [int(number) for number in np.unique(folds[folds >= 0])]
     for done, number in enumerate(numbers):
         inside = np.flatnonzero(folds == number)
-        train, val = dataset.subset(np.flatnonzero(folds != number)), dataset.subset(inside)
+        train, val = photos.subset(np.flatnonzero(folds != number)), photos.subset(inside)
         left_s = here.left_s(0)
         budget_s = None if left_s is None else left_s / (len(numbers) - done)
         here.progress.say(f"fold {done + 1} of {len(numbers)}")
@@ -196,7 +240,7 @@ def _cross_compared(start: Start, features: FeatureTable, graft: Graft, rung: Ru
         }
         head = head_of(start.features, train, here.config) if start.features else None
         said[inside] = _tuned(_network(start, here.config), start, head, recipe, job, here).answers
-    judged = folds >= 0
-    penalty = head_of(features, dataset, here.config).penalty
-    frozen = np.nan_to_num(out_of_fold(features.of(dataset), len(dataset.classes), folds, penalty)).argmax(axis=1)
-    return pair("frozen", (frozen == dataset.labels)[judged], rung.name, (said == dataset.labels)[judged])
+    compared = folds >= 0
+    held_out = head_of(features, photos, here.config).held_out
+    frozen = np.nan_to_num(held_out, nan=-np.inf).argmax(axis=1)
+    return (frozen == photos.labels)[compared], (said == photos.labels)[compared]

@@ -205,14 +205,21 @@ def engine_identity(precision: Precision) -> str:
 def best_precision(graph: Path, images: np.ndarray) -> tuple[Precision, float | None]:
     """bf16 where the processor has it and its features agree with f32 on `images (B, H, W, 3)` uint8.
 
+    It is kept with the graph, so what `REGRAFT_PRECISION` says today has no part in it.
+
     Returns the precision and the worst cosine, None where the processor has no bf16.
     """
-    if not has_bf16():
+    if not is_bf16_native():
         return "f32", None
+    agreement = _agreement(graph, images)
+    return ("bf16" if agreement >= MIN_AGREEMENT else "f32"), agreement
+
+
+def _agreement(graph: Path, images: np.ndarray) -> float:
+    """The worst cosine between features in bf16 and in f32."""
     exact, fast = Engine(graph, "f32")(images)["features"], Engine(graph, "bf16")(images)["features"]
     norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(fast, axis=1)
-    agreement = float(np.min((exact * fast).sum(axis=1) / np.maximum(norms, 1e-12)))
-    return ("bf16" if agreement >= MIN_AGREEMENT else "f32"), agreement
+    return float(np.min((exact * fast).sum(axis=1) / np.maximum(norms, 1e-12)))
 
 
 def usable_precision(recorded: str) -> Precision:
@@ -220,10 +227,15 @@ def usable_precision(recorded: str) -> Precision:
     return "bf16" if recorded == "bf16" and has_bf16() else "f32"
 
 
-@cache
 def has_bf16() -> bool:
     """Whether to compute in bfloat16: the processor does so natively, and `REGRAFT_PRECISION` is not f32."""
-    return not is_full_precision() and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return not is_full_precision() and is_bf16_native()
+
+
+@cache
+def is_bf16_native() -> bool:
+    """Whether the processor computes in bfloat16 by itself."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_gpu() -> bool:

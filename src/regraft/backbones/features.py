@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import PIL
 
 from regraft.backbones.engine import AnyEngine
 from regraft.backbones.graph import Backbone
-from regraft.data import decode
 from regraft.data.decode import Unreadable
+from regraft.data.decoders import decoder_identity
 from regraft.data.scan import Dataset, checked, map_photos
 from regraft.data.store import RowStore, RowTable, look_up_or_compute
 from regraft.data.transforms import Preprocessing, photo_to_input
@@ -90,8 +89,8 @@ class Features:
 
 def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> RowStore:
     """Where features are kept. engine: what values depend on besides the graph, as given by `engine_identity`."""
-    decoder = [decode.VERSION, PIL.__version__]
-    return RowStore("features", sha256_json([graph_sha256, preprocessing.to_json(), decoder, engine])[:32])
+    what = [graph_sha256, preprocessing.to_json(), decoder_identity(), engine]
+    return RowStore("features", sha256_json(what)[:32])
 
 
 def store_of(backbone: Backbone) -> RowStore:

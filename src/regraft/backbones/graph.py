@@ -24,6 +24,7 @@ from regraft.backbones.engine import (
     best_precision,
     engine_identity,
     has_gpu,
+    is_bf16_native,
     usable_precision,
 )
 from regraft.backbones.packaged import TRUNK, is_packaged, packaged_graph, packaged_info, packaged_key
@@ -99,7 +100,7 @@ class Backbone:
     @property
     def engine_identity(self) -> str:
         """What feature values depend on besides the graph and the photo."""
-        return f"torch {version_of('torch')} cuda" if self._is_for_torch else engine_identity(self.precision)
+        return f"torch {version_of('torch')} cuda f32" if self._is_for_torch else engine_identity(self.precision)
 
     def engine(self) -> AnyEngine:
         """OpenVINO on the processor, torch on a GPU; levels are known to the graph alone."""
@@ -164,7 +165,7 @@ def load_backbone(
 
 def _unpacked(size: int | None, progress: Progress) -> Backbone:
     """The backbone that comes with regraft, in the cache as one that was traced."""
-    key = packaged_key(size)
+    key = sha256_json([packaged_key(size), tracing_identity()[-1]])[:32]
     if kept := intact(cache_folder() / "graphs" / key):
         return Backbone(cache_folder() / "graphs" / key, kept)
     graphs = writable_cache("graphs", progress)
@@ -252,10 +253,18 @@ def _request_hash(name: str, weights: str | None, seed: int, size: int | None = 
             "weights": _identity(name, weights),
             "seed": seed if weights == RANDOM else 0,
             "size": size,
-            "versions": [version_of("timm"), version_of("torchvision")],
+            "made by": tracing_identity(),
             "format": FORMAT,
         }
     )
+
+
+def tracing_identity() -> list[str | None]:
+    """What a traced graph depends on besides the network and its weights: who builds and exports it, and the processor.
+
+    The latter because whether bf16 agrees with single precision can only be found out where there is bf16.
+    """
+    return [*map(version_of, ("timm", "torchvision", "torch")), "bf16" if is_bf16_native() else "f32"]
 
 
 def _identity(name: str, weights: str | None) -> str:

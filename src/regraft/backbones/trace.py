@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from regraft.backbones import network as networks
 from regraft.backbones.engine import Engine, best_precision
-from regraft.backbones.graph import FORMAT, intact, sealed
+from regraft.backbones.graph import FORMAT, intact, sealed, tracing_identity
 from regraft.backbones.network import FeatureGraph, Network, check_linear
 from regraft.backbones.probe import probe_images
 from regraft.ground.errors import BackboneError, RegraftError
@@ -88,7 +88,7 @@ def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
 
 def _key(network: Network) -> str:
     tensors = {name: tensor_hash(value) for name, value in network.module.state_dict().items()}
-    what = [FORMAT, str(network.reference), network.preprocessing.to_json(), tensors]
+    what = [FORMAT, tracing_identity(), str(network.reference), network.preprocessing.to_json(), tensors]
     return sha256_json(what)[:32]
 
 

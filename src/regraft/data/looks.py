@@ -4,11 +4,11 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from regraft.data import decode
 from regraft.data.decode import Header, Unreadable
+from regraft.data.decoders import decoder_identity
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.store import RowStore, look_up_or_compute
 from regraft.ground.files import sha256_json
@@ -49,7 +49,7 @@ def look(dataset: Dataset, *, progress: Progress = QUIET) -> tuple[Looks, dict[i
 
     Raises DataError when a photo changed since it was scanned.
     """
-    store = RowStore("looks", sha256_json([VERSION, decode.VERSION, PIL.__version__])[:32])
+    store = RowStore("looks", sha256_json([VERSION, *decoder_identity()])[:32])
 
     def compute(new: list[int], advance: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray | str]]:
         for i, outcome in zip(new, map_photos(lambda k: _measured(dataset, new[k]), len(new), advance), strict=True):

@@ -56,7 +56,7 @@ def manifest_of(
         "format": FORMAT,
         "classes": list(classes),
         "preprocessing": info["preprocessing"],
-        "precision": info["precision"],
+        "precision": backbone.precision,
         "temperature": temperature,
         "thresholds": thresholds,
         "heads": info["heads"],

@@ -27,6 +27,7 @@ from regraft.learn.checkpoint import latest_checkpoint
 from regraft.learn.head import Head
 from regraft.learn.learner import Fit, Learner, Row, resume
 from regraft.learn.loop import answers, fit, gradients
+from regraft.learn.planning import TooLittleTime, plan
 from regraft.learn.prefixes import behind
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About, continued
@@ -35,7 +36,6 @@ from regraft.learn.world import World
 PROBED_STEPS = 2  # that measure how long an epoch takes
 JUDGING_COST = 0.35  # of a photo that is judged, beside one that is learned from
 FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
-SAFETY = 0.92  # share of the time that is planned for
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
 
@@ -47,7 +47,8 @@ class Job:
     seed: of order, augmentation and first weights.  workers: -1 to decide.  budget_s: seconds it may take, None for as
     long as it takes.  folder: the run's, for checkpoints; None keeps nothing.  identity: what must be the same for a
     checkpoint to be continued.  force: continue although settings of the recipe have changed.  on_row: told of each
-    finished epoch, also of those before a checkpoint that is continued.
+    finished epoch, also of those before a checkpoint that is continued.  is_optional: not to be begun where less than
+    half of its epochs fit into the time.
     """
 
     train: Dataset
@@ -59,6 +60,7 @@ class Job:
     identity: dict[str, str] = field(default_factory=dict)
     force: bool = False
     on_row: Callable[[Row], None] = lambda row: None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Tuned:
 def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, world: World, progress: Progress) -> Tuned:
     """Train a network on photos. head: solved on its features, for a recipe whose head starts there.
 
-    Raises TrainError, ConfigError, DataError.
+    Raises TrainError, ConfigError, DataError; TooLittleTime where the job is optional and its time is too short.
     """
     deadline = float("inf") if job.budget_s is None else time.monotonic() + job.budget_s
     keep_freed_memory()
@@ -109,7 +111,7 @@ def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, worl
         for row in fitted.rows:
             job.on_row(row)
     elif job.budget_s is not None:
-        _fit_to_time(learner, train, val, deadline, progress)
+        _fit_to_time(learner, train, val, deadline, job.is_optional, progress)
     progress.say(f"recipe: {learner.recipe}")
     try:
         fitted = fit(learner, fitted, train, val, job.folder, deadline, progress)
@@ -273,8 +275,13 @@ def _class_weights(dataset: Dataset) -> tuple[float, ...]:
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
 
 
-def _fit_to_time(learner: Learner, train: Loader, val: Loader, deadline: float, progress: Progress) -> None:
-    """Plan as many epochs as there is time for, by the speed of a few steps that change nothing."""
+def _fit_to_time(
+    learner: Learner, train: Loader, val: Loader, deadline: float, is_optional: bool, progress: Progress
+) -> None:
+    """Plan as many epochs as there is time for, by the speed of a few steps that change nothing.
+
+    Raises TooLittleTime where it is optional and half of its epochs do not fit.
+    """
     learner.network.eval()
     num_photos, began = 0, time.monotonic()
     for number, batch in enumerate(islice(train.load(0), PROBED_STEPS + 1)):
@@ -285,14 +292,12 @@ def _fit_to_time(learner: Learner, train: Loader, val: Loader, deadline: float, 
     learner.optimizer.zero_grad()
     per_photo = (time.monotonic() - began) / num_photos / learner.world.size
     epoch_s = per_photo * (len(train.photos) + JUDGING_COST * len(val.photos))
-    left = max(0.0, deadline - time.monotonic())
-    wanted = learner.recipe.epochs
-    epochs = learner.world.agree(min(wanted, max(1, int(SAFETY * left / epoch_s))))
-    learner.about = learner.about.fitted(epochs=epochs)
-    progress.say(
-        f"speed: {1 / per_photo:.0f} photos/s; {epochs} of {wanted} epochs fit into the {left:.0f} s left, "
-        f"about {epochs * epoch_s:.0f} s"
-    )
+    found = plan(learner.recipe.epochs, epoch_s, deadline - time.monotonic(), 1 / per_photo)
+    found = learner.world.agree(found)
+    if is_optional and not found.is_worth_it:
+        raise TooLittleTime(found.declined())
+    learner.about = learner.about.fitted(epochs=found.epochs)
+    progress.say(found.said(time.time()))
 
 
 def _taken_out(network: Network, learner: Learner, val: Loader, progress: Progress) -> tuple[Network, np.ndarray]:

@@ -44,8 +44,8 @@ class Tried:
     @property
     def score(self) -> Score:
         """Cross-validated on the photos to learn from, of a head that was."""
-        assert self.head.best is not None
-        return self.head.best
+        assert self.head.cross_validated is not None
+        return self.head.cross_validated
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the manifest."""
