@@ -13,7 +13,7 @@ from regraft.backbones.graph import first_layer
 from regraft.data.scan import Dataset, list_photos
 from regraft.deliver.bundle import Bundle
 from regraft.deliver.evaluate import Evaluation, evaluate, evaluate_dataset, in_order_of
-from regraft.ground.config import TrainConfig
+from regraft.ground.config import FolderOptions, TrainConfig
 from regraft.ground.errors import DataError
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import cache_folder
@@ -50,9 +50,8 @@ def report(
     run = bundle.folder.parent
     summary = recorded(run)
     if folder is None:
-        name, dataset = _kept_for_judging(
-            run, summary, progress, "Give the photos to judge on: regraft report BUNDLE DIR"
-        )
+        cure = "Give the photos to judge on: regraft report BUNDLE DIR"
+        name, dataset = _of_run(bundle, ("test", "val"), progress, cure)
         evaluation = evaluate_dataset(bundle, in_order_of(bundle, dataset), name, progress=progress)
     else:
         evaluation, summary = evaluate(bundle, folder, progress=progress), {**summary, "findings": []}
@@ -61,14 +60,12 @@ def report(
 
 def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     """The photos that a training kept for judging its bundle. cure: what to do without. Raises DataError."""
-    run = bundle.folder.parent
-    return _kept_for_judging(run, recorded(run), progress, cure)[1]
+    return _of_run(bundle, ("test", "val"), progress, cure)[1]
 
 
 def learned_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     """The photos that a bundle has learned from. cure: what to do without. Raises DataError."""
-    run = bundle.folder.parent
-    return _of_run(run, recorded(run), ("train",), progress, cure)[1]
+    return _of_run(bundle, ("train",), progress, cure)[1]
 
 
 def write_report(
@@ -119,15 +116,10 @@ def _is_finding(one: Any) -> bool:
     return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
 
 
-def _kept_for_judging(run: Path, summary: dict[str, Any], progress: Progress, cure: str) -> tuple[str, Dataset]:
-    """Name and photos of the split that a training judged its bundle on. Raises DataError."""
-    return _of_run(run, summary, ("test", "val"), progress, cure)
-
-
-def _of_run(
-    run: Path, summary: dict[str, Any], names: tuple[str, ...], progress: Progress, cure: str
-) -> tuple[str, Dataset]:
-    """Name and photos of the first of some splits that a training has had. Raises DataError."""
+def _of_run(bundle: Bundle, names: tuple[str, ...], progress: Progress, cure: str) -> tuple[str, Dataset]:
+    """Name and photos of the first of some splits that a bundle's training has had. Raises DataError."""
+    run = bundle.folder.parent
+    summary, options = recorded(run), FolderOptions.recorded(bundle.manifest["provenance"]["config"])
     use = "learned from" if names == ("train",) else "was judged on"
     try:
         rows = [json.loads(line) for line in (run / "photos.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -140,7 +132,7 @@ def _of_run(
         raise DataError(f"{run} does not say which photos its model {use}. {cure}.")
     if not folder.exists():
         raise DataError(f"{folder}, the photos of {run}, is gone. {cure}.")
-    dataset = list_photos(folder, progress=progress)
+    dataset = list_photos(folder, options=options, progress=progress)
     found = [i for i in range(len(dataset)) if (dataset.paths[i], dataset.hashes[i]) in wanted]
     if len(found) < len(wanted):
         missing = f"{len(wanted) - len(found)} of the {len(wanted)} photos that {run} {use}"

@@ -131,9 +131,10 @@ def _photos(here: Here) -> Dataset:
     """All photos, as the folders say or as somebody has put right. Those that no head is solved on are decoded once."""
     config = here.config
     listed = list_photos if config.is_solved else scan
-    several = bool(config.also)
-    parts = [listed(here.photos, min_classes=2 - several, progress=here.progress)]
-    parts += [listed(folder, min_classes=1, progress=here.progress) for folder in config.also]
+    several, options = bool(config.also), config.folder_options
+    parts = [listed(here.photos, min_classes=2 - several, options=options, progress=here.progress)]
+    options = replace(options, known_classes=parts[0].classes)
+    parts += [listed(folder, min_classes=1, options=options, progress=here.progress) for folder in config.also]
     dataset = joined(parts, val_fraction=config.val_fraction, seed=config.seed)
     for file in config.relabel:
         dataset = relabelled(dataset, Path(file), [part.root for part in parts])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from regraft.data.class_names import refuse_twins, refuse_unwritable
 from regraft.data.layout import natural_key
 from regraft.data.manifest import Row, read_rows
 from regraft.data.scan import Dataset
@@ -27,6 +28,7 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
         datasets = [one if "train" in one.splits else _split(one, judged, val_fraction, seed) for one in datasets]
     root = Path(os.path.commonpath([one.root.resolve() for one in datasets]))
     classes = sorted({name for one in datasets for name in one.classes}, key=natural_key)
+    refuse_twins(" and ".join(str(one.list_file or one.root) for one in datasets), "classes", classes)
     places = {one.root: one.root.resolve().relative_to(root) for one in datasets}
     number = {name: i for i, name in enumerate(classes)}
     whole = replace(
@@ -39,6 +41,7 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
         hashes=tuple(chain.from_iterable(one.hashes for one in datasets)),
         quarantine=tuple(replace(q, path=str(places[one.root] / q.path)) for one in datasets for q in one.quarantine),
         notes=tuple(chain.from_iterable(one.notes for one in datasets)),
+        list_file=None,
     )
     first = {path: i for i, path in reversed(list(enumerate(whole.paths)))}
     return whole if len(first) == len(whole) else whole.subset(sorted(first.values()))
@@ -59,6 +62,8 @@ def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Data
         changed += labels[index] != row.label
         labels[index] = row.label
     classes = sorted(set(labels), key=natural_key)
+    refuse_unwritable(file, classes)
+    refuse_twins(f"{dataset.root} with the labels of {file}", "classes", classes)
     note = f"{changed} labels changed as {file.name} says"
     return replace(
         dataset,
