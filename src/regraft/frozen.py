@@ -54,7 +54,7 @@ def _delivered(one: Tried, tried: list[Tried], start: Start, here: Here) -> Outc
     """One of the heads tried as the bundle."""
     head, material = one.head, start.material
     is_told = material.splits.given or len(material.splits.judged[1]) >= MANY
-    whole = None if is_told else _cross_validated(one.way.features, material.dataset, head, here.config)
+    whole = None if is_told else _cross_validated(one.way.features, material.dataset, head, here)
     details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
     if len(tried) > 1:
         details["searched"] = [other.to_json() for other in tried]
@@ -76,10 +76,12 @@ def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
     return folds_of(photos, config.num_folds, config.seed)
 
 
-def _cross_validated(features: Features, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
+def _cross_validated(features: Features, photos: Dataset, head: Head, here: Here) -> Accuracy | None:
     """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
-    folds = folds_for(photos, config)
+    folds = folds_for(photos, here.config)
     if not (folds >= 0).any():
         return None
-    found = score(out_of_fold(features, len(photos.classes), folds, head.penalty), photos.labels, head.penalty)
+    with here.progress.step("cross-validate"):
+        log_p = out_of_fold(features, len(photos.classes), folds, head.penalty)
+    found = score(log_p, photos.labels, head.penalty)
     return accuracy(found.num_right, found.n, "cross-validated")

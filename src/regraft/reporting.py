@@ -75,7 +75,8 @@ def write_report(
     provenance = bundle.manifest["provenance"]
     command = repeat_command(summary["photos"], provenance["config"]) if "photos" in summary else ""
     record = Record(summary, command, _before(provenance))
-    return Report(write_page(path, report_html(bundle, evaluation, record, progress)), evaluation)
+    with progress.step("write report"):
+        return Report(write_page(path, report_html(bundle, evaluation, record, progress)), evaluation)
 
 
 def repeat_command(photos: str, config: dict[str, Any]) -> str:

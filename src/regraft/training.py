@@ -66,7 +66,7 @@ def train_run(
 def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: Told) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
-    with progress.step("total"), join() as world, _held(out, world, config):
+    with progress.step("total", is_announced=False), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
         here = Here(folder, out, config, deadline, world, progress, began, listening)
         if world.is_main:

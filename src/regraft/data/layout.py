@@ -370,8 +370,8 @@ def _why_not_entered(entry: os.DirEntry[str], listing: Listing) -> str | None:
         return f"cannot be read: {(error.strerror or str(error)).lower()}"
     if reason := why_not_followed(path, listing.root, anywhere=anywhere):
         return reason
-    if anywhere and entry.is_symlink() and identity in listing.walked:
-        return "a link to a folder that is read already"
+    if anywhere and identity in listing.walked:
+        return "a folder that is read already, by a link or under another name"
     listing.walked.add(identity)
     return None
 

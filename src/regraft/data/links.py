@@ -1,7 +1,7 @@
 """Links among photos: which ones are followed, and why the others are not.
 
 Unless links are followed by wish, none leads out of the data set. With them, a link may lead anywhere, except in a
-circle: to a folder around itself or around the data set, or to one that is read already.
+circle: to a folder around itself or around the data set, or to one that is read already. No folder is read twice.
 """
 
 import os

@@ -10,6 +10,7 @@ import re
 _MARKED = ("=", "+", "-", "@", "'")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 _ESCAPED = "'\\"
+_ESCAPES = re.compile(r"(?:[^\\]|\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5}|U0010[0-9a-f]{4}))*", re.ASCII)
 
 
 def to_cell(text: str) -> str:
@@ -35,11 +36,9 @@ def from_cell(cell: str) -> str:
     Returns:
         The text.
     """
-    if cell.startswith(_ESCAPED):
-        try:
-            return cell[len(_ESCAPED) :].encode("ascii").decode("unicode_escape")
-        except UnicodeError:
-            return cell.strip()
+    escaped = cell.removeprefix(_ESCAPED)
+    if escaped != cell and escaped.isascii() and _ESCAPES.fullmatch(escaped):
+        return escaped.encode("ascii").decode("unicode_escape")
     if cell.startswith("'") and _is_marked(cell[1:]):
         return cell[1:]
     return cell.strip()
