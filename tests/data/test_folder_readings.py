@@ -164,7 +164,7 @@ PATIENTS = ("sick/p1/a.png", "sick/p2/a.png", "well/p3/a.png", "well/p4/deep/a.p
 def test_folders_that_could_be_patients_are_refused_with_all_readings(tmp_path, prefix, name):
     touch(tmp_path, *(prefix + path.replace("/p", f"/{name}") for path in PATIENTS))
     told = refusal(tmp_path)
-    assert f"{tmp_path / prefix / 'sick'} holds folders ({name}1, {name}2)" in told
+    assert f"{tmp_path / prefix} has folders in its class folders ({name}1, {name}2, {name}3 and 1 more)" in told
     assert "--class-level top (the class is 'sick')" in told
     assert f"--class-level path ('sick/{name}1')" in told
     labels = {label for _, label in read(tmp_path, class_level="top").values()}
@@ -188,6 +188,23 @@ def test_classes_in_classes_are_read_and_said_once(tmp_path):
     listing = list_folder(touch(tmp_path, "birds/owl/1.jpg", "birds/hawk/1.jpg", "cats/lion/1.jpg"))
     assert [one.label for one in listing.files] == ["birds/hawk", "birds/owl", "cats/lion"]
     assert [note for note in listing.notes if "'birds/hawk'; --class-level" in note] == listing.notes
+
+
+def test_patients_deeper_in_the_classes_are_seen(tmp_path):
+    touch(tmp_path, "benign/SOB/adenosis/A_14-2254/40X/1.png", "malignant/SOB/ductal/M_DC_14-1092/40X/1.png")
+    assert "has folders in its class folders (A_14-2254, M_DC_14-1092)" in refusal(tmp_path)
+
+
+def test_a_folder_of_images_within_every_class_is_no_part_of_its_name(tmp_path):
+    touch(tmp_path, "train/n01/images/1.jpg", "train/n02/images/1.jpg", "test/images/1.jpg")
+    listing = list_folder(tmp_path)
+    assert [one.label for one in listing.files] == ["n01", "n02"]
+    assert f"the classes of {tmp_path / 'train'} are named without /images, which is in all of them" in listing.notes
+
+
+def test_class_folders_that_are_data_sets_are_refused_by_name(tmp_path):
+    touch(tmp_path, *(f"{name}/{part}/good/1.png" for name in ("bottle", "cable") for part in ("train", "test")))
+    assert f"{tmp_path / 'bottle'} holds test, train, so it could be a data set of its own" in refusal(tmp_path)
 
 
 def test_leaves_that_differ_in_case_alone_are_refused(tmp_path):

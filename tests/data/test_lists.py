@@ -112,6 +112,20 @@ def test_some_wrong_paths_are_said_with_their_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "cure"),
+    [
+        ("f/0", "There is 0.png: paths need their extension"),
+        ("0.png", "It is there below f: write f/0.png"),
+        ("none/0.png", "Put the paths right"),
+    ],
+)
+def test_a_path_that_is_nearly_right_is_answered_with_the_right_one(tmp_path, monkeypatch, path, cure):
+    monkeypatch.chdir("/")
+    assert refusal(write(tmp_path, f"path,label\n{path},cat\n"), list_photos).endswith(f"{cure}.")
+    assert list_manifest(write(tmp_path, f"path,label\n{path},cat\nf/1.png,dog\n")).notes[0].endswith(f". {cure}")
+
+
 @pytest.mark.parametrize(("rows", "told"), [("f/0.png,cat\nf/9.png,dog", "one class only, 'cat'. Expected two")])
 def test_too_few_classes_are_answered_about_the_list(tmp_path, rows, told):
     message = refusal(write(tmp_path, f"path,label\n{rows}\n"), list_photos)

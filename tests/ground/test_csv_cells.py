@@ -32,7 +32,15 @@ def test_every_text_comes_back(row):
 
 @pytest.mark.parametrize(
     ("cell", "text"),
-    [("cat", "cat"), ("  cat ", "cat"), ("'tis", "'tis"), ("'=x", "=x"), ("'\\é", "'\\é"), ("'\\a\\q", "'\\a\\q"), ("", "")],
+    [
+        ("cat", "cat"),
+        ("  cat ", "cat"),
+        ("'tis", "'tis"),
+        ("'=x", "=x"),
+        ("'\\é", "'\\é"),
+        ("'\\a\\q", "'\\a\\q"),
+        ("", ""),
+    ],
 )
 def test_cells_that_people_write_are_read_as_they_mean_them(cell, text):
     assert from_cell(cell) == text

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import filterfalse
 from pathlib import Path
 
-from regraft.data.class_level import reading_note, refuse_two_readings
+from regraft.data.class_level import reading_note, refuse_two_readings, without_containers
 from regraft.data.class_names import refuse_twins
 from regraft.data.links import LEADS_OUT, identity_of, note_on_links, why_not_followed
 from regraft.data.split_names import is_container, is_unlabelled, mentions_split, split_of, splits_of
@@ -91,7 +91,7 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
             continue
         listing.splits.append(split)
         refuse_twins(folder, "folders", [entry.name for entry in _visible(folder, []) if _is_folder(entry)])
-        found = _labelled_files(folder, listing)
+        found = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
         listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in found]
     out = [q.path for q in listing.quarantine if q.reason == LEADS_OUT]
     listing.notes += note_on_links(f"lead out of {root}", out)
@@ -138,13 +138,14 @@ def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     named = splits_of([entry.name for entry in folders])
     only_splits = len(named) == len(folders) > 1  # then "train" is no class, even if it holds photos only
     if "train" not in named.values() or not (only_splits or _folders_in(place / _folder_of("train", named))):
-        return [("", _looked_through(listing.root, listing))]
+        return [("", _looked_through(listing.root, listing.options, listing.notes))]
     _check_splits(place, [entry for entry in folders if entry.name in named], named, listing.options)
     _set_aside([entry for entry in _visible(place, listing.notes) if not _is_folder(entry)], listing)
     _leave_others([entry.name for entry in folders if entry.name not in named], place, named, listing)
     found = [(split, place / _folder_of(split, named)) for split in SPLITS if split in named.values()]
-    train = _looked_through(found[0][1], listing)
-    return found if train == found[0][1] else [(s, _looked_through(folder, listing)) for s, folder in found]
+    if _looked_through(found[0][1], listing.options, []) == found[0][1]:
+        return found
+    return [(split, _looked_through(folder, listing.options, listing.notes)) for split, folder in found]
 
 
 def _check_splits(
@@ -209,9 +210,9 @@ def _around_splits(root: Path) -> Path:
     return inner
 
 
-def _looked_through(folder: Path, listing: Listing) -> Path:
+def _looked_through(folder: Path, options: FolderOptions, notes: list[str]) -> Path:
     """The folder of the classes: what is alone in another folder, and holds folders that are no splits, is no class."""
-    place, options = folder, listing.options
+    place = folder
     while (inner := _only_folder(place)) is not None:
         names = _folders_in(inner)
         if not names or any(split_of(name) for name in names) or _is_expected(inner.name, names, options):
@@ -220,7 +221,7 @@ def _looked_through(folder: Path, listing: Listing) -> Path:
             break
         place = inner
     if place != folder:
-        listing.notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
+        notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
     return place
 
 
@@ -273,24 +274,23 @@ def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]
             f"inside. Put the photos of each class in a folder of their own.{cure}"
         )
     _set_aside(loose, listing)
-    if listing.options.class_level is None:
-        _refuse_two_levels(folder, [entry.name for entry in class_folders], listing)
     for class_folder in class_folders:
         if _is_entered(class_folder, listing):
             yield from _files_of_class(Path(class_folder.path), class_folder.name, listing)
 
 
-def _refuse_two_levels(folder: Path, names: list[str], listing: Listing) -> None:
-    """Folders in class folders: refused where they could be something else, else said once. Raises DataError."""
-    known = set(listing.options.known_classes)
-    inner = {name: frozenset(_names_below(folder / name)) for name in names}
-    if known & {f"{name}/{own}" for name in names for own in inner[name]}:
-        return
-    refuse_two_readings(folder, inner)
-    if (note := reading_note(folder, inner)) and not any(
-        note.startswith("folders in the class") for note in listing.notes
-    ):
-        listing.notes.append(note)
+def _at_one_level(folder: Path, found: list[tuple[str, str]], listing: Listing) -> list[tuple[str, str]]:
+    """Files with classes named by the folders that were meant: refused where these are not clear. Raises DataError."""
+    labels = {label for label, _ in found}
+    if listing.options.class_level is not None or labels & set(listing.options.known_classes):
+        return found
+    if tail := without_containers(labels):
+        listing.notes.append(f"the classes of {folder} are named without {tail}, which is in all of them")
+        return [(label.removesuffix(tail), path) for label, path in found]
+    refuse_two_readings(folder, labels)
+    if not any(note.startswith("folders in the class folders") for note in listing.notes):
+        listing.notes += reading_note(folder, labels)
+    return found
 
 
 def _names_below(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -297,12 +298,24 @@ def _missing_note(missing: list[Row], is_any_there: bool, listing: Listing) -> l
         f"{named}; the first, {row.path} in line {row.line}, was looked for at "
         f"{(listing.root / row.path).absolute()}, since paths are relative to the list's folder"
     )
+    cure = _cure(row.path, listing.root.absolute())
     if is_any_there:
-        return [told]
-    others = [place for place in (Path.cwd(), *listing.root.absolute().parents) if (place / row.path).is_file()]
-    cure = f"It is there relative to {others[0]}: move the list to that folder" if others else "Put the paths right"
-    cure = "Write / between folders, not \\" if "\\" in row.path else cure
+        return [f"{told}. {cure}"]
     raise DataError(f"{told}. {cure}.")
+
+
+def _cure(path: str, root: Path) -> str:
+    """What to do about a path that leads to no file."""
+    if "\\" in path:
+        return "Write / between folders, not \\"
+    with suppress(OSError):  # where its folder is not there either
+        if same := sorted(one.name for one in (root / path).parent.iterdir() if one.stem == PurePosixPath(path).name):
+            return f"There is {same[0]}: paths need their extension"
+    with suppress(OSError):
+        if below := sorted(one.name for one in root.iterdir() if (one / path).is_file()):
+            return f"It is there below {below[0]}: write {below[0]}/{path}"
+    others = [place for place in (Path.cwd(), *root.parents) if (place / path).is_file()]
+    return f"It is there relative to {others[0]}: move the list to that folder" if others else "Put the paths right"
 
 
 def _words(row: Row) -> str:

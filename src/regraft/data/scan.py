@@ -169,7 +169,9 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
     if len(dataset.classes) - len(empty) >= min_classes:
         return _without_classes(dataset, empty) if empty else dataset
     seen = f"{dataset.num_found} files, {len(dataset)} of them readable photos"
-    seen += "".join(f"; the first: {q.path}: {q.reason}" for q in dataset.quarantine[:1] if len(dataset) == 0)
+    seen += "".join(
+        f"; the first: {q.path}: {q.reason}" for q in dataset.quarantine[:1] if not len(dataset) or dataset.list_file
+    )
     if len(dataset) == 0:
         raise DataError(f"{_place(dataset)} has no readable photos. {_expected(dataset, seen)}")
     (only,) = [name for name in dataset.classes if name not in empty]
