@@ -15,7 +15,14 @@ from regraft.ground import signals
 from regraft.ground.errors import RegraftError
 from regraft.ground.progress import Progress, printable
 from regraft.ground.version import __version__
-from regraft.options import with_coverage, with_json, with_promises, with_training_options
+from regraft.options import (
+    with_coverage,
+    with_folder_options,
+    with_follow_links,
+    with_json,
+    with_promises,
+    with_training_options,
+)
 from regraft.show import terminal
 
 
@@ -114,6 +121,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 )
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
+@with_folder_options
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @with_json
 def scan(
@@ -301,10 +309,11 @@ def compare(
 @cli.command()
 @click.argument("bundle")
 @click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
+@with_follow_links
 @with_promises
 @with_coverage
 @with_json
-def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any) -> None:
+def predict(bundle: str, photos: tuple[str, ...], follow_links: bool, as_json: bool, **promises: Any) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
     A photo far from all that were learned from is said to look new: its label means little. With --json one object a
@@ -319,7 +328,8 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
     from regraft.deliver.predict import predict as predict_photos
 
     failed = 0
-    for answer in predict_photos(load(bundle, **promises), photos, progress=Progress()):
+    answers = predict_photos(load(bundle, **promises), photos, follow_links=follow_links, progress=Progress())
+    for answer in answers:
         failed += answer.prediction is None
         if as_json:
             terminal.print_json(answer.to_json(), indent=None)
@@ -336,9 +346,10 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
 @cli.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
+@with_folder_options
 @with_promises
 @with_json
-def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
+def evaluate(bundle: str, folder: str, class_level: Any, follow_links: bool, as_json: bool, **promises: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
 
     \b
@@ -348,7 +359,8 @@ def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
     from regraft.deliver.bundle import load
     from regraft.deliver.evaluate import evaluate as evaluate_folder
 
-    result = evaluate_folder(load(bundle, **promises), folder, progress=Progress())
+    loaded, progress = load(bundle, **promises), Progress()
+    result = evaluate_folder(loaded, folder, class_level=class_level, follow_links=follow_links, progress=progress)
     if as_json:
         terminal.print_json(result.to_json())
         return

@@ -16,6 +16,7 @@ from regraft.backbones.graph import configured
 from regraft.data import findings
 from regraft.data.findings import BY_FEATURES, CERTAIN, KINDS, Finding, Kind, Suspect
 from regraft.data.looks import Looks, look
+from regraft.data.manifest import without_others
 from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
@@ -86,7 +87,7 @@ def examine(
     Raises RegraftError.
     """
     config = config or TrainConfig()
-    dataset, looks = _looked(list_photos(folder, progress=progress), progress)
+    dataset, looks = _looked(list_photos(folder, options=config.folder_options, progress=progress), progress)
     features = None if with_features is False else _features(dataset, config, bool(with_features), progress)
     return _examined(dataset, looks, features, config, progress)
 
@@ -166,9 +167,21 @@ def chosen_kinds(text: str) -> tuple[Kind, ...]:
 
 
 def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
-    """A copy without the photos of some kinds of findings, by hard links: no byte is copied, the original not touched.
+    """Write a copy without the photos of some kinds of findings.
 
-    Returns path -> reason of what was left out, and writes it to `<folder>.left-out.csv`. Raises OutputError.
+    Photos are hard links: no byte is copied, and the original is not touched. Where a list named the photos, the copy
+    has the list too, with the rows of its photos.
+
+    Args:
+        found: What `examine` has found.
+        folder: The new folder.
+        kinds: Of the findings whose photos are left out.
+
+    Returns:
+        Path -> reason of what was left out, which is also written to `<folder>.left-out.csv`.
+
+    Raises:
+        OutputError: The folder is not empty, lies among the photos, or cannot be written.
     """
     d, reasons = found.dataset, findings.left_out(found.findings, kinds)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
@@ -179,6 +192,8 @@ def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAI
     with published(folder) as partial:
         for path in kept.paths:
             _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
+        if d.list_file is not None:
+            write_atomic(partial / d.list_file.name, without_others(d.list_file, frozenset(kept.paths)))
     write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), kept.quarantine_csv())
     return {q.path: q.reason for q in kept.quarantine}
 
@@ -269,6 +284,7 @@ def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple
 
 
 def _link(source: Path, place: Path) -> None:
+    source = source.resolve()  # of a link, what it leads to
     try:
         os.link(source, place)
     except OSError:  # another file system, or one without links

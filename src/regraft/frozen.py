@@ -62,7 +62,7 @@ def _delivered(one: Tried, tried: list[Tried], start: Start, here: Here) -> Outc
     """One of the heads tried as the bundle."""
     head, material = one.head, start.material
     is_told = material.splits.given or len(material.splits.judged[1]) >= MANY
-    whole = None if is_told else _cross_validated(one.way.features, material.dataset, head, here.config)
+    whole = None if is_told else _cross_validated(one.way.features, material.dataset, head, here)
     details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
     if len(tried) > 1:
         details["searched"] = [other.to_json() for other in tried]
@@ -84,11 +84,13 @@ def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
     return folds_of(photos, config.num_folds, config.seed)
 
 
-def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
+def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, here: Here) -> Accuracy | None:
     """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
-    folds = folds_for(photos, config)
+    folds = folds_for(photos, here.config)
     if not (folds >= 0).any():
         return None
     own = features.of(photos)
-    found = score(out_of_fold(own, len(photos.classes), folds, head.penalty), own.y, head.penalty)
+    with here.progress.step("cross-validate"):
+        log_p = out_of_fold(own, len(photos.classes), folds, head.penalty)
+    found = score(log_p, own.y, head.penalty)
     return accuracy(found.num_right, found.n, "cross-validated")

@@ -76,7 +76,8 @@ def write_report(
     """The HTML file of a bundle that has been judged. summary: of its run, {} where there is none."""
     command = _command(bundle.folder.parent) if "photos" in summary else ""
     record = Record(summary, command, _before(bundle.manifest["provenance"]))
-    return Report(write_page(path, report_html(bundle, evaluation, record, progress)), evaluation)
+    with progress.step("write report"):
+        return Report(write_page(path, report_html(bundle, evaluation, record, progress)), evaluation)
 
 
 def _command(run: Path) -> str:

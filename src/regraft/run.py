@@ -27,6 +27,7 @@ from regraft.learn.world import World
 from regraft.run_dir import RunRecord, Step, photo_records
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
+CLASSES = 50  # that are counted in a line
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
 
 
@@ -201,7 +202,8 @@ def announce(material: Material, outcome: Outcome, here: Here) -> None:
 def say_what_is_there(material: Material, progress: Progress) -> None:
     """Counts, notes and what was left out, before anything long begins."""
     dataset, splits = material.dataset, material.splits
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
+    several = [f"{name} {count}" for name, count in dataset.counts.items()]
+    counts = ", ".join(several[:CLASSES]) + (f" and {len(several) - CLASSES} more" if len(several) > CLASSES else "")
     progress.say(f"photos: {len(dataset)} used of {dataset.num_found} found; {counts}")
     for note in dataset.notes:
         progress.say(f"  {note}")

@@ -120,7 +120,7 @@ def _train(
 ) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
-    with progress.step("total"), join() as world, _held(out, world, config):
+    with progress.step("total", is_announced=False), join() as world, _held(out, world, config):
         progress.quiet = progress.quiet or not world.is_main
         here = Here(
             folder, out, config, deadline, world, progress, began, listening, _step(folder, config, earlier), earlier
@@ -224,9 +224,10 @@ def _photos(here: Here) -> Dataset:
     if here.earlier is not None:
         return _grown(here, here.earlier)
     listed = list_photos if config.is_solved else scan
-    several = bool(config.also)
-    parts = [listed(here.photos, min_classes=2 - several, progress=here.progress)]
-    parts += [listed(folder, min_classes=1, progress=here.progress) for folder in config.also]
+    several, options = bool(config.also), config.folder_options
+    parts = [listed(here.photos, min_classes=2 - several, options=options, progress=here.progress)]
+    options = replace(options, known_classes=parts[0].classes)
+    parts += [listed(folder, min_classes=1, options=options, progress=here.progress) for folder in config.also]
     dataset = joined(parts, val_fraction=config.val_fraction, seed=config.seed)
     for file in config.relabel:
         dataset = relabelled(dataset, Path(file), [part.root for part in parts])

@@ -307,17 +307,27 @@ ODD_NAMES = (
 def test_odd_names_of_files_and_classes_are_names_like_any_other(tmp_path):
     photo = draw(tmp_path / "photo.jpg", HUES[0], 0, (12, 10)).read_bytes()
     root = tmp_path / "photos"
-    for name in ODD_NAMES:
-        folder = os.path.join(os.fsencode(root), name)  # noqa: PTH118  # names that are bytes
+    names = {os.fsdecode(name) for name in ODD_NAMES}
+    classes = {name for name in names if name.isprintable() or name.isascii() or "\u202e" in name}  # all but bytes
+    for name in names:
+        folder = os.fsencode(root / (name if name in classes else "bytes"))
         os.makedirs(folder)  # noqa: PTH103
-        with open(os.path.join(folder, name + b".jpg"), "wb") as file:  # noqa: PTH118
+        with open(os.path.join(folder, os.fsencode(name) + b".jpg"), "wb") as file:  # noqa: PTH118
             file.write(photo)
     dataset = scan(root)
-    names = {os.fsdecode(name) for name in ODD_NAMES}
-    assert set(dataset.classes) == names
-    assert set(dataset.paths) == {f"{name}/{name}.jpg" for name in names}
-    assert dataset.counts == dict.fromkeys(names, 1)
+    assert len(classes) == len(names) - 1
+    assert set(dataset.classes) == {*classes, "bytes"}
+    assert set(dataset.paths) == {f"{name if name in classes else 'bytes'}/{name}.jpg" for name in names}
+    assert dataset.counts == dict.fromkeys((*classes, "bytes"), 1)
     assert [dataset.read(i) for i in range(len(dataset))] == [photo] * len(names)
+
+
+def test_a_class_whose_name_is_no_text_is_refused_with_the_cure(tmp_path):
+    root = fill(tmp_path, {"tea": 1})
+    shutil.copytree(os.fsencode(root / "tea"), os.fsencode(root) + b"/caf\xe9")
+    message = refusal(root)
+    assert r"a class whose name is not UTF-8: 'caf\udce9'" in message
+    assert f"Rename it, as 'café' if that is Latin-1 (convmv -f latin1 -t utf8 -r --notest {root})." in message
 
 
 def test_a_photo_that_changes_or_vanishes_after_the_scan_is_never_replaced(tmp_path):

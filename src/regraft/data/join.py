@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from regraft.data.class_names import refuse_twins, refuse_unwritable
 from regraft.data.layout import Quarantined, natural_key
 from regraft.data.manifest import Row, read_rows
 from regraft.data.scan import Dataset, Labelling
@@ -39,6 +40,7 @@ def merged(datasets: Sequence[Dataset]) -> Dataset:
         return datasets[0]
     root = Path(os.path.commonpath([one.root.resolve() for one in datasets]))
     classes = sorted({name for one in datasets for name in one.classes}, key=natural_key)
+    refuse_twins(" and ".join(str(one.list_file or one.root) for one in datasets), "classes", classes)
     places = {one.root: one.root.resolve().relative_to(root) for one in datasets}
     number = {name: i for i, name in enumerate(classes)}
     whole = replace(
@@ -55,6 +57,7 @@ def merged(datasets: Sequence[Dataset]) -> Dataset:
         if any(one.groups for one in datasets)
         else (),
         labelled=tuple(chain.from_iterable(one.labelled or (Labelling("folder"),) * len(one) for one in datasets)),
+        list_file=None,
     )
     first = {path: i for i, path in reversed(list(enumerate(whole.paths)))}
     unused = {str(places[one.root] / q.path): q.reason for one in reversed(datasets) for q in one.quarantine}
@@ -83,6 +86,8 @@ def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Data
             changed, labelled[index] = changed + 1, Labelling("relabel")
         labels[index] = row.label
     classes = sorted(set(labels), key=natural_key)
+    refuse_unwritable(file, classes)
+    refuse_twins(f"{dataset.root} with the labels of {file}", "classes", classes)
     note = f"{changed} labels changed as {file.name} says"
     return replace(
         dataset,

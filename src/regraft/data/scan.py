@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from regraft.data.class_names import refuse_twins, refuse_unwritable
 from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes
 from regraft.data.layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
+from regraft.data.links import LEADS_OUT
 from regraft.data.manifest import list_manifest, refuse_conflicts
+from regraft.ground.config import AS_FOUND, FolderOptions
 from regraft.ground.errors import DataError, nearest
 from regraft.ground.files import csv_bytes, sha256_bytes
 from regraft.ground.progress import QUIET, Progress
@@ -48,6 +51,7 @@ class Dataset:
     is not split.  hashes: N SHA-256 of the files' contents, hexadecimal.  quarantine: files found and not used.
     notes: sentences about what else was seen.  groups: N names of what a photo belongs with, such as a patient, and is
     never parted from; () where each photo stands for itself.  labelled: N origins of the labels; () where nobody says.
+    list_file: the list that named the photos; None where folders did.
     """
 
     root: Path
@@ -60,6 +64,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     groups: tuple[str, ...] = field(default=(), repr=False)
     labelled: tuple[Labelling, ...] = field(default=(), repr=False)
+    list_file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,24 +128,37 @@ class Dataset:
         }
 
 
-def scan(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET) -> Dataset:
+def scan(
+    folder: str | Path, *, min_classes: int = 2, options: FolderOptions = AS_FOUND, progress: Progress = QUIET
+) -> Dataset:
     """Read a folder and try every file in it.
 
-    folder: `folder/<class>/<image>`, or `folder/train/<class>/<image>` with `val` (or `valid`, `validation`, `dev`)
-    and optionally `test`, or a list of photos (`data.manifest`).  Raises DataError when there is no such folder, when
-    it holds no photos or only one class, when a split has a class that `train` lacks, or when it can be read in more
-    than one way.
+    Args:
+        folder: `folder/<class>/<image>`, or `folder/train/<class>/<image>` with `val` (or `valid`, `validation`,
+            `dev`) and optionally `test`, or a list of photos (`data.manifest`).
+        min_classes: How many there have to be.
+        options: How folders in class folders, and links, are read.
+        progress: Where talk goes.
+
+    Returns:
+        Every file found, used or quarantined with a reason.
+
+    Raises:
+        DataError: There is no such folder, it holds no photos or too few classes, a split has a class that `train`
+            lacks, or it can be read in more than one way.
     """
-    dataset = list_photos(folder, min_classes=min_classes, progress=progress)
+    dataset = list_photos(folder, min_classes=min_classes, options=options, progress=progress)
     with progress.step("check photos", total=len(dataset)) as advance:
         check = partial(_why_unreadable, dataset)
         reasons = dict(enumerate(map_photos(check, len(dataset), advance)))
     return checked(dataset.without({i: reason for i, reason in reasons.items() if reason}), min_classes)
 
 
-def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET) -> Dataset:
+def list_photos(
+    folder: str | Path, *, min_classes: int = 2, options: FolderOptions = AS_FOUND, progress: Progress = QUIET
+) -> Dataset:
     """Like `scan`, but reads the files only to hash them: damaged photos are still in. For callers that decode next."""
-    listing = _listed(Path(folder).expanduser())
+    listing = _listed(Path(folder).expanduser(), options)
     files = listing.files
     classes = _class_map(listing)
     number = {name: i for i, name in enumerate(classes)}
@@ -156,6 +174,7 @@ def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress 
         quarantine=tuple(listing.quarantine),
         notes=tuple(listing.notes),
         labelled=(Labelling("folder" if Path(folder).expanduser().is_dir() else "list"),) * len(files),
+        list_file=listing.list_file,
     )
     return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)
 
@@ -166,18 +185,29 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
     if len(dataset.classes) - len(empty) >= min_classes:
         return _without_classes(dataset, empty) if empty else dataset
     seen = f"{dataset.num_found} files, {len(dataset)} of them readable photos"
-    if len(dataset) == 0:
-        first = dataset.quarantine[:1]
-        example = "".join(f"; the first: {q.path}: {q.reason}" for q in first)
-        raise DataError(
-            f"{dataset.root} has no readable photos. Expected {dataset.root}/<class>/<image>; found {seen}{example}. "
-            "Put the photos of each class in a folder of their own."
-        )
-    (only,) = [name for name in dataset.classes if name not in empty]
-    raise DataError(
-        f"{dataset.root} has photos of one class only, {only!r}. Expected two classes or more; found {seen}. "
-        "Add a folder with photos of something else."
+    seen += "".join(
+        f"; the first: {q.path}: {q.reason}" for q in dataset.quarantine[:1] if not len(dataset) or dataset.list_file
     )
+    if len(dataset) == 0:
+        raise DataError(f"{_place(dataset)} has no readable photos. {_expected(dataset, seen)}")
+    (only,) = [name for name in dataset.classes if name not in empty]
+    has = f"{_place(dataset)} has photos of one class only, {only!r}. Expected two classes or more; found {seen}. "
+    raise DataError(has + ("List" if dataset.list_file else "Add a folder with") + " photos of something else.")
+
+
+def _place(dataset: Dataset) -> Path:
+    """What the user named: a folder or a list."""
+    return dataset.list_file or dataset.root
+
+
+def _expected(dataset: Dataset, found: str) -> str:
+    """What was expected instead of no photos, what was found, and what to do."""
+    if any(q.reason == LEADS_OUT for q in dataset.quarantine):
+        return f"Found {found}. Follow the links with --follow-links."
+    if dataset.list_file:
+        return f"Expected paths relative to {dataset.root.absolute()}; found {found}. Put the paths right."
+    where = f"{dataset.root}/<class>/<image>"
+    return f"Expected {where}; found {found}. Put the photos of each class in a folder of their own."
 
 
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:
@@ -189,14 +219,14 @@ def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int]
                 yield result
 
 
-def _listed(place: Path) -> Listing:
+def _listed(place: Path, options: FolderOptions) -> Listing:
     """A folder, or a list of photos, as labelled files."""
     if place.is_dir():
-        listing = list_folder(place)
+        listing = list_folder(place, options)
         refuse_conflicts(listing)
         return listing
     if place.is_file() and is_manifest(place):
-        return list_manifest(place)
+        return list_manifest(place, options)
     if place.exists():
         raise DataError(
             f"{place} is a file. Expected the folder that holds <class>/<image>, or a list of photos "
@@ -209,7 +239,9 @@ def _listed(place: Path) -> Listing:
 
 def _class_map(listing: Listing) -> list[str]:
     """Classes by name, from `train` where there are splits. The others are matched to it by name."""
-    root, notes = listing.root, listing.notes
+    root, notes = listing.list_file or listing.root, listing.notes
+    refuse_unwritable(root, {one.label: None for one in listing.files})
+    refuse_twins(root, "classes", {one.label: None for one in listing.files if one.split in ("", "train")})
     per_split = {name: Counter(one.label for one in listing.files if one.split == name) for name in listing.splits}
     classes = sorted(per_split.get("train") or per_split.get("") or (), key=natural_key)
     for split in sorted(per_split.keys() - {"", "train"}):
@@ -217,7 +249,7 @@ def _class_map(listing: Listing) -> list[str]:
             hint = nearest(unknown, classes) or " Expected one of: " + ", ".join(classes) + "."
             raise DataError(
                 f"{root} has {per_split[split][unknown]} {split} photos of class {unknown!r}, which train does not "
-                f"have.{hint} Rename the folder, or add training photos of that class."
+                f"have.{hint} Rename it, or add training photos of that class."
             )
         if not per_split[split]:
             notes.append(f"{split} has no photos, as if it were not there")

@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 import numpy as np
 
@@ -122,22 +121,35 @@ def folds_of(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
 
 
 def grouped(dataset: Dataset, pattern: str) -> Dataset:
-    """The data set with photos grouped by what a regular expression finds in their file names.
+    """The data set with photos grouped by what a regular expression finds in their paths.
 
-    pattern: its first bracket, or all that it finds, is the group's name; a photo in which it finds nothing stands for
-    itself.  Raises ConfigError for a pattern that is none, or finds nothing at all.
+    Args:
+        dataset: Photos with paths such as `sick/patient7/1.png`, relative to the data set's folder.
+        pattern: Its first bracket, or all that it finds, is the group's name. A photo in which it finds nothing
+            stands for itself.
+
+    Returns:
+        The same photos with groups, and a note that says how many.
+
+    Raises:
+        ConfigError: The pattern is none, or finds nothing at all.
     """
     try:
-        found = [re.search(pattern, PurePath(path).name) for path in dataset.paths]
+        found = [re.search(pattern, path) for path in dataset.paths]
     except re.error as error:
         raise ConfigError(f"--group-by {pattern!r} is no regular expression: {error}.") from error
     if not any(found):
-        raise ConfigError(f"--group-by {pattern!r} finds nothing in any file name, such as {dataset.paths[0]!r}.")
+        raise ConfigError(f"--group-by {pattern!r} finds nothing in any path, such as {dataset.paths[0]!r}.")
     groups = tuple(
         f"={match[match.re.groups and 1]}" if match else content
         for match, content in zip(found, dataset.hashes, strict=True)
     )
-    note = f"{len(set(groups))} groups by {pattern!r}; photos of one stay on one side"
+    example, path = next(
+        (group, path) for group, match, path in zip(groups, found, dataset.paths, strict=True) if match
+    )
+    note = (
+        f"{len(set(groups))} groups by {pattern!r}, such as {example[1:]!r} of {path}; photos of one stay on one side"
+    )
     return replace(dataset, groups=groups, notes=(*dataset.notes, note))
 
 

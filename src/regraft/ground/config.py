@@ -9,7 +9,37 @@ from regraft.ground.errors import ConfigError
 
 Mode = Literal["auto", "frozen", "full", "scratch"]
 RecipeName = Literal["regraft", "tutorial"]
+ClassLevel = Literal["top", "leaf", "path"]
 AUTO_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How folders of photos are read, where there is more than one way.
+
+    Attributes:
+        class_level: Where class folders hold folders: "top" for the outer one as the class, "leaf" for the one that
+            holds the photos, "path" for both, as `birds/owl`. None to refuse what could be meant in two ways.
+        follow_links: Whether links to files and folders are followed, wherever they lead.
+        known_classes: Names that are expected, such as those of a model, where they decide how a name is read.
+    """
+
+    class_level: ClassLevel | None = None
+    follow_links: bool = False
+    known_classes: tuple[str, ...] = ()
+
+    @classmethod
+    def recorded(cls, config: Mapping[str, Any]) -> "FolderOptions":
+        """Those that a model was trained with.
+
+        Args:
+            config: As `TrainConfig.to_json` gives it, perhaps by an older version.
+        """
+        level = config.get("class_level")
+        return cls(level if level in get_args(ClassLevel) else None, config.get("follow_links") is True)
+
+
+AS_FOUND = FolderOptions()
 
 
 @dataclass(frozen=True)
@@ -44,9 +74,16 @@ class TrainConfig:
     num_folds: int = 5
     """Folds of the cross-validation that chooses the head's strength."""
 
+    class_level: ClassLevel | None = None
+    """Which folder names the class where class folders hold folders: "top", "leaf", or "path" for all of them. None to
+    refuse what could be meant in two ways."""
+
+    follow_links: bool = False
+    """Whether links to photos and folders are followed, wherever they lead."""
+
     group_by: str | None = None
-    """Regular expression that finds in a file's name what it belongs with, such as a patient or a video: photos of one
-    group stay on one side of every split."""
+    """Regular expression that finds in a photo's path, from the data set's folder on, what it belongs with, such as a
+    patient or a video: photos of one group stay on one side of every split."""
 
     also: tuple[str, ...] = ()
     """Further folders of photos, beside the one that is named first."""
@@ -82,9 +119,12 @@ class TrainConfig:
     """Never download anything."""
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName))):
+        levels = (None, *get_args(ClassLevel))
+        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName)), ("class_level", levels)):
             if getattr(self, name) not in known:
-                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
+                raise ConfigError(
+                    f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(map(str, known))}."
+                )
         if not 0 < self.val_fraction < 1 or self.num_folds < 2 or not (self.time_s is None or self.time_s > 0):
             raise ConfigError("Expected val_fraction between 0 and 1, two folds or more, and a time above 0.")
         if self.mode == "scratch" and self.weights not in (None, "random"):
@@ -109,6 +149,11 @@ class TrainConfig:
     def is_solved(self) -> bool:
         """Whether a head is solved first: not from random weights, and not where the notebook takes steps."""
         return self.mode != "scratch" and self.recipe == "regraft"
+
+    @property
+    def folder_options(self) -> FolderOptions:
+        """How its folders of photos are read."""
+        return FolderOptions(self.class_level, self.follow_links)
 
     def located(self) -> "TrainConfig":
         """The same with files named so that they are found from any folder."""

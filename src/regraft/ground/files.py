@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from regraft.ground.csv_cells import to_cell
 from regraft.ground.errors import OutputError
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import cache_folder
@@ -50,14 +51,12 @@ def json_bytes(value: Any) -> bytes:
 
 
 def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes:
-    """A CSV file; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """A CSV file that `regraft.ground.csv_cells.from_cell` reads back, and no spreadsheet takes for a program."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where a semicolon ends a cell
     writer.writerow(header)
-    writer.writerows(
-        [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in r] for r in rows
-    )
-    return buffer.getvalue().encode("utf-8", "backslashreplace")
+    writer.writerows([to_cell(cell) for cell in row] for row in rows)
+    return buffer.getvalue().encode()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -122,8 +122,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Mean F1, 0..1, over the classes that occur, of confusion matrices `(..., C, C)`, a row for each true class."""
-    n, said = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    f1 = 2 * np.diagonal(confusion, axis1=-2, axis2=-1) / np.maximum(n + said, 1)
+    return _mean_f1(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2))
+
+
+def _mean_f1(right: np.ndarray, n: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """Of counts `(..., C)`: photos of a class that were right, photos of it, and how often it was said."""
+    f1 = 2 * right / np.maximum(n + said, 1)
     return np.asarray(np.where(n > 0, f1, 0).sum(axis=-1) / np.maximum((n > 0).sum(axis=-1), 1))
 
 
@@ -140,6 +144,21 @@ def macro_f1_interval(confusion: np.ndarray) -> tuple[float, float]:
 
 def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     """`(K,)` of K confusion matrices, whose cells that are not empty `(n, 2)` hold `counts (K, n)`."""
-    matrices = np.zeros((len(counts), *confusion.shape), np.int64)
-    matrices[:, cells[:, 0], cells[:, 1]] = counts
-    return macro_f1(matrices)
+    size, (rows, columns) = len(confusion), cells.T
+    right = rows == columns
+    return _mean_f1(
+        *(
+            _added_up(counts[:, some], place[some], size)
+            for some, place in ((right, rows), (slice(None), rows), (slice(None), columns))
+        )
+    )
+
+
+def _added_up(counts: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+    """Counts `(K, n)` added up by their places `(n,)` among `size`: `(K, size)`. No matrix `(K, C, C)` is made."""
+    found = np.zeros((len(counts), size), counts.dtype)
+    order = np.argsort(places, kind="stable")
+    names, starts = np.unique(places[order], return_index=True)
+    if len(names):
+        found[:, names] = np.add.reduceat(counts[:, order], starts, axis=1)
+    return found
