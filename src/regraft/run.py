@@ -28,7 +28,8 @@ from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import OutputError
-from regraft.ground.files import json_bytes, published, sha256_json, write_atomic
+from regraft.ground.files import json_bytes, sha256_json
+from regraft.ground.ownership import output_folder, write_output
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
 from regraft.ground.trackers import Told
@@ -150,7 +151,7 @@ def deliver(
 ) -> Evaluation:
     """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
     try:
-        with published(here.out / "bundle") as partial, here.progress.step("save and judge"):
+        with output_folder(here.out / "bundle") as partial, here.progress.step("save and judge"):
             write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes, graft.known)
             evaluation = _judge_and_seal(partial, graft, material, here.config)
             if not accept(evaluation):
@@ -178,8 +179,8 @@ def write_photos(out: Path, material: Material) -> None:
                 for path, label, content in zip(part.paths, labels, part.hashes, strict=True)
             ]
     rows += [{"path": q.path, "quarantined": q.reason} for q in material.dataset.quarantine]
-    write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
-    write_atomic(out / "quarantine.csv", material.dataset.quarantine_csv())
+    write_output(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
+    write_output(out / "quarantine.csv", material.dataset.quarantine_csv())
 
 
 def finished(material: Material, outcome: Outcome, here: Here) -> Run:
@@ -201,7 +202,7 @@ def finished(material: Material, outcome: Outcome, here: Here) -> Run:
         "history": graft.details.get("history", []),
         "seconds": seconds,
     }
-    write_atomic(here.out / "result.json", json_bytes(summary))
+    write_output(here.out / "result.json", json_bytes(summary))
     return Run(here.out, load(here.out / "bundle"), summary, evaluation)
 
 

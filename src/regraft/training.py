@@ -6,7 +6,6 @@ photos -> features -> solved head -> bundle                          frozen
 photos -> network from random weights -> bundle                      scratch
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from regraft.doctor import chosen_kinds, counted, glance, treated
 from regraft.frozen import frozen_model, solve_head
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError
-from regraft.ground.files import PARTIAL, exclusive, remove, sweep
+from regraft.ground.files import exclusive, sweep, workspace
+from regraft.ground.ownership import remove_made
 from regraft.ground.progress import Progress
 from regraft.ground.trackers import Told, Tracker, told
 from regraft.learn.compare import no_room
@@ -36,7 +36,8 @@ from regraft.learn.world import World, join
 from regraft.reporting import NAME as REPORT
 from regraft.reporting import write_report
 from regraft.run import Here, Material, Outcome, Run, Start, announce, delivered, finished, place, say_what_is_there
-from regraft.tuning import LAST_STAGES, Rung, better, name_of, rungs, sentences, traced, tuned_on_split
+from regraft.run_folder import SCRATCH, check_run, claim_run
+from regraft.tuning import Rung, better, name_of, rungs, sentences, traced, tuned_on_split
 
 T = TypeVar("T")
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
@@ -66,7 +67,7 @@ def train_run(
 def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: Told) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
-    with progress.step("total"), join() as world, _held(out, world, config):
+    with progress.step("total"), join() as world, _held(out, world, config, progress):
         progress.quiet = progress.quiet or not world.is_main
         here = Here(folder, out, config, deadline, world, progress, began, listening)
         if world.is_main:
@@ -89,18 +90,20 @@ def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, lis
 
 
 @contextmanager
-def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
+def _held(out: Path, world: World, config: TrainConfig, progress: Progress) -> Iterator[None]:
     """The run's folder for this run alone, freed of what killed ones left."""
     if not world.is_main:
         world.wait()
         yield
         return
+    check_run(out)
     with exclusive(out):
         sweep(out)
+        claim_run(out, progress)
         if config.restart:
             _forget(out)
         if not (out / "checkpoints").exists():
-            remove(out / "history.jsonl")  # of the run before this one
+            remove_made(out / "history.jsonl")  # of the run before this one
         world.wait()
         yield
 
@@ -191,8 +194,8 @@ def _climbed(start: Start, head: Head | None, best: Outcome | None, rung: Rung, 
     tuned = tuned_on_split(start, head, rung, here)
     if not here.world.is_main:
         return None
-    with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
-        graft = traced(Path(folder), tuned, start, here)
+    with workspace(here.out) as folder:
+        graft = traced(folder, tuned, start, here)
         return delivered(graft, start.material, here) if best is None else better(graft, rung, best, start, here)
 
 
@@ -230,5 +233,5 @@ def _no_room(best: Outcome) -> bool:
 
 def _forget(out: Path) -> None:
     """A finished training has nothing to continue."""
-    for name in ("checkpoints", "folds", LAST_STAGES.folder):
-        remove(out / name)
+    for name in SCRATCH:
+        remove_made(out / name)
