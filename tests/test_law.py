@@ -26,6 +26,7 @@ ROOMS = (
     "show",
     "doctor",
     "run",
+    "run_folder",
     "reporting",
     "exporting",
     "server",

@@ -20,7 +20,7 @@ def check_run(out: Path) -> None:
     Raises:
         OutputError: Something there has the name of what a training writes, but is not regraft's.
     """
-    if not _is_of_earlier_version(out):
+    if not is_of_earlier_version(out):
         check(out, NAMES)
 
 
@@ -31,7 +31,7 @@ def claim_run(out: Path, progress: Progress = QUIET) -> None:
         OutputError: As `check_run`, or the marker cannot be written.
     """
     known = {}
-    if _is_of_earlier_version(out):
+    if is_of_earlier_version(out):
         progress.say(f"{out} was written by an earlier version of regraft: what it holds is now marked as regraft's")
         known = {path.relative_to(out).as_posix(): [sha256_file(path)] for path in _files(out)}
     record(out, known)
@@ -46,7 +46,7 @@ def _files(out: Path) -> list[Path]:
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
-def _is_of_earlier_version(out: Path) -> bool:
+def is_of_earlier_version(out: Path) -> bool:
     """Whether there is no marker, but a bundle that verifies, and a result that names it."""
     if os.path.lexists(out / MARKER) or not (out / "bundle" / MANIFEST).is_file():
         return False

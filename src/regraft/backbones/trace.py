@@ -16,7 +16,15 @@ from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.graph import FORMAT, intact, sealed
 from regraft.backbones.network import FeatureGraph, Network, check_linear
 from regraft.ground.errors import BackboneError, RegraftError
-from regraft.ground.files import json_bytes, published, replace_any, sha256_bytes, sha256_file, sha256_json, write_atomic
+from regraft.ground.files import (
+    json_bytes,
+    published,
+    replace_any,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+    write_atomic,
+)
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import environment
 

@@ -1,8 +1,8 @@
 """What was there stays: only files that regraft made itself, and nobody has changed since, are replaced or removed.
 
-A folder that regraft writes to has a marker, `.regraft`, with the SHA-256 of every file that regraft wrote there. A file
-that is sent or moved on its own, such as a report or a program, bears a seal in its last line instead: the SHA-256 of
-all that is above it. Whatever has neither is the user's.
+A folder that regraft writes to has a marker, `.regraft`, with the SHA-256 of every file that regraft wrote there. A
+file that is sent or moved on its own, such as a report or a program, bears a seal in its last line instead: the SHA-256
+of all that is above it. Whatever has neither is the user's.
 """
 
 import os
