@@ -37,6 +37,8 @@ class ExportedFiles:
     format: Format
 
     def __post_init__(self) -> None:
+        if not self.out.name:
+            raise ExportError(f"--out {str(self.out)!r} names no file. Expected NAME{SUFFIXES[self.format][0]}.")
         suffix = self.out.suffix.lower()
         other = next((name for name, own in SUFFIXES.items() if suffix in own and name != self.format), None)
         if other and suffix not in SUFFIXES[self.format]:
@@ -44,8 +46,6 @@ class ExportedFiles:
                 f"{self.out} is named as a file of --format {other}, and --format is {self.format}. Name it "
                 f"{self.model} or choose --format {other}."
             )
-        if not self.out.name:
-            raise ExportError(f"{self.out} names no file. Expected --out NAME{SUFFIXES[self.format][0]}.")
 
     @property
     def model(self) -> Path:
@@ -81,7 +81,7 @@ class ExportedFiles:
             text: The program.
             drafts: Folder with the model's files under their final names.
         """
-        own = {suffix: (hashes[0],) for suffix, hashes in self._own().items()}
+        own = self._own()
         for path in self.files[:-1]:  # the old content too: a kill leaves the one or the other
             before = (sha256_file(path),) if path.is_file() else ()
             own[path.suffix] = (sha256_file(drafts / path.name), *before)

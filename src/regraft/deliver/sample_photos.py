@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, PngImagePlugin, features
 
 from regraft.data.decode import Unreadable, decode
 
@@ -69,6 +69,7 @@ def _jpegs() -> Iterator[tuple[str, bytes]]:
         yield f"turned{turn}.jpg", _file(photo, "JPEG", exif=_turned(turn))
     for number, exif in enumerate(_ODD_EXIF):
         yield f"odd-exif{number}.jpg", _file(photo, "JPEG", exif=exif)
+    yield "turned-xmp.jpg", _file(photo, "JPEG", xmp=b'<x tiff:Orientation="6"/>')
     yield "grey.jpg", _file(photo.convert("L"), "JPEG")
     yield "cmyk.jpg", _file(photo.convert("CMYK"), "JPEG")
     yield "large.jpg", _file(photo.resize((1800, 1300)), "JPEG", exif=_turned(8))  # decoded at a reduced scale
@@ -84,6 +85,9 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
     yield "palette-clear.png", _file(photo.quantize(16), "PNG", transparency=2)
     yield "one-bit.png", _file(photo.convert("1"), "PNG")
     yield "deep.png", _file(_deep(), "PNG")
+    damaged = PngImagePlugin.PngInfo()
+    damaged.add_text("Raw profile type exif", "\nexif\n 12\nno number")  # Pillow fails where it is asked for
+    yield "odd-exif.png", _file(photo, "PNG", pnginfo=damaged)
 
 
 def _tiffs() -> Iterator[tuple[str, bytes]]:
