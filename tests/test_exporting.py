@@ -199,7 +199,7 @@ def test_a_file_of_the_users_stays_and_is_named(run, tmp_path, name):
 
 
 def test_an_export_is_replaced_by_the_next_and_by_no_other_once_it_was_changed(run, tmp_path):
-    for out in ("pets.onnx", "pets", "pets.py"):
+    for out in ("pets.onnx", "pets"):
         assert [path.name for path in regraft.export(run, tmp_path / out).files] == ["pets.onnx", "pets.py"]
     program = tmp_path / "pets.py"
     program.write_text("# mine\n" + program.read_text())
@@ -208,12 +208,19 @@ def test_an_export_is_replaced_by_the_next_and_by_no_other_once_it_was_changed(r
     assert program.read_text().startswith("# mine")
 
 
-def test_a_dot_in_a_name_is_part_of_it(run, tmp_path):
-    for name in ("pets-1.1", "pets-1.2.onnx"):
-        regraft.export(run, tmp_path / name)
-    assert changes(tmp_path).keys() == {"pets-1.1.onnx", "pets-1.1.py", "pets-1.2.onnx", "pets-1.2.py"}
-    with pytest.raises(ExportError, match=r"--format openvino, and --format is onnx\. Name it .*pets\.xml\.onnx"):
-        regraft.export(run, tmp_path / "pets.xml")
+@pytest.mark.parametrize(
+    ("out", "model"),
+    [("pets-1.1", "pets-1.1.onnx"), ("pets-1.2.onnx", "pets-1.2.onnx"), ("a.b/pets.PY", "a.b/pets.onnx")],
+)
+def test_a_dot_in_a_name_is_part_of_it(out, model):
+    assert ExportedFiles(Path(out), "onnx").files == (Path(model), Path(model).with_suffix(".py"))
+
+
+def test_a_name_of_another_format_is_refused():
+    with pytest.raises(ExportError, match=r"--format openvino, and --format is onnx\. Name it pets\.xml\.onnx"):
+        ExportedFiles(Path("pets.xml"), "onnx")
+    with pytest.raises(ExportError, match="names no file"):
+        ExportedFiles(Path(), "onnx")
 
 
 def exported(folder: Path, kind: str, content: bytes) -> ExportedFiles:
@@ -272,7 +279,7 @@ def test_a_program_that_reads_some_kind_of_photo_otherwise_is_refused(run, tmp_p
     assert right in text
     (tmp_path / "model.py").write_text(text.replace(right, wrong))
     with (
-        pytest.raises((ExportError, MissingExtra), match="exported program (cannot|reads)|regraft"),
+        pytest.raises((ExportError, MissingExtra), match=r"exported program (cannot|reads)|regraft"),
         running(tmp_path / "model.py", "onnxruntime") as program,
     ):
         exporting._prove_reading(run, program, tmp_path)

@@ -74,7 +74,7 @@ def check(folder: Path, names: Iterable[str]) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """As `check`, for one path."""
+    """As `check`, for one path. Raises OutputError."""
     if found := foreign(path):
         raise OutputError(
             f"{found} is there already, and is not as regraft wrote it: it stays. "
@@ -105,7 +105,6 @@ def write_output(path: Path, data: bytes) -> None:
         OutputError: It cannot be written, or something else is there, which stays.
     """
     refuse_foreign(path)
-    make_folder(path.parent, kind="output folder")
     if not is_sealed(data):
         record(path.parent, {path.name: _now_and_before(sha256_bytes(data), path)})
     write_atomic(path, data)
