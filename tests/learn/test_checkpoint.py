@@ -184,8 +184,8 @@ class Protocol:
 
         def rmtree(path, **kwargs):
             at("prune")
-            for file in sorted(Path(path).iterdir()):
-                file.unlink()
+            for one in sorted(Path(path).rglob("*"), reverse=True):
+                one.rmdir() if one.is_dir() else one.unlink()
                 at("prune half")
             Path(path).rmdir()
 
@@ -265,10 +265,11 @@ def test_failing_at_any_step_of_writing_leaves_the_last_generation_and_no_rubbis
             assert raised is error
         told += raised is not None
         step = protocol.steps[number - 1]
-        assert leftovers(folder) == [], step
+        assert leftovers(folder) == [] or "prune" in step, step
         heard = Heard()
         found = latest_checkpoint(folder, heard)
         assert same(found, made(2)) or (same(found, made(3)) and "prune" in step), step
+        assert leftovers(folder) == [], step
         assert heard.said == [], step
     assert told >= 8
     record(record_property, f"R2-{type(error).__name__}", steps=total, whole=total, partial=0)

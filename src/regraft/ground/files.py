@@ -202,7 +202,9 @@ def is_partial(path: Path) -> bool:
     """Whether this is what a writer of regraft's left, or is writing: by its name, and a folder by its marker too."""
     if not _IS_PARTIAL.fullmatch(path.name) or path.is_symlink():
         return False
-    return path.is_file() or (path.is_dir() and (read_marker(path) is not None or not any(path.iterdir())))
+    if not path.is_dir():
+        return path.is_file()
+    return read_marker(path) is not None or all(is_partial(one) for one in path.iterdir())  # killed before its marker
 
 
 @contextmanager
