@@ -27,6 +27,7 @@ ROOMS = (
     "doctor",
     "run_dir",
     "run",
+    "run_folder",
     "reporting",
     "exporting",
     "server",

@@ -20,6 +20,7 @@ from regraft.api import compare, configure
 from regraft.deliver.bundle import load
 from regraft.deliver.evaluate import evaluate
 from regraft.ground.errors import OutputError
+from regraft.ground.ownership import sealed
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import wilson_interval
 from regraft.reporting import repeat_command, report
@@ -587,7 +588,7 @@ def test_from_python_it_is_one_call(copied, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_report_and_no_half_one(copied, tmp_path):
-    bundle, old = load(copied.run), b"the old one"
+    bundle, old = load(copied.run), sealed("the old one", ".html")
     (tmp_path / "x.html").write_bytes(old)
     before = {path.name for path in tmp_path.iterdir()}
     with files_of_at_most(20_000), pytest.raises(OutputError, match=r"Cannot write .*x\.html"):

@@ -221,7 +221,7 @@ def test_a_finished_run_leaves_nothing_to_continue(story):
     assert (
         set(visible(story[2].out)) == {"bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"} | rows
     )
-    assert not list(story[2].out.glob(".partial-*"))
+    assert not list(story[2].out.glob(".regraft-partial-*"))
 
 
 def test_the_recipe_is_saved_whole_as_it_was_carried_out(story):

@@ -14,7 +14,8 @@ from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.evaluate import evaluate
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError
-from regraft.ground.files import json_bytes, make_folder, published, sweep, write_atomic
+from regraft.ground.files import json_bytes, make_folder, published, sweep
+from regraft.ground.ownership import check, write_output
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.trackers import Tracker
 from regraft.learn.compare import Pair, pairs
@@ -22,13 +23,14 @@ from regraft.learn.recipe import check_names
 from regraft.reporting import NAME as REPORT
 from regraft.run import Run
 from regraft.run_dir import place, read_summary
+from regraft.run_folder import check_run
 from regraft.show.compared import SideBySide, compared_html
 from regraft.show.page import write_page
 from regraft.show.plots import dataset_grid, prediction_grid, save_picture
 from regraft.training import train_run
 
 MODES = ("frozen", "full", "scratch")
-COMPARED = "compare.html"
+COMPARED, FIGURES = "compare.html", "compare.json"
 
 
 def train(
@@ -111,20 +113,27 @@ def compare(
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
     out = place(Path(folder), out, f"{Path(folder).resolve().name}-compared")
-    runs = {}
-    for name, one in _configs(config, modes, backbones).items():
+    runs, trainings = {}, _configs(config, modes, backbones)
+    check(out, (COMPARED, FIGURES))
+    for name in trainings:
+        check_run(out / _folder_of(name))
+    for name, one in trainings.items():
         progress.say(f"-- {name}")
-        runs[name] = train_run(folder, out / name.replace("/", "-"), one, Progress(progress.quiet))
+        runs[name] = train_run(folder, out / _folder_of(name), one, Progress(progress.quiet))
     evaluations = {name: run.evaluation for name, run in runs.items() if run.evaluation is not None}
     page = out / COMPARED if evaluations else None
     comparison = Comparison(runs, pairs({name: one.right for name, one in evaluations.items()}), page)
     if page is not None:
-        write_atomic(out / "compare.json", json_bytes(comparison.to_json()))
+        write_output(out / FIGURES, json_bytes(comparison.to_json()))
         summaries = {name: run.summary for name, run in runs.items()}
         reports = {name: quote(f"{run.out.name}/{REPORT}") for name, run in runs.items() if config.report}
         title = f"{Path(folder).resolve().name}: {', '.join(runs)}"
         write_page(page, compared_html(title, evaluations, summaries, comparison.pairs, reports))
     return comparison
+
+
+def _folder_of(name: str) -> str:
+    return name.replace("/", "-")
 
 
 def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: Progress = QUIET) -> SideBySide:
@@ -183,8 +192,10 @@ def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress
         What it left in the folder.
     """
     progress = progress or Progress()
-    folder = make_folder(Path(folder), kind="output folder")
-    sweep(folder)
+    folder = Path(folder)
+    check(folder, ("photos.png", "predictions.png"))
+    check_run(folder / "run")
+    sweep(make_folder(folder, kind="output folder"))
     photos = _demo_photos(folder / data, data, progress)
     dataset = list_photos(photos)
     with progress.step("picture of the photos"):

@@ -152,6 +152,7 @@ def scan(
     from regraft.ground.config import TrainConfig
 
     kinds = doctor.chosen_kinds(drop)
+    doctor.check_places(Path(folder), Path(out) if out else None, Path(fix) if fix else None)
     found = doctor.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
     if out:
         doctor.write_examination(found, Path(out))

@@ -21,11 +21,13 @@ from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError, OutputError, nearest
-from regraft.ground.files import csv_bytes, json_bytes, make_folder, published, write_atomic
+from regraft.ground.files import csv_bytes, json_bytes, make_folder, published
+from regraft.ground.ownership import check, write_output
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.statistics import Accuracy, accuracy
 from regraft.learn.head import Head, out_of_fold, solve
 
+WRITTEN = ("scan.json", "quarantine.csv", "suspects.csv", "photos.png")  # beside a picture of each kind of finding
 SHOWN = 40  # findings of a kind on one contact sheet
 QUICK = 1500  # photos that are run through the backbone without asking
 RARE = 5.0  # times that a class may have fewer photos than another before it is said
@@ -166,6 +168,42 @@ def chosen_kinds(text: str) -> tuple[Kind, ...]:
     return kinds  # type: ignore[return-value]
 
 
+def check_places(photos: Path, out: Path | None = None, fix: Path | None = None) -> None:
+    """Make sure, before anything long begins, that findings and a copy can go where the user wants them.
+
+    Args:
+        photos: The folder or list of photos.
+        out: Folder for the findings, None for none.
+        fix: Folder for the cleaned copy, None for none.
+
+    Raises:
+        OutputError: A place lies among the photos, or holds something that is not regraft's.
+    """
+    root = (photos.parent if photos.is_file() else photos).resolve()
+    if out is not None and not photos.is_file() and out.resolve().is_relative_to(root):
+        raise OutputError(
+            f"{out} lies inside the photos' folder {photos}, where it would be taken for a class. "
+            "Choose another place with --out."
+        )
+    if out is not None:
+        check(out, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
+    if fix is None:
+        return
+    if fix.is_symlink() or (fix.exists() and any(fix.iterdir() if fix.is_dir() else [fix])):
+        raise OutputError(f"{fix} is not empty. Expected a new folder for the cleaned copy. Choose another --fix.")
+    if fix.resolve().is_relative_to(root):
+        raise OutputError(f"{fix} lies inside {root}, whose copy it is to be. Choose another --fix.")
+    check(fix.parent, [_list_of_left_out(fix).name])
+
+
+def _list_of_left_out(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.left-out.csv")
+
+
+def _picture_of(kind: Kind) -> str:
+    return f"{kind.replace(' ', '-')}.png"
+
+
 def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
     """Write a copy without the photos of some kinds of findings.
 
@@ -184,17 +222,14 @@ def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAI
         OutputError: The folder is not empty, lies among the photos, or cannot be written.
     """
     d, reasons = found.dataset, findings.left_out(found.findings, kinds)
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise OutputError(f"{folder} is not empty. Expected a new folder for the cleaned copy. Choose another --fix.")
-    if folder.resolve().is_relative_to(d.root.resolve()):
-        raise OutputError(f"{folder} lies inside {d.root}, whose copy it is to be. Choose another --fix.")
+    check_places(d.root, fix=folder)
     kept = d.without(reasons)
     with published(folder) as partial:
         for path in kept.paths:
             _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
         if d.list_file is not None:
             write_atomic(partial / d.list_file.name, without_others(d.list_file, frozenset(kept.paths)))
-    write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), kept.quarantine_csv())
+    write_output(_list_of_left_out(folder), kept.quarantine_csv())
     return {q.path: q.reason for q in kept.quarantine}
 
 
@@ -202,16 +237,17 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
     """scan.json, quarantine.csv, a picture of the photos and one of each kind of finding. Returns the pictures."""
     from regraft.show.plots import contact_sheet, dataset_grid, save_picture
 
+    check(folder, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
     make_folder(folder, kind="output folder")
-    write_atomic(folder / "scan.json", json_bytes(found.to_json()))
-    write_atomic(folder / "quarantine.csv", found.dataset.quarantine_csv())
-    write_atomic(folder / "suspects.csv", _suspects_csv(found))
+    write_output(folder / "scan.json", json_bytes(found.to_json()))
+    write_output(folder / "quarantine.csv", found.dataset.quarantine_csv())
+    write_output(folder / "suspects.csv", _suspects_csv(found))
     pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
     for kind in KINDS:
         own = [one for one in found.of(kind) if one.photos]
         if own:
             sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
-            pictures.append(save_picture(sheet, folder / f"{kind.replace(' ', '-')}.png"))
+            pictures.append(save_picture(sheet, folder / _picture_of(kind)))
     return pictures
 
 

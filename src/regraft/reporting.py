@@ -14,9 +14,11 @@ from regraft.deliver.bundle import Bundle
 from regraft.deliver.evaluate import Evaluation, evaluate, evaluate_dataset, in_order_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError
+from regraft.ground.ownership import refuse_foreign
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import cache_folder
 from regraft.run_dir import photos_of, read_record, read_summary
+from regraft.run_folder import claim_run, is_of_earlier_version
 from regraft.show.page import write_page
 from regraft.show.report import Record, report_html
 
@@ -48,7 +50,7 @@ def report(
     default report.html beside the bundle.  Raises DataError where the photos are gone.
     """
     run = bundle.folder.parent
-    summary = read_summary(run)
+    summary, path = read_summary(run), _checked(Path(out) if out else run / NAME, progress)
     if folder is None:
         cure = "Give the photos to judge on: regraft report BUNDLE DIR"
         record = read_record(run, cure)
@@ -56,7 +58,15 @@ def report(
         evaluation = evaluate_dataset(bundle, in_order_of(bundle, dataset), name, progress=progress)
     else:
         evaluation, summary = evaluate(bundle, folder, progress=progress), {**summary, "findings": []}
-    return write_report(bundle, evaluation, summary, Path(out) if out else run / NAME, progress)
+    return write_report(bundle, evaluation, summary, path, progress)
+
+
+def _checked(path: Path, progress: Progress) -> Path:
+    """The same path, once it is known that a report may be written there. Raises OutputError."""
+    if is_of_earlier_version(path.parent):
+        claim_run(path.parent, progress)
+    refuse_foreign(path)
+    return path
 
 
 def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:

@@ -19,7 +19,8 @@ from regraft.deliver.build import manifest_of, seal, write_model
 from regraft.deliver.bundle import MANIFEST, Bundle, load
 from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
-from regraft.ground.files import published, sha256_file, sha256_json
+from regraft.ground.files import sha256_file, sha256_json
+from regraft.ground.ownership import output_folder
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
 from regraft.ground.trackers import Told
@@ -135,7 +136,7 @@ def deliver(
 ) -> Evaluation:
     """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
     try:
-        with published(here.out / "bundle") as partial, here.progress.step("save and judge"):
+        with output_folder(here.out / "bundle") as partial, here.progress.step("save and judge"):
             write_model(partial, graft.backbone, graft.weight, graft.bias, material.dataset.classes, graft.known)
             evaluation = _judge_and_seal(partial, graft, material, here.config)
             if not accept(evaluation):

@@ -25,7 +25,8 @@ from regraft.data.splits import Splits
 from regraft.deliver.bundle import MANIFEST
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError, OutputError
-from regraft.ground.files import json_bytes, sha256_bytes, sha256_file, write_atomic
+from regraft.ground.files import json_bytes, sha256_bytes, sha256_file
+from regraft.ground.ownership import write_output
 from regraft.ground.progress import QUIET, Progress
 
 RESULT, PHOTOS, QUARANTINE = "result.json", "photos.jsonl", "quarantine.csv"
@@ -162,10 +163,10 @@ class RunRecord:
         rows = [photo.to_json(self.root) for photo in self.photos]
         rows += [{"path": q.path, "quarantined": q.reason} for q in self.quarantine]
         listed = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode()
-        write_atomic(self.run / PHOTOS, listed)
-        write_atomic(self.run / QUARANTINE, self.dataset(()).quarantine_csv())
+        write_output(self.run / PHOTOS, listed)
+        write_output(self.run / QUARANTINE, self.dataset(()).quarantine_csv())
         whole = {**summary, "record": self._header(sha256_bytes(listed))}
-        write_atomic(self.run / RESULT, json_bytes(whole))
+        write_output(self.run / RESULT, json_bytes(whole))
         return whole
 
     def _header(self, photos_sha256: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ photos -> features -> solved head -> bundle                          frozen
 photos -> network from random weights -> bundle                      scratch
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from regraft.doctor import chosen_kinds, counted, glance, treated
 from regraft.frozen import correct_frozen, folds_for, frozen_model, head_of, solve_head
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError, MissingExtra
-from regraft.ground.files import PARTIAL, exclusive, remove, sweep
+from regraft.ground.files import exclusive, sweep, workspace
+from regraft.ground.ownership import remove_made
 from regraft.ground.progress import Progress
 from regraft.ground.runtime import missing_for_training
 from regraft.ground.statistics import accuracy
@@ -52,9 +52,9 @@ from regraft.run import (
     say_what_is_there,
 )
 from regraft.run_dir import RunRecord, Step, now, place, unchanged
+from regraft.run_folder import SCRATCH, check_run, claim_run
 from regraft.tuning import (
     FULL,
-    LAST_STAGES,
     Candidate,
     Rung,
     better,
@@ -120,7 +120,7 @@ def _train(
 ) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
-    with progress.step("total", is_announced=False), join() as world, _held(out, world, config):
+    with progress.step("total", is_announced=False), join() as world, _held(out, world, config, progress):
         progress.quiet = progress.quiet or not world.is_main
         here = Here(
             folder, out, config, deadline, world, progress, began, listening, _step(folder, config, earlier), earlier
@@ -145,18 +145,20 @@ def _train(
 
 
 @contextmanager
-def _held(out: Path, world: World, config: TrainConfig) -> Iterator[None]:
+def _held(out: Path, world: World, config: TrainConfig, progress: Progress) -> Iterator[None]:
     """The run's folder for this run alone, freed of what killed ones left."""
     if not world.is_main:
         world.wait()
         yield
         return
+    check_run(out)
     with exclusive(out):
         sweep(out)
+        claim_run(out, progress)
         if config.restart:
             _forget(out)
         if not (out / "checkpoints").exists():
-            remove(out / "history.jsonl")  # of the run before this one
+            remove_made(out / "history.jsonl")  # of the run before this one
         world.wait()
         yield
 
@@ -341,8 +343,8 @@ def _climbed(
 @contextmanager
 def _traced(tuned: "Tuned", start: Start, unseen: Dataset, here: Here) -> Iterator[Graft]:
     """A trained network as what bundles are made of, while it lasts."""
-    with tempfile.TemporaryDirectory(dir=here.out, prefix=PARTIAL) as folder:
-        yield traced(Path(folder), tuned, start, unseen, here)
+    with workspace(here.out) as folder:
+        yield traced(folder, tuned, start, unseen, here)
 
 
 def _decided(best: Candidate, why: str) -> Candidate:
@@ -380,5 +382,5 @@ def _why_stop(best: Candidate, has_begun: bool, here: Here) -> str | None:
 
 def _forget(out: Path) -> None:
     """A finished training has nothing to continue."""
-    for name in ("checkpoints", "folds", LAST_STAGES.folder):
-        remove(out / name)
+    for name in SCRATCH:
+        remove_made(out / name)

@@ -36,6 +36,7 @@ from regraft.ground.files import (
     json_bytes,
     make_folder,
     published,
+    replace_any,
     sha256_file,
     sha256_json,
     writable_cache,
@@ -224,7 +225,7 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
 
     graphs = writable_cache("graphs", progress)
     data, num_features = with_levels(backbone.graph)
-    with published(graphs / key) as folder:
+    with published(graphs / key, replace_any) as folder:
         write_atomic(folder / "features.onnx", data)
         shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
         info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}

@@ -17,7 +17,15 @@ from regraft.backbones.graph import FORMAT, intact, sealed, tracing_identity
 from regraft.backbones.network import FeatureGraph, Network, check_linear
 from regraft.backbones.probe import probe_images
 from regraft.ground.errors import BackboneError, RegraftError
-from regraft.ground.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
+from regraft.ground.files import (
+    json_bytes,
+    published,
+    replace_any,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+    write_atomic,
+)
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.runtime import environment
 
@@ -47,7 +55,7 @@ def trace(
     key = _key(network)
     with FileLock(graphs / f"{key}.lock"):  # processes that start together trace once
         if not intact(graphs / key):
-            with published(graphs / key) as folder:
+            with published(graphs / key, replace_any) as folder:
                 try:
                     trace_into(folder, network)
                 except Exception as error:  # networks and exporters raise errors of every kind

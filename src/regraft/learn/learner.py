@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from regraft.ground.files import write_atomic
+from regraft.ground.ownership import write_output
 from regraft.learn.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
 from regraft.learn.recipe import Recipe
 from regraft.learn.resume import About
@@ -136,4 +136,4 @@ def _save(folder: Path, learner: Learner, fitted: Fit) -> None:
 
 def _write_history(folder: Path, rows: list[Row]) -> None:
     """history.jsonl: one JSON object an epoch."""
-    write_atomic(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_output(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -13,7 +13,7 @@ from regraft.data.scan import Dataset
 from regraft.deliver.bundle import Bundle, Photo, Prediction
 from regraft.deliver.heatmap import heat_map
 from regraft.ground.errors import DataError, nearest
-from regraft.ground.files import write_atomic
+from regraft.ground.ownership import write_output
 from regraft.ground.progress import printable
 
 TILE = 220  # pixels
@@ -152,7 +152,7 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
     """Write a PNG, whole or not at all."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    write_atomic(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())
     return path
 
 
