@@ -21,7 +21,7 @@ from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import ConfigError, OutputError, nearest
-from regraft.ground.files import csv_bytes, json_bytes, make_folder, published
+from regraft.ground.files import csv_bytes, json_bytes, make_folder, published, write_atomic
 from regraft.ground.ownership import check, write_output
 from regraft.ground.progress import QUIET, Progress
 from regraft.ground.statistics import Accuracy, accuracy
