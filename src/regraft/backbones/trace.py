@@ -82,7 +82,8 @@ def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
             torch.onnx.export(graph, (example,), str(path), dynamo=False, dynamic_axes=batch, **names)
         except Exception:  # an operator without a translation, or a torch without this exporter
             shapes = ({0: torch.export.Dim("B")},)
-            torch.onnx.export(graph, (example,), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            names |= {"dynamic_shapes": shapes, "verbose": False, "external_data": False}  # one file holds all weights
+            torch.onnx.export(graph, (example,), str(path), dynamo=True, **names)
 
 
 def probe_images(height: int, width: int, count: int = 2) -> np.ndarray:

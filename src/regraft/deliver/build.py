@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save
 
 from regraft.backbones.familiar import LEAST, Familiar
 from regraft.backbones.graph import Backbone
-from regraft.deliver.bundle import FILES, FORMAT, MANIFEST
 from regraft.deliver.card import card
+from regraft.deliver.format import FILES, FORMAT, MANIFEST, sealed
 from regraft.ground.errors import MissingExtra
 from regraft.ground.files import json_bytes, sha256_file, write_atomic
 from regraft.ground.runtime import environment
@@ -43,9 +43,8 @@ def write_model(
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the card, and last the manifest with the hash of every file: from now on the bundle loads."""
     write_atomic(folder / "README.md", card(manifest).encode())
-    write_atomic(
-        folder / MANIFEST, json_bytes({**manifest, "sha256": {name: sha256_file(folder / name) for name in FILES}})
-    )
+    hashes = {name: sha256_file(folder / name) for name in FILES}
+    write_atomic(folder / MANIFEST, json_bytes(sealed({**manifest, "sha256": hashes})))
 
 
 def manifest_of(
