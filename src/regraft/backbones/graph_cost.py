@@ -58,19 +58,17 @@ def _size(value: Any) -> int:
 def _work(node: Any, given: list[int], made: list[int]) -> int:
     """Multiplications, or what takes as long."""
     kind, attributes = node.get_type_name(), node.get_attributes
+    shape: tuple[int, ...] = tuple(node.input_value(1 if "Convolution" in kind else 0).shape) if given else ()
     if kind in ("Convolution", "GroupConvolution"):
-        shape = node.input_value(1).shape
         channels_out = math.prod(shape[:2]) if kind == "GroupConvolution" else shape[0]
         return made[0] * given[1] // max(1, channels_out)
     if kind in ("ConvolutionBackpropData", "GroupConvolutionBackpropData"):
-        shape = node.input_value(1).shape
         channels_in = math.prod(shape[:2]) if kind == "GroupConvolutionBackpropData" else shape[0]
         return given[0] * given[1] // max(1, channels_in)
     if kind == "MatMul":
-        shape = node.input_value(0).shape
-        return made[0] * (shape[-2] if attributes()["transpose_a"] and len(shape) > 1 else shape[-1])
+        return made[0] * shape[-2 if attributes()["transpose_a"] and len(shape) > 1 else -1]
     if kind == "Einsum":
         return math.prod(given)
     if kind in ("MaxPool", "AvgPool"):
-        return made[0] * math.prod(attributes()["kernel"])
+        return made[0] * math.prod(map(int, attributes()["kernel"]))
     return max([*given, *made], default=0)

@@ -11,7 +11,6 @@ MAX_VALUES = 2_000_000  # messages and single numbers in one file: what keeps re
 MAX_DEPTH = 8
 
 INT, FLOAT, DOUBLE, TEXT, BYTES, PACKED_INT, PACKED_FLOAT, PACKED_DOUBLE = range(8)
-WIRE_TYPES = {INT: 0, FLOAT: 5, DOUBLE: 1}  # all others: 2, a length and so many bytes
 ONE, MANY = False, True
 
 Message = dict[str, Any]
@@ -94,10 +93,17 @@ _MESSAGES: dict[str, tuple[tuple[int, str, int | str, bool], ...]] = {
     "shape": ((1, "dim", "dim", MANY),),
     "dim": ((1, "dim_value", INT, ONE), (2, "dim_param", TEXT, ONE), (3, "denotation", TEXT, ONE)),
 }
+
+
+def _wire_type(kind: int | str) -> int:
+    """How a field is written: 0 a number of seven-bit bytes, 1 and 5 eight and four bytes, 2 a length and so many."""
+    return {INT: 0, FLOAT: 5, DOUBLE: 1}.get(kind, 2) if isinstance(kind, int) else 2
+
+
 _PACKED = {PACKED_INT, PACKED_FLOAT, PACKED_DOUBLE}
 _EXTERNAL_DATA = ("tensor", 13)
 _FIELDS = {
-    message: {number << 3 | WIRE_TYPES.get(kind, 2): (name, kind, many) for number, name, kind, many in fields}  # type: ignore[call-overload]
+    message: {number << 3 | _wire_type(kind): (name, kind, many) for number, name, kind, many in fields}
     for message, fields in _MESSAGES.items()
 }
 

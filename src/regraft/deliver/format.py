@@ -1,7 +1,7 @@
 """The manifest of a bundle: its schema, and the seal that shows damage to it."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,6 +21,8 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Pixels = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 Level = Annotated[float, Meta(ge=-100, le=100)]
 Row = dict[str, Any]
+Part = TypeVar("Part", bound=Struct)
+MISSING = "Object missing required field "
 
 
 class Input(Struct, forbid_unknown_fields=True):
@@ -166,23 +168,33 @@ def manifest_sha256(manifest: dict[str, Any]) -> str:
 
 
 def parse_manifest(data: bytes) -> dict[str, Any]:
-    """A manifest's bytes as a dictionary that fits the schema and its seal.
+    """Read a manifest that fits the schema and its seal.
+
+    Args:
+        data: Content of regraft.json.
+
+    Returns:
+        The manifest, with whatever else it holds.
 
     Raises:
-        ValueError: With a sentence that says what is wrong, for what is no manifest or contradicts itself.
         FormatError: It is of a version that this release does not read.
+        ValueError: It is no manifest, or contradicts itself; the message says how.
     """
     try:
         found = json.loads(data.decode("utf-8"))
+        if not isinstance(found, dict) or "format" not in found:
+            raise ValueError
     except (ValueError, RecursionError) as error:
-        raise ValueError("it cannot be read as JSON") from error
-    if not isinstance(found, dict) or "format" not in found:
-        raise ValueError("it cannot be read as JSON with a format")
-    if not any(found["format"] == version and type(found["format"]) is int for version in READABLE):
-        raise FormatError(found["format"])
-    _check_schema(found)
-    if found["format"] > 1 and found.get(SEAL) != manifest_sha256(found):
-        raise ValueError("its seal does not match: something in it was changed after the training")
+        raise ValueError("it cannot be read as JSON of a bundle") from error
+    version = found["format"]
+    if type(version) is not int or version not in READABLE:
+        raise FormatError(version)
+    try:
+        _check_schema(found)
+        if version > 1 and found.get(SEAL) != manifest_sha256(found):
+            raise ValueError("its seal does not match, so something in it was changed after it was written")
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     return found
 
 
@@ -195,30 +207,36 @@ class FormatError(ValueError):
 
 
 def _check_schema(found: dict[str, Any]) -> None:
-    try:
-        manifest = msgspec.convert(found, Manifest)
-        if manifest.thresholds:
-            msgspec.convert(manifest.thresholds, Thresholds)
-        metrics = msgspec.convert(manifest.metrics, Metrics) if manifest.metrics else None
-    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
-        raise ValueError(f"it does not fit the schema: {_one_line(error)}") from error
+    """Raises ValueError for what does not fit, or where two parts do not say the same."""
+    manifest = _converted(found, Manifest, "")
+    if manifest.thresholds:
+        _converted(manifest.thresholds, Thresholds, "thresholds")
+    metrics = _converted(manifest.metrics, Metrics, "metrics") if manifest.metrics else None
     try:
         Preprocessing.from_json(found["preprocessing"])
     except ValueError as error:
-        raise ValueError("its preprocessing is incomplete or wrong") from error
+        raise ValueError(f"its preprocessing is wrong: {error}") from error
     num_classes = len(manifest.classes)
     if len(set(manifest.classes)) != num_classes:
         raise ValueError("a class is named twice")
     if metrics and not _is_square(metrics.confusion, num_classes):
-        raise ValueError(f"its confusion matrix is not one of {num_classes} classes")
+        raise ValueError(f"its metrics.confusion is not that of {num_classes} classes")
     if metrics and metrics.per_class and [row.name for row in metrics.per_class] != manifest.classes:
-        raise ValueError("its classes and the rows of its metrics are not the same")
+        raise ValueError("its metrics.per_class is not that of its classes")
+
+
+def _converted(value: Any, schema: type[Part], where: str) -> Part:
+    """A part of the manifest by its schema. Raises ValueError that says where it does not fit."""
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        inner = path.rstrip("`").removeprefix(".")
+        if text.startswith(MISSING):
+            inner, text = ".".join(filter(None, (inner, text.removeprefix(MISSING).strip("`")))), "missing"
+        raise ValueError(f"its {'.'.join(filter(None, (where, inner)))[:80]} is wrong: {text[:200]}") from error
 
 
 def _is_square(matrix: list[list[int]], size: int) -> bool:
     """Whether it is of so many rows and columns; an empty one stands for none."""
     return not matrix or (len(matrix) == size and all(len(row) == size for row in matrix))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
