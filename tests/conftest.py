@@ -26,7 +26,7 @@ from PIL import Image
 
 from regraft.deliver.bundle import Bundle
 from regraft.deliver.format import MANIFEST, sealed
-from regraft.ground.files import json_bytes, sha256_file
+from regraft.ground.files import json_bytes, sha256_file, write_atomic
 
 TESTS = Path(__file__).parent
 os.environ["REGRAFT_PRECISION"] = "f32"  # the same numbers on every processor; tests/test_bf16.py takes it back
@@ -100,7 +100,7 @@ def rewrite_manifest(folder: Path, **values: Any) -> None:
     """Other values in a bundle's manifest, with the seal that goes with them; None takes one away."""
     manifest = {**json.loads((folder / MANIFEST).read_text()), **values}
     kept = {name: value for name, value in manifest.items() if value is not None}
-    (folder / MANIFEST).write_bytes(json_bytes(sealed(kept)))
+    write_atomic(folder / MANIFEST, json_bytes(sealed(kept)))  # in place of a link, not through it
 
 
 def rehash(folder: Path, name: str) -> None:

@@ -140,6 +140,14 @@ def _filled(given: list[Small]) -> Small | None:
     return Small(max(sizes.product, 0), side) if side <= SMALL else None
 
 
+def _one_hot(given: list[Small]) -> Small | None:
+    """As many numbers for each place as the second input says."""
+    if len(given) != 3 or given[1].range is None:
+        return None
+    depth, side = max(0, int(given[1].range[1])), given[0].side
+    return Small(given[0].count * depth, None if side is None else max(side, depth))
+
+
 RULES: dict[str, Callable[[list[Small]], Small | None]] = {
     **dict.fromkeys(("Identity", "Cast"), _cast),
     **dict.fromkeys(("Transpose", "Unsqueeze", "Squeeze"), _kept),
@@ -161,4 +169,5 @@ RULES: dict[str, Callable[[list[Small]], Small | None]] = {
     "Gather": _gathered,
     "Concat": _joined,
     "ConstantOfShape": _filled,
+    "OneHot": _one_hot,
 }  # fmt: skip
