@@ -13,6 +13,8 @@ import numpy as np
 from regraft.backbones.onnx_wire import Message
 
 SMALL = 4096  # numbers that a computed size may come from
+LARGEST = 2**30  # number that is followed: none of the types that are followed overflows by adding two
+TYPES = (1, 6, 7, 11)  # ONNX's numbers of those: float, int32, int64, double
 MAX_RANK = 16
 Range = tuple[float, float]
 
@@ -23,17 +25,20 @@ class Small:
 
     Attributes:
         count: How many numbers it has at most.
+        rank: How many axes it has at most.
         side: How long each of its axes is at most; None where that is not known, as an empty one may be of any shape.
-        is_list: Whether it has one axis for certain.
         range: The least and the largest that its numbers can be; None where that is not known.
         product: How large the product of its numbers is at most; None where that is not known.
     """
 
     count: int
+    rank: int
     side: int | None = None
-    is_list: bool = False
     range: Range | None = None
     product: int | None = None
+
+
+Rule = Callable[[list[Small]], Small | None]
 
 
 def of_constant(values: np.ndarray) -> Small | None:
@@ -41,10 +46,11 @@ def of_constant(values: np.ndarray) -> Small | None:
     side = max(values.shape, default=1)
     if values.size > SMALL or side > SMALL:
         return None
-    numbers = [float(value) for value in values.ravel()] if values.dtype.kind in "iuf" else []
-    whole = bool(numbers) and all(abs(value) < 2**53 and value == int(value) for value in numbers)
+    is_exact = values.dtype.kind in "if" and values.dtype.itemsize >= 4
+    numbers = [float(value) for value in values.ravel()] if is_exact else []
+    whole = bool(numbers) and all(abs(value) < LARGEST and value == int(value) for value in numbers)
     bounds = (min(numbers), max(numbers)) if whole else None
-    return Small(values.size, side, values.ndim == 1, bounds, math.prod(map(int, numbers)) if whole else None)
+    return Small(values.size, values.ndim, side, bounds, math.prod(map(int, numbers)) if whole else None)
 
 
 def of_node(kind: str, given: list[Small | None], node: Message) -> Small | None:
@@ -57,76 +63,87 @@ def of_node(kind: str, given: list[Small | None], node: Message) -> Small | None
     """
     if kind == "Shape":
         return _shape(given[0], node) if given else None
+    if kind == "Size":
+        return Small(1, 0)
     known = [one for one in given if one is not None]
-    rule = RULES.get(kind)
+    rule = _changed if kind == "Cast" and not _is_exact(node) else RULES.get(kind)
     if rule is None or not known or len(known) != len(given):
         return None
     found = rule(known)
-    return found if found is not None and 0 <= found.count <= SMALL else None
+    return found if found is not None and 0 <= found.count <= SMALL and found.rank <= MAX_RANK else None
 
 
 def _shape(of: Small | None, node: Message) -> Small:
-    if of is None or of.side is None:
-        return Small(MAX_RANK, MAX_RANK, True)
+    if of is None:
+        return Small(MAX_RANK, 1, MAX_RANK)
+    bounds = None if of.side is None else (0.0, float(of.side))
     is_whole = not any(one.get("name") in ("start", "end") for one in node.get("attribute", []))
-    return Small(MAX_RANK, MAX_RANK, True, (0, of.side), max(of.count, 1) if is_whole else None)
+    return Small(of.rank, 1, of.rank, bounds, max(of.count, 1) if is_whole and bounds else None)
 
 
-def _kept(given: list[Small]) -> Small:
-    """The same numbers in another order, or some of them."""
-    return replace(given[0], is_list=False, product=None)
+def _is_exact(cast: Message) -> bool:
+    """Whether numbers stay what they are."""
+    return any(one.get("name") == "to" and one.get("i") in TYPES for one in cast.get("attribute", []))
 
 
-def _cast(given: list[Small]) -> Small:
+def _same(given: list[Small]) -> Small:
     return given[0]
 
 
-def _sliced(given: list[Small]) -> Small:
+def _part(given: list[Small]) -> Small:
+    """Some of the numbers, or all in another order."""
     return replace(given[0], product=None)
 
 
+def _unsqueezed(given: list[Small]) -> Small:
+    values, axes = given[0], given[1].count if len(given) > 1 else MAX_RANK
+    return replace(values, rank=min(values.rank + axes, MAX_RANK))
+
+
 def _changed(given: list[Small]) -> Small:
-    """As many other numbers."""
-    return Small(given[0].count, given[0].side)
+    """As many other numbers, or fewer."""
+    return Small(given[0].count, given[0].rank, given[0].side)
 
 
-def _reshaped(given: list[Small]) -> Small:
+def _reshaped(given: list[Small]) -> Small | None:
     """Axes are no longer than there are numbers, unless there are none."""
-    values, sizes = given[0], given[1] if len(given) > 1 else None
-    known = sizes is not None and sizes.range is not None
-    side = max(values.count, int(sizes.range[1])) if known and sizes and sizes.range else None
-    return replace(values, is_list=False, side=side, product=None)
+    if len(given) != 2:
+        return None
+    values, sizes = given
+    side = max(values.count, int(sizes.range[1])) if sizes.range else None
+    return replace(values, rank=sizes.count, side=side)
 
 
 def _gathered(given: list[Small]) -> Small | None:
     if len(given) != 2:
         return None
     values, places = given
-    count = places.count * (1 if values.is_list else values.count)
+    count = places.count * (1 if values.rank <= 1 else values.count)
     side = None if values.side is None or places.side is None else max(values.side, places.side)
-    product = int(values.range[1]) if values.range and places.count == 1 and values.range[0] >= 0 else None
-    return Small(count, side, False, values.range, product)
+    product = int(values.range[1]) if values.range and count == 1 and values.range[0] >= 0 else None
+    return Small(count, max(values.rank - 1, 0) + places.rank, side, values.range, product)
 
 
 def _joined(given: list[Small]) -> Small:
-    sides = [one.side for one in given]
-    ranges = [one.range for one in given]
-    bounds = None
-    if all(ranges):
-        bounds = min(r[0] for r in ranges if r), max(r[1] for r in ranges if r)
-    return Small(sum(one.count for one in given), None if None in sides else sum(filter(None, sides)), False, bounds)
+    ranges = [one.range for one in given if one.range]
+    bounds = (min(low for low, _ in ranges), max(high for _, high in ranges)) if len(ranges) == len(given) else None
+    sides = [one.side for one in given if one.side is not None]
+    side = sum(sides) if len(sides) == len(given) else None
+    return Small(sum(one.count for one in given), max(one.rank for one in given), side, bounds)
 
 
-def _elementwise(bounds: Callable[[Range, Range], Range] | None = None) -> Callable[[list[Small]], Small]:
+def _elementwise(bounds: Callable[[Range, Range], Range] | None = None) -> Rule:
     """Inputs are spread to a common shape. bounds: of the result, from those of two inputs."""
 
     def rule(given: list[Small]) -> Small:
-        count, sides = math.prod(max(one.count, 1) for one in given), [one.side for one in given]
-        side = None if None in sides else max(filter(None, sides), default=0)
-        ranges = [one.range for one in given]
-        found = bounds(ranges[0], ranges[1]) if bounds and len(given) == 2 and ranges[0] and ranges[1] else None
-        product = int(found[1]) if found and count == 1 and found[0] > -(2**53) else None
-        return Small(count, side, False, found, product)
+        counts, rank = [max(one.count, 1) for one in given], max(one.rank for one in given)
+        count = max(counts) if rank <= 1 else math.prod(counts)
+        sides = [one.side for one in given if one.side is not None]
+        side = max(sides) if len(sides) == len(given) else None
+        ranges = [one.range for one in given if one.range]
+        found = bounds(*ranges) if bounds and len(ranges) == len(given) == 2 else None
+        found = found if found and found[0] > -LARGEST and found[1] < LARGEST else None
+        return Small(count, rank, side, found, int(found[1]) if found and count == 1 else None)
 
     return rule
 
@@ -134,23 +151,23 @@ def _elementwise(bounds: Callable[[Range, Range], Range] | None = None) -> Calla
 def _filled(given: list[Small]) -> Small | None:
     """A tensor of the shape that is given."""
     sizes = given[0]
-    if sizes.product is None or sizes.range is None:
+    if sizes.product is None or sizes.range is None or sizes.range[1] > SMALL:
         return None
-    side = int(sizes.range[1])
-    return Small(max(sizes.product, 0), side) if side <= SMALL else None
+    return Small(max(sizes.product, 0), sizes.count, int(sizes.range[1]))
 
 
 def _one_hot(given: list[Small]) -> Small | None:
     """As many numbers for each place as the second input says."""
-    if len(given) != 3 or given[1].range is None:
+    if len(given) != 3 or given[1].range is None or given[1].range[1] > SMALL:
         return None
     depth, side = max(0, int(given[1].range[1])), given[0].side
-    return Small(given[0].count * depth, None if side is None else max(side, depth))
+    return Small(given[0].count * depth, given[0].rank + 1, None if side is None else max(side, depth))
 
 
-RULES: dict[str, Callable[[list[Small]], Small | None]] = {
-    **dict.fromkeys(("Identity", "Cast"), _cast),
-    **dict.fromkeys(("Transpose", "Unsqueeze", "Squeeze"), _kept),
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("Cast", "Identity", "Squeeze", "Transpose"), _same),
+    **dict.fromkeys(("Slice", "Split"), _part),
+    "Unsqueeze": _unsqueezed,
     **dict.fromkeys(
         ("Abs", "Ceil", "Clip", "Floor", "Neg", "Not", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Round",
          "Sqrt"),
@@ -163,8 +180,6 @@ RULES: dict[str, Callable[[list[Small]], Small | None]] = {
     ),
     "Add": _elementwise(lambda a, b: (a[0] + b[0], a[1] + b[1])),
     "Sub": _elementwise(lambda a, b: (a[0] - b[1], a[1] - b[0])),
-    "Slice": _sliced,
-    "Split": _sliced,
     "Reshape": _reshaped,
     "Gather": _gathered,
     "Concat": _joined,

@@ -26,6 +26,7 @@ from regraft.ground.errors import BundleError, DataError
 from regraft.ground.files import json_bytes
 from regraft.ground.runtime import num_cores
 from regraft.ground.statistics import Accuracy
+from regraft.learn.logistic import softmax
 
 Photo = str | Path | bytes | Image.Image | np.ndarray
 
@@ -50,6 +51,10 @@ class Prediction:
     def looks_new(self) -> bool:
         """Whether it looks like nothing that was learned from: the label then means little."""
         return self.novelty is not None and self.novelty > 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft predict --json` and sent by a server."""
+        return {**vars(self), "looks_new": self.looks_new}
 
 
 @dataclass(frozen=True)
@@ -204,9 +209,7 @@ class Bundle:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """`(N, C)` float64 in 0..1 of logits `(N, C)`, with the bundle's temperature."""
-        scaled = logits.astype(np.float64) / self.manifest["temperature"]
-        exp = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(exp / exp.sum(axis=1, keepdims=True))
+        return softmax(logits.astype(np.float64) / self.manifest["temperature"])
 
     def to_prediction(self, logits: np.ndarray, novelty: float | None = None) -> Prediction:
         """Prediction from the logits `(C,)` of one photo. Raises BundleError where they are not one for each class."""
