@@ -22,6 +22,7 @@ from regraft.deliver.format import FILES, MANIFEST, sealed
 from regraft.deliver.heatmap import heat_map
 from regraft.ground.errors import BundleError
 from regraft.ground.files import json_bytes, write_atomic
+from tiny import write_tiny
 
 FORMS = {
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
@@ -278,6 +279,13 @@ def test_a_head_of_other_numbers_than_the_graph_has_is_refused(copy):
     rehash(copy, "model.safetensors")
     with pytest.raises(BundleError, match="its graph and its weights have different heads"):
         load(copy)
+
+
+@pytest.mark.parametrize("names", [("location", "dislocation"), ("external_data", "model.bin", "data_location")])
+def test_a_class_may_bear_any_name(tmp_path, names):
+    model = load(write_tiny(tmp_path / "bundle", names))
+    assert model.classes == names
+    assert set(model.predict(np.zeros((9, 9, 3), np.uint8)).probabilities) == set(names)
 
 
 def test_evaluation_uses_the_head_that_was_loaded(bundle, copy, photos):
