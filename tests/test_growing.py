@@ -7,12 +7,12 @@ import pytest
 from PIL import Image, ImageOps
 
 import regraft
-from conftest import draw_folder
+from conftest import draw_folder, rewrite_manifest
 from regraft import growing
 from regraft.backbones import features
 from regraft.data.orchard import unpack_orchard
+from regraft.deliver.bundle import load
 from regraft.ground.errors import ConfigError, DataError
-from regraft.ground.files import sha256_file
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 
@@ -104,12 +104,11 @@ def test_what_cannot_grow_says_why(bundle, photos, tmp_path):
     for name in ("result.json", "photos.jsonl"):
         shutil.copy(bundle.folder.parent / name, alone.parent)
     manifest = json.loads((alone / "regraft.json").read_text())
-    manifest["provenance"]["mode"] = "full"
-    (alone / "regraft.json").write_text(json.dumps(manifest))
+    rewrite_manifest(alone, provenance={**manifest["provenance"], "mode": "full"})
     with pytest.raises(DataError, match=r"result\.json speaks of another bundle"):
         growing.add(alone, photos)
     summary = json.loads((alone.parent / "result.json").read_text())
-    summary["record"]["bundle_sha256"] = sha256_file(alone / "regraft.json")
+    summary["record"]["bundle_sha256"] = load(alone).sha256
     (alone.parent / "result.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match=r"is of mode full: its backbone has learned too"):
         growing.add(alone, photos)

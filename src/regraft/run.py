@@ -16,10 +16,10 @@ from regraft.data.findings import Finding
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
 from regraft.deliver.build import manifest_of, seal, write_model
-from regraft.deliver.bundle import MANIFEST, Bundle, load
+from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.evaluate import Evaluation, evaluate_dataset
 from regraft.ground.config import TrainConfig
-from regraft.ground.files import sha256_file, sha256_json
+from regraft.ground.files import sha256_json
 from regraft.ground.ownership import output_folder
 from regraft.ground.progress import Progress
 from regraft.ground.statistics import Accuracy
@@ -170,11 +170,12 @@ def finished(material: Material, outcome: Outcome, here: Here) -> Run:
         "history": graft.details.get("history", []),
         "seconds": seconds,
     }
-    summary = _record(material, outcome, here).write(summary)
-    return Run(here.out, load(here.out / "bundle"), summary, evaluation)
+    bundle = load(here.out / "bundle")
+    summary = _record(material, outcome, bundle, here).write(summary)
+    return Run(here.out, bundle, summary, evaluation)
 
 
-def _record(material: Material, outcome: Outcome, here: Here) -> RunRecord:
+def _record(material: Material, outcome: Outcome, bundle: Bundle, here: Here) -> RunRecord:
     """All that is known of the run."""
     dataset, earlier = material.dataset, here.earlier
     root = dataset.root.resolve()
@@ -190,7 +191,7 @@ def _record(material: Material, outcome: Outcome, here: Here) -> RunRecord:
         split_given=material.splits.given,
         steps=(*(earlier.steps if earlier else ()), here.step),
         decision=outcome.decision,
-        bundle_sha256=sha256_file(here.out / "bundle" / MANIFEST),
+        bundle_sha256=bundle.sha256,
     )
 
 

@@ -22,10 +22,10 @@ from regraft.data.decode import Unreadable, read_bytes
 from regraft.data.layout import Quarantined, natural_key
 from regraft.data.scan import Dataset, Labelling, map_photos
 from regraft.data.splits import Splits
-from regraft.deliver.bundle import MANIFEST
+from regraft.deliver.format import MANIFEST, manifest_sha256, parse_manifest
 from regraft.ground.config import TrainConfig
 from regraft.ground.errors import DataError, OutputError
-from regraft.ground.files import json_bytes, sha256_bytes, sha256_file
+from regraft.ground.files import json_bytes, sha256_bytes
 from regraft.ground.ownership import write_output
 from regraft.ground.progress import QUIET, Progress
 
@@ -213,7 +213,7 @@ def read_record(run: Path, cure: str) -> RunRecord:
         header, listed = summary["record"], (run / PHOTOS).read_bytes()
         if header["version"] != VERSION or header["photos_sha256"] != sha256_bytes(listed):
             raise ValueError(f"{PHOTOS} is not the one that {RESULT} speaks of")
-        if header["bundle_sha256"] != sha256_file(run / "bundle" / MANIFEST):
+        if header["bundle_sha256"] != manifest_sha256(parse_manifest((run / "bundle" / MANIFEST).read_bytes())):
             raise ValueError(f"{RESULT} speaks of another bundle")
         return _parsed(run, summary, [json.loads(line) for line in listed.decode().splitlines()])
     except DAMAGED as error:

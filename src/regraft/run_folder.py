@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from regraft.deliver.bundle import FILES, MANIFEST, load
+from regraft.deliver.bundle import load
+from regraft.deliver.format import FILES, MANIFEST
 from regraft.ground.errors import BundleError
 from regraft.ground.files import MARKER, sha256_file
 from regraft.ground.ownership import check, record

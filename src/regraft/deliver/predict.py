@@ -25,7 +25,7 @@ class Answer:
         """As printed by `regraft predict --json`."""
         if self.prediction is None:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, **vars(self.prediction), "looks_new": self.prediction.looks_new}
+        return {"path": self.path, **self.prediction.to_json()}
 
 
 def predict(

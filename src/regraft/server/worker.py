@@ -74,7 +74,7 @@ def answer(bundle: Bundle, data: bytes, order: Order, max_pixels: int) -> Answer
     said = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
     novelty = float(said["novelty"][0]) if "novelty" in said else None
     prediction = bundle.to_prediction(said["logits"][0], novelty)
-    found: Answer = {**vars(prediction), "looks_new": prediction.looks_new}
+    found: Answer = prediction.to_json()
     if order.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
         found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
