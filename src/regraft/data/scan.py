@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes
+from regraft.data.decode import CHECKED_AT, Unreadable, decode, read_bytes
 from regraft.data.layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
 from regraft.data.manifest import list_manifest, refuse_conflicts
 from regraft.ground.errors import DataError, nearest
@@ -166,7 +166,7 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
 
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:
     """`function(index)` for every photo in order, on all cores: Pillow and hashing release the interpreter."""
-    with quiet_pillow(), ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         for start in range(0, count, WAITING):
             for result in pool.map(function, range(start, min(start + WAITING, count))):
                 advance(1)
@@ -228,7 +228,7 @@ def _hash_or_reason(listing: Listing, index: int) -> tuple[str, str | None]:
 
 def _why_unreadable(dataset: Dataset, index: int) -> str | None:
     try:
-        decode(dataset.read(index))
+        decode(dataset.read(index), CHECKED_AT)
     except Unreadable as error:
         return str(error)
     return None
