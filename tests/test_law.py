@@ -170,6 +170,8 @@ def test_nothing_is_unpickled_unsafely():
             "eval(",
             "exec(",
         ):
+            if (path.name, banned) == ("pillow_settings.py", "LOAD_TRUNCATED_IMAGES"):
+                continue  # where it is kept off
             assert banned not in text.replace(".eval()", ""), f"{path}: {banned}"
 
 

@@ -5,15 +5,23 @@ one, keep sixty thousand tags. No camera or program writes such files. They are 
 whose first picture is a thumbnail. To look through a usual photo takes a small part of the time of decoding it.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from itertools import islice
 
+import numpy as np
+
 from regraft.data import tiff_directories
 
+JPEG = b"\xff\xd8"
+SCAN = 0xDAFF  # what begins a scan, as a number
+IN_SCAN = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # within a scan, 0 or a restart's number follows 255
 MAX_SCANS = 128  # of a JPEG; programs write about 10
+MAX_SCANNED_PIXELS = 2**32  # of all scans together: each goes over the whole picture
 MAX_PARTS = 50_000  # segments of a JPEG before its picture, chunks of a PNG, boxes of a JPEG 2000
 FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # markers with the size
+ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 MAX_GIF_TEXT = 2**20  # bytes of comments and the like before a GIF's picture
 MAX_ICON_PIXELS = 2**22
@@ -53,20 +61,37 @@ def coefficient_bytes(data: bytes) -> int:
     """Bytes that a JPEG's coefficients take while it is decoded: all of them wait where there are several scans.
 
     Args:
-        data: The file's content; 0 for what is no JPEG, or one whose only scan is decoded as it is read.
+        data: The file's content.
+
+    Returns:
+        0 for what is no JPEG, or for one whose only scan is decoded as it is read.
     """
-    frame, scan = b"", b""
-    for start in _markers(data) if data.startswith(b"\xff\xd8") else ():
+    frame, scan = _frame_and_scan(data) if data.startswith(JPEG) else (b"", b"")
+    if len(frame) < 13 or not _has_several_scans(frame, scan):
+        return 0
+    sampling = [(byte >> 4, byte & 15) for byte in frame[11 : 10 + 3 * frame[9] : 3]]
+    largest = max(h for h, _ in sampling) * max(v for _, v in sampling)
+    return 2 * _num_pixels(frame) * sum(h * v for h, v in sampling) // max(1, largest)
+
+
+def _frame_and_scan(data: bytes) -> tuple[bytes, bytes]:
+    """The beginnings of a JPEG's segments that name its size and sampling, and what its first scan holds."""
+    frame = b""
+    for start in _markers(data):
         if data[start] == 0xFF and data[start + 1] in FRAMES:
             frame = data[start : start + 10 + 3 * 4]
         elif data[start] == 0xFF and data[start + 1] == 0xDA:
-            scan = data[start : start + 5]
-    if len(frame) < 10 or len(scan) < 5 or (frame[1] not in PROGRESSIVE and scan[4] == frame[9]):
-        return 0
-    height, width = int.from_bytes(frame[5:7]), int.from_bytes(frame[7:9])
-    sampling = [(byte >> 4, byte & 15) for byte in frame[11 : 10 + 3 * frame[9] : 3]]
-    largest = max(h for h, _ in sampling) * max(v for _, v in sampling)
-    return 2 * width * height * sum(h * v for h, v in sampling) // max(1, largest)
+            return frame, data[start : start + 5]
+    return frame, b""
+
+
+def _has_several_scans(frame: bytes, scan: bytes) -> bool:
+    """Whether a JPEG's first scan may not be all of it. After one that is all, decoders take no other."""
+    return len(frame) < 13 or len(scan) < 5 or frame[1] in PROGRESSIVE or scan[4] != frame[9]
+
+
+def _num_pixels(frame: bytes) -> int:
+    return int.from_bytes(frame[5:7]) * int.from_bytes(frame[7:9])
 
 
 def _is_raw(name: str) -> str:
@@ -80,9 +105,29 @@ def _more_than(parts: Iterator[int], limit: int) -> bool:
 def _check_jpeg(data: bytes) -> str | None:
     if _more_than(_markers(data), MAX_PARTS):
         return f"more than {MAX_PARTS} segments before the picture"
-    if data.count(b"\xff\xda") > MAX_SCANS:  # within a scan, 0 follows 255
-        return f"a JPEG of more than {MAX_SCANS} scans"
+    frame, scan = _frame_and_scan(data)
+    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, _num_pixels(frame)))
+    if _has_several_scans(frame, scan) and _num_marks(data) > most and _more_than(_scans(data), most):
+        return f"a JPEG of more than {most} scans"
     return None
+
+
+def _num_marks(data: bytes) -> int:
+    """How often the two bytes that begin a scan come, be it by chance: ten times as fast as `bytes.count`."""
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    return sum(int(np.count_nonzero(pair == SCAN)) for pair in pairs)
+
+
+def _scans(data: bytes) -> Iterator[int]:
+    """Where a JPEG's scans begin. What follows its end, such as the film that a phone adds, is not looked at."""
+    start = 2
+    while marker := IN_SCAN.search(data, start):
+        start = marker.start()
+        if data[start + 1] == 0xD9:
+            return
+        if data[start + 1] == 0xDA:
+            yield start
+        start += 2 + int.from_bytes(data[start + 2 : start + 4])
 
 
 def _markers(data: bytes, start: int = 2, last: tuple[int, ...] = (0xDA,)) -> Iterator[int]:
@@ -94,6 +139,8 @@ def _markers(data: bytes, start: int = 2, last: tuple[int, ...] = (0xDA,)) -> It
             start += 1
         elif kind in last:
             return
+        elif kind in ALONE:
+            start += 2
         else:
             start += 2 + int.from_bytes(data[start + 2 : start + 4])
 
@@ -173,7 +220,7 @@ def _check_tiff(data: bytes) -> str | None:
 
 
 _CHECKS = {
-    b"\xff\xd8\xff": _check_jpeg,
+    JPEG: _check_jpeg,
     b"\x89PNG\r\n\x1a\n": _check_png,
     b"GIF8": _check_gif,
     b"\0\0\0\x0cjP  ": _check_jpeg2000,
