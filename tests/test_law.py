@@ -47,6 +47,7 @@ TORCH_MODULES = {
         for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
     ),
     "backbones.program",
+    "backbones.torch_defaults",
     *(
         f"learn.{name}"
         for name in ("batches", "batchnorm", "bf16", "checkpoint", "learner", "loop", "prefixes", "finetune")

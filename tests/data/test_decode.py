@@ -126,11 +126,11 @@ def test_common_formats_come_back(form):
     assert np.abs(found - np.asarray(picture())).max() <= {"JPEG": 12, "GIF": 60}.get(form, 0)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "L", "CMYK"])
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG", "GIF", "BMP"])
+MODES = {"PNG": "1 P L", "TIFF": "1 P L CMYK", "JPEG": "L CMYK", "GIF": "1 P L", "BMP": "1 P L"}  # that a format keeps
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes.split()])
 def test_colour_modes_come_back(form, mode):
-    if (form, mode) in {("PNG", "CMYK"), ("GIF", "CMYK"), ("BMP", "CMYK"), ("JPEG", "1"), ("JPEG", "P")}:
-        return
     image = picture().convert(mode)
     found = pixels(encode(image, form, **({"quality": 98} if form == "JPEG" else {})))
     assert np.abs(found - np.asarray(image.convert("RGB"))).max() <= (12 if form == "JPEG" else 0)
@@ -300,12 +300,15 @@ def test_half_a_photo_is_refused(form):
 def test_a_photo_cut_anywhere_is_refused_or_whole(form):
     data = encode(picture(), form, **FORMATS[form])
     whole = pixels(data)
+    num_refused = 0
     for cut in np.linspace(1, len(data) - 1, 16).astype(int):
         try:
             found = pixels(data[:cut])
         except Unreadable:
-            continue
-        assert (found == whole).all(), cut
+            num_refused += 1
+        else:
+            assert (found == whole).all(), cut
+    assert num_refused >= 14
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -343,9 +346,9 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
     ids=["png", "png-144", "jpeg", "gif", "text"],
 )
 def test_bombs_are_refused_from_the_header(bomb, reason):
-    start = time.perf_counter()
+    start = time.thread_time()
     assert reason in refusal(bomb)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regraft.backbones import network as networks
 from regraft.backbones.network import Network, Normalise
+from regraft.backbones.torch_defaults import torch_defaults
 
 
 class Program(nn.Module):
@@ -27,6 +28,7 @@ class Program(nn.Module):
         return (logits / self.temperature).softmax(dim=1)
 
 
+@torch_defaults()
 def write_program(folder: Path, manifest: dict[str, Any], head: tuple[np.ndarray, np.ndarray], path: Path) -> None:
     """`torch.export`'s file of the bundle in a folder, batch size free. head: weight `(C, D)` and bias `(C,)`."""
     info = {**manifest["backbone"], "preprocessing": manifest["preprocessing"]}

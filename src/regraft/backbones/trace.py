@@ -15,6 +15,7 @@ from regraft.backbones import network as networks
 from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.graph import FORMAT, intact, sealed
 from regraft.backbones.network import FeatureGraph, Network, check_linear
+from regraft.backbones.torch_defaults import torch_defaults
 from regraft.ground.errors import BackboneError, RegraftError
 from regraft.ground.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
 from regraft.ground.progress import QUIET, Progress
@@ -24,6 +25,7 @@ MAX_DIFFERENCE = 1e-3  # of engine and torch, relative to the features' spread
 LEAST_SPREAD = 1e-3  # of features beside their size: of what is more alike, rounding is a larger share
 
 
+@torch_defaults()
 def trace(
     graphs: Path,
     name: str,
@@ -56,6 +58,7 @@ def trace(
     return key
 
 
+@torch_defaults()
 def trace_into(folder: Path, network: Network) -> None:
     """Write graph, weights and description of a network, head left out, into an empty folder."""
     images = probe_images(network.preprocessing.height, network.preprocessing.width)
