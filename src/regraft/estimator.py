@@ -13,6 +13,7 @@ import numpy as np
 
 from regraft.backbones.features import Features, fill
 from regraft.backbones.graph import Backbone, load_backbone, with_all_levels
+from regraft.data.grey_range import grey_bits
 from regraft.data.inputs import content_of
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.splits import folds_of
@@ -69,8 +70,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 f"Expected as many labels as photos and two classes or more; got {len(labels)} labels of "
                 f"{len(self.classes_)} classes for {len(X)} photos."
             )
-        self.backbone_ = self._backbone()
         dataset = held(X, labels.astype(np.int64), tuple(map(str, self.classes_)))
+        self.backbone_ = self._backbone().with_grey_bits(grey_bits(dataset))
         features = _features(self.backbone_, dataset)
         folds = folds_of(dataset, self.num_folds, self.seed)
         self.head_: Head = solve(features, len(self.classes_), folds)
@@ -114,6 +115,10 @@ class Held(Dataset):
     def read(self, index: int) -> bytes:
         """Content of a photo."""
         return self.contents[index]
+
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes of a photo."""
+        return self.contents[index][:size]
 
 
 def held(photos: Photos, labels: np.ndarray, classes: tuple[str, ...]) -> Held:

@@ -65,8 +65,12 @@ def test_gradients_can_be_taken_whatever_is_set_around():
 
 
 def test_what_was_set_comes_back_after_an_error(unharmed):
-    torch.set_default_dtype(torch.float64)
-    with pytest.raises(ValueError, match="inside"), torch_defaults():
+    @torch_defaults()
+    def fail() -> None:
         assert torch.get_default_dtype() == torch.float32
         raise ValueError("inside")
+
+    torch.set_default_dtype(torch.float64)
+    with pytest.raises(ValueError, match="inside"):
+        fail()
     assert torch.get_default_dtype() == torch.float64

@@ -31,6 +31,7 @@ PEAK_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 24}  # of memory f
 USUAL_PEAK_BYTES = 8  # what is loaded and the same as RGB, or that and the same turned
 STRIP_PIXELS = 2**22  # of larger pictures, so many are converted at a time
 DRAFT_FACTOR = 2  # a JPEG is decoded at a reduced scale only while it stays this much larger than needed
+WHITE = 65535.0  # of a 16-bit grey picture
 CHECKED_AT = 256  # pixels of the shorter side at which a photo is decoded only to see whether it can be
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,13 +91,14 @@ def _check_length(size: int) -> None:
         raise Unreadable(f"larger than {MAX_BYTES // 2**20} MB")
 
 
-def decode(data: bytes, at_least: int | None = None) -> Image.Image:
+def decode(data: bytes, at_least: int | None = None, grey_bits: int | None = None) -> Image.Image:
     """Decode an image file to an upright RGB image; of an animation, the first frame.
 
     Args:
         data: The file's content.
         at_least: Shorter side in pixels that the caller is going to resize to. A JPEG may then be decoded at a reduced
             scale, never below DRAFT_FACTOR times that.
+        grey_bits: How many bits 16-bit greys use, so what is white; None for all.
 
     Raises:
         Unreadable: It is no photo, damaged, or too large, by the pixels that would be decoded or by the memory that
@@ -106,7 +108,7 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
         _check_size(image.size)
         with DECODING.take(_bytes_to_decode(image, data)), private_settings(MAX_PIXELS):
             image.load()
-            orientation, rgb = _orientation(image), to_rgb(image)
+            orientation, rgb = _orientation(image), to_rgb(image, grey_bits)
             if rgb is not image:
                 image.close()  # its memory goes before more is asked for
             return _turned(rgb, orientation)
@@ -147,11 +149,31 @@ def _opened(data: bytes, at_least: int | None = None) -> Iterator[Image.Image]:
         raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
 
 
-def pixels_of(image: Image.Image) -> Image.Image:
+def grey_maximum(data: bytes) -> int | None:
+    """The largest value of a 16-bit grey picture; None for what is none.
+
+    Args:
+        data: The file's content.
+
+    Raises:
+        Unreadable: It cannot be decoded.
+    """
+    with _opened(data) as image:
+        if not image.mode.startswith("I"):
+            return None
+        _check_size(image.size)
+        with DECODING.take(_bytes_to_decode(image, data)), private_settings(MAX_PIXELS):
+            arrays = [np.asarray(strip) for strip, _ in _strips(image)]
+            low, high = min(int(one.min()) for one in arrays), max(int(one.max()) for one in arrays)
+    return high if low >= 0 and high <= WHITE else None
+
+
+def pixels_of(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
     """A picture that is in memory, upright and RGB, as `decode` would have made it of its file.
 
     Args:
         image: Of any mode; one that was opened and not decoded yet is decoded.
+        grey_bits: As for `decode`.
 
     Raises:
         Unreadable: It cannot be decoded, or made RGB.
@@ -159,7 +181,7 @@ def pixels_of(image: Image.Image) -> Image.Image:
     try:
         with private_settings(MAX_PIXELS):
             image.load()
-            return _turned(to_rgb(image), _orientation(image))
+            return _turned(to_rgb(image, grey_bits), _orientation(image))
     except Unreadable:
         raise
     except Exception as error:  # as in decode
@@ -201,11 +223,12 @@ def _camera(image: Image.Image) -> str:
         return ""
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
     """Any Pillow image as RGB: transparency on white, 16-bit and float greys scaled to their full range.
 
     Args:
         image: Of any mode. A large one is converted in strips, so that no more than it and the outcome is in memory.
+        grey_bits: As for `decode`.
 
     Raises:
         Unreadable: It holds grey values that are not finite.
@@ -213,7 +236,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    limits = _limits(image) if image.mode.startswith(("I", "F")) else (0.0, 255.0)
+    limits = (
+        _limits(image, WHITE if grey_bits is None else 2.0**grey_bits - 1)
+        if image.mode.startswith(("I", "F"))
+        else (0.0, 255.0)
+    )
     if image.width * image.height <= STRIP_PIXELS:
         return _converted(image, limits)
     whole = Image.new("RGB", image.size)
@@ -277,15 +304,15 @@ def _turned(image: Image.Image, orientation: Any) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _limits(image: Image.Image) -> tuple[float, float]:
-    """What is black and what is white: for 16-bit greys their format's range, for others their own."""
+def _limits(image: Image.Image, white: float) -> tuple[float, float]:
+    """What is black and what is white: for 16-bit greys as given, for others their own range."""
     if image.mode.startswith("I;16"):
-        return 0.0, 65535.0
+        return 0.0, white
     extremes = [(v.min(), v.max()) for v in (np.asarray(strip).astype(np.float32) for strip, _ in _strips(image))]
     low, high = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
     if not np.isfinite([*sum(extremes, ())]).all():
         raise Unreadable("damaged: grey values that are not finite")
-    return (0.0, 65535.0) if image.mode == "I" and low >= 0 and high <= 65535 else (low, high)
+    return (0.0, white) if image.mode == "I" and low >= 0 and high <= WHITE else (low, high)
 
 
 def _grey_to_8_bit(image: Image.Image, limits: tuple[float, float]) -> Image.Image:

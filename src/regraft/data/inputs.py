@@ -39,7 +39,7 @@ def to_input(photo: Photo, preprocessing: Preprocessing) -> np.ndarray:
         DataError: It is no photo, or cannot be read.
     """
     try:
-        held = _held(photo)
+        held = _held(photo, preprocessing.grey_bits)
         return transform(held, preprocessing) if isinstance(held, Image.Image) else photo_to_input(held, preprocessing)
     except Unreadable as error:
         raise _refused(photo, "The photo", error) from error
@@ -55,13 +55,16 @@ def content_of(photo: Photo, name: str = "The photo") -> bytes:
     Raises:
         DataError: It is no photo, or cannot be read.
     """
+    buffer = io.BytesIO()
     try:
+        if isinstance(photo, np.ndarray) and photo.dtype == np.uint16:
+            _picture(photo, "(H, W)").save(buffer, "PNG")  # how many bits are used is not known yet
+            return buffer.getvalue()
         held = _held(photo)
     except Unreadable as error:
         raise _refused(photo, name, error) from error
     if not isinstance(held, Image.Image):
         return held
-    buffer = io.BytesIO()
     Image.fromarray(np.asarray(held)).save(buffer, "PNG", compress_level=1)  # the pixels alone, without what they bear
     return buffer.getvalue()
 
@@ -71,7 +74,7 @@ def _refused(photo: Photo, name: str, reason: Unreadable) -> DataError:
     return DataError(f"{what} cannot be used: {reason}. {EXPECTED}")
 
 
-def _held(photo: Photo) -> bytes | Image.Image:
+def _held(photo: Photo, grey_bits: int | None = None) -> bytes | Image.Image:
     """A file's content, or upright RGB. Raises Unreadable."""
     if isinstance(photo, str | os.PathLike):
         return _content_at(photo)
@@ -80,9 +83,9 @@ def _held(photo: Photo) -> bytes | Image.Image:
             raise Unreadable("the file is empty")
         return bytes(photo)
     if isinstance(photo, Image.Image):
-        return _of_pillow(photo)
+        return _of_pillow(photo, grey_bits)
     if isinstance(photo, np.ndarray):
-        return pixels_of(_picture(photo, "(H, W, 3)"))
+        return pixels_of(_picture(photo, "(H, W, 3)"), grey_bits)
     if type(photo).__module__.startswith(("torch.", "torchvision.")) or type(photo).__module__ == "torch":
         return pixels_of(_picture(_channels_last(photo), "(3, H, W)"))
     if hasattr(photo, "read"):
@@ -128,7 +131,7 @@ class _Stream(io.RawIOBase):
         return bytes(part)
 
 
-def _of_pillow(image: Image.Image) -> bytes | Image.Image:
+def _of_pillow(image: Image.Image, grey_bits: int | None) -> bytes | Image.Image:
     """The file of one that was opened and not yet decoded: so it is decoded as the file would be. Else its pixels."""
     file = getattr(image, "fp", None)
     is_untouched = isinstance(image, ImageFile.ImageFile) and bool(image.tile) and image.tell() == 0
@@ -136,7 +139,7 @@ def _of_pillow(image: Image.Image) -> bytes | Image.Image:
         return _content_in(file)
     if image.width * image.height > MAX_PIXELS:
         raise Unreadable(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read")
-    return pixels_of(image)
+    return pixels_of(image, grey_bits)
 
 
 def _channels_last(tensor: Any) -> np.ndarray:

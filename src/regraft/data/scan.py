@@ -87,6 +87,14 @@ class Dataset:
             raise DataError(f"{path} changed while it was being used. Run the command again when nothing writes to it.")
         return data
 
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes of a photo's file, or fewer. Raises Unreadable if it is gone."""
+        try:
+            with open(self.root / self.paths[index], "rb") as file:
+                return file.read(size)
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error}") from error
+
     def quarantine_csv(self) -> bytes:
         """Files found and not used, with the reason, as a CSV file."""
         return csv_bytes(("path", "reason"), [(q.path, q.reason) for q in self.quarantine])
