@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.backbones.graph import Backbone, configured
 from regraft.data.findings import Finding
+from regraft.data.grey_range import grey_bits
 from regraft.data.growth import split_grown, with_known_sides
 from regraft.data.join import joined, merged, relabelled
 from regraft.data.scan import Dataset, checked, list_photos, scan
@@ -167,7 +168,7 @@ def _prepare(here: Here) -> Start:
     """Photos, the backbone, and its features where a head is solved on them."""
     config, progress = here.config, here.progress
     dataset = _photos(here)
-    backbone = None if config.mode == "scratch" else _backbone(here)
+    backbone = None if config.mode == "scratch" else _backbone(here).with_grey_bits(grey_bits(dataset, progress))
     features = None
     if backbone is not None and (config.is_solved or config.drop):
         dataset, features = _features(backbone, dataset, here)

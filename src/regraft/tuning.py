@@ -11,6 +11,7 @@ from regraft.backbones.catalog import RANDOM
 from regraft.backbones.familiar import Familiar, familiar
 from regraft.backbones.features import Features, FeatureTable, extract
 from regraft.backbones.graph import Backbone, from_network
+from regraft.data.grey_range import grey_bits
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, held_out
 from regraft.frozen import folds_for, head_of
@@ -100,7 +101,9 @@ def _network(start: Start, config: TrainConfig) -> Any:
     """Where gradient descent begins: the pretrained network, or random weights."""
     networks = torch_room("backbones.network")
     if start.backbone is None:
-        return networks.build(config.backbone, RANDOM, seed=config.seed)
+        network = networks.build(config.backbone, RANDOM, seed=config.seed)
+        bits = grey_bits(start.material.dataset)
+        return replace(network, preprocessing=replace(network.preprocessing, grey_bits=bits))
     return networks.restore(start.backbone.info, start.backbone.trunk)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import COLOURS, draw, draw_folder
-from regraft.data.decode import Unreadable, decode, quiet_pillow
+from regraft.data.decode import Unreadable, decode
 from regraft.data.layout import is_junk, natural_key
 from regraft.data.scan import Dataset, list_photos, scan
 from regraft.ground.errors import DataError
@@ -396,8 +396,7 @@ def test_json_tells_what_was_found(tmp_path):
 @pytest.mark.slow
 def test_the_real_oddities_are_all_accounted_for(real_photos):
     root = real_photos / "badimages"
-    with quiet_pillow():
-        dataset = scan(root)
+    dataset = scan(root)
     on_disk = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not is_junk(path.name)}
     assert {*dataset.paths, *reasons(dataset)} == on_disk
     assert dataset.num_found == len(on_disk)

@@ -520,7 +520,7 @@ def test_the_model_is_told_as_its_bundle_has_it(bundle):
     assert told["classes"] == ["blue", "green", "red"]
     assert told["input"] == {"height": bundle.preprocessing.height, "width": bundle.preprocessing.width}
     assert told["accuracy"]["n"] == sum(row["n"] for row in told["per_class"]) == 6
-    assert told["limits"] == {"max_bytes": 32 * 2**20, "max_photos": 64, "max_pixels": 50_000_000}
+    assert told["limits"] == {"max_bytes": 32 * 2**20, "max_photos": 64, "max_pixels": 2**27}
     assert told["num_params"] > 10**6
     assert len(told["sha256"]) == 64
     assert Client().ask("GET", "/v1/model").json == ABOUT

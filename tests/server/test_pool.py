@@ -126,12 +126,12 @@ def test_a_heat_map_is_a_picture(pool, files):
 def test_a_photo_that_cannot_be_read_says_why_and_the_worker_goes_on(pool, files):
     before = pids(pool)
     good = next(iter(files.values()))
-    answers = ask(pool, b"", b"<html>", good[:300], good, png(8000, 8000, 1, 0, b""))
+    answers = ask(pool, b"", b"<html>", good[:300], good, png(12_000, 12_000, 1, 0, b""))
     assert answers[3]["label"] == "blue"
     reasons = [answer.get("error", "") for answer in answers]
     assert "not an image" in reasons[1]
     assert reasons[2].startswith("damaged: ")
-    assert reasons[4] == "8000 x 8000 pixels; at most 50 megapixels are read"
+    assert reasons[4] == "12000 x 12000 pixels; at most 134 megapixels are read"
     assert [bool(reason) for reason in reasons] == [True, True, True, False, True]
     assert pids(pool) == before
 

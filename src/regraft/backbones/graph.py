@@ -9,7 +9,7 @@ graphs/requests/<hash>.json       which key a request by name, weights and libra
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ class Backbone:
     def preprocessing(self) -> Preprocessing:
         """What a photo goes through before the graph."""
         return Preprocessing.from_json(self.info["preprocessing"])
+
+    def with_grey_bits(self, grey_bits: int | None) -> "Backbone":
+        """The same, for photos whose 16-bit greys use so many bits; None for all."""
+        preprocessing = replace(self.preprocessing, grey_bits=grey_bits)
+        return replace(self, info={**self.info, "preprocessing": preprocessing.to_json()})
 
     @property
     def graph(self) -> Path:
@@ -217,10 +222,11 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
 
     Raises BackboneError for a network without levels.
     """
+    grey_bits, backbone = backbone.preprocessing.grey_bits, backbone.with_grey_bits(None)  # the cache knows no photos
     key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
     place = cache_folder() / "graphs" / key
     if kept := intact(place):
-        return Backbone(place, kept)
+        return Backbone(place, kept).with_grey_bits(grey_bits)
     from regraft.backbones.levels import with_levels  # takes onnx along
 
     graphs = writable_cache("graphs", progress)
@@ -231,7 +237,7 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
         info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}
         info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
         write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
-    return Backbone(graphs / key, info)
+    return Backbone(graphs / key, info).with_grey_bits(grey_bits)
 
 
 def from_network(folder: Path, network: Any) -> Backbone:

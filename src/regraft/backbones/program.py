@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regraft.backbones import network as networks
 from regraft.backbones.network import Network, Normalise
+from regraft.backbones.torch_defaults import torch_defaults
 
 
 class Program(nn.Module):
@@ -26,6 +27,7 @@ class Program(nn.Module):
         return (logits / self.temperature).softmax(dim=1)
 
 
+@torch_defaults()
 def write_program(
     manifest: dict[str, Any], config: dict[str, Any], weights: Path, head: tuple[np.ndarray, np.ndarray], path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from regraft.backbones.graph import FORMAT, intact, sealed, tracing_identity
 from regraft.backbones.network import FeatureGraph, Network, check_linear
 from regraft.backbones.onnx_check import check_graph
 from regraft.backbones.probe import probe_images
+from regraft.backbones.torch_defaults import torch_defaults
 from regraft.ground.errors import BackboneError, RegraftError
 from regraft.ground.files import (
     json_bytes,
@@ -34,6 +35,7 @@ MAX_DIFFERENCE = 1e-3  # of engine and torch, relative to the features' spread
 LEAST_SPREAD = 1e-3  # of features beside their size: of what is more alike, rounding is a larger share
 
 
+@torch_defaults()
 def trace(
     graphs: Path,
     name: str,
@@ -66,6 +68,7 @@ def trace(
     return key
 
 
+@torch_defaults()
 def trace_into(folder: Path, network: Network) -> None:
     """Write graph, weights and description of a network, head left out, into an empty folder."""
     images = probe_images(network.preprocessing.height, network.preprocessing.width)

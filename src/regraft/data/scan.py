@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from regraft.data.class_names import refuse_twins, refuse_unwritable
-from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes
+from regraft.data.decode import CHECKED_AT, Unreadable, decode, read_bytes
 from regraft.data.layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
 from regraft.data.links import LEADS_OUT
 from regraft.data.manifest import list_manifest, refuse_conflicts
@@ -106,6 +106,14 @@ class Dataset:
         if sha256_bytes(data) != self.hashes[index]:
             raise DataError(f"{path} changed while it was being used. Run the command again when nothing writes to it.")
         return data
+
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes of a photo's file, or fewer. Raises Unreadable if it is gone."""
+        try:
+            with open(self.root / self.paths[index], "rb") as file:
+                return file.read(size)
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error}") from error
 
     def quarantine_csv(self) -> bytes:
         """Files found and not used, with the reason, as a CSV file."""
@@ -212,7 +220,7 @@ def _expected(dataset: Dataset, found: str) -> str:
 
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:
     """`function(index)` for every photo in order, on all cores: Pillow and hashing release the interpreter."""
-    with quiet_pillow(), ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         for start in range(0, count, WAITING):
             for result in pool.map(function, range(start, min(start + WAITING, count))):
                 advance(1)
@@ -276,7 +284,7 @@ def _hash_or_reason(listing: Listing, index: int) -> tuple[str, str | None]:
 
 def _why_unreadable(dataset: Dataset, index: int) -> str | None:
     try:
-        decode(dataset.read(index))
+        decode(dataset.read(index), CHECKED_AT)
     except Unreadable as error:
         return str(error)
     return None

@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from regraft.backbones.engine import Engine, Pooled, Precision, pooled, usable_precision
-from regraft.data.decode import Unreadable, read_bytes, to_rgb
-from regraft.data.transforms import Preprocessing, photo_to_input, transform
+from regraft.data.inputs import Photo, to_input
+from regraft.data.transforms import Preprocessing
 from regraft.deliver.content import Content, read_again, read_content
 from regraft.deliver.format import MANIFEST, manifest_sha256
-from regraft.ground.errors import BundleError, DataError
+from regraft.ground.errors import BundleError
 from regraft.ground.files import json_bytes
 from regraft.ground.runtime import num_cores
 from regraft.ground.statistics import Accuracy
 from regraft.learn.logistic import softmax
-
-Photo = str | Path | bytes | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -187,25 +184,21 @@ class Bundle:
         return self.content.head
 
     def predict(self, photo: Photo) -> Prediction:
-        """Label and probabilities of one photo: a path, a file's bytes, a Pillow image, or RGB `(H, W, 3)` uint8.
+        """Label and probabilities of one photo.
 
-        Raises DataError when it cannot be read.
+        Args:
+            photo: A path, a file's bytes, an open binary file, a Pillow image, an array `(H, W, 3)`, `(H, W)` or
+                `(H, W, 4)`, uint8 or float in 0..1, or a tensor `(3, H, W)` of such numbers.
+
+        Raises:
+            DataError: It cannot be read, or is none of these.
         """
         said = self.engine(self.to_input(photo)[np.newaxis])
         return self.to_prediction(said["logits"][0], float(said["novelty"][0]) if "novelty" in said else None)
 
     def to_input(self, photo: Photo) -> np.ndarray:
         """`(H, W, 3)` uint8 as the graph takes it. Raises DataError."""
-        if isinstance(photo, np.ndarray):
-            photo = Image.fromarray(photo)
-        if isinstance(photo, Image.Image):
-            return transform(to_rgb(photo), self.preprocessing)
-        try:
-            data = photo if isinstance(photo, bytes) else read_bytes(Path(photo))
-            return photo_to_input(data, self.preprocessing)
-        except Unreadable as error:
-            what = "The photo" if isinstance(photo, bytes) else str(photo)
-            raise DataError(f"{what} cannot be used: {error}. Expected a JPEG, PNG, WebP or similar file.") from error
+        return to_input(photo, self.preprocessing)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """`(N, C)` float64 in 0..1 of logits `(N, C)`, with the bundle's temperature."""

@@ -51,6 +51,7 @@ def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) ->
         "FILTER": f"Image.Resampling.{p.interpolation.upper()}",
         "FORMATS": ascii(FORMATS),
         "DRAFT": str(max(p.resize) * DRAFT_FACTOR),
+        "WHITE": str(65535.0 if p.grey_bits is None else 2.0**p.grey_bits - 1),
         "WIDTH": str(p.width),
         "HEIGHT": str(p.height),
         "FILL": str(fill),
@@ -122,7 +123,7 @@ def to_rgb(image):
         if not np.isfinite(grey).all():
             raise ValueError("grey values that are not finite")
         is_16_bit = image.mode.startswith("I") and grey.min() >= 0 and grey.max() <= 65535
-        low, high = (0.0, 65535.0) if is_16_bit else (float(grey.min()), float(grey.max()))
+        low, high = (0.0, <WHITE>) if is_16_bit else (float(grey.min()), float(grey.max()))
         grey = np.round((grey - low) * (255.0 / max(high - low, 1e-12)))
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from regraft.backbones.division import Division, divide
 from regraft.backbones.network import Network, Normalise, with_new_head
 from regraft.backbones.stages import stages
+from regraft.backbones.torch_defaults import torch_defaults
 from regraft.backbones.trace import tensor_hash
 from regraft.data.scan import Dataset
 from regraft.ground.errors import ConfigError, TrainError
@@ -81,6 +82,7 @@ class Tuned:
     answers: np.ndarray
 
 
+@torch_defaults()
 def finetune(network: Network, job: Job, recipe: Recipe, head: Head | None, world: World, progress: Progress) -> Tuned:
     """Train a network on photos. head: solved on its features, for a recipe whose head starts there.
 

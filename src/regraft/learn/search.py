@@ -114,7 +114,7 @@ def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backb
     """The backbone of a run at a larger input; None for a network of a fixed size."""
     size = round(backbone.preprocessing.height * LARGER / STEP) * STEP
     try:
-        return configured(config, progress, size=size)
+        return configured(config, progress, size=size).with_grey_bits(backbone.preprocessing.grey_bits)
     except BackboneError:
         return None
 

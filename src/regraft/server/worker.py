@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.data.decode import Unreadable, header
+from regraft.data.decode import Unreadable, decoded_size
 from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.heatmap import heat_map
 from regraft.ground.errors import DataError, RegraftError
@@ -60,9 +60,9 @@ def work(pipe: Connection, folder: Path, promises: dict[str, Any], limits: Limit
 def answer(bundle: Bundle, data: bytes, order: Order, max_pixels: int) -> Answer:
     """What the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read."""
     try:
-        width, height = header(data).size
+        width, height = decoded_size(data, max(bundle.preprocessing.resize))
         if width * height > max_pixels:
-            return {"error": f"{width} x {height} pixels; at most {max_pixels / 1e6:g} megapixels are read"}
+            return {"error": f"{width} x {height} pixels; at most {max_pixels / 1e6:.0f} megapixels are read"}
         image = bundle.to_input(data)
     except Unreadable as error:
         return {"error": str(error)}

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from regraft.data.decode import decode
+from regraft.data.inputs import Photo
 from regraft.data.scan import Dataset
-from regraft.deliver.bundle import Bundle, Photo, Prediction
+from regraft.deliver.bundle import Bundle, Prediction
 from regraft.deliver.heatmap import heat_map
 from regraft.ground.errors import DataError, nearest
 from regraft.ground.ownership import write_output
