@@ -1,5 +1,6 @@
 """Names of classes: which ones can be told apart by readers, file systems and programs alike."""
 
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -44,7 +45,11 @@ def refuse_unwritable(place: object, names: Iterable[str]) -> None:
     for name in names:
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             guess = name.encode("utf-8", "surrogateescape").decode("latin-1") if _is_bytes(name) else ""
-            hint = f", as {guess!r} if that is Latin-1 (convmv -f latin1 -t utf8 -r --notest {place})" if guess else ""
+            hint = (
+                f", as {guess!r} if that is Latin-1 (convmv -f latin1 -t utf8 -r --notest {shlex.quote(str(place))})"
+                if guess
+                else ""
+            )
             raise DataError(
                 f"{place} has a class whose name is not UTF-8: {name!r}. Expected text that every program can read. "
                 f"Rename it{hint}."

@@ -166,7 +166,8 @@ def list_photos(
     folder: str | Path, *, min_classes: int = 2, options: FolderOptions = AS_FOUND, progress: Progress = QUIET
 ) -> Dataset:
     """Like `scan`, but reads the files only to hash them: damaged photos are still in. For callers that decode next."""
-    listing = _listed(Path(folder).expanduser(), options)
+    with progress.step("list photos"):
+        listing = _listed(Path(folder).expanduser(), options)
     files = listing.files
     classes = _class_map(listing)
     number = {name: i for i, name in enumerate(classes)}
