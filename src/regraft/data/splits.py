@@ -106,10 +106,13 @@ def fold_ids(
         return _grouped_fold_ids(labels, units, num_folds, seed)
     fold: dict[str, int] = {}
     offset = 0  # small classes are dealt on where the last one stopped, so that folds stay of equal size
-    members = [sorted({units[i] for i in np.flatnonzero(labels == label)}) for label in np.unique(labels)]
+    place = {name: drawn_at(seed, name) for name in units}
+    members = [
+        sorted({units[i] for i in np.flatnonzero(labels == c)}, key=place.__getitem__) for c in np.unique(labels)
+    ]
     only = {own[0] for own in members if len(own) == 1}
-    for own in members:
-        new = sorted({*own} - {*fold} - only, key=lambda name: drawn_at(seed, name))
+    for own in sorted(members, key=lambda own: place[own[0]]):  # not in the order of names
+        new = [name for name in own if name not in fold and name not in only]
         fold.update({name: (rank + offset) % num_folds for rank, name in enumerate(new)})
         offset += len(new)
     return np.array([fold.get(name, -1) for name in units], np.int64)
@@ -181,7 +184,8 @@ def _check(dataset: Dataset, splits: Splits) -> None:
             "Expected at least one of each class. Add some, or remove the class from the other splits."
         )
     if len(splits.judged[1]) == 0:
+        why = " Photos of a group, and copies, are never parted." if dataset.groups else ""
         raise DataError(
             f"{dataset.root} leaves no photos to judge the model on. Expected two or more photos of some class; "
-            f"found {dataset.counts}. Add photos."
+            f"found {dataset.counts}.{why} Add photos."
         )
