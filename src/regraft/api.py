@@ -112,7 +112,7 @@ def compare(
     progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
-    out = place(Path(folder), out, f"{Path(folder).resolve().name}-compared")
+    out = place(Path(folder), out, f"{Path(folder).resolve().name}-compared", progress)
     runs, trainings = {}, _configs(config, modes, backbones)
     check(out, (COMPARED, FIGURES))
     for name in trainings:

@@ -229,8 +229,8 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
 def add(run: str, folder: str, out: str | None, as_json: bool) -> None:
     """Grow a model by the photos in DIR: more of its classes, or new ones. Only they go through the backbone.
 
-    DIR is laid out like the folder that RUN was trained on. The head is solved again on all photos, which gives the
-    same model as training on all of them from the start. Says what it did to the classes that were there.
+    DIR is laid out like the folder that RUN was trained on. The head is solved again on all photos; every photo of RUN
+    keeps its label, and those that were learned from never judge. Says what it did to the classes that were there.
 
     \b
     regraft add runs/fruit kiwis/

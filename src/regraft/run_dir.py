@@ -24,7 +24,7 @@ from regraft.data.scan import Dataset, Labelling, map_photos
 from regraft.data.splits import Splits
 from regraft.deliver.format import MANIFEST, manifest_sha256, parse_manifest
 from regraft.ground.config import TrainConfig
-from regraft.ground.errors import DataError, OutputError
+from regraft.ground.errors import ConfigError, DataError, OutputError
 from regraft.ground.files import json_bytes, sha256_bytes
 from regraft.ground.ownership import write_output
 from regraft.ground.progress import QUIET, Progress
@@ -216,11 +216,10 @@ def read_record(run: Path, cure: str) -> RunRecord:
         if header["bundle_sha256"] != manifest_sha256(parse_manifest((run / "bundle" / MANIFEST).read_bytes())):
             raise ValueError(f"{RESULT} speaks of another bundle")
         return _parsed(run, summary, [json.loads(line) for line in listed.decode().splitlines()])
-    except DAMAGED as error:
-        reason = f" ({error})" if type(error) is ValueError else ""
-        raise DataError(
-            f"{run} does not say which photos its model was made of and judged on{reason}. {cure}."
-        ) from error
+    except (*DAMAGED, ConfigError) as error:
+        reason = f" ({str(error).removesuffix('.')})" if type(error) in (ValueError, ConfigError) else ""
+        told = f"{run} does not say which photos its model was made of and judged on{reason}. {cure}."
+        raise DataError(told) from error
 
 
 def _parsed(run: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> RunRecord:
@@ -312,7 +311,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def place(folder: Path, out: str | Path | None, name: str = "") -> Path:
+def place(folder: Path, out: str | Path | None, name: str = "", progress: Progress = QUIET) -> Path:
     """Where a run goes.
 
     Args:
@@ -320,11 +319,12 @@ def place(folder: Path, out: str | Path | None, name: str = "") -> Path:
         out: What the user chose; None for a place below `runs`, named after the photos. Where that holds a run on other
             photos, a number is added: `runs/photos-2`.
         name: Of the place below `runs`, if not the photos' own.
+        progress: Is told of a place that was taken.
 
     Raises:
         OutputError: It lies among the photos.
     """
-    chosen = Path(out) if out else _free(Path("runs") / (name or folder.resolve().name), folder)
+    chosen = Path(out) if out else _free(Path("runs") / (name or folder.resolve().name), folder, progress)
     if chosen.resolve().is_relative_to(folder.resolve()):
         raise OutputError(
             f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
@@ -333,12 +333,13 @@ def place(folder: Path, out: str | Path | None, name: str = "") -> Path:
     return chosen
 
 
-def _free(first: Path, folder: Path) -> Path:
+def _free(first: Path, folder: Path, progress: Progress) -> Path:
     """The first of `photos`, `photos-2`, ... that holds no run on other photos."""
     number, place = 1, first
-    while any(not _is_same(other, folder) for other in _trained_on(place)):
-        number += 1
+    while others := [other for other in _trained_on(place) if not _is_same(other, folder)]:
+        number, taken = number + 1, place
         place = first.with_name(f"{first.name}-{number}")
+        progress.say(f"{taken} holds a run on {others[0]}; this one goes to {place}")
     return place
 
 
@@ -354,5 +355,5 @@ def _is_same(recorded: str, folder: Path) -> bool:
         return True
     try:
         return folder.samefile(recorded)
-    except OSError:
+    except (OSError, ValueError):
         return False

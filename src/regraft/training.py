@@ -96,10 +96,7 @@ def train_run(
     Raises:
         RegraftError: What stands in the way, and the cure.
     """
-    place_of_run, config = place(Path(folder), out), config.located()
-    if out is None and place_of_run.name != Path(folder).resolve().name:
-        progress.say(f"{place_of_run.parent / Path(folder).resolve().name} holds a run on other photos; {place_of_run}")
-    out = place_of_run
+    out, config = place(Path(folder), out, progress=progress), config.located()
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     chosen_kinds(config.drop)
     _check_installed(config)
