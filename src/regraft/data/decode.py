@@ -236,11 +236,7 @@ def to_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    limits = (
-        _limits(image, WHITE if grey_bits is None else 2.0**grey_bits - 1)
-        if image.mode.startswith(("I", "F"))
-        else (0.0, 255.0)
-    )
+    limits = _limits(image, grey_bits) if image.mode.startswith(("I", "F")) else (0.0, 255.0)
     if image.width * image.height <= STRIP_PIXELS:
         return _converted(image, limits)
     whole = Image.new("RGB", image.size)
@@ -304,8 +300,9 @@ def _turned(image: Image.Image, orientation: Any) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _limits(image: Image.Image, white: float) -> tuple[float, float]:
+def _limits(image: Image.Image, grey_bits: int | None) -> tuple[float, float]:
     """What is black and what is white: for 16-bit greys as given, for others their own range."""
+    white = WHITE if grey_bits is None else 2.0**grey_bits - 1
     if image.mode.startswith("I;16"):
         return 0.0, white
     extremes = [(v.min(), v.max()) for v in (np.asarray(strip).astype(np.float32) for strip, _ in _strips(image))]

@@ -4,7 +4,7 @@ from regraft.data.decode import Unreadable, grey_maximum
 from regraft.data.scan import Dataset, map_photos
 from regraft.ground.progress import QUIET, Progress
 
-BITS = (10, 12, 14)
+BITS = (8, 10, 12, 14)
 HEAD_BYTES = 32
 
 
@@ -16,7 +16,7 @@ def grey_bits(dataset: Dataset, progress: Progress = QUIET) -> int | None:
         progress: Is told what was found.
 
     Returns:
-        10, 12 or 14; None where there are no such photos, or where they use more.
+        8, 10, 12 or 14; None where there are no such photos, or where they use more.
 
     Raises:
         DataError: A photo changed since it was scanned.
@@ -30,12 +30,9 @@ def grey_bits(dataset: Dataset, progress: Progress = QUIET) -> int | None:
 
     found = [value for value in map_photos(largest, len(dataset), lambda _: None) if value is not None]
     bits = next((bits for bits in BITS if found and max(found) < 2**bits), None)
-    if bits and max(found) >= 2**8:
-        progress.say(
-            f"  {len(found)} greys of 16 bits use {bits} of them: {2**bits - 1} is white, here and in predictions"
-        )
-        return bits
-    return None
+    if bits:
+        progress.say(f"  {len(found)} greys of 16 bits use {bits} of them: {2**bits - 1} is white, in predictions too")
+    return bits
 
 
 def may_be_16_bit(head: bytes) -> bool:

@@ -51,7 +51,7 @@ class Preprocessing:
             raise ValueError(f"unknown interpolation or crop: {self.interpolation!r}, {self.crop_mode!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise ValueError(f"mean and std are not three numbers each, std above 0: {self.mean}, {self.std}")
-        if self.grey_bits not in (None, *range(9, 16)):
+        if self.grey_bits not in (None, *range(8, 16)):
             raise ValueError(f"16-bit greys that use {self.grey_bits!r} bits")
 
     def scaled(self, height: int) -> "Preprocessing":
