@@ -119,6 +119,18 @@ def test_a_folder_around_the_classes_is_looked_through_and_said_once(tmp_path, w
     ]
 
 
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_files_beside_a_folder_that_is_looked_through_are_set_aside(tmp_path, parts):
+    for part in parts:
+        touch(tmp_path / "data", *below(f"{part}/pets" if part else "pets"), *([f"{part}/log.txt"] if part else []))
+    touch(tmp_path, "README.md", "data/notes.txt")
+    listing = list_folder(tmp_path)
+    aside = {"README.md", "data/notes.txt", *(f"data/{part}/log.txt" for part in parts if part)}
+    assert {q.path for q in listing.quarantine} == aside
+    assert {q.reason for q in listing.quarantine} == {"not inside a class folder"}
+    assert {one.label for one in listing.files} == {"cat", "dog"}
+
+
 def test_a_folder_that_is_a_known_class_is_not_looked_through(tmp_path):
     touch(tmp_path, "birds/owl/1.jpg")
     assert read(tmp_path, known_classes=("birds/owl", "cats/lion")) == {"birds/owl/1.jpg": ("", "birds/owl")}
