@@ -194,6 +194,7 @@ def test_photos_and_folders_in_a_class_are_one_class_by_wish(tmp_path):
     touch(tmp_path, "a/1.jpg", "a/more/2.jpg", "b/3.jpg")
     assert "take all that it holds for one class with --class-level top" in refusal(tmp_path)
     assert [label for _, label in read(tmp_path, class_level="top").values()] == ["a", "a", "b"]
+    assert [label for _, label in read(tmp_path, class_level="path").values()] == ["a/more", "a", "b"]
 
 
 def test_classes_in_classes_are_read_and_said_once(tmp_path):
@@ -217,6 +218,8 @@ def test_a_folder_of_images_within_every_class_is_no_part_of_its_name(tmp_path):
 def test_class_folders_that_are_data_sets_are_refused_by_name(tmp_path):
     touch(tmp_path, *(f"{name}/{part}/good/1.png" for name in ("bottle", "cable") for part in ("train", "test")))
     assert f"{tmp_path / 'bottle'} holds test, train, so it could be a data set of its own" in refusal(tmp_path)
+    assert {label for _, label in read(tmp_path, class_level="top").values()} == {"bottle", "cable"}
+    assert len({label for _, label in read(tmp_path, class_level="path").values()}) == 4
 
 
 def test_leaves_that_differ_in_case_alone_are_refused(tmp_path):

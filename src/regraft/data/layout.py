@@ -324,7 +324,7 @@ def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple
     entries, is_inner = _visible(folder, listing.notes), partial(_is_inner_folder, listing.options)
     inner, files = list(filter(is_inner, entries)), list(filterfalse(is_inner, entries))
     level = listing.options.class_level
-    if level in (None, "path"):
+    if level is None:
         _refuse_mixed(folder, inner, files)
     if not entries:
         listing.notes.append(f"class folder {folder} is empty")
