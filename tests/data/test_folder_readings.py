@@ -119,6 +119,18 @@ def test_a_folder_around_the_classes_is_looked_through_and_said_once(tmp_path, w
     ]
 
 
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_files_beside_a_folder_that_is_looked_through_are_set_aside(tmp_path, parts):
+    for part in parts:
+        touch(tmp_path / "data", *below(f"{part}/pets" if part else "pets"), *([f"{part}/log.txt"] if part else []))
+    touch(tmp_path, "README.md", "data/notes.txt")
+    listing = list_folder(tmp_path)
+    aside = {"README.md", "data/notes.txt", *(f"data/{part}/log.txt" for part in parts if part)}
+    assert {q.path for q in listing.quarantine} == aside
+    assert {q.reason for q in listing.quarantine} == {"not inside a class folder"}
+    assert {one.label for one in listing.files} == {"cat", "dog"}
+
+
 def test_a_folder_that_is_a_known_class_is_not_looked_through(tmp_path):
     touch(tmp_path, "birds/owl/1.jpg")
     assert read(tmp_path, known_classes=("birds/owl", "cats/lion")) == {"birds/owl/1.jpg": ("", "birds/owl")}
@@ -182,6 +194,7 @@ def test_photos_and_folders_in_a_class_are_one_class_by_wish(tmp_path):
     touch(tmp_path, "a/1.jpg", "a/more/2.jpg", "b/3.jpg")
     assert "take all that it holds for one class with --class-level top" in refusal(tmp_path)
     assert [label for _, label in read(tmp_path, class_level="top").values()] == ["a", "a", "b"]
+    assert [label for _, label in read(tmp_path, class_level="path").values()] == ["a/more", "a", "b"]
 
 
 def test_classes_in_classes_are_read_and_said_once(tmp_path):
@@ -205,6 +218,8 @@ def test_a_folder_of_images_within_every_class_is_no_part_of_its_name(tmp_path):
 def test_class_folders_that_are_data_sets_are_refused_by_name(tmp_path):
     touch(tmp_path, *(f"{name}/{part}/good/1.png" for name in ("bottle", "cable") for part in ("train", "test")))
     assert f"{tmp_path / 'bottle'} holds test, train, so it could be a data set of its own" in refusal(tmp_path)
+    assert {label for _, label in read(tmp_path, class_level="top").values()} == {"bottle", "cable"}
+    assert len({label for _, label in read(tmp_path, class_level="path").values()}) == 4
 
 
 def test_leaves_that_differ_in_case_alone_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from conftest import COLOURS, draw, draw_folder
 from regraft.data.decode import Unreadable, decode
 from regraft.data.layout import is_junk, natural_key
 from regraft.data.scan import Dataset, list_photos, scan
+from regraft.ground.config import FolderOptions
 from regraft.ground.errors import DataError
 
 HUES = list(COLOURS.values())
@@ -328,6 +329,8 @@ def test_a_class_whose_name_is_no_text_is_refused_with_the_cure(tmp_path):
     message = refusal(root)
     assert r"a class whose name is not UTF-8: 'caf\udce9'" in message
     assert f"Rename it, as 'café' if that is Latin-1 (convmv -f latin1 -t utf8 -r --notest {root})." in message
+    known = FolderOptions(known_classes=(os.fsdecode(b"caf\xe9"), "tea"))  # of a model that was trained before
+    assert list_photos(root, options=known).classes == known.known_classes
 
 
 def test_a_photo_that_changes_or_vanishes_after_the_scan_is_never_replaced(tmp_path):

@@ -5,7 +5,6 @@ Whatever could be read in more than one way is refused, by its path.
 
 import os
 import re
-import stat
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from regraft.data.class_level import reading_note, refuse_two_readings, without_containers
 from regraft.data.class_names import refuse_twins
-from regraft.data.links import LEADS_OUT, identity_of, note_on_links, why_not_followed
+from regraft.data.links import LEADS_OUT, note_on_links, why_not_entered, why_not_followed, why_not_regular
 from regraft.data.split_names import is_container, is_unlabelled, mentions_split, split_of, splits_of
 from regraft.ground.config import AS_FOUND, FolderOptions
 from regraft.ground.errors import DataError
@@ -93,8 +92,7 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
         refuse_twins(folder, "folders", [entry.name for entry in _visible(folder, []) if _is_folder(entry)])
         found = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
         listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in found]
-    out = [q.path for q in listing.quarantine if q.reason == LEADS_OUT]
-    listing.notes += note_on_links(f"lead out of {root}", out)
+    listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
     listing.notes += note_on_links(f"to folders are not followed in {root}", listing.unfollowed)
     return listing
 
@@ -138,14 +136,16 @@ def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     named = splits_of([entry.name for entry in folders])
     only_splits = len(named) == len(folders) > 1  # then "train" is no class, even if it holds photos only
     if "train" not in named.values() or not (only_splits or _folders_in(place / _folder_of("train", named))):
-        return [("", _looked_through(listing.root, listing.options, listing.notes))]
+        return [("", _past_wrappers(listing.root, listing))]
     _check_splits(place, [entry for entry in folders if entry.name in named], named, listing.options)
-    _set_aside([entry for entry in _visible(place, listing.notes) if not _is_folder(entry)], listing)
+    _set_aside_files(place, listing)
     _leave_others([entry.name for entry in folders if entry.name not in named], place, named, listing)
     found = [(split, place / _folder_of(split, named)) for split in SPLITS if split in named.values()]
-    if _looked_through(found[0][1], listing.options, []) == found[0][1]:
+    if place != listing.root:
+        _set_aside_files(listing.root, listing)
+    if _looked_through(found[0][1], listing.options) == found[0][1]:
         return found
-    return [(split, _looked_through(folder, listing.options, listing.notes)) for split, folder in found]
+    return [(split, _past_wrappers(folder, listing)) for split, folder in found]
 
 
 def _check_splits(
@@ -210,7 +210,17 @@ def _around_splits(root: Path) -> Path:
     return inner
 
 
-def _looked_through(folder: Path, options: FolderOptions, notes: list[str]) -> Path:
+def _past_wrappers(folder: Path, listing: Listing) -> Path:
+    """The folder of the classes, with a note where it is another one; files on the way to it are set aside."""
+    place = _looked_through(folder, listing.options)
+    if place != folder:
+        listing.notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
+        for around in [one for one in place.parents if one.is_relative_to(folder)]:
+            _set_aside_files(around, listing)
+    return place
+
+
+def _looked_through(folder: Path, options: FolderOptions) -> Path:
     """The folder of the classes: what is alone in another folder, and holds folders that are no splits, is no class."""
     place = folder
     while (inner := _only_folder(place)) is not None:
@@ -220,8 +230,6 @@ def _looked_through(folder: Path, options: FolderOptions, notes: list[str]) -> P
         if options.class_level == "top" and not any(_folders_in(inner / name) for name in names):
             break
         place = inner
-    if place != folder:
-        notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
     return place
 
 
@@ -316,7 +324,7 @@ def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple
     entries, is_inner = _visible(folder, listing.notes), partial(_is_inner_folder, listing.options)
     inner, files = list(filter(is_inner, entries)), list(filterfalse(is_inner, entries))
     level = listing.options.class_level
-    if level in (None, "path"):
+    if level is None:
         _refuse_mixed(folder, inner, files)
     if not entries:
         listing.notes.append(f"class folder {folder} is empty")
@@ -328,7 +336,8 @@ def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple
             yield from _files_of_class(Path(entry.path), label, listing)
     place = folder.relative_to(listing.root)
     for entry in files:
-        if reason := _why_not_regular(entry, listing):
+        if reason := why_not_regular(entry, listing.root, anywhere=listing.options.follow_links):
+            listing.unfollowed += [f"{place}/{entry.name}"] if _is_folder(entry) and reason != LEADS_OUT else []
             listing.quarantine.append(Quarantined(f"{place}/{entry.name}", reason))
         else:
             yield name, f"{place}/{entry.name}"
@@ -356,39 +365,15 @@ def _is_inner_folder(options: FolderOptions, entry: os.DirEntry[str]) -> bool:
 
 def _is_entered(entry: os.DirEntry[str], listing: Listing) -> bool:
     """Whether a folder is read; if it is a link that is not followed, or leads in a circle, it is quarantined."""
-    reason = _why_not_entered(entry, listing)
+    anywhere = listing.options.follow_links
+    reason = why_not_entered(Path(entry.path), listing.root, listing.walked, anywhere=anywhere)
     if reason:
         listing.quarantine.append(Quarantined(_relative(entry, listing.root), reason))
     return reason is None
 
 
-def _why_not_entered(entry: os.DirEntry[str], listing: Listing) -> str | None:
-    path, anywhere = Path(entry.path), listing.options.follow_links
-    try:
-        identity = identity_of(path)
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
-    if reason := why_not_followed(path, listing.root, anywhere=anywhere):
-        return reason
-    if anywhere and identity in listing.walked:
-        return "a folder that is read already, by a link or under another name"
-    listing.walked.add(identity)
-    return None
-
-
-def _why_not_regular(entry: os.DirEntry[str], listing: Listing) -> str | None:
-    """A pipe would hang its reader, and a link may lead anywhere: neither is opened unless it was asked for."""
-    if entry.is_file(follow_symlinks=False):
-        return None
-    try:
-        mode = entry.stat(follow_symlinks=True).st_mode
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
-    if reason := why_not_followed(Path(entry.path), listing.root, anywhere=listing.options.follow_links):
-        return reason
-    if stat.S_ISDIR(mode):
-        listing.unfollowed.append(_relative(entry, listing.root))
-    return None if stat.S_ISREG(mode) else "not a regular file"
+def _set_aside_files(folder: Path, listing: Listing) -> None:
+    _set_aside([entry for entry in _visible(folder, listing.notes) if not _is_folder(entry)], listing)
 
 
 def _set_aside(loose: list[os.DirEntry[str]], listing: Listing) -> None:

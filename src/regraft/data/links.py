@@ -5,6 +5,7 @@ circle: to a folder around itself or around the data set, or to one that is read
 """
 
 import os
+import stat
 from pathlib import Path
 
 LEADS_OUT = "a link that leads out of the data folder"
@@ -28,6 +29,52 @@ def why_not_followed(path: Path, root: Path, *, anywhere: bool = False) -> str |
     if not anywhere and not target.is_relative_to(place):
         return LEADS_OUT
     return AROUND if path.parent.resolve().is_relative_to(target) or place.is_relative_to(target) else None
+
+
+def why_not_entered(path: Path, root: Path, walked: set[tuple[int, int]], *, anywhere: bool = False) -> str | None:
+    """Why a folder is not read.
+
+    Args:
+        path: The folder, or a link to one.
+        root: Of the data set.
+        walked: Device and inode of the folders that were read; this one's are added if it is.
+        anywhere: Whether links may lead out of `root`.
+
+    Returns:
+        The reason, None for a folder that is to be read.
+    """
+    try:
+        identity = identity_of(path)
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    if reason := why_not_followed(path, root, anywhere=anywhere):
+        return reason
+    if anywhere and identity in walked:
+        return "a folder that is read already, by a link or under another name"
+    walked.add(identity)
+    return None
+
+
+def why_not_regular(entry: os.DirEntry[str], root: Path, *, anywhere: bool = False) -> str | None:
+    """Why what is beside photos is not opened: a pipe would hang its reader, and a link may lead anywhere.
+
+    Args:
+        entry: The file, link or whatever it is.
+        root: Of the data set.
+        anywhere: Whether links may lead out of `root`.
+
+    Returns:
+        The reason, None for a file that may be opened.
+    """
+    if entry.is_file(follow_symlinks=False):
+        return None
+    try:
+        mode = entry.stat(follow_symlinks=True).st_mode
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    if reason := why_not_followed(Path(entry.path), root, anywhere=anywhere):
+        return reason
+    return None if stat.S_ISREG(mode) else "not a regular file"
 
 
 def identity_of(path: Path) -> tuple[int, int]:

@@ -249,7 +249,7 @@ def _listed(place: Path, options: FolderOptions) -> Listing:
 def _class_map(listing: Listing) -> list[str]:
     """Classes by name, from `train` where there are splits. The others are matched to it by name."""
     root, notes = listing.list_file or listing.root, listing.notes
-    refuse_unwritable(root, {one.label: None for one in listing.files})
+    refuse_unwritable(root, {one.label: None for one in listing.files}.keys() - set(listing.options.known_classes))
     refuse_twins(root, "classes", {one.label: None for one in listing.files if one.split in ("", "train")})
     per_split = {name: Counter(one.label for one in listing.files if one.split == name) for name in listing.splits}
     classes = sorted(per_split.get("train") or per_split.get("") or (), key=natural_key)
