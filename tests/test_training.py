@@ -376,7 +376,7 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
 
 def ladder(tmp_path, **toy):
     """What auto says and does when nothing of the recipe is fixed."""
-    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 8).parent
+    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 16).parent
     draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
     said = Recorder()
     config = configure(search=False, report=False, **save_toy(tmp_path / "toy", **toy))
@@ -388,11 +388,9 @@ def test_auto_trains_the_last_stages_first_and_stops_where_they_are_enough(tmp_p
     monkeypatch.setattr(tuning, "decide", lambda *known, **_: decide(*known))  # a numb stage wakes at a high rate only
     run, said = ladder(tmp_path, numb=True)
     assert run.summary["accuracy"]["value"] == 1.0
-    pattern = r"last stages: of 18 val photos last stages alone is right on \d+, frozen alone on 0 \(p = \S+\)\. "
-    assert re.fullmatch(
-        pattern + "last stages: it has none of 18 val photos wrong, too few to show that any model is better",
-        run.summary["decision"],
-    )
+    pattern = r"last stages: of \d+ \S+ photos last stages alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
+    end = r"last stages: it has (none|only \d) of \d+ \S+ photos wrong, too few to show that any model is better"
+    assert re.fullmatch(pattern + end, run.summary["decision"])
     recipe = run.bundle.manifest["provenance"]["recipe"]
     assert recipe["unfreeze"] >= 1
     assert recipe["views"] == 6
@@ -404,8 +402,8 @@ def test_auto_trains_the_last_stages_first_and_stops_where_they_are_enough(tmp_p
 def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
     run, _ = ladder(tmp_path, dead=True)
     of_stages, of_all = run.summary["decision"].split("full: ")
-    assert of_stages.startswith("frozen: of 18 val photos last stages alone is right on ")
-    assert of_all.startswith("of 18 val photos full alone is right on ")
+    assert re.match(r"frozen: of \d+ \S+ photos last stages alone is right on ", of_stages)
+    assert re.match(r"of \d+ \S+ photos full alone is right on ", of_all)
     assert run.summary["accuracy"]["value"] > 0.9
     assert (run.bundle.manifest["provenance"]["recipe"]["views"], run.summary["mode"]) == (0, "full")
     assert not (run.out / "stages").exists()
@@ -413,13 +411,13 @@ def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path):
-    """Six photos to judge on: four right more are not enough, thirty are."""
+    """Five photos that choose: four right more are not enough, those of all folds are."""
     said = Recorder()
     blind = save_toy(tmp_path / "blind", dead=True)
     run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind), said)
     assert [line for line in said.lines if line.endswith("undecided, so both are cross-validated")]
     assert "fold 5 of 5" in said.lines
-    assert re.match(r"full: of 30 cross-validated photos full alone is right on \d+, ", run.summary["decision"])
+    assert re.match(r"full: of 24 cross-validated photos full alone is right on \d+, ", run.summary["decision"])
     assert run.summary["mode"] == "full"
     assert visible(run.out) == [
         "bundle",
@@ -575,7 +573,7 @@ def test_labels_of_the_photos_that_judge_turn_no_decision(doubtful, toy, tmp_pat
     assert models[0] == models[1]
 
 
-GROWING = {"epochs": 4, "batch_size": 4, "learning_rate": 0.2, "head_learning_rate": 0.2, "warmup": 1.0, "clip": 0.0}
+GROWING = {"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "head_learning_rate": 0.05, "warmup": 1.0, "clip": 0.0}
 
 
 @pytest.mark.parametrize("layout", ["", "val test"])
@@ -597,8 +595,7 @@ def test_the_best_epoch_is_delivered_by_photos_that_do_not_judge(tmp_path, toy, 
     assert run.bundle.manifest["provenance"]["epoch"] == 1 + losses.index(min(losses)) < len(losses)
     p = np.array([list(run.bundle.predict(job.val.root / path).probabilities.values()) for path in job.val.paths])
     delivered = -np.log(p[np.arange(len(p)), job.val.labels]).mean()
-    assert delivered == pytest.approx(min(losses), abs=0.1)
-    assert losses[-1] > min(losses) + 0.2
+    assert abs(delivered - min(losses)) < 0.25 * (losses[-1] - min(losses)), "the best epoch, not the last"
 
 
 def test_keep_best_without_a_photo_to_set_apart_says_so(tmp_path, toy):

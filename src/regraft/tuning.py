@@ -209,10 +209,10 @@ def better(graft: Graft, rung: Rung, best: Candidate, selection: Selection, star
         frozen, tuned = _cross_validated(start, best.outcome.features, graft, rung, here)
         compared, how = pair(name, frozen, rung.name, tuned), "cross-validated"
         counts = (accuracy(int(tuned.sum()), len(tuned), how),)
+    decision = sentences(best.outcome.decision, compared.decision(how))
     if compared.b_wins:
         graft = replace(graft, details={**graft.details, "chosen_on": selection.to_json()})
         best = Candidate(delivered(graft, start.material, here), correct, counts)
-    decision = sentences(best.outcome.decision, compared.decision(how))
     return replace(best, outcome=replace(best.outcome, decision=decision))
 
 

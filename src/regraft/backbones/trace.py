@@ -80,7 +80,7 @@ def trace_into(folder: Path, network: Network) -> None:
     write_atomic(folder / "backbone.json", json_bytes(sealed(_info(network, images, folder))))
 
 
-def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
+def export(graph: torch.nn.Module, images: np.ndarray, path: Path) -> None:
     """Write the ONNX file, batch size free.
 
     The exporter by tracing takes 0.8 s where the one by torch.export takes 10 s, so the latter is kept for networks
