@@ -18,6 +18,7 @@ from regraft.server.limits import Limits
 LENGTH = struct.Struct("!Q")
 MAX_MESSAGE = 16 * 2**20  # bytes: the probabilities of 100,000 classes and a heat map
 Answer = dict[str, Any]
+TOLD = {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}  # of a photo
 
 
 class Garbled(Exception):
@@ -124,8 +125,7 @@ def is_answer(found: Any) -> bool:
         and all(isinstance(found.get(name), bool) for name in ("looks_new", "unsure"))
         and (labels is None or (isinstance(labels, list) and all(isinstance(one, str) for one in labels)))
         and isinstance(found.get("heatmap", ""), str)
-        and set(found)
-        <= {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}
+        and set(found) <= TOLD
     )
 
 

@@ -1,4 +1,4 @@
-"""The model that a server answers with: a private copy, so that its workers start with it whatever becomes of the folder."""
+"""The model that a server answers with: a private copy, so that all workers have it whatever becomes of the folder."""
 
 import shutil
 import tempfile

@@ -8,7 +8,7 @@ Schema = dict[str, Any]
 
 
 def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
-    """The OpenAPI 3.1 document. A body may be compressed with gzip."""
+    """The OpenAPI 3.1 document."""
     refusals = {
         "408": f"The body took longer than {limits.body_s:g} s.",
         "413": f"More than {limits.max_bytes} bytes.",
@@ -19,13 +19,13 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
     base64 = {"type": "string", "contentEncoding": "base64"}
     predict = {
         "summary": "Labels and probabilities of photos",
-        "description": "The body may be compressed: Content-Encoding: gzip.",
         "parameters": [
             _query("top", {"type": "integer", "minimum": 1}, "How many classes to give probabilities of."),
             _query("heatmap", {"type": "boolean"}, "Also where the model looks, as a JPEG in a data URI."),
         ],
         "requestBody": {
             "required": True,
+            "description": "May be compressed: Content-Encoding: gzip.",
             "content": {
                 "multipart/form-data": {"schema": {"type": "object", "additionalProperties": _array(_binary())}},
                 "image/*": {"schema": _binary()},

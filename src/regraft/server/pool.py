@@ -73,7 +73,7 @@ class Pool:
         self._workers: list[WorkerProcess | None] = [None] * num_workers
         started: list[Future[None]] = [Future() for _ in range(num_workers)]
         self._threads = [
-            threading.Thread(target=self._live, args=one, daemon=True, name="regraft worker")
+            threading.Thread(target=self._live, args=one, daemon=True, name="regraft pool")
             for one in enumerate(started)
         ]
         for thread in self._threads:
