@@ -609,7 +609,7 @@ def other_kinds() -> dict[str, bytes]:
         "": data,
         "text/plain": data,
         "text/html": b"<img src=x>",
-        "application/json": json.dumps({"image": encoded}).encode(),
+        "application/jsonl": json.dumps({"image": encoded}).encode(),
         "application/zip": archive.getvalue(),
         "application/x-python-pickle": b"\x80\x04.",
         "application/x-www-form-urlencoded": f"photo={encoded}".encode(),
@@ -697,8 +697,8 @@ def test_no_request_makes_the_server_open_or_call_what_it_names(bundle, canary, 
     url, seen = canary
     file, notes = tmp_path / "canary.jpg", tmp_path / "notes"
     file.write_bytes(photo(14))
-    env = {"PYTHONDONTWRITEBYTECODE": "1"}
-    with serving(bundle.folder, options={"limits": SHORT, "notes": str(notes)}, **env) as served:
+    env = {"PYTHONDONTWRITEBYTECODE": "1", "REGRAFT_TEST_WATCH": str(notes)}  # in the workers too
+    with serving(bundle.folder, options={"limits": SHORT}, **env) as served:
         assert served.predict(photo(13), "?heatmap=1").status == 200
         before = notes.read_text()
         requests = lures(url, str(file))

@@ -1,14 +1,14 @@
 """A process that serves until it is told to stop."""
 
 import asyncio
-import logging
+import functools
 import os
 import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,6 @@ from regraft.server.pool import Pool
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 BACKLOG = 1024  # connections that wait to be accepted
 TERMINAL = "/dev/tty"
-log = logging.getLogger(__name__)
 
 
 def serve(
@@ -145,17 +144,18 @@ class Models:
 
 async def _serving(server: uvicorn.Server, listening: socket.socket, models: Models) -> None:
     loop = asyncio.get_running_loop()
-    had_terminal = _has_terminal()
-
-    def hang_up() -> None:
-        if had_terminal and not _has_terminal():
-            server.should_exit = True
-        else:
-            models.reload(loop)
-
+    hang_up = functools.partial(_hang_up, server, models, loop, _has_terminal())
     with suppress(ValueError, RuntimeError, NotImplementedError):  # signals come to the main thread alone
         loop.add_signal_handler(signal.SIGHUP, hang_up)
     await server.serve(sockets=[listening])
+
+
+def _hang_up(server: uvicorn.Server, models: Models, loop: asyncio.AbstractEventLoop, had_terminal: bool) -> None:
+    """SIGHUP: the terminal was closed, or else somebody wants a reload."""
+    if had_terminal and not _has_terminal():
+        server.should_exit = True
+    else:
+        models.reload(loop)
 
 
 def _has_terminal() -> bool:
@@ -176,12 +176,27 @@ def _run(server: uvicorn.Server, serving: Callable[[], Coroutine[Any, Any, None]
             asyncio.run(serving())
         return
     thread = threading.Thread(target=lambda: asyncio.run(serving()), name="regraft serve")
-    thread.start()
-    try:
+    with _ended_by_signals(server):
+        thread.start()
         thread.join()
-    except KeyboardInterrupt:
+
+
+@contextmanager
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end it, as uvicorn sees to where it runs in the main thread itself."""
+
+    def end(*_: object) -> None:
         server.should_exit = True
-        thread.join()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _config(app: Any, limits: Limits) -> uvicorn.Config:
