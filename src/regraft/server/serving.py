@@ -178,7 +178,8 @@ def _run(server: uvicorn.Server, serving: Callable[[], Coroutine[Any, Any, None]
     thread = threading.Thread(target=lambda: asyncio.run(serving()), name="regraft serve")
     with _ended_by_signals(server):
         thread.start()
-        thread.join()
+        while thread.is_alive():
+            thread.join(0.25)  # a signal that another thread receives wakes nobody
 
 
 @contextmanager
