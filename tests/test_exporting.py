@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_a_model_that_answers_otherwise_is_not_written(run, tmp_path, monkeypatc
     write = exporting._write
 
     def wrong(bundle, *arguments):
-        write(type(bundle)(bundle.folder, hotter), *arguments)
+        write(replace(bundle, content=replace(bundle.content, manifest=hotter)), *arguments)
 
     monkeypatch.setattr(exporting, "_write", wrong)
     with pytest.raises(ExportError, match="6 of 6 labels agree, probabilities differ by up to"):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import regraft
-from conftest import draw_folder
+from conftest import draw_folder, rewrite_manifest
 from regraft import growing
 from regraft.backbones import features
 from regraft.data.orchard.photos import draw_orchard
@@ -97,8 +97,7 @@ def test_what_cannot_grow_says_why(bundle, photos, tmp_path):
     with pytest.raises(DataError, match="does not say which photos it was trained on"):
         growing.add(alone, photos)
     manifest = json.loads((alone / "regraft.json").read_text())
-    manifest["provenance"]["mode"] = "full"
-    (alone / "regraft.json").write_text(json.dumps(manifest))
+    rewrite_manifest(alone, provenance={**manifest["provenance"], "mode": "full"})
     (alone.parent / "result.json").write_text(json.dumps({"photos": str(photos)}))
     with pytest.raises(ConfigError, match=r"is of mode full: its backbone has learned too"):
         growing.add(alone, photos)

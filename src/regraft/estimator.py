@@ -22,7 +22,7 @@ from regraft.ground.errors import DataError, MissingExtra
 from regraft.ground.files import sha256_bytes
 from regraft.learn.calibrate import temperature
 from regraft.learn.head import Head, solve
-from regraft.learn.logistic import log_softmax
+from regraft.learn.logistic import softmax
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -87,7 +87,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def predict_proba(self, X: Photos) -> np.ndarray:  # noqa: N803
         """`(N, C)` float64 in 0..1, classes in the order of `classes_`."""
         logits = self.decision_function(X).astype(np.float64)
-        return np.asarray(np.exp(log_softmax(logits / self.temperature_)))
+        return softmax(logits / self.temperature_)
 
     def decision_function(self, X: Photos) -> np.ndarray:  # noqa: N803
         """`(N, C)` float32 logits. Raises DataError for a photo that cannot be read, or one that changed."""

@@ -4,8 +4,8 @@ The proof is from file bytes to probabilities, on the user's own photos, by the 
 """
 
 import importlib.util
+import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -181,8 +181,10 @@ def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarr
                 f"{bundle.folder} takes features from all levels, which is a graph and no network of torch. "
                 "Export it with --format onnx or openvino."
             )
-        torch_room("backbones.program").write_program(bundle.folder, bundle.manifest, bundle.head, path)
-        shutil.copyfile(bundle.folder / "model.safetensors", path.with_suffix(".safetensors"))
+        weights = path.with_suffix(".safetensors")
+        weights.write_bytes(bundle.read("model.safetensors"))
+        config = json.loads(bundle.read("config.json"))
+        torch_room("backbones.program").write_program(bundle.manifest, config, weights, bundle.head, path)
         return
     from regraft.deliver.export import write_onnx, write_openvino  # takes onnx along
 
@@ -294,7 +296,7 @@ def _onnx_runtime(bundle: Bundle) -> Any:
         import onnxruntime
     except ImportError as error:
         raise MissingExtra("onnxruntime", "export") from error
-    session = onnxruntime.InferenceSession(str(bundle.folder / "model.onnx"))
+    session = onnxruntime.InferenceSession(bundle.graph)
     return lambda images: bundle.probabilities(session.run(["logits"], {"images": images})[0])
 
 

@@ -1,7 +1,6 @@
 """The process: where it listens, who may call it, which model it keeps, and what it can do without."""
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 from conftest import Served as Process
-from conftest import serving
+from conftest import rewrite_manifest, serving
 from deliver.test_without_torch import FORBIDDEN
 from faults.nursery import free_port
 from regraft.ground.errors import BundleError, ServeError
@@ -27,7 +26,7 @@ from regraft.server import model, process
 from regraft.server import serving as module
 from regraft.server.access import Access
 from regraft.server.limits import Limits
-from regraft.server.model import SealedModel, load_as, sha256_of
+from regraft.server.model import SealedModel
 from regraft.server.serving import LOCAL, Models, serve
 from server.test_pool import ODD, children, until
 
@@ -129,8 +128,7 @@ def folder(bundle, tmp_path):
 
 def rewritten(folder: Path) -> None:
     """Another model takes its place: the same network, told otherwise."""
-    manifest = json.loads((folder / "regraft.json").read_text())
-    (folder / "regraft.json").write_text(json.dumps(manifest | {"temperature": 3.0}))
+    rewrite_manifest(folder, temperature=3.0)
 
 
 def copies() -> set[Path]:
@@ -145,10 +143,10 @@ def test_a_model_is_kept_though_its_folder_is_replaced(bundle, folder):
     loaded = module.load(folder)
     sealed, others = SealedModel(loaded), copies()
     try:
-        assert (sealed.sha256, sealed.bundle.manifest) == (sha256_of(loaded), bundle.manifest)
+        assert sealed.sha256 == loaded.sha256
         rewritten(folder)
         (folder / "model.onnx").unlink()
-        assert load_as(sealed.folder, sealed.sha256, sealed.promises).manifest == bundle.manifest
+        assert module.load(sealed.folder, expected_sha256=sealed.sha256).manifest == bundle.manifest
         assert sealed.folder.stat().st_uid == os.getuid()
         assert sealed.folder.parent.stat().st_mode & 0o77 == 0
     finally:
@@ -156,25 +154,26 @@ def test_a_model_is_kept_though_its_folder_is_replaced(bundle, folder):
     assert len(others - copies()) == 1
 
 
-@pytest.mark.parametrize("change", ["replaced", "damaged", "removed"])
+@pytest.mark.parametrize("change", ["damaged", "removed"])
 def test_a_folder_that_was_changed_since_it_was_loaded_is_refused(folder, change):
     loaded, before = module.load(folder), copies()
-    if change == "replaced":
-        rewritten(folder)
-    elif change == "damaged":
-        (folder / "model.onnx").write_bytes(b"nonsense")
+    if change == "damaged":
+        (folder / "model.safetensors").write_bytes(b"nonsense")
     else:
         shutil.rmtree(folder)
-    with pytest.raises(BundleError, match="was replaced since it was loaded"):
+    with pytest.raises(BundleError, match="replaced since the model was loaded"):
         SealedModel(loaded)
     assert copies() <= before
 
 
 def test_a_worker_takes_no_other_model(folder):
-    loaded = module.load(folder)
-    rewritten(folder)
-    with pytest.raises(BundleError, match="another model"):
-        load_as(folder, sha256_of(loaded), {})
+    pool = module.Pool(SealedModel(module.load(folder)), Limits(workers=1))
+    try:
+        rewritten(pool._model.folder)
+        with pytest.raises(ServeError, match="another model"):
+            pool._start(0)
+    finally:
+        pool.close()
 
 
 def test_copies_of_servers_that_were_killed_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
@@ -230,7 +229,7 @@ def test_a_reload_changes_all_workers_at_once(models, folder):
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
     in_loop(reloaded)
-    assert models.current.sha256 == sha256_of(module.load(folder)) != before.sha256
+    assert models.current.sha256 == module.load(folder).sha256 != before.sha256
     assert models.said == [f"reloaded: model {models.current.sha256[:12]} answers"]
     assert models.current.pool.is_healthy
     assert not before.pool._model.folder.exists()
@@ -364,9 +363,7 @@ def test_it_answers_with_the_model_that_it_began_with_until_it_is_told(bundle, f
     data = (photos / "red" / "red_0.jpg").read_bytes()
     with serving(folder, "--workers", 2) as served:
         first = served.predict(data)
-        manifest = json.loads((folder / "regraft.json").read_text())
-        classes = [f"new {name}" for name in manifest["classes"]]
-        (folder / "regraft.json").write_text(json.dumps(manifest | {"temperature": 3.0, "classes": classes}))
+        rewritten(folder)
         for pid in served.workers():
             os.kill(pid, signal.SIGKILL)
         served.wait_until(lambda: served.ask("GET", "/healthz").status == 503)
@@ -376,9 +373,10 @@ def test_it_answers_with_the_model_that_it_began_with_until_it_is_told(bundle, f
         served.process.send_signal(signal.SIGHUP)
         served.wait_until(lambda: "reloaded: model " in served.said.read_text())
         reply = served.predict(data)
-        assert reply.json["predictions"][0]["label"] == "new red"
+        (old,), (new,) = first.json["predictions"], reply.json["predictions"]
+        assert (new["label"], new["probability"]) != (old["label"], old["probability"])
         assert reply.headers["x-model"] != first.headers["x-model"]
-        assert served.ask("GET", "/v1/model").json["classes"] == classes
+        assert served.ask("GET", "/v1/model").json["model"] == module.load(folder).sha256
         assert reply.headers["x-model"] in served.said.read_text()
 
 

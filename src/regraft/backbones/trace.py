@@ -15,6 +15,7 @@ from regraft.backbones import network as networks
 from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.graph import FORMAT, intact, sealed
 from regraft.backbones.network import FeatureGraph, Network, check_linear
+from regraft.backbones.onnx_check import check_graph
 from regraft.ground.errors import BackboneError, RegraftError
 from regraft.ground.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
 from regraft.ground.progress import QUIET, Progress
@@ -71,7 +72,7 @@ def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
     """Write the ONNX file, batch size free.
 
     The exporter by tracing takes 0.8 s where the one by torch.export takes 10 s, so the latter is kept for networks
-    that the first cannot translate.
+    that the first cannot translate, or not into a plain graph.
     """
     example = torch.from_numpy(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
@@ -80,9 +81,11 @@ def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(graph, (example,), str(path), dynamo=False, dynamic_axes=batch, **names)
-        except Exception:  # an operator without a translation, or a torch without this exporter
+            check_graph(path.read_bytes())
+        except Exception:  # an operator without a translation, branches, or a torch without this exporter
             shapes = ({0: torch.export.Dim("B")},)
-            torch.onnx.export(graph, (example,), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            names |= {"dynamic_shapes": shapes, "verbose": False, "external_data": False}  # one file holds all weights
+            torch.onnx.export(graph, (example,), str(path), dynamo=True, **names)
 
 
 def probe_images(height: int, width: int, count: int = 2) -> np.ndarray:

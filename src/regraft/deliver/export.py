@@ -24,7 +24,7 @@ def onnx_model(bundle: Bundle) -> Any:
     The bundle's temperature is inside; classes, preprocessing and thresholds are in the metadata.
     """
     manifest = bundle.manifest
-    model = onnx.load(str(bundle.folder / "model.onnx"))
+    model = onnx.load_from_string(bundle.graph)
     graph = model.graph
     temperature = np.array([manifest["temperature"]], np.float32)
     graph.initializer.append(numpy_helper.from_array(temperature, "temperature"))

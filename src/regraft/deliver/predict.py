@@ -24,7 +24,7 @@ class Answer:
         """As printed by `regraft predict --json`."""
         if self.prediction is None:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, **vars(self.prediction), "looks_new": self.prediction.looks_new}
+        return {"path": self.path, **self.prediction.to_json()}
 
 
 def predict(bundle: Bundle, sources: Iterable[str | Path], *, progress: Progress = QUIET) -> Iterator[Answer]:

@@ -22,7 +22,6 @@ from regraft.server.access import OPEN_PATHS, Access, with_cors
 from regraft.server.intake import Buffered, photos_of
 from regraft.server.limits import Limits
 from regraft.server.messages import Answer
-from regraft.server.model import sha256_of
 from regraft.server.openapi import document
 from regraft.server.pool import Busy
 
@@ -287,5 +286,5 @@ def about_model(bundle: Bundle, limits: Limits) -> dict[str, Any]:
         "limits": {name: getattr(limits, name) for name in ("max_bytes", "max_photos", "max_pixels")},
         "version": __version__,
         "sha256": manifest["sha256"]["model.onnx"],
-        "model": sha256_of(bundle),
+        "model": bundle.sha256,
     }

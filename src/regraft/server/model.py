@@ -8,17 +8,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from regraft.deliver.bundle import FILES, MANIFEST, Bundle, load
-from regraft.ground.errors import BundleError, ServeError
-from regraft.ground.files import sha256_json
+from regraft.deliver.bundle import Bundle
+from regraft.deliver.format import FILES, MANIFEST
+from regraft.ground.errors import ServeError
 
 PREFIX = "regraft-model-"
 IN_MEMORY = Path("/dev/shm")  # noqa: S108  # where nothing else can be written, a container has this
-
-
-def sha256_of(bundle: Bundle) -> str:
-    """The model's identity: the hash of its manifest, which holds the hashes of all other files."""
-    return sha256_json(bundle.manifest)
 
 
 def promises_of(bundle: Bundle) -> dict[str, Any]:
@@ -26,32 +21,21 @@ def promises_of(bundle: Bundle) -> dict[str, Any]:
     return {"precision": bundle.wanted_precision, "max_error": bundle.max_error, "coverage": bundle.coverage}
 
 
-def load_as(folder: Path, sha256: str, promises: dict[str, Any]) -> Bundle:
-    """A bundle, if it is the one that is wanted.
-
-    Raises:
-        BundleError: It is another, or cannot be loaded.
-    """
-    bundle = load(folder, **promises)
-    if sha256_of(bundle) != sha256:
-        raise BundleError(f"{folder} holds another model than the one that was loaded before. Load it again.")
-    return bundle
-
-
 class SealedModel:
     """A copy of a loaded bundle that nobody else writes to. Closing it removes the copy.
 
     Attributes:
-        bundle: The model, loaded from the copy.
-        sha256: Its identity.
+        folder: Of the copy.
+        sha256: Identity of the model: what is loaded from the copy has to have it.
+        promises: Further arguments of `load` that make the same of the copy.
 
     Raises:
-        BundleError: The folder was replaced since the bundle was loaded.
+        BundleError: The bundle's folder was replaced since it was loaded.
         ServeError: There is no room for a copy.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.sha256, self.promises = sha256_of(bundle), promises_of(bundle)
+        self.sha256, self.promises = bundle.sha256, promises_of(bundle)
         self._home = _private_folder()
         self._lock = FileLock(self._home / "lock")
         self.folder = self._home / "bundle"
@@ -59,11 +43,7 @@ class SealedModel:
             self._lock.acquire(timeout=0)
             self.folder.mkdir()
             for name in (MANIFEST, *FILES):
-                _copy(bundle.folder / name, self.folder / name)
-            self.bundle = load_as(self.folder, self.sha256, self.promises)
-        except BundleError as error:
-            self.close()
-            raise BundleError(f"{bundle.folder} was replaced since it was loaded. Load it again.") from error
+                _write(self.folder / name, bundle.read(name))
         except BaseException:
             self.close()
             raise
@@ -93,12 +73,8 @@ def _sweep(parent: Path) -> None:
                     shutil.rmtree(home, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Raises BundleError where it cannot be read, ServeError where it cannot be written."""
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{source} cannot be read: {error.strerror}.") from error
+def _write(target: Path, data: bytes) -> None:
+    """Raises ServeError where it cannot be written."""
     try:
         target.write_bytes(data)
     except OSError as error:

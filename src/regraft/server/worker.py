@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from regraft.data.decode import Unreadable, header
-from regraft.deliver.bundle import Bundle
+from regraft.deliver.bundle import Bundle, load
 from regraft.deliver.heatmap import heat_map
 from regraft.ground.errors import BundleError, DataError, RegraftError
 from regraft.server.limits import MEGA
@@ -33,7 +33,6 @@ from regraft.server.messages import (
     encode,
     limits_of,
 )
-from regraft.server.model import load_as
 from regraft.show.page import jpeg
 from regraft.show.plots import heat_overlay
 
@@ -61,7 +60,7 @@ def work(channel: Channel) -> None:
     os.nice(5)  # what hands out work goes first, or workers wait for it
     limits = limits_of(start)
     try:
-        bundle = load_as(Path(start.folder), start.sha256, start.promises)
+        bundle = load(start.folder, expected_sha256=start.sha256, **start.promises)
         warm_up(bundle)
     except RegraftError as error:
         channel.send(encode(Refused(str(error))))
@@ -128,7 +127,7 @@ def answer(bundle: Bundle, data: bytes, order: Order, max_pixels: int) -> Answer
     if not np.isfinite(said["logits"]).all() or not np.isfinite(novelty or 0.0):
         return {"error": NO_NUMBER}
     prediction = bundle.to_prediction(said["logits"][0], novelty)
-    found: Answer = {**vars(prediction), "looks_new": prediction.looks_new}
+    found: Answer = prediction.to_json()
     if order.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
         found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
