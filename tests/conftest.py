@@ -302,7 +302,7 @@ class Served:
         """Their process numbers."""
         threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         own = [pid for children in threads for pid in children.read_text().split()]
-        return [int(pid) for pid in own if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in own if b"regraft.server.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def wait_until(self, condition: Callable[[], Any], timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `regraft --help` answers a
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -29,6 +30,7 @@ from regraft.show import terminal
 def main() -> NoReturn:
     """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 128 + n stopped by signal n."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    _replace_closed_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
     signals.install()
     _leave_a_lost_folder()
@@ -48,6 +50,13 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _replace_closed_streams() -> None:
+    """Where a stream was closed by whoever started us, nobody is told, and nothing fails for it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
 
 
 def _leave_a_lost_folder() -> None:
@@ -432,17 +441,26 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="0 for any that is free.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name it may be called by.")
-@click.option("--token", envvar="REGRAFT_TOKEN", help="What requests have to bear; better in REGRAFT_TOKEN.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="A site whose pages may ask it.")
+@click.option("--token", help="What requests have to bear; better in REGRAFT_TOKEN.")
 @click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
 @with_promises
 @with_coverage
 def serve(
-    bundle: str, host: str, port: int, hosts: tuple[str, ...], token: str | None, workers: int, **promises: Any
+    bundle: str,
+    host: str,
+    port: int,
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    token: str | None,
+    workers: int,
+    **promises: Any,
 ) -> None:
     """An HTTP API and a page to drop photos on, until Ctrl-C.
 
     The page is at http://127.0.0.1:8000/, the API at /v1/predict, its description at /openapi.json. Only this machine
-    reaches it unless --host says otherwise; then give a --token too.
+    reaches it unless --host says otherwise; then give a --token too. After `kill -HUP` it answers with what the folder
+    then holds; until then with the model that it began with.
 
     \b
     regraft serve runs/pets
@@ -450,18 +468,24 @@ def serve(
     curl -F photo=@cat.jpg -F photo=@dog.jpg 'http://127.0.0.1:8000/v1/predict?top=3&heatmap=1'
     """
     from regraft.deliver.bundle import load
+    from regraft.server.access import Access
     from regraft.server.limits import Limits
     from regraft.server.serving import LOCAL
     from regraft.server.serving import serve as serve_bundle
 
-    def ready(address: str) -> None:
-        print(f"serving {bundle} at {address}   (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        if host not in LOCAL and token is None:
-            print("anyone who reaches this address can use it: --token asks for one", file=sys.stderr, flush=True)
+    def say(sentence: str) -> None:
+        with suppress(OSError, ValueError):  # nobody may be listening
+            print(printable(sentence), file=sys.stderr, flush=True)
 
+    def ready(address: str) -> None:
+        say(f"serving {bundle} at {address}   (Ctrl-C ends it)")
+        if host not in LOCAL and token is None:
+            say("anyone who reaches this address can use it: --token asks for one")
+
+    token = os.environ.get("REGRAFT_TOKEN") if token is None else token
     loaded = load(bundle, **promises)
-    limits = Limits(workers=workers)
-    serve_bundle(loaded, host=host, port=port, hosts=hosts, token=token, limits=limits, on_ready=ready)
+    access, limits = Access(hosts, origins, token), Limits(workers=workers)
+    serve_bundle(loaded, host=host, port=port, access=access, limits=limits, on_ready=ready, on_reload=say)
 
 
 @cli.command()

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from tiny import SHADES, draw, draw_photos, tiny_backbone
 
 import regraft
 import regraft.run
@@ -30,6 +29,7 @@ from regraft.reporting import judged_photos, report
 from regraft.run_dir import read_record
 from regraft.server.worker import Order, answer
 from regraft.training import train_run
+from tiny import SHADES, draw, draw_photos, tiny_backbone
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 COUNTS = {"ash": 15, "birch": 13, "cedar": 12}
