@@ -25,7 +25,9 @@ ROOMS = (
     "deliver",
     "show",
     "doctor",
+    "run_dir",
     "run",
+    "run_folder",
     "reporting",
     "exporting",
     "server",
@@ -47,6 +49,7 @@ TORCH_MODULES = {
         for name in ("weights", "network", "mobilenet", "stages", "division", "trace", "torch_engine")
     ),
     "backbones.torch_export",
+    "backbones.torch_defaults",
     *(
         f"learn.{name}"
         for name in ("batches", "batchnorm", "bf16", "checkpoint", "learner", "loop", "prefixes", "finetune")
@@ -170,6 +173,8 @@ def test_nothing_is_unpickled_unsafely():
             "eval(",
             "exec(",
         ):
+            if (path.name, banned) == ("pillow_settings.py", "LOAD_TRUNCATED_IMAGES"):
+                continue  # where it is kept off
             assert banned not in text.replace(".eval()", ""), f"{path}: {banned}"
 
 

@@ -63,6 +63,28 @@ def with_promises(command: Command) -> Command:
     return command
 
 
+_FOLLOW_LINKS = click.option("--follow-links", is_flag=True,
+                             help="Follow links to photos and folders, wherever they lead.")  # fmt: skip
+_FOLDERS = (
+    click.option("--class-level", type=click.Choice(["top", "leaf", "path"]),
+                 help="Which folder names the class where class folders hold folders: the outer one, the one that "
+                 "holds the photos, or all."),
+    _FOLLOW_LINKS,
+)  # fmt: skip
+
+
+def with_follow_links(command: Command) -> Command:
+    """`--follow-links`, of what reads photos without labels."""
+    return _FOLLOW_LINKS(command)
+
+
+def with_folder_options(command: Command) -> Command:
+    """Options of what reads folders of labelled photos."""
+    for option in reversed(_FOLDERS):
+        command = option(command)
+    return command
+
+
 _TRAINING = (
     click.option("--recipe", type=click.Choice(["regraft", "tutorial"]), default="regraft", show_default=True,
                  help="How gradients are followed: decided from the data, or as PyTorch's tutorial does."),
@@ -78,7 +100,8 @@ _TRAINING = (
                  help="Share of each class to judge on, where the folder has no val or test."),
     click.option("--num-folds", default=5, show_default=True, help="Folds of every cross-validation."),
     click.option("--group-by", metavar="PATTERN",
-                 help="What in a file name, such as 'patient[0-9]+', keeps photos on one side of a split."),
+                 help="What in a photo's path, such as 'patient[0-9]+', keeps photos on one side of a split."),
+    *_FOLDERS,
     click.option("--also", multiple=True, metavar="DIR", help="A further folder of photos; may be given again."),
     click.option("--relabel", multiple=True, metavar="FILE",
                  help="A CSV or JSON-lines list of path and label: labels put right; may be given again."),
