@@ -3,22 +3,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LIGHT := $(VENV)/.light
 READY := $(VENV)/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: help setup demo docs site dist test torture quick check format bench bench-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
-setup: $(READY)  ## private virtual environment in .venv
+setup: $(READY)  ## private virtual environment in .venv, with all that training and tests need
 
-$(READY): pyproject.toml constraints.txt
+$(LIGHT): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev,docs]'
+	$(INSTALL) .
+	touch $(LIGHT)
+
+$(READY): $(LIGHT)
+	$(INSTALL) '.[train,dev,docs]'
 	touch $(READY)
 
-demo: $(READY)   ## the main job on photos that regraft draws itself, offline
+demo: $(LIGHT)   ## the main job on photos that come with regraft, offline; needs no torch
 	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
 
 docs: $(READY)   ## run the notebooks in examples/ anew, in both languages, and make the site
@@ -42,13 +48,13 @@ quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## style and types
-	$(BIN)/ruff check src tests bench examples docs deploy
-	$(BIN)/ruff format --check src tests bench examples docs deploy
+	$(BIN)/ruff check src tests bench examples docs deploy tools
+	$(BIN)/ruff format --check src tests bench examples docs deploy tools
 	$(BIN)/mypy
 
 format: $(READY) ## let ruff rewrite what it can
-	$(BIN)/ruff check --fix src tests bench examples docs deploy
-	$(BIN)/ruff format src tests bench examples docs deploy
+	$(BIN)/ruff check --fix src tests bench examples docs deploy tools
+	$(BIN)/ruff format src tests bench examples docs deploy tools
 
 bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
 	$(BIN)/python bench/frozen.py --slow

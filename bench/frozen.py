@@ -3,7 +3,7 @@
     python bench/frozen.py [--rounds 3] [--photos DIR] [--slow] [--fastai PYTHON]
 
 Every round runs all contenders one after the other, so that ratios come from the same minutes. Without --photos it
-takes `REGRAFT_DATA/hymenoptera`, or draws the orchard. --slow: once, the tutorial's notebook, frozen, its 20
+takes `REGRAFT_DATA/hymenoptera`, or the orchard. --slow: once, the tutorial's notebook, frozen, its 20
 epochs, in plain PyTorch; with --fastai, fine_tune(5) too, by an interpreter as bench/peers.py wants it. Writes
 bench/results/frozen.json, and fills the table in README.md. --check: two contenders, and exit 1 where regraft is
 less than half as far ahead of what was written by hand as on record.

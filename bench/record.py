@@ -12,7 +12,7 @@ from typing import Any
 
 from chinese import in_chinese
 from regraft.core.runtime import environment, num_cores
-from regraft.data.orchard.photos import draw_orchard
+from regraft.data.orchard import unpack_orchard
 
 HERE = Path(__file__).parent
 READMES = {"README.md": str, "README.zh.md": in_chinese}  # what a table becomes in each
@@ -84,9 +84,9 @@ def fill(name: str, text: str, folder: Path = HERE.parent) -> None:
 
 
 def real_or_drawn(name: str, scratch: Path) -> Path:
-    """A set of `REGRAFT_DATA`, or the orchard drawn into `scratch`."""
+    """A set of `REGRAFT_DATA`, or the orchard unpacked into `scratch`."""
     real = Path(os.environ.get("REGRAFT_DATA", "/nonexistent")) / name
-    return real if real.is_dir() else draw_orchard(scratch / "orchard")
+    return real if real.is_dir() else unpack_orchard(scratch / "orchard")
 
 
 def check(name: str, measure: Callable[[], float], of: Callable[[dict[str, Any]], float]) -> None:

@@ -21,7 +21,11 @@ from PIL import Image
 from record import HERE, fill, machine, measured, processes, real_or_drawn
 
 NUM_NEW, NUM_PATHS, ROUNDS = 10_000, 1_000_000, 3
-LIST = "import sys; from regraft.data.folder_layout import list_folder; print(len(list_folder(sys.argv[1]).files))"
+LIST = """import sys
+from pathlib import Path
+from regraft.data.folder_layout import list_folder
+from regraft.core.config import FolderOptions
+print(len(list_folder(Path(sys.argv[1]), FolderOptions("top")).files))"""
 
 
 def main() -> None:

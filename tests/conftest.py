@@ -25,6 +25,8 @@ import pytest
 from PIL import Image
 
 from regraft.bundle.bundle import Bundle
+from regraft.bundle.format import MANIFEST, sealed
+from regraft.core.files import json_bytes, sha256_file, write_atomic
 
 TESTS = Path(__file__).parent
 os.environ["REGRAFT_PRECISION"] = "f32"  # the same numbers on every processor; tests/test_bf16.py takes it back
@@ -92,6 +94,19 @@ def bundle(photos, tmp_path_factory) -> Bundle:
     from regraft import train
 
     return train(photos, tmp_path_factory.mktemp("run"), quiet=True)
+
+
+def rewrite_manifest(folder: Path, **values: Any) -> None:
+    """Other values in a bundle's manifest, with the seal that goes with them; None takes one away."""
+    manifest = {**json.loads((folder / MANIFEST).read_text()), **values}
+    kept = {name: value for name, value in manifest.items() if value is not None}
+    write_atomic(folder / MANIFEST, json_bytes(sealed(kept)))  # in place of a link, not through it
+
+
+def rehash(folder: Path, name: str) -> None:
+    """The manifest vouches for a file as it lies there now."""
+    hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
+    rewrite_manifest(folder, sha256={**hashes, name: sha256_file(folder / name)})
 
 
 @pytest.fixture
@@ -287,7 +302,7 @@ class Served:
         """Their process numbers."""
         threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         own = [pid for children in threads for pid in children.read_text().split()]
-        return [int(pid) for pid in own if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in own if b"regraft.serving.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def wait_until(self, condition: Callable[[], Any], timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout

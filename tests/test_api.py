@@ -76,13 +76,13 @@ def test_a_run_that_fails_keeps_the_old_bundle(photos, tmp_path, monkeypatch):
         regraft.train(draw_folder(tmp_path / "two", ("cat", "dog"), 4), tmp_path / "run", quiet=True)
     assert model_hash(tmp_path / "run") == before
     assert regraft.load(tmp_path / "run").classes == ("blue", "green", "red")
-    assert not list((tmp_path / "run").glob(".partial-*"))
+    assert not list((tmp_path / "run").glob(".regraft-partial-*"))
 
 
 def test_what_a_killed_run_left_is_swept_away(photos, tmp_path):
-    (tmp_path / "run" / ".partial-dead").mkdir(parents=True)
+    (tmp_path / "run" / f".regraft-partial-{32 * '0'}").mkdir(parents=True)
     regraft.train(photos, tmp_path / "run", quiet=True)
-    assert not list((tmp_path / "run").glob(".partial-*"))
+    assert not list((tmp_path / "run").glob(".regraft-partial-*"))
 
 
 def test_numeric_classes_keep_their_names(tmp_path):

@@ -26,6 +26,7 @@ TORCH_MODULES = {
         for name in ("weights", "network", "mobilenet", "stages", "split_network", "onnx_export", "torch_engine")
     ),
     "backbones.torch_export",
+    "backbones.torch_defaults",
     *(
         f"training.{name}"
         for name in (
@@ -162,6 +163,8 @@ def test_nothing_is_unpickled_unsafely():
             "eval(",
             "exec(",
         ):
+            if (path.name, banned) == ("pillow_settings.py", "LOAD_TRUNCATED_IMAGES"):
+                continue  # where it is kept off
             assert banned not in text.replace(".eval()", ""), f"{path}: {banned}"
 
 

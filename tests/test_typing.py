@@ -49,7 +49,7 @@ head = regraft.solve(features, len(dataset.classes), np.arange(len(dataset)) % 5
 assert_type(head, regraft.Head)
 assert_type(regraft.split(dataset), regraft.Splits)
 assert_type(regraft.examine("photos"), regraft.Examination)
-assert_type(regraft.draw_orchard("orchard"), Path)
+assert_type(regraft.unpack_orchard("orchard"), Path)
 model = regraft.ImageClassifier(all_levels=True).fit(["a.jpg", Path("b.jpg")], [0, 1])
 assert_type(model, regraft.ImageClassifier)
 try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from regraft.commands.report import Report, report
     from regraft.commands.scan import Examination, examine
     from regraft.core.errors import RegraftError
-    from regraft.data.orchard.photos import draw_orchard
+    from regraft.data.orchard import unpack_orchard
     from regraft.data.scan import Dataset, scan
     from regraft.data.splits import Splits, split
     from regraft.evaluation.evaluate import Evaluation, evaluate
@@ -55,7 +55,6 @@ _HOMES = {
     "confusion_chart": "reporting.confusion_matrix",
     "dataset_grid": "reporting.plots",
     "demo": "api",
-    "draw_orchard": "data.orchard.photos",
     "evaluate": "evaluation.evaluate",
     "examine": "commands.scan",
     "export": "commands.export",
@@ -75,6 +74,7 @@ _HOMES = {
     "solve": "models.linear_head",
     "split": "data.splits",
     "train": "api",
+    "unpack_orchard": "data.orchard",
 }
 
 __all__ = [
@@ -98,7 +98,6 @@ __all__ = [
     "confusion_chart",
     "dataset_grid",
     "demo",
-    "draw_orchard",
     "evaluate",
     "examine",
     "export",
@@ -118,6 +117,7 @@ __all__ = [
     "solve",
     "split",
     "train",
+    "unpack_orchard",
 ]
 
 

@@ -8,15 +8,15 @@ from urllib.parse import quote
 
 from regraft.bundle.bundle import Bundle, load
 from regraft.commands.report import NAME as REPORT
-from regraft.commands.report import recorded
 from regraft.commands.train import train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import ConfigError
-from regraft.core.files import json_bytes, make_folder, published, sweep, write_atomic
+from regraft.core.files import json_bytes, make_folder, published, sweep
+from regraft.core.ownership import check, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.core.trackers import Tracker
 from regraft.data.fetch import fetch_hymenoptera
-from regraft.data.orchard.photos import draw_orchard
+from regraft.data.orchard import NUM_PHOTOS, unpack_orchard
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.splits import split
 from regraft.evaluation.comparison import Pair, pairs
@@ -24,12 +24,13 @@ from regraft.evaluation.evaluate import evaluate
 from regraft.reporting.html_compare import SideBySide, compared_html
 from regraft.reporting.page import write_page
 from regraft.reporting.plots import dataset_grid, prediction_grid, save_picture
-from regraft.run import Run, place
+from regraft.run import Run
+from regraft.run_dir import place, read_summary
+from regraft.run_ownership import check_run
 from regraft.training.recipe import check_names
 
-NUM_DRAWN = 320  # photos in the orchard as `draw_orchard` makes it
 MODES = ("frozen", "full", "scratch")
-COMPARED = "compare.html"
+COMPARED, FIGURES = "compare.html", "compare.json"
 
 
 def train(
@@ -111,21 +112,28 @@ def compare(
     progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
-    out = place(Path(folder), out or Path("runs") / f"{Path(folder).resolve().name}-compared")
-    runs = {}
-    for name, one in _configs(config, modes, backbones).items():
+    out = place(Path(folder), out, f"{Path(folder).resolve().name}-compared", progress)
+    runs, trainings = {}, _configs(config, modes, backbones)
+    check(out, (COMPARED, FIGURES))
+    for name in trainings:
+        check_run(out / _folder_of(name))
+    for name, one in trainings.items():
         progress.say(f"-- {name}")
-        runs[name] = train_run(folder, out / name.replace("/", "-"), one, Progress(progress.quiet))
+        runs[name] = train_run(folder, out / _folder_of(name), one, Progress(progress.quiet))
     evaluations = {name: run.evaluation for name, run in runs.items() if run.evaluation is not None}
     page = out / COMPARED if evaluations else None
     comparison = Comparison(runs, pairs({name: one.right for name, one in evaluations.items()}), page)
     if page is not None:
-        write_atomic(out / "compare.json", json_bytes(comparison.to_json()))
+        write_output(out / FIGURES, json_bytes(comparison.to_json()))
         summaries = {name: run.summary for name, run in runs.items()}
         reports = {name: quote(f"{run.out.name}/{REPORT}") for name, run in runs.items() if config.report}
         title = f"{Path(folder).resolve().name}: {', '.join(runs)}"
         write_page(page, compared_html(title, evaluations, summaries, comparison.pairs, reports))
     return comparison
+
+
+def _folder_of(name: str) -> str:
+    return name.replace("/", "-")
 
 
 def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: Progress = QUIET) -> SideBySide:
@@ -143,7 +151,7 @@ def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: 
 def _made(bundle: Bundle) -> dict[str, str]:
     """How a model was made, in words."""
     provenance = bundle.manifest["provenance"]
-    seconds = recorded(bundle.folder.parent).get("seconds", {}).get("total")
+    seconds = read_summary(bundle.folder.parent).get("seconds", {}).get("total")
     epochs = str(len(provenance["history"])) if provenance.get("history") else "none: solved"
     return {"mode": provenance["mode"], "epochs": epochs, "seconds": f"{seconds:.0f}" if seconds else "not recorded"}
 
@@ -172,13 +180,22 @@ class Demo:
 
 
 def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress: Progress | None = None) -> Demo:
-    """The main job on photos that need no download: draw, look, train, predict, look again.
+    """The main job on photos that need no download: unpack, look, train, predict, look again.
 
-    data: "orchard" draws kiwis and watermelons; "hymenoptera" fetches the ants and bees of PyTorch's tutorial.
+    Args:
+        folder: Where photos, pictures and the model go.
+        data: "orchard" for the drawn kiwis and watermelons that come with regraft; "hymenoptera" for the ants and bees
+            of PyTorch's tutorial, which are fetched.
+        progress: Is told what is done; None for lines on stderr.
+
+    Returns:
+        What it left in the folder.
     """
     progress = progress or Progress()
-    folder = make_folder(Path(folder), kind="output folder")
-    sweep(folder)
+    folder = Path(folder)
+    check(folder, ("photos.png", "predictions.png"))
+    check_run(folder / "run")
+    sweep(make_folder(folder, kind="output folder"))
     photos = _demo_photos(folder / data, data, progress)
     dataset = list_photos(photos)
     with progress.step("picture of the photos"):
@@ -194,8 +211,8 @@ def _demo_photos(folder: Path, data: str, progress: Progress) -> Path:
     if data == "hymenoptera":
         return fetch_hymenoptera(folder, progress)
     if not folder.exists():
-        with published(folder) as partial, progress.step("draw photos", total=NUM_DRAWN) as advance:
-            draw_orchard(partial, on_photo=lambda: advance(1))
+        with published(folder) as partial, progress.step("unpack photos", total=NUM_PHOTOS) as advance:
+            unpack_orchard(partial, on_photo=lambda: advance(1))
     return folder
 
 

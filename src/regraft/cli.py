@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `regraft --help` answers a
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -22,6 +23,7 @@ from regraft.reporting import terminal
 def main() -> NoReturn:
     """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 128 + n stopped by signal n."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    _replace_closed_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
     signals.install()
     _leave_a_lost_folder()
@@ -41,6 +43,13 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _replace_closed_streams() -> None:
+    """Where a stream was closed by whoever started us, nobody is told, and nothing fails for it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
 
 
 def _leave_a_lost_folder() -> None:
@@ -74,11 +83,11 @@ def cli(debug: bool) -> None:
     type=click.Choice(["orchard", "hymenoptera"]),
     default="orchard",
     show_default=True,
-    help="Photos that regraft draws itself, or the tutorial's ants and bees, fetched once.",
+    help="Drawn photos that come with regraft, or the tutorial's ants and bees, fetched once.",
 )
 @with_json
 def demo(out: str, data: str, as_json: bool) -> None:
-    """The main job on photos that need no download: draw, look, train, predict.
+    """The main job on photos that need no download: unpack, look, train, predict.
 
     \b
     regraft demo
@@ -114,6 +123,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 )
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
+@with_settings("class_level", "follow_links")
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @with_json
 def scan(
@@ -144,6 +154,7 @@ def scan(
     from regraft.core.config import TrainConfig
 
     kinds = scan_command.chosen_kinds(drop)
+    scan_command.check_places(Path(folder), Path(out) if out else None, Path(fix) if fix else None)
     found = scan_command.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
     if out:
         scan_command.write_examination(found, Path(out))
@@ -214,8 +225,8 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
 def add(run: str, folder: str, out: str | None, as_json: bool) -> None:
     """Grow a model by the photos in DIR: more of its classes, or new ones. Only they go through the backbone.
 
-    DIR is laid out like the folder that RUN was trained on. The head is solved again on all photos, which gives the
-    same model as training on all of them from the start. Says what it did to the classes that were there.
+    DIR is laid out like the folder that RUN was trained on. The head is solved again on all photos; every photo of RUN
+    keeps its label, and those that were learned from never judge. Says what it did to the classes that were there.
 
     \b
     regraft add runs/fruit kiwis/
@@ -295,10 +306,11 @@ def compare(
 @cli.command()
 @click.argument("bundle")
 @click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
+@with_settings("follow_links")
 @with_promises
 @with_coverage
 @with_json
-def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any) -> None:
+def predict(bundle: str, photos: tuple[str, ...], follow_links: bool, as_json: bool, **promises: Any) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
     A photo far from all that were learned from is said to look new: its label means little. With --json one object a
@@ -313,7 +325,8 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
     from regraft.bundle.predict import predict as predict_photos
 
     failed = 0
-    for answer in predict_photos(load(bundle, **promises), photos, progress=Progress()):
+    answers = predict_photos(load(bundle, **promises), photos, follow_links=follow_links, progress=Progress())
+    for answer in answers:
         failed += answer.prediction is None
         if as_json:
             terminal.print_json(answer.to_json(), indent=None)
@@ -330,9 +343,10 @@ def predict(bundle: str, photos: tuple[str, ...], as_json: bool, **promises: Any
 @cli.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
+@with_settings("class_level", "follow_links")
 @with_promises
 @with_json
-def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
+def evaluate(bundle: str, folder: str, class_level: Any, follow_links: bool, as_json: bool, **promises: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
 
     \b
@@ -342,7 +356,8 @@ def evaluate(bundle: str, folder: str, as_json: bool, **promises: Any) -> None:
     from regraft.bundle.bundle import load
     from regraft.evaluation.evaluate import evaluate as evaluate_folder
 
-    result = evaluate_folder(load(bundle, **promises), folder, progress=Progress())
+    loaded, progress = load(bundle, **promises), Progress()
+    result = evaluate_folder(loaded, folder, class_level=class_level, follow_links=follow_links, progress=progress)
     if as_json:
         terminal.print_json(result.to_json())
         return
@@ -413,17 +428,26 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="0 for any that is free.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A further name it may be called by.")
-@click.option("--token", envvar="REGRAFT_TOKEN", help="What requests have to bear; better in REGRAFT_TOKEN.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="A site whose pages may ask it.")
+@click.option("--token", help="What requests have to bear; better in REGRAFT_TOKEN.")
 @click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
 @with_promises
 @with_coverage
 def serve(
-    bundle: str, host: str, port: int, hosts: tuple[str, ...], token: str | None, workers: int, **promises: Any
+    bundle: str,
+    host: str,
+    port: int,
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    token: str | None,
+    workers: int,
+    **promises: Any,
 ) -> None:
     """An HTTP API and a page to drop photos on, until Ctrl-C.
 
     The page is at http://127.0.0.1:8000/, the API at /v1/predict, its description at /openapi.json. Only this machine
-    reaches it unless --host says otherwise; then give a --token too.
+    reaches it unless --host says otherwise; then give a --token too. After `kill -HUP` it answers with what the folder
+    then holds; until then with the model that it began with.
 
     \b
     regraft serve runs/pets
@@ -431,18 +455,24 @@ def serve(
     curl -F photo=@cat.jpg -F photo=@dog.jpg 'http://127.0.0.1:8000/v1/predict?top=3&heatmap=1'
     """
     from regraft.bundle.bundle import load
+    from regraft.serving.access import Access
     from regraft.serving.limits import Limits
     from regraft.serving.server import LOCAL
     from regraft.serving.server import serve as serve_bundle
 
-    def ready(address: str) -> None:
-        print(f"serving {bundle} at {address}   (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        if host not in LOCAL and token is None:
-            print("anyone who reaches this address can use it: --token asks for one", file=sys.stderr, flush=True)
+    def say(sentence: str) -> None:
+        with suppress(OSError, ValueError):  # nobody may be listening
+            print(printable(sentence), file=sys.stderr, flush=True)
 
+    def ready(address: str) -> None:
+        say(f"serving {bundle} at {address}   (Ctrl-C ends it)")
+        if host not in LOCAL and token is None:
+            say("anyone who reaches this address can use it: --token asks for one")
+
+    token = os.environ.get("REGRAFT_TOKEN") if token is None else token
     loaded = load(bundle, **promises)
-    limits = Limits(workers=workers)
-    serve_bundle(loaded, host=host, port=port, hosts=hosts, token=token, limits=limits, on_ready=ready)
+    access, limits = Access(hosts, origins, token), Limits(workers=workers)
+    serve_bundle(loaded, host=host, port=port, access=access, limits=limits, on_ready=ready, on_reload=say)
 
 
 @cli.command()

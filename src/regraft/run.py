@@ -1,14 +1,6 @@
-"""A run's folder: what a training leaves in it, and how a trained head becomes a judged bundle.
+"""What a training hands from step to step, and how a trained head becomes a judged bundle with its record beside it."""
 
-bundle/         the model
-result.json     what `regraft train --json` prints
-photos.jsonl    where every file found went
-quarantine.csv  files that are not used, and why
-history.jsonl   one line for each epoch, where there were epochs
-checkpoints/    what an unfinished training continues from
-"""
-
-import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from regraft.backbones.backbone import Backbone
-from regraft.backbones.features import Features
+from regraft.backbones.features import FeatureTable
 from regraft.bundle.bundle import Bundle, load
 from regraft.bundle.write import manifest_of, seal, write_model
 from regraft.core.config import TrainConfig
-from regraft.core.errors import OutputError
-from regraft.core.files import json_bytes, published, sha256_json, write_atomic
+from regraft.core.files import sha256_json
+from regraft.core.ownership import output_folder
 from regraft.core.progress import Progress
 from regraft.core.statistics import Accuracy
 from regraft.core.trackers import TrackerSet
@@ -32,9 +24,11 @@ from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
 from regraft.evaluation.evaluate import Evaluation, evaluate_dataset
 from regraft.models.ood import FamiliarRegion
+from regraft.run_dir import RunRecord, Step, photo_records
 from regraft.training.distributed import ProcessGroup
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
+CLASSES = 50  # that are counted in a line
 JUDGED_PER_S = 40  # photos judged a second, a low estimate
 
 
@@ -90,7 +84,8 @@ class RunContext:
     """Where and how a run goes on.
 
     photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
-    wrong with the photos, as far as a training sees it.  trackers: what hears of every epoch.
+    wrong with the photos, as far as a training sees it.  trackers: what hears of every epoch.  earlier: the run that goes
+    on from here, with one step more; None for a first training.  step: what this is in the record.
     """
 
     photos: Path
@@ -101,6 +96,8 @@ class RunContext:
     progress: Progress
     began: float
     trackers: TrackerSet
+    step: Step
+    earlier: RunRecord | None = None
     findings: tuple[Issue, ...] = ()
 
     @property
@@ -121,28 +118,17 @@ class TrainInputs:
 
     photos_split: SplitDataset
     backbone: Backbone | None
-    features: Features | None
+    features: FeatureTable | None
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Outcome:
     """What became the bundle, how good it is, and why it was chosen. features: that it was solved on, if it was."""
 
     model: TrainedModel
     evaluation: Evaluation
-    features: Features | None = None
+    features: FeatureTable | None = None
     decision: str = ""
-
-
-def place(folder: Path, out: str | Path | None) -> Path:
-    """Where a run goes. Raises OutputError for a place among the photos."""
-    chosen = Path(out) if out else Path("runs") / folder.resolve().name
-    if chosen.resolve().is_relative_to(folder.resolve()):
-        raise OutputError(
-            f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
-            "Choose another place with --out."
-        )
-    return chosen
 
 
 def deliver(
@@ -153,7 +139,7 @@ def deliver(
 ) -> Evaluation:
     """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
     try:
-        with published(context.out / "bundle") as partial, context.progress.step("save and judge"):
+        with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
             write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
             evaluation = _judge_and_seal(partial, model, photos_split, context.config)
             if not accept(evaluation):
@@ -164,32 +150,15 @@ def deliver(
 
 
 def delivered(
-    model: TrainedModel, photos_split: SplitDataset, context: RunContext, features: Features | None = None
-) -> Candidate:
-    """A model as the run's bundle, with the list of photos beside it. features: that it was solved on."""
-    evaluation = deliver(model, photos_split, context)
-    write_photos(context.out, photos_split)
-    return Candidate(model, evaluation, features)
+    model: TrainedModel, photos_split: SplitDataset, context: RunContext, features: FeatureTable | None = None
+) -> Outcome:
+    """A model as the run's bundle. features: that it was solved on."""
+    return Outcome(model, deliver(model, photos_split, context), features)
 
 
-def write_photos(out: Path, photos_split: SplitDataset) -> None:
-    """photos.jsonl: where every file found went, one JSON object a line; quarantine.csv: those not used, and why."""
-    splits, rows = photos_split.splits, []
-    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        if part is not None:
-            labels = (part.classes[label] for label in part.labels)
-            rows += [
-                {"path": path, "label": label, "split": name, "sha256": content}
-                for path, label, content in zip(part.paths, labels, part.hashes, strict=True)
-            ]
-    rows += [{"path": q.path, "quarantined": q.reason} for q in photos_split.dataset.quarantine]
-    write_atomic(out / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode())
-    write_atomic(out / "quarantine.csv", photos_split.dataset.quarantine_csv())
-
-
-def finished(photos_split: SplitDataset, candidate: Candidate, context: RunContext) -> Run:
-    """Write result.json, which is what `regraft train --json` prints, and read the bundle back."""
-    model, evaluation, cv = candidate.model, candidate.evaluation, candidate.model.cross_validated
+def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) -> Run:
+    """Write the record of the run, with what `regraft train --json` prints, and read the bundle back."""
+    model, evaluation, cv = outcome.model, outcome.evaluation, outcome.model.cross_validated
     seconds = {name.replace(" ", "_"): round(value, 3) for name, value in context.progress.seconds.items()}
     seconds.setdefault("total", round(time.monotonic() - context.began, 3))  # so far, of a run that goes on
     summary = {
@@ -201,25 +170,47 @@ def finished(photos_split: SplitDataset, candidate: Candidate, context: RunConte
         "images": _counts(photos_split.dataset),
         "accuracy": evaluation.accuracy.to_json(),
         "cross_validated": None if cv is None else cv.to_json(),
-        "decision": candidate.decision,
+        "decision": outcome.decision,
         "findings": [one.to_json(photos_split.dataset) for one in context.findings],
         "history": model.details.get("history", []),
         "seconds": seconds,
     }
-    write_atomic(context.out / "result.json", json_bytes(summary))
-    return Run(context.out, load(context.out / "bundle"), summary, evaluation)
+    bundle = load(context.out / "bundle")
+    summary = _record(photos_split, outcome, bundle, context).write(summary)
+    return Run(context.out, bundle, summary, evaluation)
 
 
-def announce(photos_split: SplitDataset, candidate: Candidate, context: RunContext) -> None:
+def _record(photos_split: SplitDataset, outcome: Outcome, bundle: Bundle, context: RunContext) -> RunRecord:
+    """All that is known of the run."""
+    dataset, earlier = photos_split.dataset, context.earlier
+    root = dataset.root.resolve()
+    folders = [context.photos if context.photos.is_dir() else context.photos.parent, *map(Path, context.config.also)]
+    return RunRecord(
+        run=context.out,
+        folder=context.photos,
+        root=root,
+        roots=tuple(os.path.relpath(folder.resolve(), root) for folder in folders),
+        config=context.config,
+        photos=photo_records(photos_split.splits, context.step.at),
+        quarantine=dataset.quarantine,
+        split_given=photos_split.splits.given,
+        steps=(*(earlier.steps if earlier else ()), context.step),
+        decision=outcome.decision,
+        bundle_sha256=bundle.sha256,
+    )
+
+
+def announce(photos_split: SplitDataset, outcome: Outcome, context: RunContext) -> None:
     """A rung is there: say so, and leave it as a whole run in case nothing better comes."""
-    finished(photos_split, candidate, context)
-    context.progress.say(f"usable now: {context.out / 'bundle'}: {candidate.evaluation.accuracy}")
+    finished(photos_split, outcome, context)
+    context.progress.say(f"usable now: {context.out / 'bundle'}: {outcome.evaluation.accuracy}")
 
 
 def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
     """Counts, notes and what was left out, before anything long begins."""
     dataset, splits = photos_split.dataset, photos_split.splits
-    counts = ", ".join(f"{name} {count}" for name, count in dataset.counts.items())
+    several = [f"{name} {count}" for name, count in dataset.counts.items()]
+    counts = ", ".join(several[:CLASSES]) + (f" and {len(several) - CLASSES} more" if len(several) > CLASSES else "")
     progress.say(f"photos: {len(dataset)} used of {dataset.num_found} found; {counts}")
     for note in dataset.notes:
         progress.say(f"  {note}")
@@ -253,7 +244,7 @@ def _provenance(model: TrainedModel, photos_split: SplitDataset, config: TrainCo
     splits = photos_split.splits
     return {
         "mode": model.mode,
-        "config": config.to_json(),
+        "config": config.portable(),
         "data_sha256": photos_split.fingerprint,
         "images": _counts(photos_split.dataset),
         "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},

@@ -4,31 +4,30 @@ A thin shell. Features come from the same cache as everywhere, so that cross-val
 once over each photo; `fit` solves the head.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 
 from regraft.backbones.backbone import Backbone, load_backbone, with_all_levels
 from regraft.backbones.features import Features, fill
 from regraft.core.errors import DataError, MissingExtra
 from regraft.core.files import sha256_bytes
-from regraft.data.decode import Unreadable, read_bytes
+from regraft.data.grey_range import grey_bits
+from regraft.data.inputs import content_of
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.splits import folds_of
 from regraft.models.calibration import temperature
 from regraft.models.linear_head import Head, solve
-from regraft.models.logistic import log_softmax
+from regraft.models.logistic import softmax
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
-    raise MissingExtra("scikit-learn") from error
+    raise MissingExtra("scikit-learn", "sklearn") from error
 
 Photos = Sequence[Any]
 
@@ -40,7 +39,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     all_levels: whether what earlier layers see counts too.  num_folds: of the cross-validation that chooses the penalty
     on the head's weights.  seed: of folds and of random weights.  offline: never download.
 
-    X is a sequence of photos, each a path, a Pillow image, or RGB `(H, W, 3)` uint8; or an array `(N, H, W, 3)`.
+    X is a sequence of photos of any kind that `Bundle.predict` takes, or an array `(N, H, W, 3)`.
     After `fit`: classes_ `(C,)`, backbone_, head_, temperature_.
     """
 
@@ -71,8 +70,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
                 f"Expected as many labels as photos and two classes or more; got {len(labels)} labels of "
                 f"{len(self.classes_)} classes for {len(X)} photos."
             )
-        self.backbone_ = self._backbone()
         dataset = held(X, labels.astype(np.int64), tuple(map(str, self.classes_)))
+        self.backbone_ = self._backbone().with_grey_bits(grey_bits(dataset))
         features = _features(self.backbone_, dataset)
         folds = folds_of(dataset, self.num_folds, self.seed)
         self.head_: Head = solve(features, len(self.classes_), folds)
@@ -87,7 +86,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def predict_proba(self, X: Photos) -> np.ndarray:  # noqa: N803
         """`(N, C)` float64 in 0..1, classes in the order of `classes_`."""
         logits = self.decision_function(X).astype(np.float64)
-        return np.asarray(np.exp(log_softmax(logits / self.temperature_)))
+        return softmax(logits / self.temperature_)
 
     def decision_function(self, X: Photos) -> np.ndarray:  # noqa: N803
         """`(N, C)` float32 logits. Raises DataError for a photo that cannot be read, or one that changed."""
@@ -117,29 +116,17 @@ class Held(Dataset):
         """Content of a photo."""
         return self.contents[index]
 
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes of a photo."""
+        return self.contents[index][:size]
+
 
 def held(photos: Photos, labels: np.ndarray, classes: tuple[str, ...]) -> Held:
     """Photos of any kind as a data set. labels: `(N,)` int64.  Raises DataError, naming the photo."""
-    contents = tuple(map_photos(lambda i: _content(photos[i], i), len(photos), lambda _: None))
+    contents = tuple(map_photos(lambda i: content_of(photos[i], f"photo {i}"), len(photos), lambda _: None))
     names = tuple(str(p) if isinstance(p, str | Path) else f"photo {i}" for i, p in enumerate(photos))
     hashes = tuple(map(sha256_bytes, contents))
     return Held(Path(), names, labels, classes, ("",) * len(contents), hashes, contents=contents)
-
-
-def _content(photo: Any, index: int) -> bytes:
-    """A file's bytes; of pixels, those of a file that holds them exactly."""
-    try:
-        if isinstance(photo, str | Path):
-            return read_bytes(Path(photo))
-        picture = photo if isinstance(photo, Image.Image) else Image.fromarray(np.asarray(photo))
-    except (Unreadable, TypeError, ValueError) as error:
-        where = photo if isinstance(photo, str | Path) else f"photo {index}"
-        raise DataError(
-            f"{where} cannot be used: {error}. Expected a path, a Pillow image or (H, W, 3) uint8."
-        ) from error
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _features(backbone: Backbone, dataset: Dataset) -> Features:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import TESTS
 from regraft.backbones import backbone as graphs
+from regraft.backbones import engine as engines
 from regraft.backbones import onnx_export as tracing
 from regraft.backbones.backbone import Backbone, intact, load_backbone, sealed
 from regraft.backbones.catalog import DEFAULT, PACKAGED
@@ -128,9 +129,41 @@ def test_the_seed_matters_to_random_weights_only():
 
 
 def test_another_version_of_the_libraries_is_another_request(monkeypatch):
-    before = graphs._request_hash(SMALL, None, 0)
+    """And another graph: one that other libraries traced does not stand for theirs."""
+    network, found = build(SMALL, "random"), []
+    for changed in (None, "timm", "torchvision", "torch"):
+        monkeypatch.setattr(graphs, "version_of", lambda package, changed=changed: f"1 {package == changed}")
+        found.append((graphs._request_hash(SMALL, None, 0), tracing._key(network)))
+    requests, keys = zip(*found, strict=True)
+    assert len(set(requests)) == len(set(keys)) == 4
+
+
+def test_after_an_update_a_graph_is_traced_anew(empty_cache, num_traced, monkeypatch):
+    first = load_backbone(SMALL, "random")
     monkeypatch.setattr(graphs, "version_of", lambda package: "9.9")
-    assert graphs._request_hash(SMALL, None, 0) != before
+    second = load_backbone(SMALL, "random")
+    assert len(num_traced) == 2
+    assert first.folder != second.folder
+
+
+def test_what_one_run_asks_of_precision_is_not_kept_with_the_graph(empty_cache, monkeypatch):
+    """A graph traced under REGRAFT_PRECISION=f32 may run in bf16 later; so may one of a processor without bf16."""
+    monkeypatch.setattr(tracing, "best_precision", lambda *_: engines.best_precision(*_))
+    monkeypatch.setattr(engines, "is_bf16_native", lambda: True)
+    monkeypatch.setattr(engines, "_agreement", lambda *_: 1.0)
+    monkeypatch.setenv("REGRAFT_PRECISION", "f32")
+    backbone = load_backbone(SMALL, "random")
+    assert (backbone.info["precision"], backbone.precision) == ("bf16", "f32")
+    monkeypatch.delenv("REGRAFT_PRECISION")
+    assert load_backbone(SMALL, "random").precision == "bf16"
+
+
+def test_a_processor_with_bf16_finds_out_for_itself_whether_it_agrees(monkeypatch):
+    requests = []
+    for native in (False, True):
+        monkeypatch.setattr(graphs, "is_bf16_native", lambda native=native: native)
+        requests.append(graphs._request_hash(SMALL, "random", 0))
+    assert requests[0] != requests[1]
 
 
 def test_a_missing_weights_file_is_named_before_torch_is_imported(tmp_path):
@@ -393,4 +426,4 @@ def test_on_a_gpu_torch_computes_the_features(small, monkeypatch):
     monkeypatch.setattr("regraft.backbones.torch_engine.TorchEngine", lambda *arguments: started.append(arguments))
     small.engine()
     assert started == [(small.info, small.trunk, "cuda")]
-    assert small.engine_identity == f"torch {graphs.version_of('torch')} cuda"
+    assert small.engine_identity == f"torch {graphs.version_of('torch')} cuda f32"

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from conftest import TESTS
 from regraft.backbones import engine as engines
 from regraft.backbones.backbone import load_backbone
-from regraft.backbones.engine import Engine, best_precision, engine_identity, has_bf16, has_gpu
+from regraft.backbones.engine import Engine, best_precision, engine_identity, has_gpu, is_bf16_native
 from regraft.backbones.onnx_export import probe_images
 from regraft.backbones.torch_engine import TorchEngine
 
@@ -93,7 +94,7 @@ def test_identity_names_engine_version_and_precision():
 
 
 def test_bf16_is_used_only_where_the_processor_has_it(backbone, images):
-    if has_bf16():
+    if is_bf16_native():
         precision, agreement = best_precision(backbone.graph, images)
         assert precision == ("bf16" if agreement >= engines.MIN_AGREEMENT else "f32")
     else:
@@ -121,7 +122,8 @@ def test_bf16_is_used_only_where_it_agrees_on_every_photo(monkeypatch, worst, ex
                 return {"features": features}
             return {"features": np.concatenate([features[:2], rotated(features[2:], worst)])}
 
-    monkeypatch.setattr(engines, "has_bf16", lambda: True)
+    monkeypatch.setattr(engines, "is_bf16_native", lambda: True)
+    monkeypatch.setenv("REGRAFT_PRECISION", "f32")  # of today; what is found is kept
     monkeypatch.setattr(engines, "Engine", Fake)
     precision, agreement = best_precision(Path("any"), np.zeros((3, 2, 2, 3), np.uint8))
     assert precision == expected
@@ -209,6 +211,24 @@ def test_torch_gives_the_same_features(backbone, images, alone):
     features = torch_engine(images)["features"]
     assert features.dtype == np.float32
     assert np.abs(features - alone).max() <= 1e-3 * alone.std()
+
+
+def test_torch_computes_features_alike_whatever_training_has_switched_on(backbone, images, monkeypatch):
+    torch_engine, seen = TorchEngine(backbone.info, backbone.trunk, "cpu"), []
+    graph = torch_engine._graph
+
+    def asked(pixels):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return graph(pixels)
+
+    monkeypatch.setattr(torch_engine, "_graph", asked)
+    torch.set_float32_matmul_precision("high")
+    try:
+        torch_engine(images[:1])
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [("highest", False)]
 
 
 def test_torch_takes_images_that_are_read_only(backbone, images):

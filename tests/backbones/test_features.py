@@ -17,6 +17,7 @@ from regraft.backbones.engine import engine_identity
 from regraft.backbones.features import Features, extract, feature_rows, feature_store
 from regraft.backbones.torch_engine import TorchEngine
 from regraft.core.errors import DataError
+from regraft.data import decoders
 from regraft.data.feature_cache import FeatureCache
 from regraft.data.scan import list_photos
 from regraft.data.transforms import photo_to_input
@@ -329,11 +330,12 @@ def test_the_key_stands_for_everything_that_features_depend_on(backbone, monkeyp
             )
         ),
     ]
-    for module, name in ((features.decode, "VERSION"), (features.PIL, "__version__")):
+    changes = [(decoders.decode, "VERSION", 99), (decoders.PIL, "__version__", "99"), (decoders, "version_of", str)]
+    for module, name, value in changes:  # the last one: of the reader of HEIC files
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, "another")
+            patch.setattr(module, name, value)
             keys.append(feature_store("a" * 64, p, engine_identity("f32")).key)
-    assert len(set(keys)) == len(keys) == 13
+    assert len(set(keys)) == len(keys) == 14
     assert feature_store("a" * 64, p, engine_identity("f32")).key == keys[0]
 
 
@@ -353,6 +355,7 @@ import sys, time, numpy
 from regraft.backbones import features
 from regraft.backbones.backbone import load_backbone
 from regraft.data import feature_cache as store
+from regraft.data import decoders
 from regraft.data.scan import list_photos
 backbone = load_backbone({backbone!r}, "random")
 {slowly}

@@ -1,12 +1,15 @@
 """A network in two: both halves say what the whole says, or it is not divided."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from regraft.backbones import split_network as divisions
 from regraft.backbones.catalog import Reference
 from regraft.backbones.network import Network, build
-from regraft.backbones.split_network import divide
+from regraft.backbones.onnx_export import probe_images
+from regraft.backbones.split_network import ENGINE_SAME, FrontGraph, divide, front_engine
 from regraft.backbones.stages import stages
 from regraft.data.transforms import Preprocessing
 
@@ -53,6 +56,33 @@ def test_both_halves_say_what_the_whole_says(name):
         assert all(torch.equal(value, before[key]) for key, value in division.rest.module.state_dict().items())
     assert network.module.state_dict().keys() == before.keys()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.module.modules())
+
+
+@pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "timm/test_resnet", "regraft/mobilenet_v1"])
+def test_the_engine_gives_the_maps_that_torch_gives(name):
+    network = build(name, "random")
+    division = divide(network, learning(network, 2))
+    images = probe_images(network.preprocessing.height, network.preprocessing.width, 3)[:, :, ::-1]
+    engine, graph = front_engine(division), FrontGraph(division)
+    found = engine(images)["features"]
+    with torch.inference_mode():
+        expected = graph(torch.from_numpy(images.copy())).numpy()
+    assert (found.shape, found.dtype) == (expected.shape, np.float32)
+    assert np.abs(found - expected).max() <= ENGINE_SAME[engine.precision] * np.abs(expected).max()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.module.modules())
+
+
+def test_stages_that_are_others_in_the_engine_run_in_torch(monkeypatch):
+    network = build("timm/test_resnet", "random")
+    division = divide(network, learning(network, 2))
+    monkeypatch.setattr(divisions.Engine, "__call__", lambda *_: {"features": np.zeros((2, 20, 20, 48), np.float32)})
+    assert front_engine(division) is None
+    monkeypatch.setattr(divisions, "export", lambda *_: exec_fails())
+    assert front_engine(division) is None
+
+
+def exec_fails():
+    raise RuntimeError("an operator without a translation")
 
 
 @pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "timm/deit_tiny_distilled_patch16_224"])

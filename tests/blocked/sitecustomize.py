@@ -1,8 +1,10 @@
 """Put on PYTHONPATH of processes that tests start: no sockets but local ones, and no packages that are forbidden.
 
 REGRAFT_TEST_FORBID: names of packages, separated by commas, that raise on import.
+REGRAFT_TEST_WATCH: a file into which goes, a line each, what the process opens, connects to and starts.
 """
 
+import json
 import os
 import socket
 import sys
@@ -26,3 +28,20 @@ class _Forbidden(MetaPathFinder):
 
 socket.socket.connect = _local_only
 sys.meta_path.insert(0, _Forbidden())
+
+WATCHED = ("open", "os.", "shutil.", "socket.connect", "socket.getaddrinfo", "subprocess.", "tempfile.", "urllib.")
+
+
+def watch(path):
+    """Note from now on."""
+    notes = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def note(event, arguments):
+        if event.startswith(WATCHED):
+            os.write(notes, (json.dumps([event, *map(str, arguments)]) + "\n").encode())
+
+    sys.addaudithook(note)
+
+
+if os.environ.get("REGRAFT_TEST_WATCH"):
+    watch(os.environ["REGRAFT_TEST_WATCH"])

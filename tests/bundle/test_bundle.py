@@ -1,14 +1,16 @@
 """A bundle is whole or refused, and answers the same whatever form a photo comes in."""
 
-import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import regraft
-from regraft.bundle.bundle import FILES, Bundle, load
+from conftest import rewrite_manifest
+from regraft.bundle.bundle import load
+from regraft.bundle.format import FILES
 from regraft.core.errors import BundleError, DataError
 
 
@@ -16,11 +18,6 @@ from regraft.core.errors import BundleError, DataError
 def copy(bundle, tmp_path):
     """A bundle that a test may damage."""
     return shutil.copytree(bundle.folder, tmp_path / "bundle")
-
-
-def change(folder, **values):
-    manifest = json.loads((folder / "regraft.json").read_text())
-    (folder / "regraft.json").write_text(json.dumps({**manifest, **values}))
 
 
 def test_holds_the_files_of_the_contract_and_no_pickle(bundle):
@@ -53,7 +50,7 @@ def test_predicts_the_same_from_path_bytes_image_and_array(bundle, photos):
 def test_temperature_flattens_probabilities_and_keeps_labels(copy, photos):
     path = photos / "red" / "red_0.jpg"
     sharp = load(copy).predict(path)
-    change(copy, temperature=10.0)
+    rewrite_manifest(copy, temperature=10.0)
     flat = load(copy).predict(path)
     assert flat.label == sharp.label
     assert flat.probability < sharp.probability
@@ -78,11 +75,8 @@ def test_one_flipped_bit_is_noticed(copy, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_or_linked_file_is_noticed(copy, name, tmp_path):
-    moved = shutil.move(copy / name, tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match=f"{name} is missing"):
-        load(copy)
-    (copy / name).symlink_to(moved)
+def test_a_missing_file_is_noticed(copy, name):
+    (copy / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
         load(copy)
 
@@ -97,12 +91,12 @@ def test_a_missing_or_linked_file_is_noticed(copy, name, tmp_path):
         ({"temperature": 0}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"preprocessing": {"height": 224}}, "preprocessing"),
-        ({"preprocessing": None}, "preprocessing"),
-        ({"sha256": []}, "files"),
+        ({"preprocessing": []}, "preprocessing"),
+        ({"sha256": []}, "sha256"),
     ],
 )
 def test_a_manifest_that_cannot_be_right_is_refused(copy, values, problem):
-    change(copy, **values)
+    rewrite_manifest(copy, **values)
     with pytest.raises(BundleError, match=problem):
         load(copy)
 
@@ -133,5 +127,6 @@ def test_a_notebook_shows_what_it_is_and_how_good(bundle, photos):
     page = bundle._repr_html_()
     assert "red" in page
     assert f"of {bundle.manifest['metrics']['accuracy']['n']} val photos" in page
-    hostile = Bundle(bundle.folder, {**bundle.manifest, "classes": ["<script>", "b", "c"]})
+    content = replace(bundle.content, manifest={**bundle.manifest, "classes": ["<script>", "b", "c"]})
+    hostile = replace(bundle, content=content)
     assert "<script>" not in hostile._repr_html_()

@@ -1,6 +1,8 @@
 """The bundle in other hands: timm and ONNX Runtime say what regraft says."""
 
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -9,12 +11,16 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 from torchvision import models
 
 import regraft
 from faults.processes import record
+from regraft.backbones.backbone import Backbone
+from regraft.backbones.network import build
 from regraft.bundle.bundle import load
+from regraft.bundle.write import _library_config, manifest_of, seal, write_model
+from regraft.data.transforms import Preprocessing
 
 
 def softmax(logits):
@@ -45,6 +51,45 @@ def check(bundle, paths, tolerance=1e-3):
 def test_timm_and_onnx_runtime_agree_with_predict(bundle, photos):
     network = check(load(bundle.folder, precision="f32"), sorted(photos.rglob("*.jpg")))
     assert network.pretrained_cfg["label_names"] == list(bundle.classes)
+
+
+def save_at(size, folder):
+    """A bundle whose network takes photos of another size; its head is drawn."""
+    backbone, names = regraft.load_backbone(size=size), ("blue", "green", "red")
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.3, (3, backbone.num_features)).astype(np.float32)
+    folder.mkdir()
+    write_model(folder, backbone, weight, np.zeros(3, np.float32), names)
+    images = {"found": 3, "used": 3, "quarantined": 0}
+    provenance = {"mode": "frozen", "config": {}, "data_sha256": "0" * 64, "images": images}
+    provenance["split"] = {"given": False, "train": 2, "judged": 1}
+    seal(folder, manifest_of(backbone, names, 1.0, {}, provenance))
+    return load(folder, precision="f32")
+
+
+def test_a_bundle_of_another_size_says_so_to_timm(photos, tmp_path):
+    bundle = save_at(320, tmp_path / "bundle")
+    assert (bundle.preprocessing.height, bundle.preprocessing.resize) == (320, (366, 366))
+    network = check(bundle, sorted(photos.rglob("*_0.jpg")))
+    assert network.pretrained_cfg["input_size"] == [3, 320, 320]
+    weights = str(bundle.folder / "model.safetensors")
+    again = build("tf_efficientnet_lite0", weights, offline=True, seed=0)  # what `--from` begins with
+    assert again.preprocessing == bundle.preprocessing
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("stated", [0.875, 0.9, 0.95, 0.965, 1.0])
+def test_what_timm_resolves_is_the_preprocessing_of_the_bundle(stated, mode):
+    for size in (160, 224, 225, 320, 333, 384, 448, 600):
+        whole = Preprocessing(224, 224, (int(224 / stated),) * 2, "bilinear", mode, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        p = whole.scaled(size)
+        config = {"pretrained_cfg": {"input_size": (3, 224, 224), "crop_pct": stated, "test_input_size": (3, 288, 288)}}
+        backbone = Backbone(Path(), {"config": config, "preprocessing": p.to_json()})
+        found = resolve_data_config(pretrained_cfg=_library_config(backbone)["pretrained_cfg"], use_test_size=True)
+        assert found["input_size"] == (3, size, size)
+        assert tuple(math.floor(side / found["crop_pct"]) for side in found["input_size"][1:]) == p.resize
+        said = (found["interpolation"], found["crop_mode"], found["mean"], found["std"])
+        assert said == (p.interpolation, p.crop_mode, p.mean, p.std)
 
 
 @pytest.mark.slow

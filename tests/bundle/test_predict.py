@@ -7,6 +7,7 @@ import pytest
 
 from regraft.bundle.predict import find_photos, predict
 from regraft.core.errors import DataError
+from regraft.core.progress import Progress
 
 
 def test_answers_come_in_input_order_with_errors_between(bundle, photos, tmp_path):
@@ -36,13 +37,42 @@ def test_nothing_is_predicted_when_a_source_is_missing(bundle, photos, tmp_path)
 def test_pipes_and_loops_of_links_do_not_hang(bundle, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert list(predict(bundle, [tmp_path])) == []
+    with pytest.raises(DataError, match="There are no photos in"):
+        list(predict(bundle, [tmp_path]))
     (answer,) = predict(bundle, [tmp_path / "pipe.jpg"])
     assert "not a regular file" in answer.error
 
 
-def test_an_empty_folder_gives_no_answers(bundle, tmp_path):
-    assert list(predict(bundle, [tmp_path])) == []
+def test_a_folder_without_photos_is_an_error_and_never_silence(bundle, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"There are no photos in {tmp_path}/empty"):
+        list(predict(bundle, [tmp_path / "empty"]))
+
+
+def test_what_is_not_read_below_a_folder_is_said(tmp_path, capsys):
+    for name in ("here/1.jpg", "there/2.jpg", "empty/none/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty" / "none" / "x").unlink()
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "there")
+    (tmp_path / "here" / "back").symlink_to(tmp_path / "here")
+    os.mkfifo(tmp_path / "here" / "pipe.jpg")
+    found = list(find_photos([tmp_path / "here", tmp_path / "empty"], progress=Progress()))
+    assert [path.name for path in found] == ["1.jpg"]
+    said = capsys.readouterr().err
+    assert f"2 links to folders are not followed in {tmp_path}/here, such as {tmp_path}/here/back; --follow" in said
+    assert "1 that are no files, such as" in said
+    assert f"there are no photos in {tmp_path}/empty" in said
+
+
+def test_links_to_folders_are_followed_by_wish_and_not_in_circles(tmp_path):
+    for name in ("here/1.jpg", "there/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / "back").symlink_to(tmp_path / "here")
+    (tmp_path / "there" / "self").symlink_to(".")
+    assert [path.name for path in find_photos([tmp_path / "here"], follow_links=True)] == ["1.jpg", "2.jpg"]
 
 
 def test_a_copy_under_any_name_gets_the_same_answer(bundle, photos, tmp_path):

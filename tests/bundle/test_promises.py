@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 import regraft
-from conftest import COLOURS, draw_folder
+from conftest import COLOURS, draw_folder, rewrite_manifest
 from regraft.backbones.backbone import load_backbone
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load, threshold
+from regraft.bundle.format import sealed
 from regraft.bundle.predict import predict
 from regraft.core.errors import BundleError
+from regraft.core.files import json_bytes
 from regraft.data.scan import scan
 from regraft.data.splits import folds_of
 from regraft.evaluation.evaluate import evaluate
@@ -30,8 +32,7 @@ def with_thresholds(bundle, tmp_path, thresholds):
     """A copy whose manifest says something else of thresholds."""
     others = shutil.ignore_patterns("regraft.json")
     copy = shutil.copytree(bundle.folder, tmp_path / "bundle", ignore=others, copy_function=os.link)
-    manifest = {**bundle.manifest, "thresholds": thresholds}
-    (copy / "regraft.json").write_text(json.dumps(manifest))
+    (copy / "regraft.json").write_bytes(json_bytes(sealed({**bundle.manifest, "thresholds": thresholds})))
     return copy
 
 
@@ -207,8 +208,7 @@ def test_thresholds_that_are_no_shares_are_refused(bundle, tmp_path, kind, numbe
 
 def test_a_manifest_without_thresholds_is_damaged(bundle, tmp_path):
     copy = with_thresholds(bundle, tmp_path, {})
-    manifest = {name: value for name, value in bundle.manifest.items() if name != "thresholds"}
-    (copy / "regraft.json").write_text(json.dumps(manifest))
+    rewrite_manifest(copy, thresholds=None)
     with pytest.raises(BundleError, match="its thresholds"):
         load(copy)
 

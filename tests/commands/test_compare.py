@@ -60,7 +60,8 @@ def test_the_object_of_the_contract(compared):
 def test_every_mode_is_a_whole_run_on_the_same_split(compared):
     _, out = compared
     assert visible(out) == ["compare.html", "compare.json", "frozen", "full", "scratch"]
-    splits = [(out / mode / "photos.jsonl").read_bytes() for mode in ("frozen", "full", "scratch")]
+    rows = [read_lines(out / mode / "photos.jsonl") for mode in ("frozen", "full", "scratch")]
+    splits = [[{name: value for name, value in row.items() if name != "at"} for row in own] for own in rows]
     assert splits[0] == splits[1] == splits[2]
     for mode in ("frozen", "full", "scratch"):
         assert regraft.load(out / mode).manifest["provenance"]["mode"] == mode

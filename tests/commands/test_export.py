@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from regraft.backbones.backbone import load_backbone
 from regraft.bundle.bundle import Bundle, load
 from regraft.bundle.write import manifest_of, seal, write_model
 from regraft.commands import export as export_command
-from regraft.core.errors import DataError, ExportError
+from regraft.core.errors import DataError, ExportError, MissingExtra, OutputError
+from regraft.export.output_files import ExportedFiles
+from regraft.export.proof import running
 from regraft.export.standalone_script import script
 
 BACKBONES = (
@@ -156,7 +159,7 @@ def test_a_model_that_answers_otherwise_is_not_written(run, tmp_path, monkeypatc
     write = export_command._write
 
     def wrong(bundle, *arguments):
-        write(type(bundle)(bundle.folder, hotter), *arguments)
+        write(replace(bundle, content=replace(bundle.content, manifest=hotter)), *arguments)
 
     monkeypatch.setattr(export_command, "_write", wrong)
     with pytest.raises(ExportError, match="6 of 6 labels agree, probabilities differ by up to"):
@@ -181,6 +184,123 @@ def test_without_photos_it_says_how_to_name_some(bundle, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="has no photos"):
         regraft.export(load(lone), tmp_path / "m.onnx", photos=tmp_path / "none")
+
+
+def changes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["app.onnx", "app.py"])
+def test_a_file_of_the_users_stays_and_is_named(run, tmp_path, name):
+    (tmp_path / name).write_text('print("my own work")')
+    before = changes(tmp_path)
+    with pytest.raises(OutputError, match=f"^{tmp_path / name} is there already"):
+        regraft.export(run, tmp_path / "app.onnx")
+    assert changes(tmp_path) == before
+
+
+def test_an_export_is_replaced_by_the_next_and_by_no_other_once_it_was_changed(run, tmp_path):
+    for out in ("pets.onnx", "pets"):
+        assert [path.name for path in regraft.export(run, tmp_path / out).files] == ["pets.onnx", "pets.py"]
+    program = tmp_path / "pets.py"
+    program.write_text("# mine\n" + program.read_text())
+    with pytest.raises(OutputError, match=f"^{tmp_path / 'pets.onnx'} is there already"):
+        regraft.export(run, tmp_path / "pets")
+    assert program.read_text().startswith("# mine")
+
+
+@pytest.mark.parametrize(
+    ("out", "model"),
+    [("pets-1.1", "pets-1.1.onnx"), ("pets-1.2.onnx", "pets-1.2.onnx"), ("a.b/pets.PY", "a.b/pets.onnx")],
+)
+def test_a_dot_in_a_name_is_part_of_it(out, model):
+    assert ExportedFiles(Path(out), "onnx").files == (Path(model), Path(model).with_suffix(".py"))
+
+
+def test_a_name_of_another_format_is_refused():
+    with pytest.raises(ExportError, match=r"--format openvino, and --format is onnx\. Name it pets\.xml\.onnx"):
+        ExportedFiles(Path("pets.xml"), "onnx")
+    with pytest.raises(ExportError, match="names no file"):
+        ExportedFiles(Path(), "onnx")
+
+
+def exported(folder: Path, kind: str, content: bytes) -> ExportedFiles:
+    """A model's files, as an export puts them there."""
+    place, drafts = ExportedFiles(folder / "pets", kind), folder / "drafts"
+    drafts.mkdir(exist_ok=True)
+    place.check()
+    for path in place.files[:-1]:
+        (drafts / path.name).write_bytes(content)
+    program = place.program_of("import this\n", drafts)
+    place.files[-1].write_bytes(program)
+    for path in place.files[:-1]:
+        path.write_bytes(content)
+    return place
+
+
+def test_several_formats_live_beside_each_other(tmp_path):
+    for content in (b"1", b"2"):
+        for kind in ("onnx", "openvino", "torch"):
+            exported(tmp_path, kind, content)
+    for kind in ("onnx", "openvino", "torch"):
+        ExportedFiles(tmp_path / "pets", kind).check()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_is_no_plain_file_stays(tmp_path, kind):
+    (path,) = exported(tmp_path, "onnx", b"1").files[:1]
+    (tmp_path / "moved").write_bytes(path.read_bytes())
+    path.unlink()
+    path.mkdir() if kind == "folder" else path.symlink_to("moved")
+    with pytest.raises(OutputError, match=str(path)):
+        ExportedFiles(tmp_path / "pets", "onnx").check()
+
+
+def test_a_kill_between_program_and_model_leaves_files_that_are_known(tmp_path):
+    place = exported(tmp_path, "onnx", b"1")
+    (tmp_path / "drafts" / "pets.onnx").write_bytes(b"2")
+    place.files[-1].write_bytes(place.program_of("import that\n", tmp_path / "drafts"))
+    place.check()
+
+
+WRONG = {  # a program with one of the faults that programs have had
+    "turned twice": ("    image.load()  # some files", "    # some files"),
+    "a damaged EXIF block": ("except Exception:  # a damaged", "except KeyError:  # a damaged"),
+    "HEIC": ("    pi_heif.register_heif_opener()", "    pi_heif = None"),
+    "black for what is clear": ('"white"', '"black"'),
+    "16 bits": ('startswith(("I", "F"))', 'startswith(("F",))'),
+    "mirrored": ("2: 0, 3: 3", "3: 3"),
+    "a package of regraft's": ("import numpy as np", "import regraft\nimport numpy as np"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_program_that_reads_some_kind_of_photo_otherwise_is_refused(run, tmp_path, fault):
+    text, (right, wrong) = script("onnx", run.preprocessing, run.classes), WRONG[fault]
+    assert right in text
+    (tmp_path / "model.py").write_text(text.replace(right, wrong))
+    with (
+        pytest.raises((ExportError, MissingExtra), match=r"exported program (cannot|reads)|regraft"),
+        running(tmp_path / "model.py", "onnxruntime") as program,
+    ):
+        export_command._prove_reading(run, program, tmp_path)
+
+
+def test_every_kind_of_photo_is_read_alike(run, tmp_path):
+    (tmp_path / "model.py").write_text(script("onnx", run.preprocessing, run.classes))
+    with running(tmp_path / "model.py", "onnxruntime") as program:
+        export_command._prove_reading(run, program, tmp_path)
+    kinds = {path.suffix for path in (tmp_path / "samples").iterdir()}
+    assert kinds >= {".jpg", ".png", ".tif", ".webp", ".bmp", ".gif", ".ppm", ".ico", ".heic"}
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [("raise SystemExit('no')", "ended with 1 .*: no"), ("1 / 0", "ZeroDivision")]
+)
+def test_a_program_that_ends_is_an_error_with_its_last_words(tmp_path, end, said):
+    (tmp_path / "model.py").write_text(end)
+    with pytest.raises(ExportError, match=said), running(tmp_path / "model.py", "onnxruntime"):
+        pass
 
 
 def test_names_of_classes_cannot_run_in_the_program():

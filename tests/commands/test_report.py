@@ -22,6 +22,7 @@ from regraft.bundle.bundle import load
 from regraft.commands.report import repeat_command, report
 from regraft.commands.train import train_run
 from regraft.core.errors import OutputError
+from regraft.core.ownership import sealed
 from regraft.core.progress import Progress
 from regraft.core.statistics import wilson_interval
 from regraft.evaluation.evaluate import evaluate
@@ -57,7 +58,8 @@ def copied(frozen, doubtful_photos, tmp_path):
     photos = shutil.copytree(doubtful_photos, tmp_path / "photos")
     run = shutil.copytree(frozen.out, tmp_path / "run")
     summary = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(summary | {"photos": str(photos)}))
+    record = summary["record"] | {"root": str(photos), "root_from_run": "../photos"}
+    (run / "result.json").write_text(json.dumps(summary | {"photos": str(photos), "record": record}))
     (run / "report.html").unlink()
     return SimpleNamespace(run=run, photos=photos)
 
@@ -225,7 +227,7 @@ def test_the_command_on_the_page_trains_the_same_again(frozen, full, doubtful_ph
         (command,) = by_id(page_of(run), "made-of").iter("pre")
         folder, config = train_config_of(monkeypatch, command.text)
         assert folder == str(doubtful_photos.resolve())
-        assert json.loads(json.dumps(config.to_json())) == run.bundle.manifest["provenance"]["config"]
+        assert config.to_json() == run.summary["record"]["config"]
 
 
 CONFIGS = {
@@ -586,7 +588,7 @@ def test_from_python_it_is_one_call(copied, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_report_and_no_half_one(copied, tmp_path):
-    bundle, old = load(copied.run), b"the old one"
+    bundle, old = load(copied.run), sealed("the old one", ".html")
     (tmp_path / "x.html").write_bytes(old)
     before = {path.name for path in tmp_path.iterdir()}
     with files_of_at_most(20_000), pytest.raises(OutputError, match=r"Cannot write .*x\.html"):

@@ -9,14 +9,18 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from regraft.train_command import finetune
+from regraft.train_command.recipe import Recipe, decide
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 
 import regraft
 from conftest import COLOURS, draw, draw_folder
+from regraft import run as run_module
 from regraft.api import configure, start_of
 from regraft.backbones.features import Features
 from regraft.bundle.bundle import load
+from regraft.commands import train as train_command
 from regraft.commands.train import train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import BundleError, ConfigError, TrainError
@@ -24,12 +28,12 @@ from regraft.core.files import sha256_file
 from regraft.core.progress import Progress
 from regraft.data.scan import list_photos
 from regraft.data.splits import fold_ids, split
+from regraft.models import feature_search as search
 from regraft.models.linear_head import solve
-from regraft.pipeline import fine_tune
+from regraft.pipeline import fine_tune, linear_probe
 from regraft.pipeline.fine_tune import _learned_and_watched
-from regraft.training import finetune
-from regraft.training.recipe import Recipe, decide
 
+FOLD = 5  # photos in the first of five folds of eight photos of each of three classes
 WRONG_OF_EIGHTEEN = 6  # in `mislabelled`: no model that learned its photos does better than 12 of 18
 
 
@@ -75,6 +79,20 @@ def mislabelled(tmp_path_factory):
         for i in range(6):
             shown = names[(c + (i < 2)) % 3]
             draw(root / "val" / name / f"{i}.jpg", COLOURS[shown], 5000 + 100 * c + i)
+    return root
+
+
+@pytest.fixture(scope="module")
+def doubtful(tmp_path_factory):
+    """Like `mislabelled`, and a quarter of the photos to learn from lie wrong too: cross-validation leaves room."""
+    root = tmp_path_factory.mktemp("data") / "doubtful"
+    names = ("red", "green", "blue")
+    for split_name, count, wrong in (("train", 8, (6, 7)), ("val", 6, (0, 1))):
+        for c, name in enumerate(names):
+            for i in range(count):
+                shown = names[(c + (i in wrong)) % 3]
+                place = root / split_name / name / f"{name}_{i}.jpg"
+                draw(place, COLOURS[shown], 3000 * len(split_name) + 100 * c + i)
     return root
 
 
@@ -129,7 +147,7 @@ STORIES = {
     "full": {"mode": "full", "epochs": 2} | GENTLE,
     "full, part": {"mode": "full", "epochs": 2, "unfreeze": 1, "views": 1, "ema": 0.5} | GENTLE,
     "scratch": {"mode": "scratch", "epochs": 4, "batch_size": 8},
-    "auto": {"epochs": 2, "learning_rate": 0.0, "head_learning_rate": 0.0} | GENTLE,
+    "auto": {"epochs": 2, "search": False, "learning_rate": 0.0, "head_learning_rate": 0.0} | GENTLE,
     "tutorial frozen": {
         "mode": "frozen",
         "recipe": "tutorial",
@@ -157,7 +175,7 @@ def story(request, mislabelled, toy, tmp_path_factory):
         del settings["weights"]
     heard, said = Heard(), Recorder()
     run = train_run(mislabelled, out, configure(**settings), said, [Deaf(), heard])
-    assert json.loads(json.dumps(heard.started[0][1])) == run.bundle.manifest["provenance"]["config"]
+    assert heard.started[0][1] == run.summary["record"]["config"]
     history = out / "history.jsonl"
     assert heard.rows == (read_lines(history) if history.exists() else [])
     assert heard.finished == [run.summary]
@@ -201,11 +219,11 @@ def test_history_has_a_row_for_each_epoch_and_ends_with_the_reported_accuracy(st
 
 
 def test_a_finished_run_leaves_nothing_to_continue(story):
-    rows = {"history.jsonl"} if story[0] != "frozen" else set()
+    rows = {"history.jsonl"} if story[2].summary["history"] else set()
     assert (
         set(visible(story[2].out)) == {"bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"} | rows
     )
-    assert not list(story[2].out.glob(".partial-*"))
+    assert not list(story[2].out.glob(".regraft-partial-*"))
 
 
 def test_the_recipe_is_saved_whole_as_it_was_carried_out(story):
@@ -289,38 +307,38 @@ def test_a_given_test_split_is_judged_and_val_is_watched(mislabelled, toy, tmp_p
 def test_auto_stops_at_frozen_when_nothing_is_left_to_gain(photos, toy, tmp_path):
     said = Recorder()
     run = train_run(photos, tmp_path / "run", configure(**toy), said)
-    expected = "frozen: it has none of 6 val photos wrong, too few to show that any model is better"
+    expected = "frozen: it has none of 24 cross-validated photos wrong, too few to show that any model is better"
     assert run.summary["decision"] == expected
     assert run.summary["mode"] == run.bundle.manifest["provenance"]["mode"] == "frozen"
     assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"]
     assert not [line for line in said.lines if "usable now" in line or "epoch" in line]
 
 
-def test_auto_stops_at_frozen_when_there_is_no_time(mislabelled, toy, tmp_path):
-    run = train_run(mislabelled, tmp_path / "run", configure(time_s=3, **toy), Progress(quiet=True))
+def test_auto_stops_at_frozen_when_there_is_no_time(doubtful, toy, tmp_path):
+    run = train_run(doubtful, tmp_path / "run", configure(time_s=3, **toy), Progress(quiet=True))
     assert run.summary["decision"] == "frozen: there was no time left to fine-tune"
     assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"]
 
 
-def test_auto_announces_and_saves_the_frozen_model_before_it_goes_on_and_a_tie_leaves_it(mislabelled, toy, tmp_path):
+def test_auto_announces_and_saves_the_frozen_model_before_it_goes_on_and_a_tie_leaves_it(doubtful, toy, tmp_path):
     seen = []
 
     def look(line):
         if line.startswith("usable now: "):
             bundle = regraft.load(tmp_path / "run")
             mode = json.loads((tmp_path / "run" / "result.json").read_text())["mode"]
-            label = bundle.predict(mislabelled / "train" / "red" / "red_0.jpg").label
+            label = bundle.predict(doubtful / "train" / "red" / "red_0.jpg").label
             seen.append((mode, label, len(said.epochs), sha256_file(bundle.folder / "model.onnx")))
 
     said = Recorder(look)
-    run = train_run(mislabelled, tmp_path / "run", configure(**STORIES["auto"], **toy), said)
+    run = train_run(doubtful, tmp_path / "run", configure(**STORIES["auto"], **toy), said)
     mode, label, epochs_before, model = seen[0]
     assert (mode, label, epochs_before) == ("frozen", "red", 0)
     assert len(said.epochs) == 2
     assert sha256_file(run.bundle.folder / "model.onnx") == model
     assert regraft.load(run.out).manifest["provenance"]["mode"] == "frozen"
     assert run.summary["decision"] == (
-        "frozen: of 18 val photos full alone is right on 0, frozen alone on 0 (p = 1); "
+        f"frozen: of {FOLD} set-aside photos full alone is right on 0, frozen alone on 0 (p = 1); "
         "without a clear gain the simpler one stays"
     )
 
@@ -341,17 +359,17 @@ LEARN = {
 def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
     photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 8).parent
     draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
-    frozen = []
+    linear_probe = []
 
     def look(line):
         if line.startswith("usable now: "):
-            frozen.append(json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]["value"])
+            linear_probe.append(json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]["value"])
 
     blind = save_toy(tmp_path / "blind", dead=True)
     run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind), Recorder(look))
-    assert frozen[0] < 0.5
-    assert run.summary["accuracy"]["value"] > 0.9
-    pattern = r"full: of 18 val photos full alone is right on \d+, frozen alone on 0 \(p = \S+\)"
+    assert linear_probe[0] < 0.5
+    assert run.summary["accuracy"]["value"] > 0.8
+    pattern = r"full: of 24 cross-validated photos full alone is right on \d+, frozen alone on \d \(p = \S+\)"
     assert re.fullmatch(pattern, run.summary["decision"])
     assert run.summary["mode"] == regraft.load(run.out).manifest["provenance"]["mode"] == "full"
     assert len(run.summary["history"]) == len(read_lines(run.out / "history.jsonl")) == 5
@@ -360,7 +378,7 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
 
 def ladder(tmp_path, **toy):
     """What auto says and does when nothing of the recipe is fixed."""
-    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 8).parent
+    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 16).parent
     draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
     said = Recorder()
     config = configure(search=False, report=False, **save_toy(tmp_path / "toy", **toy))
@@ -374,11 +392,9 @@ def test_auto_trains_the_last_stages_first_and_stops_where_they_are_enough(tmp_p
     )  # a numb stage wakes at a high rate only
     run, said = ladder(tmp_path, numb=True)
     assert run.summary["accuracy"]["value"] == 1.0
-    pattern = r"last stages: of 18 val photos last stages alone is right on \d+, frozen alone on 0 \(p = \S+\)\. "
-    assert re.fullmatch(
-        pattern + "last stages: it has none of 18 val photos wrong, too few to show that any model is better",
-        run.summary["decision"],
-    )
+    pattern = r"last stages: of \d+ \S+ photos last stages alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
+    end = r"last stages: it has (none|only \d) of \d+ \S+ photos wrong, too few to show that any model is better"
+    assert re.fullmatch(pattern + end, run.summary["decision"])
     recipe = run.bundle.manifest["provenance"]["recipe"]
     assert recipe["unfreeze"] >= 1
     assert recipe["views"] == 6
@@ -390,8 +406,8 @@ def test_auto_trains_the_last_stages_first_and_stops_where_they_are_enough(tmp_p
 def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
     run, _ = ladder(tmp_path, dead=True)
     of_stages, of_all = run.summary["decision"].split("full: ")
-    assert of_stages.startswith("frozen: of 18 val photos last stages alone is right on ")
-    assert of_all.startswith("of 18 val photos full alone is right on ")
+    assert re.match(r"frozen: of \d+ \S+ photos last stages alone is right on ", of_stages)
+    assert re.match(r"of \d+ \S+ photos full alone is right on ", of_all)
     assert run.summary["accuracy"]["value"] > 0.9
     assert (run.bundle.manifest["provenance"]["recipe"]["views"], run.summary["mode"]) == (0, "full")
     assert not (run.out / "stages").exists()
@@ -399,13 +415,13 @@ def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path):
-    """Six photos to judge on: four right more are not enough, thirty are."""
+    """Five photos that choose: four right more are not enough, those of all folds are."""
     said = Recorder()
     blind = save_toy(tmp_path / "blind", dead=True)
     run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind), said)
     assert [line for line in said.lines if line.endswith("undecided, so both are cross-validated")]
     assert "fold 5 of 5" in said.lines
-    assert re.match(r"full: of 30 cross-validated photos full alone is right on \d+, ", run.summary["decision"])
+    assert re.match(r"full: of 24 cross-validated photos full alone is right on \d+, ", run.summary["decision"])
     assert run.summary["mode"] == "full"
     assert visible(run.out) == [
         "bundle",
@@ -423,13 +439,13 @@ def test_auto_needs_no_torch_when_it_stops_at_frozen(run, photos, toy, tmp_path)
     assert run(*start, "--mode", "frozen", "--out", tmp_path / "first").returncode == 0  # traces the backbone
     done = run(*start, "--out", tmp_path / "run", forbid="torch")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["decision"].startswith("frozen: it has none of 6")
+    assert json.loads(done.stdout)["decision"].startswith("frozen: it has none of 24")
     refused = run(*start, "--mode", "full", "--epochs", 1, "--out", tmp_path / "full", forbid="torch")
     assert refused.returncode == 1
     assert "pip install 'regraft[train]'" in refused.stderr
 
 
-def test_an_interrupted_auto_keeps_the_frozen_model_and_the_same_command_goes_on(mislabelled, toy, tmp_path):
+def test_an_interrupted_auto_keeps_the_frozen_model_and_the_same_command_goes_on(doubtful, toy, tmp_path):
     def stop(line):
         if line.startswith("epoch  2/"):
             raise KeyboardInterrupt
@@ -437,7 +453,7 @@ def test_an_interrupted_auto_keeps_the_frozen_model_and_the_same_command_goes_on
     config = configure(**STORIES["auto"], **toy)
     heard = Heard()
     with pytest.raises(KeyboardInterrupt):
-        train_run(mislabelled, tmp_path / "run", config, Recorder(stop), [heard])
+        train_run(doubtful, tmp_path / "run", config, Recorder(stop), [heard])
     assert len(heard.rows) == 2
     assert heard.finished == [{}]
     assert regraft.load(tmp_path / "run").manifest["provenance"]["mode"] == "frozen"
@@ -445,19 +461,19 @@ def test_an_interrupted_auto_keeps_the_frozen_model_and_the_same_command_goes_on
     assert (result["mode"], result["accuracy"]["n"]) == ("frozen", 18)
     assert (tmp_path / "run" / "checkpoints").is_dir()
     said, heard = Recorder(), Heard()
-    run = train_run(mislabelled, tmp_path / "run", config, said, [heard])
+    run = train_run(doubtful, tmp_path / "run", config, said, [heard])
     assert heard.rows == read_lines(run.out / "history.jsonl")
     assert "continued: epoch 2, step 1" in said.lines
     assert len(said.epochs) == 1
-    assert run.summary["decision"].startswith("frozen: of 18 val photos")
+    assert run.summary["decision"].startswith(f"frozen: of {FOLD} set-aside photos")
     assert len(read_lines(run.out / "history.jsonl")) == 2
     assert not (run.out / "checkpoints").exists()
 
 
-def test_a_loss_that_is_not_finite_leaves_the_frozen_model(mislabelled, toy, tmp_path):
+def test_a_loss_that_is_not_finite_leaves_the_frozen_model(doubtful, toy, tmp_path):
     config = configure(epochs=3, optimizer="sgd", learning_rate=100.0, head_learning_rate=100.0, clip=0.0, **toy)
     with pytest.raises(TrainError, match=r"The loss is (nan|inf) .*Lower --learning-rate"):
-        train_run(mislabelled, tmp_path / "run", config, Progress(quiet=True))
+        train_run(doubtful, tmp_path / "run", config, Progress(quiet=True))
     assert regraft.load(tmp_path / "run").manifest["provenance"]["mode"] == "frozen"
 
 
@@ -488,6 +504,79 @@ def test_the_photos_that_choose_an_epoch_are_never_those_that_judge(tmp_path, la
     assert set(watched.hashes) == (set(splits.val.hashes) or judged)
 
 
+CHOOSING = {  # modes and what they choose by: penalty, features, epoch, model
+    "frozen, searched": {"mode": "frozen", "search": True},
+    "full, best epoch": {"mode": "full", "keep": "best", "epochs": 1},
+    "auto": {"search": False, "epochs": 1, "keep": "best"},
+}
+
+
+@pytest.fixture
+def audited(monkeypatch):
+    """Contents of the photos that anything was decided by, and of those that judged."""
+    decided, judged = set(), set()
+
+    def note(place, name, of):
+        whole = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given, **named: of(*given) or whole(*given, **named))
+
+    note(search, "solve_once", lambda features, *_: decided.update(features.hashes))
+    note(linear_probe, "solve", lambda features, *_: decided.update(features.hashes))
+    note(finetune, "finetune", lambda network, job, recipe, *_: decided.update(choosing_of(job, recipe)))
+    note(fine_tune, "correct_of", lambda model, photos, context: decided.update(photos.hashes))
+    note(train_command, "correct_frozen", lambda one, selection, start: decided.update(selection.photos.hashes))
+    note(run_module, "evaluate_dataset", lambda bundle, dataset, name: judged.update(dataset.hashes))
+    return decided, judged
+
+
+def choosing_of(job, recipe):
+    """What a training learns from, and what chooses its epoch."""
+    return {*job.train.hashes, *(job.val.hashes if recipe.keep == "best" else ())}
+
+
+QUICK = (("auto", ""), ("auto", "val test"))
+AUDITS = [
+    pytest.param(mode, layout, marks=[] if (mode, layout) in QUICK else [pytest.mark.slow])
+    for mode in CHOOSING
+    for layout in LAYOUTS
+]
+
+
+@pytest.mark.parametrize(("mode", "layout"), AUDITS)
+def test_no_photo_decides_anything_and_judges(tmp_path, toy, audited, mode, layout):
+    photos = laid_out(tmp_path / "photos", layout)
+    learned = photos / "train" if layout else photos
+    for i in range(3):  # so that there is room for other models
+        for own, other in (("a", "b"), ("b", "a")):
+            (learned / own / f"{own}_{i}.jpg").rename(learned / other / f"wrong_{i}.jpg")
+    said = Recorder()
+    train_run(photos, tmp_path / "run", configure(report=False, **CHOOSING[mode], **toy), said)
+    decided, judged = audited
+    assert decided
+    assert judged
+    assert not decided & judged
+    assert bool(said.epochs) == (mode != "frozen, searched")
+
+
+@pytest.mark.slow
+def test_labels_of_the_photos_that_judge_turn_no_decision(doubtful, toy, tmp_path):
+    """Turned round, they change the accuracy that is reported and nothing else."""
+    turned, runs = {"red": "green", "green": "blue", "blue": "red"}, []
+    for name in ("right", "wrong"):
+        shutil.copytree(doubtful / "train", tmp_path / name / "train")
+        for label in turned:
+            place = turned[label] if name == "wrong" else label
+            shutil.copytree(doubtful / "val" / label, tmp_path / name / "val" / place)
+        config = configure(search=False, epochs=1, report=False, **toy)
+        runs.append(train_run(tmp_path / name, tmp_path / f"run {name}", config, Progress(quiet=True)))
+    right, wrong = runs
+    assert right.summary["accuracy"]["value"] > wrong.summary["accuracy"]["value"]
+    assert right.summary["decision"] == wrong.summary["decision"]
+    assert "set-aside photos" in right.summary["decision"]
+    models = [sha256_file(run.bundle.folder / "model.onnx") for run in runs]
+    assert models[0] == models[1]
+
+
 GROWING = {"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "head_learning_rate": 0.05, "warmup": 1.0, "clip": 0.0}
 
 
@@ -510,8 +599,7 @@ def test_the_best_epoch_is_delivered_by_photos_that_do_not_judge(tmp_path, toy, 
     assert run.bundle.manifest["provenance"]["epoch"] == 1 + losses.index(min(losses)) < len(losses)
     p = np.array([list(run.bundle.predict(job.val.root / path).probabilities.values()) for path in job.val.paths])
     delivered = -np.log(p[np.arange(len(p)), job.val.labels]).mean()
-    assert delivered == pytest.approx(min(losses), abs=0.1)
-    assert losses[-1] > min(losses) + 0.5
+    assert abs(delivered - min(losses)) < 0.25 * (losses[-1] - min(losses)), "the best epoch, not the last"
 
 
 def test_keep_best_without_a_photo_to_set_apart_says_so(tmp_path, toy):

@@ -249,7 +249,7 @@ def test_train_prints_json_alone_and_talks_elsewhere(regraft_main, photos, toy, 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     contract = {"bundle", "mode", "backbone", "classes", "images", "accuracy", "seconds"}
-    assert result.keys() == contract | {"cross_validated", "decision", "history", "photos", "findings"}
+    assert result.keys() == contract | {"cross_validated", "decision", "history", "photos", "findings", "record"}
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert [row["epoch"] for row in result["history"]] == [1, 2]
     talk = done.stderr.splitlines()

@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
+from PIL import Image, ImageOps
 
 import regraft
-from conftest import draw_folder
+from conftest import draw_folder, rewrite_manifest
 from regraft.backbones import features
+from regraft.bundle.bundle import load
 from regraft.commands import update
 from regraft.core.errors import ConfigError, DataError
-from regraft.data.orchard.photos import draw_orchard
+from regraft.data.orchard import unpack_orchard
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 
@@ -70,7 +72,10 @@ def test_labels_put_right_stay_so_when_more_are_and_when_photos_are_added(photos
         (tmp_path / f"{name}.csv").write_text(f"path,label,suggested\ngreen/{name},red,red\n")
         updated = update.relabel(run, tmp_path / f"{name}.csv")
     assert labels_of(run)["red_3.jpg"] == labels_of(run)["red_4.jpg"] == "red"
-    assert same_model(run, train(photos, tmp_path / "right"))
+    rows = map(json.loads, (run / "photos.jsonl").read_text().splitlines())
+    listed = [f"{row['path']},{row['label']},{row['split']}" for row in rows]
+    (wrong / "right.csv").write_text("\n".join(["path,label,split", *listed]))
+    assert same_model(run, train(wrong / "right.csv", tmp_path / "right"))
     assert updated.added == ()
     update.add(run, draw_folder(tmp_path / "more", ("yellow",), 4, seed=4100))
     assert labels_of(run)["red_3.jpg"] == labels_of(run)["red_4.jpg"] == "red"
@@ -94,19 +99,26 @@ def test_lists_that_name_no_photo_or_several_are_refused(photos, tmp_path):
 
 def test_what_cannot_grow_says_why(bundle, photos, tmp_path):
     alone = shutil.copytree(bundle.folder, tmp_path / "alone" / "bundle")
-    with pytest.raises(DataError, match="does not say which photos it was trained on"):
+    with pytest.raises(DataError, match="does not say which photos its model was made of"):
         update.add(alone, photos)
+    for name in ("result.json", "photos.jsonl"):
+        shutil.copy(bundle.folder.parent / name, alone.parent)
     manifest = json.loads((alone / "regraft.json").read_text())
-    manifest["provenance"]["mode"] = "full"
-    (alone / "regraft.json").write_text(json.dumps(manifest))
-    (alone.parent / "result.json").write_text(json.dumps({"photos": str(photos)}))
+    rewrite_manifest(alone, provenance={**manifest["provenance"], "mode": "full"})
+    with pytest.raises(DataError, match=r"result\.json speaks of another bundle"):
+        update.add(alone, photos)
+    summary = json.loads((alone.parent / "result.json").read_text())
+    summary["record"]["bundle_sha256"] = load(alone).sha256
+    (alone.parent / "result.json").write_text(json.dumps(summary))
     with pytest.raises(ConfigError, match=r"is of mode full: its backbone has learned too"):
         update.add(alone, photos)
 
 
 @pytest.mark.slow
 def test_a_sixth_fruit_gives_the_bytes_of_a_training_on_six(real_photos, counted, tmp_path):
-    sixth = draw_orchard(tmp_path / "drawn", train_per_class=12, val_per_class=6, seed=1789)  # seen by no other test
+    sixth = unpack_orchard(tmp_path / "drawn", train_per_class=12, val_per_class=6)
+    for path in sixth.rglob("*.jpg"):  # mirrored, no other test has seen them
+        ImageOps.mirror(Image.open(path)).save(path)
     for split in ("train", "val"):
         shutil.rmtree(sixth / split / "watermelon")
         (sixth / split / "kiwi").rename(sixth / split / "Drawn")

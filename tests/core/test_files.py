@@ -19,12 +19,16 @@ import pytest
 from regraft.core import files
 from regraft.core.errors import OutputError
 from regraft.core.files import (
-    ASIDE,
+    HOLDER,
+    LOCK,
+    MARKER,
     PARTIAL,
     exclusive,
     json_bytes,
     make_folder,
+    marker_bytes,
     published,
+    replace_any,
     sha256_bytes,
     sha256_file,
     sha256_json,
@@ -185,7 +189,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_one(tmp_path,
 
 
 def publish(final: Path, texts: dict[str, str], error: BaseException | None = None) -> None:
-    with published(final) as partial:
+    with published(final, replace_any) as partial:
         for name, text in texts.items():
             (partial / name).write_text(text)
         if error:
@@ -204,7 +208,7 @@ def test_nothing_is_seen_before_it_is_whole(tmp_path):
     with published(tmp_path / "final") as partial:
         (partial / "a").touch()
         assert not (tmp_path / "final").exists()
-        assert partial.name.startswith(PARTIAL)
+        assert partial.parent.name.startswith(PARTIAL)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_a_block_that_fails_publishes_nothing_and_keeps_the_old(tmp_path, error,
     assert before is None or content(tmp_path / "final") == before
 
 
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [1, 2, 3])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_rename_that_fails_keeps_the_old_folder(tmp_path, monkeypatch, call, error):
     publish(tmp_path / "final", {"a": "old"})
@@ -258,15 +262,49 @@ def test_many_may_publish_the_same_folder_at_once(tmp_path):
     assert len(set(content(tmp_path / "final").values())) == 1
 
 
+IN_THE_WAY = {
+    "a full folder": lambda path: (path.mkdir(), (path / "own").touch()),
+    "a file": lambda path: path.touch(),
+    "a link to a folder": lambda path: path.symlink_to("elsewhere"),
+    "a link to nothing": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_nothing_is_replaced_unasked(tmp_path, kind):
+    (tmp_path / "elsewhere").mkdir()
+    IN_THE_WAY[kind](tmp_path / "final")
+    before = sorted((str(path), path.lstat().st_ino) for path in tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match=f"{tmp_path / 'final'} is there already"), published(tmp_path / "final"):
+        pass
+    assert sorted((str(path), path.lstat().st_ino) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "final").mkdir()
+    with published(tmp_path / "final") as partial:
+        (partial / "a").touch()
+    assert names(tmp_path / "final") == ["a"]
+
+
+def workspace_of_a_killed_writer(folder: Path, final: str = "bundle") -> Path:
+    place = folder / f"{PARTIAL}{0:032x}"
+    place.mkdir(parents=True)
+    (place / MARKER).write_bytes(marker_bytes(final=final))
+    return place
+
+
 def test_sweeping_removes_leftovers_only(tmp_path):
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "a").touch()
-    (tmp_path / f"{PARTIAL}file").touch()
-    (tmp_path / f"{PARTIAL}folder" / "full").mkdir(parents=True)
-    (tmp_path / f"{PARTIAL}link").symlink_to("kept")
+    (tmp_path / f"{PARTIAL}{1:032x}").touch()
+    (tmp_path / f"{PARTIAL}{2:032x}").mkdir()
+    (workspace_of_a_killed_writer(tmp_path) / "new" / "full").mkdir(parents=True)
+    own = [".partial-mine", f"{PARTIAL}notes", f"{PARTIAL}{3:031x}", f"{PARTIAL}{3:032x}-2", "kept"]
+    for name in (*own, f"{PARTIAL}{4:032x}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").touch()
     sweep(tmp_path)
-    assert names(tmp_path) == ["kept"]
-    assert names(tmp_path / "kept") == ["a"]
+    assert names(tmp_path) == sorted([*own, f"{PARTIAL}{4:032x}"])
+    assert all(names(folder) == ["a"] for folder in tmp_path.iterdir())
 
 
 HOLD = """if True:
@@ -287,8 +325,8 @@ def test_a_second_run_is_refused_by_name_until_the_holder_is_killed(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait()
         with exclusive(folder):
-            assert str(os.getpid()) in (folder / ".holder").read_text()
-    assert not (folder / ".holder").exists()
+            assert str(os.getpid()) in (folder / HOLDER).read_text()
+    assert not (folder / HOLDER).exists()
 
 
 def test_a_folder_is_free_again_after_a_failure(tmp_path):
@@ -309,24 +347,60 @@ def test_a_full_disk_leaves_the_folder_free(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("kind", ["a link", "a folder", "a full file"])
+def test_a_lock_that_is_not_ours_is_refused_by_name(tmp_path, kind):
+    path, own = tmp_path / "run" / LOCK, tmp_path / "own"
+    path.parent.mkdir()
+    own.write_text("mine")
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a link":
+        path.symlink_to(own)
+    else:
+        path.write_text("mine")
+    with pytest.raises(OutputError, match=f"{path} is no lock"), exclusive(tmp_path / "run"):
+        raise AssertionError("a lock of somebody else's was taken")
+    assert own.read_text() == "mine"
+    assert kind != "a full file" or path.read_text() == "mine"
+
+
+def test_files_named_as_locks_of_earlier_versions_are_the_users(tmp_path):
+    (tmp_path / "own").write_text("mine")
+    (tmp_path / ".lock").symlink_to("own")
+    (tmp_path / ".holder").write_text("mine too")
+    with exclusive(tmp_path):
+        pass
+    assert (tmp_path / "own").read_text() == "mine"
+    assert (tmp_path / ".holder").read_text() == "mine too"
+
+
 def test_sweep_brings_back_a_folder_whose_writer_died_before_the_new_one_was_there(tmp_path):
-    (tmp_path / f"{ASIDE}0123-bundle").mkdir()
-    (tmp_path / f"{ASIDE}0123-bundle" / "old").touch()
-    (tmp_path / f"{PARTIAL}new").mkdir()
+    place = workspace_of_a_killed_writer(tmp_path)
+    (place / "old").mkdir()
+    (place / "old" / "a").touch()
+    (place / "new").mkdir()
     sweep(tmp_path)
-    assert [p.name for p in tmp_path.rglob("*")] == ["bundle", "old"]
+    assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["bundle", "a"]
 
 
 def test_sweep_removes_what_stood_aside_once_the_new_folder_is_there(tmp_path):
-    (tmp_path / f"{ASIDE}0123-bundle").mkdir()
+    (workspace_of_a_killed_writer(tmp_path) / "old").mkdir()
     (tmp_path / "bundle").mkdir()
     sweep(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("final", ["", ".", "..", "../bundle", "/tmp/bundle", 3])
+def test_sweep_puts_nothing_outside_the_folder(tmp_path, final):
+    place = workspace_of_a_killed_writer(tmp_path / "run", final)
+    (place / "old").mkdir()
+    sweep(tmp_path / "run")
+    assert [p.name for p in tmp_path.rglob("*")] == ["run"]
+
+
 def test_sweep_of_a_shared_folder_spares_what_is_young(tmp_path):
-    for name, age in (("young", 10), ("old", 1000)):
-        (tmp_path / f"{PARTIAL}{name}").touch()
-        os.utime(tmp_path / f"{PARTIAL}{name}", (time.time() - age,) * 2)
+    for number, age in ((1, 10), (2, 1000)):
+        (tmp_path / f"{PARTIAL}{number:032x}").touch()
+        os.utime(tmp_path / f"{PARTIAL}{number:032x}", (time.time() - age,) * 2)
     sweep(tmp_path, older_than_s=100)
-    assert [p.name for p in tmp_path.iterdir()] == [f"{PARTIAL}young"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"{PARTIAL}{1:032x}"]

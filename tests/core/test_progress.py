@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -68,6 +69,22 @@ def test_a_long_step_is_said_with_its_rate(capsys, monkeypatch):
     with Progress().step("work", total=100) as advance:
         advance(100)
     assert capsys.readouterr() == ("", "work: 100 photos in 2.0 s (50/s)\n")
+
+
+def test_a_step_without_a_total_is_said_only_when_it_takes_long(capsys, monkeypatch):
+    monkeypatch.setattr("regraft.core.progress.SILENT_S", 0.01)
+    said = threading.Event()
+    progress = Progress()
+    monkeypatch.setattr(progress, "say", lambda message: (print(message), said.set()))
+    with progress.step("solve head"):
+        assert said.wait(5)
+    with progress.step("total", is_announced=False):
+        time.sleep(0.05)
+    monkeypatch.setattr("regraft.core.progress.SILENT_S", 5.0)
+    with progress.step("quick"):
+        pass
+    assert capsys.readouterr().out == "solve head ...\n"
+    assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer) and not one.finished.is_set()]
 
 
 def test_a_step_that_fails_lets_the_error_through():

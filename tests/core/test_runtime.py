@@ -1,11 +1,24 @@
 """What the environment says is believed."""
 
+import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from regraft.core.runtime import cache_folder, environment, is_offline, num_cores, version_of
+from regraft.core.runtime import (
+    SPINS,
+    WAITING,
+    cache_folder,
+    environment,
+    import_torch_module,
+    is_offline,
+    let_threads_yield,
+    missing_for_training,
+    num_cores,
+    version_of,
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot confine a process to a core")
@@ -43,3 +56,47 @@ def test_versions_are_those_installed():
     assert version_of("numpy") == environment()["numpy"] == np.__version__
     assert version_of("no-such-package") is None
     assert "no-such-package" not in environment()
+
+
+def test_what_training_lacks_is_found_without_importing_anything(monkeypatch):
+    assert missing_for_training() == []
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert missing_for_training() == ["timm"]
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    """No torch in this process yet, and nothing that says how its threads wait."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for name in WAITING:
+        monkeypatch.setenv(name, "for monkeypatch to take away again")
+        monkeypatch.delenv(name)
+
+
+def test_threads_are_told_to_yield_at_the_door_to_torch(without_torch, monkeypatch):
+    """Before torch is imported, since OpenMP looks at the environment once; and processes started here inherit it."""
+    seen = []
+    monkeypatch.setattr("regraft.core.runtime.import_module", lambda _: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    import_torch_module("backbones.onnx_export")
+    assert seen == [SPINS]
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_the_user_says_of_waiting_threads_is_left_alone(without_torch, monkeypatch, name):
+    monkeypatch.setenv(name, "17")
+    assert not let_threads_yield()
+    assert [os.environ.get(one) for one in WAITING] == ["17" if one == name else None for one in WAITING]
+
+
+def test_where_torch_was_loaded_before_it_is_too_late_and_said_to_who_debugs(without_torch, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch", object())
+    with caplog.at_level(logging.DEBUG, logger="regraft"):
+        assert not let_threads_yield()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    assert "torch was loaded before" in caplog.text
+
+
+def test_once_it_is_set_it_stays_said(without_torch, monkeypatch):
+    assert let_threads_yield()
+    monkeypatch.setitem(sys.modules, "torch", object())
+    assert let_threads_yield()

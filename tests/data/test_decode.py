@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from regraft.data import decode as module
-from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes, to_rgb
+from regraft.data.decode import Unreadable, decode, read_bytes, to_rgb
 
 LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 FORMATS = {"JPEG": {"quality": 95}, **LOSSLESS, "GIF": {}, "BMP": {}}
@@ -116,8 +116,7 @@ def test_a_jpeg_is_upright_at_every_scale(orientation):
     ],
 )
 def test_damaged_or_odd_exif_does_not_cost_the_photo(exif, turned):
-    with quiet_pillow():
-        image = decode(encode(picture(), "JPEG", exif=exif))
+    image = decode(encode(picture(), "JPEG", exif=exif))
     assert image.size == ((32, 48) if turned else (48, 32))
 
 
@@ -127,11 +126,11 @@ def test_common_formats_come_back(form):
     assert np.abs(found - np.asarray(picture())).max() <= {"JPEG": 12, "GIF": 60}.get(form, 0)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "L", "CMYK"])
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG", "GIF", "BMP"])
+MODES = {"PNG": "1 P L", "TIFF": "1 P L CMYK", "JPEG": "L CMYK", "GIF": "1 P L", "BMP": "1 P L"}  # that a format keeps
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes.split()])
 def test_colour_modes_come_back(form, mode):
-    if (form, mode) in {("PNG", "CMYK"), ("GIF", "CMYK"), ("BMP", "CMYK"), ("JPEG", "1"), ("JPEG", "P")}:
-        return
     image = picture().convert(mode)
     found = pixels(encode(image, form, **({"quality": 98} if form == "JPEG" else {})))
     assert np.abs(found - np.asarray(image.convert("RGB"))).max() <= (12 if form == "JPEG" else 0)
@@ -281,9 +280,8 @@ def test_heic_photos_are_read_with_their_extra():
     assert found.shape == (32, 48, 3)
     assert np.abs(found[:, 4:20] - (200, 40, 40)).mean() < 12
     assert np.abs(found[:, 28:44] - (40, 60, 200)).mean() < 12
-    with quiet_pillow():
-        assert refusal(data[:300]).startswith("damaged")
-        assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
+    assert refusal(data[:300]).startswith("damaged")
+    assert refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99))
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])
@@ -295,21 +293,22 @@ def test_heic_photos_without_their_extra_are_refused_with_its_name(monkeypatch, 
 @pytest.mark.parametrize("form", FORMATS)
 def test_half_a_photo_is_refused(form):
     data = encode(picture(), form, **FORMATS[form])
-    with quiet_pillow():
-        assert refusal(data[: len(data) // 2]).startswith(("damaged: ", UNKNOWN))
+    assert refusal(data[: len(data) // 2]).startswith(("damaged: ", UNKNOWN))
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_photo_cut_anywhere_is_refused_or_whole(form):
     data = encode(picture(), form, **FORMATS[form])
     whole = pixels(data)
+    num_refused = 0
     for cut in np.linspace(1, len(data) - 1, 16).astype(int):
-        with quiet_pillow():
-            try:
-                found = pixels(data[:cut])
-            except Unreadable:
-                continue
-        assert (found == whole).all(), cut
+        try:
+            found = pixels(data[:cut])
+        except Unreadable:
+            num_refused += 1
+        else:
+            assert (found == whole).all(), cut
+    assert num_refused >= 14
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -321,11 +320,10 @@ def test_flipped_bits_are_survived(form):
         damaged = bytearray(data)
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        with quiet_pillow():
-            try:
-                outcomes.add(decode(bytes(damaged)).mode)
-            except Unreadable as error:
-                outcomes.add(str(error))
+        try:
+            outcomes.add(decode(bytes(damaged)).mode)
+        except Unreadable as error:
+            outcomes.add(str(error))
     assert "RGB" in outcomes
     assert len(outcomes) > 1
 
@@ -348,10 +346,9 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
     ids=["png", "png-144", "jpeg", "gif", "text"],
 )
 def test_bombs_are_refused_from_the_header(bomb, reason):
-    start = time.perf_counter()
-    with quiet_pillow():
-        assert reason in refusal(bomb)
-    assert time.perf_counter() - start < 1
+    start = time.thread_time()
+    assert reason in refusal(bomb)
+    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])

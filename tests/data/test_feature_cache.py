@@ -10,7 +10,7 @@ import pytest
 from regraft.core.files import sha256_bytes
 from regraft.core.progress import QUIET
 from regraft.data import feature_cache as stores
-from regraft.data.feature_cache import FeatureCache, FeatureTable
+from regraft.data.feature_cache import CachedRows, FeatureCache
 
 
 def shards(cache):
@@ -96,7 +96,7 @@ def test_rows_reach_the_disk_at_a_bad_end_too(empty_cache, error):
 
 
 def test_a_table_knows_what_was_put_into_it_and_nothing_else():
-    table = FeatureTable(["a", "b", "a", "c"])
+    table = CachedRows(["a", "b", "a", "c"])
     assert (len(table), table.unknown()) == (0, {"a", "b", "c"})
     table.put(["c", "a"], np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
     assert dict(table.items()).keys() == {"a", "c"}
@@ -109,7 +109,7 @@ def test_a_table_knows_what_was_put_into_it_and_nothing_else():
 def test_a_large_table_lies_in_a_file_without_a_name(empty_cache, monkeypatch):
     monkeypatch.setattr(stores, "LARGE_BYTES", 0)
     empty_cache.mkdir()
-    table = FeatureTable(map(str, range(1000)))
+    table = CachedRows(map(str, range(1000)))
     table.put(["7"], np.ones((1, 5), np.float32))
     assert isinstance(table.table.base, mmap.mmap)
     assert list(empty_cache.iterdir()) == []
@@ -125,7 +125,7 @@ def test_without_room_on_disk_a_large_table_lies_in_memory(empty_cache, monkeypa
     if reason == "no space":
         empty_cache.mkdir()
         monkeypatch.setattr(os, "posix_fallocate", full)
-    table = FeatureTable(["a"])
+    table = CachedRows(["a"])
     table.put(["a"], np.ones((1, 5), np.float32))
     assert table["a"].tolist() == [1] * 5
 

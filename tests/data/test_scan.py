@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from conftest import COLOURS, draw, draw_folder
+from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
-from regraft.data.decode import Unreadable, decode, quiet_pillow
+from regraft.data.decode import Unreadable, decode
 from regraft.data.folder_layout import is_junk, natural_key
 from regraft.data.scan import Dataset, list_photos, scan
 
@@ -307,17 +308,29 @@ ODD_NAMES = (
 def test_odd_names_of_files_and_classes_are_names_like_any_other(tmp_path):
     photo = draw(tmp_path / "photo.jpg", HUES[0], 0, (12, 10)).read_bytes()
     root = tmp_path / "photos"
-    for name in ODD_NAMES:
-        folder = os.path.join(os.fsencode(root), name)  # noqa: PTH118  # names that are bytes
+    names = {os.fsdecode(name) for name in ODD_NAMES}
+    classes = {name for name in names if name.isprintable() or name.isascii() or "\u202e" in name}  # all but bytes
+    for name in names:
+        folder = os.fsencode(root / (name if name in classes else "bytes"))
         os.makedirs(folder)  # noqa: PTH103
-        with open(os.path.join(folder, name + b".jpg"), "wb") as file:  # noqa: PTH118
+        with open(os.path.join(folder, os.fsencode(name) + b".jpg"), "wb") as file:  # noqa: PTH118
             file.write(photo)
     dataset = scan(root)
-    names = {os.fsdecode(name) for name in ODD_NAMES}
-    assert set(dataset.classes) == names
-    assert set(dataset.paths) == {f"{name}/{name}.jpg" for name in names}
-    assert dataset.counts == dict.fromkeys(names, 1)
+    assert len(classes) == len(names) - 1
+    assert set(dataset.classes) == {*classes, "bytes"}
+    assert set(dataset.paths) == {f"{name if name in classes else 'bytes'}/{name}.jpg" for name in names}
+    assert dataset.counts == dict.fromkeys((*classes, "bytes"), 1)
     assert [dataset.read(i) for i in range(len(dataset))] == [photo] * len(names)
+
+
+def test_a_class_whose_name_is_no_text_is_refused_with_the_cure(tmp_path):
+    root = fill(tmp_path, {"tea": 1})
+    shutil.copytree(os.fsencode(root / "tea"), os.fsencode(root) + b"/caf\xe9")
+    message = refusal(root)
+    assert r"a class whose name is not UTF-8: 'caf\udce9'" in message
+    assert f"Rename it, as 'café' if that is Latin-1 (convmv -f latin1 -t utf8 -r --notest {root})." in message
+    known = FolderOptions(known_classes=(os.fsdecode(b"caf\xe9"), "tea"))  # of a model that was trained before
+    assert list_photos(root, options=known).classes == known.known_classes
 
 
 def test_a_photo_that_changes_or_vanishes_after_the_scan_is_never_replaced(tmp_path):
@@ -386,8 +399,7 @@ def test_json_tells_what_was_found(tmp_path):
 @pytest.mark.slow
 def test_the_real_oddities_are_all_accounted_for(real_photos):
     root = real_photos / "badimages"
-    with quiet_pillow():
-        dataset = scan(root)
+    dataset = scan(root)
     on_disk = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not is_junk(path.name)}
     assert {*dataset.paths, *reasons(dataset)} == on_disk
     assert dataset.num_found == len(on_disk)

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regraft.core.errors import DataError
+from regraft.data.drawing import draw_units
 from regraft.data.scan import Dataset
-from regraft.data.splits import fold_ids, split
+from regraft.data.splits import fold_ids, folds_of, split
 
 
 def photos(
@@ -190,3 +193,54 @@ def test_folds_depend_on_the_seed():
     dataset = photos({"a": many(40)})
     first, other = (fold_ids(dataset.labels, dataset.hashes, seed=seed) for seed in (0, 1))
     assert first.tolist() != other.tolist()
+
+
+def parts_of(values):
+    """Indices by value."""
+    return {frozenset(i for i, other in enumerate(values) if other == value) for value in values}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_copies_under_two_labels_and_across_groups_stay_on_one_side(seed):
+    rng = np.random.default_rng(seed)
+    dataset = photos({"a": rng.integers(0, 90, 20).tolist(), "b": rng.integers(0, 90, 20).tolist()})
+    for one in (dataset, replace(dataset, groups=tuple(f"group {g}" for g in rng.integers(0, 60, 40)))):
+        parts = split(one, seed=seed)
+        assert not set(parts.train.hashes) & set(parts.val.hashes)
+        assert not set(parts.train.groups) & set(parts.val.groups)
+        folds = folds_of(one, 4, seed)
+        for names in (one.hashes, one.groups):
+            for own in parts_of(names):
+                assert len({int(folds[i]) for i in own}) == 1
+        assert len(parts.val) >= 2
+    chain = replace(dataset, groups=("all",) * len(dataset))
+    with pytest.raises(DataError, match=r"leaves no photos to judge.*Photos of a group, and copies, are never parted"):
+        split(chain, seed=seed)
+
+
+@pytest.mark.parametrize(("size", "fraction"), [(4, 0.4), (4, 0.1), (4, 0.3), (1, 0.4), (2, 0.2), (5, 0.5)])
+def test_groups_come_as_near_to_the_share_as_they_allow(size, fraction):
+    """Ten groups of a size in each of two classes."""
+    dataset = photos({"a": many(10 * size), "b": many(10 * size, 500)})
+    grouped = replace(dataset, groups=tuple(f"{dataset.labels[i]} {i % 10}" for i in range(len(dataset))))
+    parts = split(grouped, val_fraction=fraction)
+    assert parts.val.counts == dict.fromkeys("ab", round(10 * fraction) * size)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_choice_of_unequal_groups_is_clearly_nearer(seed):
+    rng = np.random.default_rng(seed)
+    units, fraction = [{0: int(size)} for size in rng.integers(1, 9, 8)], float(rng.choice([0.1, 0.2, 0.4]))
+    wanted = max(1.0, fraction * sum(unit[0] for unit in units))
+    distance = [
+        abs(sum(units[i][0] for i in chosen) - wanted) for k in range(1, 8) for chosen in combinations(range(8), k)
+    ]
+    assert abs(sum(units[i][0] for i in draw_units(units, fraction)) - wanted) <= min(distance) + 1e-6
+
+
+def test_names_of_classes_change_no_fold():
+    dataset = photos({"a": many(7), "b": many(9, 50), "c": many(4, 100)})
+    other = replace(dataset, labels=np.array([2, 0, 1])[dataset.labels])
+    assert fold_ids(dataset.labels, dataset.hashes).tolist() == fold_ids(other.labels, other.hashes).tolist()
+    assert where(dataset).keys() != where(other).keys()
+    assert sorted(split(dataset).val.hashes) == sorted(split(other).val.hashes)

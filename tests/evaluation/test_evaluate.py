@@ -17,10 +17,9 @@ from sklearn.metrics import (
 )
 
 import regraft
-from conftest import draw, draw_folder
+from conftest import draw, draw_folder, rehash
 from regraft.bundle.bundle import load
 from regraft.core.errors import BundleError, DataError
-from regraft.core.files import sha256_file
 from regraft.data.scan import Dataset
 from regraft.evaluation.evaluate import evaluate, expected_calibration_error, figures
 
@@ -109,9 +108,7 @@ def test_cached_features_do_not_hide_a_bundle_that_contradicts_itself(bundle, ph
     state = load_file(copy / "model.safetensors")
     state["classifier.bias"] = state["classifier.bias"] + np.float32([0, 1, 2])
     save_file(state, copy / "model.safetensors")
-    manifest = json.loads((copy / "regraft.json").read_text())
-    manifest["sha256"]["model.safetensors"] = sha256_file(copy / "model.safetensors")
-    (copy / "regraft.json").write_text(json.dumps(manifest))
+    rehash(copy, "model.safetensors")
     with pytest.raises(BundleError, match="contradicts itself"):
         evaluate(load(copy), photos)
 

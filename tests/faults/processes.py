@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import draw_folder
-from regraft.core.files import sha256_file
+from regraft.core.files import PARTIAL, sha256_file
 
 TRIALS = int(os.environ.get("REGRAFT_TRIALS", "20"))
 IS_LONG = TRIALS > 20
@@ -257,7 +257,7 @@ def measured(summary: dict[str, Any]) -> Any:
 
 def leftovers(folder: Path) -> list[str]:
     """What is still, or was for ever left, being written below a folder."""
-    return sorted(str(path) for pattern in (".partial-*", ".aside-*") for path in folder.rglob(pattern))
+    return sorted(str(path) for pattern in (f"{PARTIAL}*",) for path in folder.rglob(pattern))
 
 
 def record(record_property: Any, row: str, **figures: Any) -> None:

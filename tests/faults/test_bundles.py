@@ -13,10 +13,11 @@ import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
 
+from conftest import rehash
 from faults.processes import IS_LONG, record
 from regraft.bundle.bundle import load
+from regraft.bundle.format import sealed
 from regraft.core.errors import BundleError
-from regraft.core.files import sha256_file
 
 LIMIT = 10_000  # characters of an error
 
@@ -46,7 +47,7 @@ def manifests(whole: dict[str, Any]) -> dict[str, str]:
     found["too many classes"] = {"classes": [str(number) for number in range(100_000)]}
     found["one class too few"] = {"classes": whole["classes"][:2]}
     found["a class twice"] = {"classes": ["red", "red", "blue"]}
-    texts = {name: json.dumps({**whole, **values}) for name, values in found.items()}
+    texts = {name: json.dumps(sealed({**whole, **values})) for name, values in found.items()}
     deep = "[" * 100_000 + "]" * 100_000
     texts |= {
         "deep": deep,
@@ -54,7 +55,8 @@ def manifests(whole: dict[str, Any]) -> dict[str, str]:
         "nothing": "",
         "null": "null",
     }
-    texts |= {"not a number": json.dumps({**whole, "temperature": float("nan")}), "cut": json.dumps(whole)[:-5]}
+    not_a_number = sealed({**whole, "temperature": float("nan")})
+    texts |= {"not a number": json.dumps(not_a_number), "cut": json.dumps(whole)[:-5]}
     return texts
 
 
@@ -125,9 +127,7 @@ def test_a_graph_that_would_read_other_files_is_refused(copy, record_property):
 def write(folder: Path, graph: bytes) -> None:
     """A graph, and a manifest that vouches for it."""
     (folder / "model.onnx").write_bytes(graph)
-    manifest = json.loads((folder / "regraft.json").read_text())
-    manifest["sha256"]["model.onnx"] = sha256_file(folder / "model.onnx")
-    (folder / "regraft.json").write_text(json.dumps(manifest))
+    rehash(folder, "model.onnx")
 
 
 def damaged(whole: bytes) -> list[bytes]:

@@ -11,6 +11,7 @@ import pytest
 
 from conftest import TESTS, draw_folder
 from faults.processes import IS_LONG, nursery, record, toy
+from regraft.core.config import FolderOptions
 from regraft.data.folder_layout import list_folder
 
 pytestmark = pytest.mark.slow
@@ -106,8 +107,9 @@ LIST = """
 import re, sys, time
 from pathlib import Path
 from regraft.data.folder_layout import list_folder
+from regraft.core.config import FolderOptions
 began = time.monotonic()
-listing = list_folder(Path(sys.argv[1]))
+listing = list_folder(Path(sys.argv[1]), FolderOptions("top"))
 peak = re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]
 print(len(listing.files), time.monotonic() - began, int(peak) / 1024)
 """
@@ -120,7 +122,7 @@ def test_very_many_paths_are_listed(tmp_path, record_property):
         folder.mkdir(parents=True)
         for i in range(1000):
             os.mknod(folder / f"{i}.jpg")
-    assert len(list_folder(tmp_path / "photos").files) == count
+    assert len(list_folder(tmp_path / "photos", FolderOptions("top")).files) == count
     done = subprocess.run([sys.executable, "-c", LIST, tmp_path / "photos"], capture_output=True, text=True, check=True)
     found, seconds, megabytes = map(float, done.stdout.split())
     assert found == count

@@ -592,6 +592,43 @@ def test_hostile_images_are_answered_or_refused_and_workers_live_on(server, bund
     record(record_property, "H5", files=len(files), by_status=by_status, growth_mb=round(memory[-1] - memory[0], 1))
 
 
+def test_sixty_four_bombs_at_once_are_refused_and_others_are_answered(server, record_property):
+    found, before, good = list(bombs().values()), server.workers(), photo(17)
+    codes: Counter[int] = Counter()
+
+    def ask(data: bytes) -> int:
+        for _ in range(200):
+            reply = server.predict(data)
+            codes[reply.status] += 1
+            if reply.status != 503:
+                return reply.status
+            time.sleep(0.1)
+        raise AssertionError("it was always busy")
+
+    with ThreadPoolExecutor(64) as pool:
+        bad = [pool.submit(ask, found[number % len(found)]) for number in range(64)]
+        assert ask(good) == 200
+        assert {one.result() for one in bad} <= {400, 413}
+    assert server.workers() == before
+    assert server.ask("GET", "/healthz").status == 200
+    record(record_property, "H5-at-once", bombs=64, by_status={str(code): n for code, n in codes.items()})
+
+
+def test_a_clock_that_jumps_and_a_full_disk_change_nothing_under_load(bundle, record_property):
+    """Years to and fro, and no file can be written, by the server or by a worker that takes the place of another."""
+    count = 500 if IS_LONG else 40
+    with serving(bundle.folder, options={"limits": SHORT, "clock": True, "is_full": True}) as served:
+        killed = served.workers()[0]
+        with ThreadPoolExecutor(4) as pool:
+            replies = [pool.submit(served.predict, photo(400 + number % 20)) for number in range(count)]
+            os.kill(killed, signal.SIGKILL)
+            assert {one.result().status for one in replies} == {200}
+        served.wait_until(lambda: killed not in served.workers() and served.ask("GET", "/healthz").status == 200)
+        assert "Traceback" not in served.said.read_text()
+    assert served.process.returncode == 0
+    record(record_property, "H-clock-and-disk", requests=count, failed=0)
+
+
 def other_kinds() -> dict[str, bytes]:
     data = photo(12)
     archive = io.BytesIO()
@@ -609,7 +646,7 @@ def other_kinds() -> dict[str, bytes]:
         "": data,
         "text/plain": data,
         "text/html": b"<img src=x>",
-        "application/json": json.dumps({"image": encoded}).encode(),
+        "application/jsonl": json.dumps({"image": encoded}).encode(),
         "application/zip": archive.getvalue(),
         "application/x-python-pickle": b"\x80\x04.",
         "application/x-www-form-urlencoded": f"photo={encoded}".encode(),
@@ -697,8 +734,8 @@ def test_no_request_makes_the_server_open_or_call_what_it_names(bundle, canary, 
     url, seen = canary
     file, notes = tmp_path / "canary.jpg", tmp_path / "notes"
     file.write_bytes(photo(14))
-    env = {"PYTHONDONTWRITEBYTECODE": "1"}
-    with serving(bundle.folder, options={"limits": SHORT, "notes": str(notes)}, **env) as served:
+    env = {"PYTHONDONTWRITEBYTECODE": "1", "REGRAFT_TEST_WATCH": str(notes)}  # in the workers too
+    with serving(bundle.folder, options={"limits": SHORT}, **env) as served:
         assert served.predict(photo(13), "?heatmap=1").status == 200
         before = notes.read_text()
         requests = lures(url, str(file))

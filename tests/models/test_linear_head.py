@@ -14,7 +14,7 @@ from regraft.data.splits import fold_ids
 from regraft.models import linear_head as heads
 from regraft.models import logistic
 from regraft.models.linear_head import PENALTIES, out_of_fold, score, solve
-from regraft.models.logistic import Curvature, RowsInMemory, Task, fit
+from regraft.models.logistic import Curvature, RowsInMemory, Task, fit, log_softmax
 
 SHAPES = {"N<D": (60, 96), "N>D": (120, 24)}
 
@@ -35,9 +35,16 @@ def folds_of(features):
     return fold_ids(features.y, features.hashes)
 
 
+def floored_scaler(x):
+    """Scikit-learn's own, which divides no feature by less than the median spread."""
+    scaler = StandardScaler().fit(x.astype(np.float64))
+    scaler.scale_ = np.maximum(scaler.scale_, np.median(scaler.scale_))
+    return scaler
+
+
 def unfold(x, y, penalty):
     """Scikit-learn's own way: scale, then fit, without a rotation. Returns `x -> logits (N, C)`."""
-    scaler = StandardScaler().fit(x.astype(np.float64))
+    scaler = floored_scaler(x)
     model = LogisticRegression(C=1 / (penalty * len(y)), tol=1e-8, max_iter=5000).fit(scaler.transform(x), y)
 
     def logits(x):
@@ -101,8 +108,8 @@ def test_float32_on_raw_features_gives_the_labels_of_the_float64_solution():
     features = draw_features(120, 64, 5, separation=1.0)
     shifted = features_of(features.x * 1e-2 + 10, features.y)
     head = solve(shifted, 5, folds_of(shifted))
-    problem = heads._standardise(shifted, 5, np.arange(120))
-    one = problem.fit(np.ones((120, 1), bool), head.penalty, None, 1e-12)
+    problem = heads._problem(shifted, 5, np.arange(120))
+    one = problem.fit(head.penalty, None, 1e-12)
     weight, bias = one.weight[0], one.bias[0]
     assert np.array_equal(head.logits(shifted.x).argmax(axis=1), (problem.rows.z @ weight.T + bias).argmax(axis=1))
 
@@ -130,10 +137,10 @@ def test_the_curve_is_the_log_loss_of_photos_not_seen(num_classes):
     features = draw_features(60, 96, num_classes)
     folds = folds_of(features)
     point = solve(features, num_classes, folds).curve[4]
-    scaler = StandardScaler().fit(features.x.astype(np.float64))
-    z, logits = scaler.transform(features.x.astype(np.float64)), np.zeros((60, num_classes))
+    logits = np.zeros((60, num_classes))
     for fold in range(5):
         seen = folds != fold
+        z = floored_scaler(features.x[seen]).transform(features.x.astype(np.float64))
         model = LogisticRegression(C=1 / (point.penalty * seen.sum()), tol=1e-8, max_iter=5000)
         logits[~seen] = model.fit(z[seen], features.y[seen]).predict_log_proba(z[~seen])
     assert point.log_loss == pytest.approx(log_loss(features.y, np.exp(logits)), abs=1e-3)
@@ -142,16 +149,50 @@ def test_the_curve_is_the_log_loss_of_photos_not_seen(num_classes):
     assert np.allclose(np.exp(out_of_fold(features, num_classes, folds, point.penalty)), np.exp(logits), atol=1e-3)
 
 
-def test_what_a_head_says_of_photos_not_seen_is_that_of_its_point_of_the_curve():
-    features = draw_features(60, 24, 3)
-    folds = folds_of(features)
+def test_nothing_that_an_answer_rests_on_has_seen_its_fold(monkeypatch):
+    """What is said of a fold's photos is what a head says that was solved without them: scale, fit and all."""
+    monkeypatch.setattr(heads, "PENALTIES", (0.01, 0.1, 1.0))
+    features, folds = draw_features(60, 12, 3), np.arange(60) % 5
+    features.table[folds == 2] *= 30  # so that one fold alone moves mean and spread
     head = solve(features, 3, folds)
-    again = out_of_fold(features, 3, folds, head.penalty)
-    assert np.allclose(again, head.held_out, atol=1e-3)
-    point = score(again, features.y, head.penalty)
-    assert head.best == head.curve[PENALTIES.index(head.penalty)]
-    assert (head.best.num_right, head.best.n) == (point.num_right, point.n)
-    assert head.best.log_loss == pytest.approx(point.log_loss, abs=1e-4)
+    for fold in range(5):
+        seen = np.flatnonzero(folds != fold)
+        own = Features(features.x[seen], features.y[seen], tuple(features.hashes[i] for i in seen))
+        curve = {point.penalty: out_of_fold(features, 3, folds, point.penalty) for point in head.curve}
+        losses = {p: -log_p[seen, features.y[seen]].sum() for p, log_p in curve.items()}
+        chosen = min(losses, key=losses.__getitem__)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(heads, "MIDDLING", chosen)  # where nothing chooses
+            alone = solve(own, 3, np.full(len(seen), -1))
+        logits = alone.logits(features.x[folds == fold]).astype(np.float64)
+        assert np.allclose(np.exp(head.held_out[folds == fold]), np.exp(log_softmax(logits)), atol=2e-3)
+    assert head.cross_validated == score(head.held_out, features.y, head.penalty)
+
+
+def test_cross_validation_is_no_better_than_photos_not_seen():
+    """Features that hardly ever move, as rectified ones do: divided by their own spread they shout of photos not seen.
+
+    Cross-validation inside sees that too, so its loss is that of photos which had no part in anything.
+    """
+    rng, losses = np.random.default_rng(3), []
+    centres = rng.normal(size=(4, 12))
+    for _ in range(4):
+        y = np.arange(400) % 4
+        rare = np.where(rng.random((400, 150)) < 0.02, rng.exponential(1e-2, (400, 150)), 0)
+        x = np.hstack([0.5 * centres[y] + rng.normal(size=(400, 12)), rng.normal(size=(400, 160)) * 0.5, rare])
+        features = features_of(x[:100], y[:100])
+        head = solve(features, 4, folds_of(features))
+        log_p = log_softmax(head.logits(x[100:].astype(np.float32)).astype(np.float64))
+        losses.append((head.cross_validated.log_loss, score(log_p, y[100:], 0.1).log_loss))
+    promised, true = np.mean(losses, axis=0)
+    assert promised > true - 0.05
+
+
+def test_no_feature_is_divided_by_less_than_the_median_spread():
+    mean, spread = np.zeros(5), np.array([1e-12, 0.01, 1.0, 2.0, 8.0])
+    assert heads.floored(mean, spread).tolist() == [1.5, 1.5, 1.5, 2.0, 8.0]
+    assert heads.floored(mean, 1e-30 * spread).tolist() == (1e-30 * heads.floored(mean, spread)).tolist()
+    assert heads.floored(mean, 0 * spread).tolist() == [1] * 5
 
 
 def test_the_order_of_photos_changes_no_bit():

@@ -345,18 +345,16 @@ def test_a_long_name_is_drawn_at_once(photos):
     assert time.process_time() - began < 1.0
 
 
-def test_a_class_whose_name_is_not_utf_8_is_trained_and_shown(toy, regraft_main, tmp_path):
+def test_a_class_whose_name_is_not_utf_8_is_refused_in_plain_text(toy, regraft_main, tmp_path):
     for name, colour in ((NOT_UTF_8, "red"), ("blue", "blue")):
-        for i in range(5):
-            draw(tmp_path / "photos" / name / f"{i}.jpg", COLOURS[colour], i, (48, 40))
+        draw(tmp_path / "photos" / name / "0.jpg", COLOURS[colour], 0, (48, 40))
     options = ["--backbone", toy["backbone"], "--weights", toy["weights"], "--mode", "frozen", "--quiet"]
     done = regraft_main("train", tmp_path / "photos", *options, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "bundle" / "regraft.json").read_text())["classes"] == ["blue", NOT_UTF_8]
-    root = tree_of((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
-    assert "\\udce9t\\udce9" in {"".join(one.itertext()) for one in all_of(root, "td", "name")}
-    predicted = regraft_main("predict", tmp_path / "run", tmp_path / "photos" / NOT_UTF_8 / "0.jpg", "--json")
-    assert json.loads(predicted.stdout)["label"] == NOT_UTF_8
+    assert done.returncode == 1
+    assert "a class whose name is not UTF-8: '\\udce9t\\udce9'" in done.stderr
+    assert "as 'été' if that is Latin-1" in done.stderr
+    assert is_plain(done.stderr)
+    assert not (tmp_path / "run" / "bundle").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,42 +1,39 @@
-"""A server with limits of a test's own: `limited.py BUNDLE OPTIONS`, JSON: limits, token, and the file to note into.
+"""A server with limits of a test's own: `limited.py BUNDLE OPTIONS`.
 
-Into that file goes, a line each, what this process and its workers open, connect to and start once they serve.
+OPTIONS, JSON. limits: of the server.  token: wanted.  clock: whether the time of day jumps to and fro.
+is_full: whether no file can be written once it serves.
 """
 
 import json
-import os
+import random
+import resource
 import sys
+import time
 from pathlib import Path
 
+from regraft.bundle.bundle import load
+from regraft.core import signals
+from regraft.serving.access import Access
+from regraft.serving.limits import Limits
+from regraft.serving.server import serve
+
 OPTIONS = json.loads(sys.argv[2])
-WATCHED = ("open", "os.", "shutil.", "socket.connect", "socket.getaddrinfo", "subprocess.", "tempfile.", "urllib.")
 
 
-def watch(path: str) -> None:
-    """Note from now on."""
-    notes = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def note(event: str, arguments: tuple[object, ...]) -> None:
-        if event.startswith(WATCHED):
-            os.write(notes, (json.dumps([event, *map(str, arguments)]) + "\n").encode())
-
-    sys.addaudithook(note)
+def ready(address: str) -> None:
+    print(f"serving at {address}", file=sys.stderr, flush=True)
+    if OPTIONS.get("clock"):
+        rng, begin = random.Random(0), time.time()
+        time.time = lambda: begin + rng.uniform(-1e9, 1e9)
+    if OPTIONS.get("is_full"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-if OPTIONS.get("notes"):
-    watch(OPTIONS["notes"])  # in the workers too: they begin by running this file
-
-if __name__ == "__main__":
-    from regraft.bundle.bundle import load
-    from regraft.core import signals
-    from regraft.serving.limits import Limits
-    from regraft.serving.server import serve
-
-    signals.install()
-    serve(
-        load(Path(sys.argv[1])),
-        port=0,
-        token=OPTIONS.get("token"),
-        limits=Limits(**OPTIONS.get("limits", {})),
-        on_ready=lambda address: print(f"serving at {address}", file=sys.stderr, flush=True),
-    )
+signals.install()
+serve(
+    load(Path(sys.argv[1])),
+    port=0,
+    access=Access(token=OPTIONS.get("token")),
+    limits=Limits(**OPTIONS.get("limits", {})),
+    on_ready=ready,
+)

@@ -1,6 +1,8 @@
 """The application by itself: what is answered to what, with workers that are made up."""
 
 import asyncio
+import base64
+import gzip
 import hmac
 import json
 import re
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from regraft.serving.app import HEADERS, about_model, create_app
+from regraft.core.errors import ServeError
+from regraft.serving.access import Access
+from regraft.serving.app import HEADERS, Served, about_model, create_app
 from regraft.serving.limits import Limits
 from regraft.serving.pool import Busy
 
@@ -64,9 +68,17 @@ class Reply:
 class Client:
     """Asks an application without a socket."""
 
-    def __init__(self, pool: FakePool | None = None, limits: Limits = LIMITS, token: str | None = None) -> None:
+    def __init__(
+        self,
+        pool: FakePool | None = None,
+        limits: Limits = LIMITS,
+        token: str | None = None,
+        origins: tuple[str, ...] = (),
+    ) -> None:
         self.pool = pool or FakePool()
-        self.app = create_app(self.pool, ABOUT, limits, ("localhost", "[::1]", "photos.example"), token)
+        self.served = Served(self.pool, ABOUT, "abcdef0123456789" * 4)
+        access = Access(("localhost", "[::1]", "photos.example"), origins, token)
+        self.app = create_app(lambda: self.served, limits, access)
 
     def ask(self, *request: Any, **more: Any) -> Reply:
         return asyncio.run(self.send(*request, **more))
@@ -101,8 +113,8 @@ class Client:
         headers = [(name.decode(), value.decode()) for name, value in told[0]["headers"]]
         return Reply(told[0]["status"], headers, b"".join(one.get("body", b"") for one in told[1:]))
 
-    def predict(self, *photos: Any, query: str = "", **more: Any) -> Reply:
-        return self.ask("POST", f"/v1/predict{query}", TYPED, body=form(*photos), **more)
+    def predict(self, *photos: Any, query: str = "", headers: Any = (), **more: Any) -> Reply:
+        return self.ask("POST", f"/v1/predict{query}", TYPED, *headers, body=form(*photos), **more)
 
     def metrics(self) -> dict[str, float]:
         families = text_string_to_metric_families(self.ask("GET", "/metrics", BEARER).body.decode())
@@ -127,7 +139,7 @@ def labels(reply: Reply) -> list[str | None]:
 
 
 def test_a_body_is_a_photo():
-    for kind in ("image/jpeg", "IMAGE/PNG; q=1", "application/octet-stream"):
+    for kind in ("image/jpeg", "IMAGE/PNG; q=1", "application/octet-stream", "binary/octet-stream"):
         client = Client()
         reply = client.ask("POST", "/v1/predict", ("content-type", kind), body=[b"r", b"", b"ed"])
         assert reply.status == 200
@@ -203,7 +215,7 @@ def test_file_names_come_back_as_they_were_sent(name):
     assert Client(limits=Limits()).predict((name, b"red")).json["predictions"][0]["name"] == name
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/json", "application/zip", "", "multipart/mixed", "imag"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/jsonl", "application/zip", "", "multipart/mixed", "imag"])
 def test_other_kinds_of_content_are_refused_before_they_are_read(kind):
     parts = [b"red", None]
     reply = Client().ask("POST", "/v1/predict", *([("content-type", kind)] if kind else []), body=parts)
@@ -328,7 +340,7 @@ def test_names_that_are_known_may_be_used(host):
 )
 def test_a_name_that_another_site_lent_us_is_refused(host):
     """Against DNS rebinding: a page of that site could read what we answer."""
-    for path in ("/", "/v1/model", "/healthz", "/metrics"):
+    for path in ("/", "/v1/model", "/openapi.json", "/nothing"):
         reply = Client().ask("GET", path, host=host)
         assert reply.status == 400
         assert "--allow-host" in reply.json["error"]
@@ -358,7 +370,8 @@ def test_a_token_opens_all_and_without_it_only_the_page_and_the_health_are_open(
 
 
 @pytest.mark.parametrize(
-    "sent", ["", "Bearer", "Bearer ", f"bearer {TOKEN}", f"Bearer {TOKEN} ", f"Bearer {TOKEN}x", TOKEN]
+    "sent",
+    ["", "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN} ", f"Bearer  {TOKEN}", f"Bearer {TOKEN}x", TOKEN],
 )
 def test_what_is_nearly_the_token_is_not_the_token(sent):
     assert Client(token=TOKEN).ask("GET", "/v1/model", ("authorization", sent)).status == 401
@@ -368,7 +381,222 @@ def test_tokens_are_compared_in_constant_time(monkeypatch):
     compared = []
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or False)
     Client(token=TOKEN).ask("GET", "/v1/model", ("authorization", "Bearer x"))
-    assert compared == [(b"Bearer x", f"Bearer {TOKEN}".encode())]
+    assert compared == [(b"x", TOKEN.encode())]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_scheme_of_a_token_may_be_written_in_any_case(scheme):
+    assert Client(token=TOKEN).ask("GET", "/v1/model", ("authorization", f"{scheme} {TOKEN}")).status == 200
+
+
+@pytest.mark.parametrize("token", ["", " ", "\n"])
+def test_a_token_that_would_keep_nobody_out_is_refused(token):
+    with pytest.raises(ServeError, match="REGRAFT_TOKEN"):
+        Access(token=token).check()
+    Access(token=TOKEN).check()
+
+
+@pytest.mark.parametrize("origin", ["shop.example", "https://", "https://shop.example/page", "", "https://a b"])
+def test_an_origin_that_is_none_is_refused(origin):
+    with pytest.raises(ServeError, match=r"https://shop\.example"):
+        Access(origins=(origin,)).check()
+    Access(origins=("*", "https://shop.example", "http://[::1]:8080", "app://x")).check()
+
+
+@pytest.mark.parametrize("host", ["10.244.0.5:8762", "evil.example", "", None])
+def test_probes_may_ask_by_whatever_name(host):
+    """Kubernetes, load balancers and Prometheus ask by address."""
+    for path in ("/healthz", "/metrics", "/healthz/", "/metrics/"):
+        assert Client().ask("GET", path, host=host).status == 200
+    client = Client(token=TOKEN)
+    assert client.ask("GET", "/healthz", host=host).status == 200
+    assert client.ask("GET", "/metrics", host=host).status == 401
+
+
+def test_a_slash_at_the_end_is_answered_and_leads_nowhere():
+    for path in ("/healthz/", "/v1/model/", "/openapi.json/"):
+        reply = Client().ask("GET", path)
+        assert (reply.status, reply["location"]) == (200, None)
+    assert Client().ask("GET", "/healthz//").status == 404
+
+
+SITES = {
+    "no browser": ((), 200),
+    "our page": ((("origin", "http://localhost"), ("sec-fetch-site", "same-origin")), 200),
+    "our page behind a proxy": ((("origin", "https://photos.example"), ("sec-fetch-site", "same-origin")), 200),
+    "our page in an old browser": ((("origin", "http://localhost"),), 200),
+    "an address that was typed": ((("sec-fetch-site", "none"),), 200),
+    "a page elsewhere": ((("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")), 403),
+    "a page elsewhere in an old browser": ((("origin", "https://evil.example"),), 403),
+    "a page of another port": ((("origin", "http://localhost:3000"), ("sec-fetch-site", "same-site")), 403),
+    "a page that hides": ((("origin", "null"),), 403),
+    "a page that shows nothing": ((("sec-fetch-site", "cross-site"),), 403),
+    "a name that begins as ours": ((("origin", "http://localhost.evil.example"),), 403),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_pages_of_other_sites_cannot_make_the_server_compute(name):
+    headers, status = SITES[name]
+    client = Client()
+    reply = client.predict(b"red", headers=headers)
+    assert reply.status == status
+    assert bool(client.pool.asked) is (status == 200)
+    if status == 403:
+        assert "--allow-origin" in reply.json["error"]
+    assert client.ask("GET", "/v1/model", *headers).status == 200  # its answer stays unread
+
+
+SHOP = ("origin", "https://shop.example")
+
+
+def test_pages_of_an_origin_that_is_allowed_may_ask_and_read():
+    client = Client(origins=(SHOP[1],), token=TOKEN)
+    asked = (
+        ("access-control-request-method", "POST"),
+        ("access-control-request-headers", "authorization,content-type"),
+    )
+    preflight = client.ask("OPTIONS", "/v1/predict", SHOP, *asked)
+    assert (preflight.status, preflight["access-control-allow-origin"]) == (200, SHOP[1])
+    assert "POST" in preflight["access-control-allow-methods"]
+    assert {"authorization", "content-type"} <= set(preflight["access-control-allow-headers"].lower().split(", "))
+    reply = client.predict(b"red", headers=(SHOP, ("sec-fetch-site", "cross-site"), BEARER))
+    assert (reply.status, reply["access-control-allow-origin"]) == (200, SHOP[1])
+    assert "X-Model" in reply["access-control-expose-headers"]
+    closed = client.predict(b"red", headers=(SHOP,))
+    assert (closed.status, closed["access-control-allow-origin"]) == (401, SHOP[1])  # so that the page can tell
+    other = client.predict(b"red", headers=(("origin", "https://shop.example.evil"), BEARER))
+    assert (other.status, other["access-control-allow-origin"]) == (403, None)
+    assert Client(origins=("*",)).predict(b"red", headers=(SHOP,)).status == 200
+
+
+def test_a_request_with_two_lengths_is_refused():
+    client = Client()
+    reply = client.ask(
+        "POST", "/v1/predict", RAW, ("content-length", "3"), ("transfer-encoding", "chunked"), body=b"red"
+    )
+    assert (reply.status, reply["connection"]) == (400, "close")
+    assert "two lengths" in reply.json["error"]
+    assert client.pool.asked == []
+
+
+def test_every_answer_says_which_model_gave_it():
+    client = Client()
+    for reply in (client.predict(b"red"), client.predict(b"bad"), client.ask("GET", "/v1/model")):
+        assert reply["x-model"] == "abcdef012345"
+
+
+def test_a_request_is_answered_by_one_model_though_another_takes_its_place():
+    client, pause = Client(), asyncio.Event()
+
+    async def changed():
+        task = asyncio.create_task(client.send("POST", "/v1/predict", RAW, body=[b"r", pause, b"ed"]))
+        await asyncio.sleep(0.01)
+        other = Served(FakePool(), {**ABOUT, "classes": ["x"]}, "0123456789abcdef" * 4)
+        client.served, old = other, client.served
+        pause.set()
+        return await task, old, other
+
+    reply, old, other = asyncio.run(changed())
+    assert reply["x-model"] == other.sha256[:12]
+    assert (old.pool.asked, other.pool.asked) == ([], [([b"red"], False)])
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "\ud83d"])
+def test_names_that_are_no_unicode_are_answered(name):
+    class Odd(FakePool):
+        def answer(self, said, with_heat):
+            return {**super().answer("red", with_heat), "label": name, "probabilities": {name: 1.0}, "labels": [name]}
+
+    client = Client(Odd())
+    client.served = Served(client.pool, {**ABOUT, "classes": [name]}, "0" * 64)
+    (row,) = client.predict(b"red").json["predictions"]
+    assert (row["label"], list(row["probabilities"]), row["labels"]) == (name, [name], [name])
+    assert client.ask("GET", "/v1/model").json["classes"] == [name]
+
+
+PACKED = (RAW, ("content-encoding", "gzip"))
+
+
+def test_a_body_may_be_compressed():
+    for coding in ("gzip", "GZIP", "x-gzip", "identity"):
+        body = b"red" if coding == "identity" else gzip.compress(b"red")
+        reply = Client().ask("POST", "/v1/predict", RAW, ("content-encoding", coding), body=body)
+        assert labels(reply) == ["red"]
+    reply = Client().ask("POST", "/v1/predict", TYPED, PACKED[1], body=gzip.compress(form(b"red", b"blue")))
+    assert labels(reply) == ["red", "blue"]
+
+
+def test_what_is_compressed_takes_no_more_than_a_body_may():
+    client = Client()
+    for size, status in ((1000, 400), (1001, 413), (10**8, 413)):
+        packed = gzip.compress(bytes(size))
+        if len(packed) <= LIMITS.max_bytes:
+            reply = client.ask("POST", "/v1/predict", *PACKED, body=packed)
+            assert reply.status == status
+        assert client.metrics()["regraft_buffered_bytes"] == 0
+    bomb = gzip.compress(bytes(64 * 2**20))
+    reply = Client(limits=Limits(max_bytes=2**20, buffered=2**21)).ask("POST", "/v1/predict", *PACKED, body=bomb)
+    assert reply.status == 413
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"red", gzip.compress(b"red")[:-5], gzip.compress(b"red")[:12], gzip.compress(b"red") + b"x"]
+)
+def test_what_is_no_gzip_is_refused(body):
+    reply = Client().ask("POST", "/v1/predict", *PACKED, body=body)
+    assert reply.status == 400
+    assert "gzip" in reply.json["error"]
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd", "x"])
+def test_other_compressions_are_refused_before_they_are_read(coding):
+    reply = Client().ask("POST", "/v1/predict", RAW, ("content-encoding", coding), body=[b"red", None])
+    assert (reply.status, reply["accept-encoding"]) == (415, "gzip")
+
+
+def encoded(*photos: bytes) -> list[str]:
+    return [base64.b64encode(photo).decode() for photo in photos]
+
+
+def ask_json(value: Any, client: Client | None = None) -> Reply:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return (client or Client()).ask("POST", "/v1/predict", ("content-type", "application/json"), body=body)
+
+
+def test_photos_may_come_in_json():
+    (red,) = encoded(b"red")
+    assert labels(ask_json({"image": red})) == ["red"]
+    assert labels(ask_json({"images": encoded(b"red", b"blue", b"green")})) == ["red", "blue", "green"]
+    assert labels(ask_json({"image": f"data:image/jpeg;base64,{red}"})) == ["red"]
+    assert labels(ask_json({"images": encoded(b"red", b"bad")})) == ["red", None]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"", b"{", b"\xff", b"[" * 200, b'{"image": ' * 50, b'{"image": NaN}', {}, [], "red", None, 3),
+        *({"image": 3}, {"image": None}, {"image": ["cmVk"]}, {"images": "cmVk"}, {"images": []}, {"images": [3]}),
+        *({"image": "cm"}, {"image": "c m V k"}, {"image": ""}, {"image": "/etc/passwd"}, {"image": "http://x/a.jpg"}),
+        *({"image": "cmVk", "images": ["cmVk"]}, {"url": "cmVk"}, {"images": ["cmVk"] * 5}, {"image": "é"}),
+        *({"image": "\ud800"}, {"image": "data:image/jpeg,cmVk"}, [1] * 300),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_json_without_photos_is_refused(value):
+    client = Client()
+    reply = ask_json(value, client)
+    assert (reply.status, bool(reply.json["error"])) == (400, True)
+    assert client.pool.asked == []
+    assert client.metrics()["regraft_buffered_bytes"] == 0
+
+
+def test_json_of_many_small_things_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was read"))
+    reply = Client(limits=Limits()).ask(
+        "POST", "/v1/predict", ("content-type", "application/json"), body=b"[" + b"[]," * 2**20
+    )
+    assert reply.status == 400
 
 
 def answers_of_every_kind() -> dict[str, Reply]:
@@ -380,10 +608,11 @@ def answers_of_every_kind() -> dict[str, Reply]:
         },
         "openapi": open_.ask("GET", "/openapi.json"),
         "200": open_.predict(b"red"),
-        "307": open_.ask("GET", "/v1/model/"),
+        "200 slash": open_.ask("GET", "/v1/model/"),
         "400": open_.predict(b"bad"),
         "400 host": open_.ask("GET", "/", host="evil.example"),
         "401": closed.ask("GET", "/v1/model"),
+        "403": open_.predict(b"red", headers=(("origin", "https://evil.example"),)),
         "404": open_.ask("GET", "/nothing"),
         "405": open_.ask("GET", "/v1/predict"),
         "408": open_.ask("POST", "/v1/predict", RAW, body=[b"", 30.0]),
@@ -516,11 +745,11 @@ def test_health_tells_whether_all_workers_are_there():
 
 
 def test_the_model_is_told_as_its_bundle_has_it(bundle):
-    told = about_model(bundle.manifest, Limits())
+    told = about_model(bundle, Limits())
     assert told["classes"] == ["blue", "green", "red"]
     assert told["input"] == {"height": bundle.preprocessing.height, "width": bundle.preprocessing.width}
     assert told["accuracy"]["n"] == sum(row["n"] for row in told["per_class"]) == 6
-    assert told["limits"] == {"max_bytes": 32 * 2**20, "max_photos": 64, "max_pixels": 50_000_000}
+    assert told["limits"] == {"max_bytes": 32 * 2**20, "max_photos": 64, "max_pixels": 2**27}
     assert told["num_params"] > 10**6
     assert len(told["sha256"]) == 64
     assert Client().ask("GET", "/v1/model").json == ABOUT
@@ -609,6 +838,7 @@ def test_every_path_answers_as_it_is_described(bundle):
             Client().ask("POST", "/v1/predict", RAW, body=[30.0]),
             Client().ask("POST", "/v1/predict", RAW, body=bytes(1001)),
             Client().ask("POST", "/v1/predict"),
+            Client().predict(b"red", headers=(("origin", "https://evil.example"),)),
             busy.predict(b"red"),
             closed.predict(b"red"),
         ],

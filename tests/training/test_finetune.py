@@ -21,6 +21,7 @@ from regraft.core.progress import QUIET, Progress
 from regraft.data.scan import list_photos
 from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.models.linear_head import Head
+from regraft.training import cached_activations as prefixes
 from regraft.training import finetune as finetuning
 from regraft.training import loop
 from regraft.training.batches import Loader, augmentation, decode_to_learn
@@ -40,6 +41,12 @@ few_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def in_float32(monkeypatch):
     """Also on a processor that has bf16: what is compared here is compared to the last digits."""
     monkeypatch.setattr("regraft.training.distributed.has_bf16", lambda: False)
+
+
+@pytest.fixture
+def in_torch(monkeypatch):
+    """Frozen stages in torch, as on a GPU."""
+    monkeypatch.setattr(prefixes, "front_engine", lambda division: None)
 
 
 @pytest.fixture(scope="module")
@@ -450,6 +457,7 @@ def test_more_stages_than_there_are_cannot_be_unfrozen(tune):
 # frozen stages that run once
 
 
+@pytest.mark.usefixtures("in_torch")
 def test_frozen_stages_run_once_for_each_version_of_a_photo(tune):
     seen = []
 
@@ -466,6 +474,22 @@ def test_frozen_stages_run_once_for_each_version_of_a_photo(tune):
         return sum(seen)
 
     assert num_seen(epochs=9, views=3) - num_seen(epochs=1, views=1) == 2 * 15, "nine epochs, three versions"
+
+
+def test_frozen_stages_in_the_engine_give_what_torch_gives(tune, monkeypatch):
+    """And training behind them ends where it would: they are rounded to float16 in any case."""
+    recipe = recipe_of(unfreeze=2, epochs=3, views=2)
+    calls, whole = [], prefixes._by_engine
+    monkeypatch.setattr(prefixes, "_by_engine", lambda *given: calls.append(given) or whole(*given))
+    by_engine = tune(recipe)
+    assert len(calls) == 3, "two versions to learn from, one to judge"
+    monkeypatch.setattr(prefixes, "front_engine", lambda division: None)
+    by_torch = tune(recipe)
+    assert len(calls) == 3
+    assert distance(by_engine.network.module, by_torch.network.module) < 1e-3
+    assert [row["train_loss"] for row in by_engine.rows] == pytest.approx(
+        [row["train_loss"] for row in by_torch.rows], rel=1e-3
+    )
 
 
 def test_with_a_version_for_each_epoch_it_is_the_training_in_which_they_run_each_time(tune):
@@ -519,6 +543,7 @@ def test_what_float16_cannot_hold_is_an_error_with_its_cure(tune):
         tune(recipe_of(unfreeze=2, views=1), network_of(module))
 
 
+@pytest.mark.usefixtures("in_torch")
 def test_frozen_stages_that_run_out_of_memory_take_fewer_photos_at_once(tune, capsys):
     class Hungry(nn.Conv2d):
         def forward(self, images):
@@ -539,6 +564,7 @@ def test_frozen_stages_that_run_out_of_memory_take_fewer_photos_at_once(tune, ca
     assert distance(short.network.module, enough.network.module) < 1e-4
 
 
+@pytest.mark.usefixtures("in_torch")
 def test_as_many_versions_are_kept_as_a_share_of_the_time_allows(tune):
     recipe = recipe_of(unfreeze=2, epochs=500, views=400)
     few = tune(recipe, network_of(Slow()), budget_s=2.0)

@@ -9,7 +9,7 @@ graphs/requests/<hash>.json       which key a request by name, weights and libra
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,32 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from regraft.backbones.catalog import DEFAULT, PACKAGED, RANDOM
-from regraft.backbones.engine import AnyEngine, Engine, Precision, engine_identity, has_gpu, usable_precision
+from regraft.backbones.engine import (
+    AnyEngine,
+    Engine,
+    Precision,
+    best_precision,
+    engine_identity,
+    has_gpu,
+    is_bf16_native,
+    usable_precision,
+)
+from regraft.backbones.packaged import TRUNK, is_packaged, packaged_graph, packaged_info, packaged_key
+from regraft.backbones.probe import probe_images
 from regraft.core.config import TrainConfig
 from regraft.core.errors import WeightsError
 from regraft.core.files import (
     json_bytes,
     make_folder,
     published,
+    replace_any,
     sha256_file,
     sha256_json,
     writable_cache,
     write_atomic,
 )
 from regraft.core.progress import QUIET, Progress
-from regraft.core.runtime import cache_folder, import_torch_module, is_offline, version_of
+from regraft.core.runtime import cache_folder, environment, import_torch_module, is_offline, version_of
 from regraft.data.transforms import Preprocessing
 
 FORMAT = 1  # raise it when tracing changes what a graph computes or holds
@@ -61,6 +73,11 @@ class Backbone:
         """What a photo goes through before the graph."""
         return Preprocessing.from_json(self.info["preprocessing"])
 
+    def with_grey_bits(self, grey_bits: int | None) -> "Backbone":
+        """The same, for photos whose 16-bit greys use so many bits; None for all."""
+        preprocessing = replace(self.preprocessing, grey_bits=grey_bits)
+        return replace(self, info={**self.info, "preprocessing": preprocessing.to_json()})
+
     @property
     def graph(self) -> Path:
         """The ONNX file that gives features."""
@@ -89,7 +106,7 @@ class Backbone:
     @property
     def engine_identity(self) -> str:
         """What feature values depend on besides the graph and the photo."""
-        return f"torch {version_of('torch')} cuda" if self._is_for_torch else engine_identity(self.precision)
+        return f"torch {version_of('torch')} cuda f32" if self._is_for_torch else engine_identity(self.precision)
 
     def engine(self) -> AnyEngine:
         """OpenVINO on the processor, torch on a GPU; levels are known to the graph alone."""
@@ -118,13 +135,27 @@ def load_backbone(
     size: int | None = None,
     progress: Progress = QUIET,
 ) -> Backbone:
-    """A backbone from the cache, or traced once and put there.
+    """A backbone from the cache, or put there: the default one out of the package, any other traced once.
 
-    weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.  size: height of the
-    input in pixels, None for the network's own.
-    Raises BackboneError, WeightsError, or MissingExtra when torch is needed and absent.
+    Args:
+        name: As `regraft backbones` lists it.
+        weights: None for the library's pretrained weights, "random" (drawn from `seed`), or a file.
+        offline: Whether no weights may be fetched.
+        seed: Of random weights.
+        size: Height of the input in pixels, None for the network's own.
+        progress: Is told what is done.
+
+    Returns:
+        The backbone, whose files are intact.
+
+    Raises:
+        BackboneError: The network is unknown, or takes no such size.
+        WeightsError: The weights are not here, or damaged.
+        MissingExtra: The backbone has to be traced, and torch is not installed.
     """
     weights = None if weights is None else str(weights)
+    if is_packaged(name, weights):
+        return _unpacked(size, progress)
     request = Path("requests") / f"{_request_hash(name, weights, seed, size)}.json"
     if backbone := _cached(cache_folder() / "graphs", request):
         return backbone
@@ -135,9 +166,38 @@ def load_backbone(
         key = trace(graphs, name, weights, offline=offline, seed=seed, size=size, progress=progress)
         make_folder(graphs / "requests", kind="cache")
         write_atomic(graphs / request, json_bytes({"key": key}))
-    if backbone := _cached(graphs, request):
-        return backbone
-    raise WeightsError(f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE.")
+    return _kept(graphs, key)
+
+
+def _unpacked(size: int | None, progress: Progress) -> Backbone:
+    """The backbone that comes with regraft, in the cache as one that was traced."""
+    key = sha256_json([packaged_key(size), tracing_identity()[-1]])[:32]
+    if kept := intact(cache_folder() / "graphs" / key):
+        return Backbone(cache_folder() / "graphs" / key, kept)
+    graphs = writable_cache("graphs", progress)
+    with progress.step("unpack backbone"), published(graphs / key) as folder:
+        write_atomic(folder / "features.onnx", packaged_graph(size))
+        shutil.copyfile(TRUNK, folder / "trunk.safetensors")
+        info = packaged_info(size)
+        height, width = (info["preprocessing"][side] for side in ("height", "width"))
+        precision, agreement = best_precision(folder / "features.onnx", probe_images(height, width))
+        digests = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
+        info |= {"precision": precision, "bf16_agreement": agreement, "versions": environment(), "sha256": digests}
+        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
+    if size is None:
+        progress.say(f"backbone {info['name']}: {info['loaded']}; from {info['origin']}")
+        progress.say(f"  {Preprocessing.from_json(info['preprocessing'])}")
+    return _kept(graphs, key)
+
+
+def _kept(graphs: Path, key: str) -> Backbone:
+    """What has just been put into the cache, read back. Raises WeightsError where it is not there."""
+    info = intact(graphs / key)
+    if info is None:
+        raise WeightsError(
+            f"The cache {graphs} does not keep what is written to it. Choose another with REGRAFT_CACHE."
+        )
+    return Backbone(graphs / key, info)
 
 
 def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | None = None) -> Backbone:
@@ -162,21 +222,22 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
 
     Raises BackboneError for a network without levels.
     """
+    grey_bits, backbone = backbone.preprocessing.grey_bits, backbone.with_grey_bits(None)  # the cache knows no photos
     key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
     place = cache_folder() / "graphs" / key
     if kept := intact(place):
-        return Backbone(place, kept)
+        return Backbone(place, kept).with_grey_bits(grey_bits)
     from regraft.backbones.multilevel_features import with_levels  # takes onnx along
 
     graphs = writable_cache("graphs", progress)
     data, num_features = with_levels(backbone.graph)
-    with published(graphs / key) as folder:
+    with published(graphs / key, replace_any) as folder:
         write_atomic(folder / "features.onnx", data)
         shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
         info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}
         info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
         write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
-    return Backbone(graphs / key, info)
+    return Backbone(graphs / key, info).with_grey_bits(grey_bits)
 
 
 def from_network(folder: Path, network: Any) -> Backbone:
@@ -199,10 +260,18 @@ def _request_hash(name: str, weights: str | None, seed: int, size: int | None = 
             "weights": _identity(name, weights),
             "seed": seed if weights == RANDOM else 0,
             "size": size,
-            "versions": [version_of("timm"), version_of("torchvision")],
+            "made by": tracing_identity(),
             "format": FORMAT,
         }
     )
+
+
+def tracing_identity() -> list[str | None]:
+    """What a traced graph depends on besides the network and its weights: who builds and exports it, and the processor.
+
+    The latter because whether bf16 agrees with single precision can only be found out where there is bf16.
+    """
+    return [*map(version_of, ("timm", "torchvision", "torch")), "bf16" if is_bf16_native() else "f32"]
 
 
 def _identity(name: str, weights: str | None) -> str:

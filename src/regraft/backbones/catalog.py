@@ -91,8 +91,8 @@ class Entry:
 
 
 def packaged_here() -> list[str]:
-    """Networks whose weights a package on this machine carries."""
-    return [name for name, packaged in PACKAGED.items() if packaged.path()]
+    """Networks whose weights regraft itself, or another package on this machine, carries."""
+    return [name for name, packaged in PACKAGED.items() if name == DEFAULT or packaged.path()]
 
 
 def resolve(name: str) -> Reference:
@@ -198,8 +198,7 @@ def _entry(name: str, reference: Reference) -> Entry:
     with torch.device("meta"):
         network = timm.create_model(f"{reference.architecture}.{reference.tag}".rstrip("."), pretrained=False)
     config = network.pretrained_cfg
-    packaged = PACKAGED.get(reference.architecture)
-    here = bool(packaged and packaged.path()) or timm_file(config) is not None
+    here = reference.architecture in packaged_here() or timm_file(config) is not None
     num_params = sum(parameter.numel() for parameter in network.parameters())
     return Entry(name, num_params, config["input_size"][-1], config.get("license") or "not stated", here)
 

@@ -1,12 +1,14 @@
 """Graphs to numbers: OpenVINO on the processor. Never imports torch.
 
-One photo is one request, and each worker thread owns a request that runs on one core. So a photo's features do not
+One photo is one request, which no other thread uses meanwhile and which runs on one core. So a photo's features do not
 depend on what else is in the batch, and decoding on the other threads overlaps with inference by itself.
 """
 
+import ctypes
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +17,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from regraft.backbones.graph_cost import check_cost
+from regraft.backbones.onnx_check import Graph, check_graph
 from regraft.core.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
@@ -34,41 +38,91 @@ class AnyEngine(Protocol):
 
 
 class Engine:
-    """A compiled graph. Safe to call from many threads.
-
-    graph: an ONNX file, or its bytes, that takes `images (B, H, W, 3)` uint8.  also: names of what else it computes
-    that is to be an output.  threads: cores that one photo is given; as many photos as there is room for run at once.
-    """
+    """A compiled graph. Safe to call from many threads, and in a process that was forked from one that uses it."""
 
     batch_size = 8  # they run one by one, but while decoding has to wait, code and weights stay in the cache
 
     def __init__(
-        self, graph: Path | bytes, precision: Precision = "f32", also: Sequence[str] = (), threads: int = 1
+        self, graph: Graph | Path | bytes, precision: Precision = "f32", also: Sequence[str] = (), threads: int = 1
     ) -> None:
+        """Compile a graph.
+
+        Args:
+            graph: An ONNX file that takes `images (B, H, W, 3)` uint8: checked, its bytes, or where it lies. Or
+                OpenVINO's own format of the project's making, by its path.
+            precision: Arithmetic.
+            also: Names of what else it computes that is to be an output.
+            threads: Cores that one photo is given; as many photos as there is room for run at once.
+
+        Raises:
+            GraphError: It is no plain network, or too large.
+            RuntimeError: OpenVINO cannot compile it.
+        """
         self.precision: Precision = precision
-        model = _read(_core(), graph)
-        head = _cut_head(model) if precision == "bf16" else None
-        if also:
-            model.add_outputs(list(also))
-        _, self.height, self.width, _ = model.inputs[0].shape
-        self._parts = [_Part(model, precision, threads)]
-        if head:
-            self._parts.append(_Part(head, "f32", threads))
-        self._local = threading.local()
+        self._source = graph if isinstance(graph, Path) and graph.suffix == ".xml" else checked(graph)
+        self._also, self._threads, self._lock = tuple(also), threads, threading.Lock()
+        self._compiled: _Compiled | None = None
+        _, self.height, self.width, _ = self._parts().image_shape
+        _ENGINES.add(self)
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
-        rows = [self._run(image[np.newaxis]) for image in images]
+        compiled = self._parts()
+        rows = [compiled.run(image[np.newaxis]) for image in images]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
-    def _run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        if not hasattr(self._local, "requests"):
-            self._local.requests = [part.compiled.create_infer_request() for part in self._parts]
+    def _parts(self) -> "_Compiled":
+        """What was compiled in this process, now if it has not been yet."""
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = _Compiled(self._source, self.precision, self._also, self._threads)
+            return self._compiled
+
+    def after_fork(self) -> None:
+        """In a process just forked: what the other one compiled is without its threads, and is never touched again."""
+        if self._compiled is not None:
+            for native in self._compiled.natives():
+                _keep_for_ever(native)
+        self._compiled, self._lock = None, threading.Lock()
+
+
+class _Compiled:
+    """A graph compiled in one process: all of it in one precision, or what lies behind the features in another."""
+
+    def __init__(self, source: Graph | Path, precision: Precision, also: Sequence[str], threads: int) -> None:
+        model = _read(_core(), source)
+        head = _cut_head(model) if precision == "bf16" else None
+        if also:
+            model.add_outputs(list(also))
+        self.image_shape = tuple(model.inputs[0].shape)
+        self._parts = [_Part(model, precision, threads)]
+        if head:
+            self._parts.append(_Part(head, "f32", threads))
+        self._free: list[list[Any]] = []
+        self._all: list[list[Any]] = []
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs by name of one photo `(1, H, W, 3)` uint8, by requests that no other thread uses meanwhile."""
+        requests = self._requests()
         found: dict[str, np.ndarray] = {}
-        for part, request in zip(self._parts, self._local.requests, strict=True):
+        for part, request in zip(self._parts, requests, strict=True):
             request.infer({0: found["features"] if found else np.ascontiguousarray(image)})
             found |= {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(part.outputs)}
+        self._free.append(requests)
         return found
+
+    def natives(self) -> list[Any]:
+        """Everything here that OpenVINO made."""
+        requests = [request for requests in self._all for request in requests]
+        return [*requests, *(part.compiled for part in self._parts)]
+
+    def _requests(self) -> list[Any]:
+        try:
+            return self._free.pop()
+        except IndexError:
+            made = [part.compiled.create_infer_request() for part in self._parts]
+            self._all.append(made)
+            return made
 
 
 class _Part:
@@ -104,9 +158,9 @@ def _cut_head(model: Any) -> Any:
     return openvino.Model(list(outputs.values()), [given])
 
 
-def activations(graph: Path) -> list[tuple[str, tuple[int, ...]]]:
+def activations(graph: Graph | Path | bytes) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of what a graph takes and computes, in order, for one photo; constants are left out."""
-    model = _read(_core(), graph)
+    model = _read(_core(), checked(graph))
     return [
         (min(output.get_names()), tuple(output.shape))
         for node in model.get_ordered_ops()
@@ -134,9 +188,9 @@ class Pooled:
         return self.shape[-1 if self.is_last else 1]
 
 
-def pooled(graph: Path) -> tuple[Pooled, ...] | None:
+def pooled(graph: Graph | Path | bytes) -> tuple[Pooled, ...] | None:
     """What the features are pooled from; None where something lies between pooling and features, or in a ViT."""
-    model = _read(_core(), graph)
+    model = _read(_core(), checked(graph))
     (result,) = (one for one in model.get_results() if "features" in one.input_value(0).get_names())
     parts = list(_parts(result.input_value(0)))
     return None if None in parts else tuple(part for part in parts if part)
@@ -162,16 +216,24 @@ def _parts(value: Any) -> Iterator[Pooled | None]:
         yield None
 
 
-def _read(core: Any, graph: Path | bytes) -> Any:
-    """A graph for one photo at a time."""
-    model = core.read_model(graph)
+def checked(graph: Graph | Path | bytes) -> Graph:
+    """An ONNX file as a graph that is safe to compile. Raises GraphError."""
+    if isinstance(graph, Graph):
+        return graph
+    return check_graph(graph if isinstance(graph, bytes) else graph.read_bytes())
+
+
+def _read(core: Any, source: Graph | Path) -> Any:
+    """A graph for one photo at a time. Raises GraphError where that takes more than any known network does."""
+    model = core.read_model(source.data if isinstance(source, Graph) else source)
     _, *rest = model.inputs[0].partial_shape
     model.reshape({model.inputs[0]: [1, *rest]})
+    check_cost(model)
     return model
 
 
-def read(graph: Path | bytes) -> Any:
-    """A graph as OpenVINO's own model, batch size free."""
+def read(graph: bytes) -> Any:
+    """An ONNX file of the project's own making as OpenVINO's own model, batch size free."""
     return _core().read_model(graph)
 
 
@@ -197,6 +259,25 @@ def _core() -> Any:
     return openvino.Core()
 
 
+def _keep_for_ever(native: Any) -> None:
+    """Its destructor, which would wait for threads that this process does not have, never runs."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
+
+
+def _after_fork() -> None:
+    """OpenVINO's threads do not survive a fork: the new process makes a core and compiles when it needs to."""
+    if _core.cache_info().currsize:
+        _keep_for_ever(_core())
+        _core.cache_clear()
+    for engine in list(_ENGINES):
+        engine.after_fork()
+
+
+_ENGINES: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def engine_identity(precision: Precision) -> str:
     """What a feature's value depends on besides the graph and the photo."""
     return f"openvino {version_of('openvino')} {precision}"
@@ -205,14 +286,21 @@ def engine_identity(precision: Precision) -> str:
 def best_precision(graph: Path, images: np.ndarray) -> tuple[Precision, float | None]:
     """bf16 where the processor has it and its features agree with f32 on `images (B, H, W, 3)` uint8.
 
+    It is kept with the graph, so what `REGRAFT_PRECISION` says today has no part in it.
+
     Returns the precision and the worst cosine, None where the processor has no bf16.
     """
-    if not has_bf16():
+    if not is_bf16_native():
         return "f32", None
+    agreement = _agreement(graph, images)
+    return ("bf16" if agreement >= MIN_AGREEMENT else "f32"), agreement
+
+
+def _agreement(graph: Path, images: np.ndarray) -> float:
+    """The worst cosine between features in bf16 and in f32."""
     exact, fast = Engine(graph, "f32")(images)["features"], Engine(graph, "bf16")(images)["features"]
     norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(fast, axis=1)
-    agreement = float(np.min((exact * fast).sum(axis=1) / np.maximum(norms, 1e-12)))
-    return ("bf16" if agreement >= MIN_AGREEMENT else "f32"), agreement
+    return float(np.min((exact * fast).sum(axis=1) / np.maximum(norms, 1e-12)))
 
 
 def usable_precision(recorded: str) -> Precision:
@@ -220,10 +308,15 @@ def usable_precision(recorded: str) -> Precision:
     return "bf16" if recorded == "bf16" and has_bf16() else "f32"
 
 
-@cache
 def has_bf16() -> bool:
     """Whether to compute in bfloat16: the processor does so natively, and `REGRAFT_PRECISION` is not f32."""
-    return not is_full_precision() and "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return not is_full_precision() and is_bf16_native()
+
+
+@cache
+def is_bf16_native() -> bool:
+    """Whether the processor computes in bfloat16 by itself."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_gpu() -> bool:

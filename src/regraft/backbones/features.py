@@ -3,11 +3,10 @@
 Their key stands for graph, preprocessing, decoder and engine.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import PIL
 
 from regraft.backbones.backbone import Backbone
 from regraft.backbones.engine import AnyEngine
@@ -15,9 +14,9 @@ from regraft.core.files import sha256_json
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import num_cores
 from regraft.core.signals import is_stopping
-from regraft.data import decode
 from regraft.data.decode import Unreadable
-from regraft.data.feature_cache import FeatureCache, FeatureTable, look_up_or_compute
+from regraft.data.decoders import decoder_identity
+from regraft.data.feature_cache import CachedRows, FeatureCache, look_up_or_compute
 from regraft.data.scan import Dataset, checked, map_photos
 from regraft.data.transforms import Preprocessing, photo_to_input
 
@@ -25,8 +24,38 @@ FEWEST = 4  # batches for each core, so that all have work until the end
 
 
 @dataclass(frozen=True)
+class FeatureTable:
+    """Features of photos, found by the content of a photo alone: it has neither labels nor an order of its own.
+
+    Attributes:
+        table: `(M, D)` float32; of many photos it lies on disk.
+        places: Content hash -> row of the table.
+    """
+
+    table: np.ndarray
+    places: Mapping[str, int] = field(repr=False)
+
+    def of(self, dataset: Dataset) -> "Features":
+        """Features with labels of a data set's photos. Nothing is copied.
+
+        Args:
+            dataset: N photos, all of which must be in the table.
+
+        Returns:
+            A row and a label for each photo, in the data set's order.
+        """
+        rows = np.array([self.places[content] for content in dataset.hashes], np.int64)
+        is_all = np.array_equal(rows, np.arange(len(self.table)))
+        return Features(self.table, dataset.labels, dataset.hashes, None if is_all else rows)
+
+    def last(self, num_features: int) -> "FeatureTable":
+        """The last columns alone, so many."""
+        return replace(self, table=self.table[:, -num_features:])
+
+
+@dataclass(frozen=True)
 class Features:
-    """Features of N photos.
+    """Features of N photos with their labels: row, label and hash of a photo stand at the same place.
 
     table: `(M, D)` float32; of many photos it lies on disk.  y: `(N,)` int64 class indices.  hashes: of the photos'
     contents.  rows: `(N,)` int64, each photo's row of the table; None where they are all of it, in order.
@@ -47,17 +76,21 @@ class Features:
         """D."""
         return int(self.table.shape[1])
 
+    @property
+    def by_content(self) -> FeatureTable:
+        """The same for any data set of these photos: the one way from features to photos, other than these."""
+        rows = range(len(self.hashes)) if self.rows is None else map(int, self.rows)
+        return FeatureTable(self.table, dict(zip(self.hashes, rows, strict=True)))
+
     def of(self, dataset: Dataset) -> "Features":
         """Those of the photos of another data set, found by content; all must be among these. Nothing is copied."""
-        number = {content: i for i, content in enumerate(self.hashes)}
-        rows = np.array([number[content] for content in dataset.hashes], np.int64)
-        return Features(self.table, dataset.labels, dataset.hashes, rows if self.rows is None else self.rows[rows])
+        return self.by_content.of(dataset)
 
 
 def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> FeatureCache:
     """Where features are kept. engine: what values depend on besides the graph, as given by `engine_identity`."""
-    decoder = [decode.VERSION, PIL.__version__]
-    return FeatureCache("features", sha256_json([graph_sha256, preprocessing.to_json(), decoder, engine])[:32])
+    what = [graph_sha256, preprocessing.to_json(), decoder_identity(), engine]
+    return FeatureCache("features", sha256_json(what)[:32])
 
 
 def store_of(backbone: Backbone) -> FeatureCache:
@@ -82,7 +115,7 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
     return dataset, Features(rows.table, dataset.labels, dataset.hashes, None if is_all else places)
 
 
-def fill(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[FeatureTable, dict[int, str]]:
+def fill(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[CachedRows, dict[int, str]]:
     """Put into the cache what it lacks. Returns what `feature_rows` does."""
     return feature_rows(store_of(backbone), dataset, backbone.preprocessing, backbone.engine, progress)
 
@@ -93,7 +126,7 @@ def feature_rows(
     preprocessing: Preprocessing,
     start_engine: Callable[[], AnyEngine],
     progress: Progress = QUIET,
-) -> tuple[FeatureTable, dict[int, str]]:
+) -> tuple[CachedRows, dict[int, str]]:
     """Feature rows by content hash, from the store or from the engine, which starts only when it is needed.
 
     Returns also the photos that could not be decoded: index -> reason.

@@ -6,14 +6,11 @@ the layers before. A level is the last activation of each spatial size, and give
 
 from pathlib import Path
 
-from regraft.backbones.engine import activations
-from regraft.core.errors import BackboneError, MissingExtra
+import onnx
+from onnx import helper
 
-try:
-    import onnx
-    from onnx import helper
-except ImportError as error:
-    raise MissingExtra("onnx") from error
+from regraft.backbones.engine import activations
+from regraft.core.errors import BackboneError
 
 SHRINKS = 0.6  # of one level's size, the next one's at most
 

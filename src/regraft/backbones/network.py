@@ -17,6 +17,7 @@ from torchvision import models
 from regraft.backbones import catalog
 from regraft.backbones.catalog import PACKAGED, RANDOM, Reference
 from regraft.backbones.mobilenet import MobileNet
+from regraft.backbones.torch_defaults import torch_defaults
 from regraft.backbones.weights import Loaded, in_order, load_into, read_weights
 from regraft.core.errors import BackboneError, WeightsError
 from regraft.core.files import sha256_file
@@ -53,6 +54,7 @@ class Network:
         return weight.shape[1]
 
 
+@torch_defaults()
 def build(name: str, weights: str | None = None, *, offline: bool = False, seed: int = 0) -> Network:
     """A network by its name, with pretrained weights, weights from a file, or random ones.
 
@@ -73,6 +75,7 @@ def build(name: str, weights: str | None = None, *, offline: bool = False, seed:
     return _from_library(network, offline)
 
 
+@torch_defaults()
 def restore(info: dict[str, Any], trunk_file: Path) -> Network:
     """The network of a traced backbone, with its pretrained trunk; the head is a random one.
 

@@ -12,11 +12,22 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from regraft.backbones import network as networks
-from regraft.backbones.backbone import FORMAT, intact, sealed
+from regraft.backbones.backbone import FORMAT, intact, sealed, tracing_identity
 from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.network import FeatureGraph, Network, check_linear
+from regraft.backbones.onnx_check import check_graph
+from regraft.backbones.probe import probe_images
+from regraft.backbones.torch_defaults import torch_defaults
 from regraft.core.errors import BackboneError, RegraftError
-from regraft.core.files import json_bytes, published, sha256_bytes, sha256_file, sha256_json, write_atomic
+from regraft.core.files import (
+    json_bytes,
+    published,
+    replace_any,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+    write_atomic,
+)
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import environment
 
@@ -24,6 +35,7 @@ MAX_DIFFERENCE = 1e-3  # of engine and torch, relative to the features' spread
 LEAST_SPREAD = 1e-3  # of features beside their size: of what is more alike, rounding is a larger share
 
 
+@torch_defaults()
 def trace(
     graphs: Path,
     name: str,
@@ -46,7 +58,7 @@ def trace(
     key = _key(network)
     with FileLock(graphs / f"{key}.lock"):  # processes that start together trace once
         if not intact(graphs / key):
-            with published(graphs / key) as folder:
+            with published(graphs / key, replace_any) as folder:
                 try:
                     trace_into(folder, network)
                 except Exception as error:  # networks and exporters raise errors of every kind
@@ -56,6 +68,7 @@ def trace(
     return key
 
 
+@torch_defaults()
 def trace_into(folder: Path, network: Network) -> None:
     """Write graph, weights and description of a network, head left out, into an empty folder."""
     images = probe_images(network.preprocessing.height, network.preprocessing.width)
@@ -67,11 +80,11 @@ def trace_into(folder: Path, network: Network) -> None:
     write_atomic(folder / "backbone.json", json_bytes(sealed(_info(network, images, folder))))
 
 
-def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
+def export(graph: torch.nn.Module, images: np.ndarray, path: Path) -> None:
     """Write the ONNX file, batch size free.
 
     The exporter by tracing takes 0.8 s where the one by torch.export takes 10 s, so the latter is kept for networks
-    that the first cannot translate.
+    that the first cannot translate, or not into a plain graph.
     """
     example = torch.from_numpy(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
@@ -80,22 +93,16 @@ def export(graph: FeatureGraph, images: np.ndarray, path: Path) -> None:
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(graph, (example,), str(path), dynamo=False, dynamic_axes=batch, **names)
-        except Exception:  # an operator without a translation, or a torch without this exporter
+            check_graph(path.read_bytes())
+        except Exception:  # an operator without a translation, branches, or a torch without this exporter
             shapes = ({0: torch.export.Dim("B")},)
-            torch.onnx.export(graph, (example,), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
-
-
-def probe_images(height: int, width: int, count: int = 2) -> np.ndarray:
-    """Smooth coloured noise, `(count, H, W, 3)` uint8: always the same, and nearer to photos than white noise."""
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 7, 7)))
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)
-    return smooth.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous().numpy()
+            names |= {"dynamic_shapes": shapes, "verbose": False, "external_data": False}  # one file holds all weights
+            torch.onnx.export(graph, (example,), str(path), dynamo=True, **names)
 
 
 def _key(network: Network) -> str:
     tensors = {name: tensor_hash(value) for name, value in network.module.state_dict().items()}
-    what = [FORMAT, str(network.reference), network.preprocessing.to_json(), tensors]
+    what = [FORMAT, tracing_identity(), str(network.reference), network.preprocessing.to_json(), tensors]
     return sha256_json(what)[:32]
 
 

@@ -1,6 +1,8 @@
 """A backbone's features computed by torch, for machines with a GPU."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,18 @@ from regraft.backbones import network as networks
 from regraft.backbones.network import FeatureGraph
 from regraft.core.memory import in_pieces
 from regraft.core.progress import QUIET
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Without TF32, which training may have switched on: what is kept must not depend on what ran before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class TorchEngine:
@@ -35,5 +49,9 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _features(self, images: np.ndarray, size: int) -> np.ndarray:
+        with _single_precision():
+            return self._computed(images, size)
+
+    def _computed(self, images: np.ndarray, size: int) -> np.ndarray:
         parts = torch.split(torch.tensor(images, device=self._device), size)
         return torch.cat([self._graph(part).float() for part in parts]).cpu().numpy()

@@ -1,6 +1,5 @@
 """A bundle's network as a program of torch: photos to probabilities, in one file that torch alone reads."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from regraft.backbones import network as networks
 from regraft.backbones.network import Network, Normalise
+from regraft.backbones.torch_defaults import torch_defaults
 
 
 class Program(nn.Module):
@@ -27,12 +27,22 @@ class Program(nn.Module):
         return (logits / self.temperature).softmax(dim=1)
 
 
-def write_program(folder: Path, manifest: dict[str, Any], head: tuple[np.ndarray, np.ndarray], path: Path) -> None:
-    """`torch.export`'s file of the bundle in a folder, batch size free. head: weight `(C, D)` and bias `(C,)`."""
-    info = {**manifest["backbone"], "preprocessing": manifest["preprocessing"]}
-    info["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    network = networks.restore(info, folder / "model.safetensors")
-    weight, bias = map(torch.from_numpy, head)
+@torch_defaults()
+def write_program(
+    manifest: dict[str, Any], config: dict[str, Any], weights: Path, head: tuple[np.ndarray, np.ndarray], path: Path
+) -> None:
+    """Write a bundle as `torch.export`'s file, batch size free.
+
+    Args:
+        manifest: The bundle's.
+        config: What its config.json holds.
+        weights: A copy of its model.safetensors.
+        head: Weight `(C, D)` and bias `(C,)` of its last layer, float32.
+        path: The file to write.
+    """
+    info = {**manifest["backbone"], "preprocessing": manifest["preprocessing"], "config": config}
+    network = networks.restore(info, weights)
+    weight, bias = (torch.tensor(values) for values in head)
     program = Program(networks.with_new_head(network, weight, bias), manifest["temperature"]).eval()
     p = network.preprocessing
     example = torch.zeros((2, p.height, p.width, 3), dtype=torch.uint8)

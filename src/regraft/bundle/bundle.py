@@ -7,9 +7,7 @@ config.json         builds the network in timm: timm.create_model("local-dir:BUN
 README.md           the model card
 """
 
-import json
-import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from html import escape
 from math import ceil
@@ -17,23 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from regraft.backbones.engine import Engine, Pooled, Precision, pooled, usable_precision
-from regraft.core.errors import BundleError, DataError
-from regraft.core.files import sha256_file
+from regraft.bundle.content import Content, read_again, read_content
+from regraft.bundle.format import MANIFEST, manifest_sha256
+from regraft.core.errors import BundleError
+from regraft.core.files import json_bytes
 from regraft.core.runtime import num_cores
 from regraft.core.statistics import Accuracy
-from regraft.data.decode import Unreadable, read_bytes, to_rgb
-from regraft.data.transforms import Preprocessing, photo_to_input, transform
-
-MANIFEST = "regraft.json"
-FORMAT = 1
-FILES = ("model.onnx", "model.safetensors", "config.json", "README.md")
-
-ELSEWHERE = b"location"  # what each tensor bears whose numbers lie in another file
-Photo = str | Path | bytes | Image.Image | np.ndarray
+from regraft.data.inputs import Photo, to_input
+from regraft.data.transforms import Preprocessing
+from regraft.models.logistic import softmax
 
 
 @dataclass(frozen=True)
@@ -57,21 +49,61 @@ class Prediction:
         """Whether it looks like nothing that was learned from: the label then means little."""
         return self.novelty is not None and self.novelty > 1
 
+    def to_json(self) -> dict[str, Any]:
+        """As printed by `regraft predict --json` and sent by a server."""
+        return {**vars(self), "looks_new": self.looks_new}
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model. Safe to use from many threads.
+    """A loaded model: what was verified when it was loaded, whatever becomes of its folder.
 
-    folder: where it lies.  manifest: content of regraft.json.  wanted_precision: None for the one it was made with.
-    max_error: 0..1, share of wrong answers above which it is rather unsure; None for never.  coverage: 0..1, how often
-    the right class is to be among `Prediction.labels`; None for no such list.
+    Safe to use from many threads and after `fork`, `os.chdir` and `pickle`.
+
+    Attributes:
+        folder: Where it was loaded from, absolute.
+        content: What was read and verified there.
+        wanted_precision: None for the one it was made with.
+        max_error: 0..1, share of wrong answers above which it is rather unsure; None for never.
+        coverage: 0..1, how often the right class is to be among `Prediction.labels`; None for no such list.
     """
 
     folder: Path
-    manifest: dict[str, Any] = field(repr=False)
+    content: Content = field(repr=False)
     wanted_precision: Precision | None = None
     max_error: float | None = None
     coverage: float | None = None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What regraft.json holds."""
+        return self.content.manifest
+
+    @cached_property
+    def sha256(self) -> str:
+        """The model's identity: hash of its manifest, which holds the hashes of all other files."""
+        return manifest_sha256(self.manifest)
+
+    @property
+    def graph(self) -> bytes:
+        """model.onnx, as it was verified."""
+        return self.content.graph.data
+
+    def read(self, name: str) -> bytes:
+        """One of the bundle's files: manifest and graph from memory, others from the folder, verified once more.
+
+        Raises:
+            BundleError: It was replaced since the model was loaded.
+        """
+        if name == MANIFEST:
+            return json_bytes(self.manifest)
+        return self.graph if name == "model.onnx" else read_again(self.folder, name, self.manifest["sha256"][name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -126,7 +158,7 @@ class Bundle:
     @cached_property
     def pooled(self) -> tuple[Pooled, ...] | None:
         """The maps whose means and maxima are the features; None for a network that does not end in pooling."""
-        return pooled(self.folder / "model.onnx")
+        return pooled(self.content.graph)
 
     @cached_property
     def map_engine(self) -> Engine:
@@ -138,49 +170,39 @@ class Bundle:
         return self._compiled("f32", tuple(names))
 
     def _compiled(self, precision: Precision, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
-        path = self.folder / "model.onnx"
         try:
-            return Engine(path, precision, also, threads)
+            return Engine(self.content.graph, precision, also, threads)
         except (RuntimeError, ValueError) as error:
-            raise BundleError(f"{path} is no graph that can be run. Train again or restore a copy.") from error
+            raise BundleError(
+                f"{self.folder / 'model.onnx'} is no graph that can be run: {_one_line(error)}. "
+                "Train again or restore a copy."
+            ) from error
 
-    @cached_property
+    @property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
-        """weight `(C, D)` and bias `(C,)` float32 of the last layer, as saved. Raises BundleError without them."""
-        path, name = self.folder / "model.safetensors", next(iter(self.manifest["heads"]), "")
-        try:
-            with safe_open(path, framework="np") as file:
-                weight, bias = file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
-        except SafetensorError as error:
-            raise BundleError(f"{path} has no head {name[:80]!r}. Train again or restore a copy.") from error
-        return weight.reshape(len(weight), -1), bias
+        """weight `(C, D)` and bias `(C,)` float32 of the last layer, as saved."""
+        return self.content.head
 
     def predict(self, photo: Photo) -> Prediction:
-        """Label and probabilities of one photo: a path, a file's bytes, a Pillow image, or RGB `(H, W, 3)` uint8.
+        """Label and probabilities of one photo.
 
-        Raises DataError when it cannot be read.
+        Args:
+            photo: A path, a file's bytes, an open binary file, a Pillow image, an array `(H, W, 3)`, `(H, W)` or
+                `(H, W, 4)`, uint8 or float in 0..1, or a tensor `(3, H, W)` of such numbers.
+
+        Raises:
+            DataError: It cannot be read, or is none of these.
         """
         said = self.engine(self.to_input(photo)[np.newaxis])
         return self.to_prediction(said["logits"][0], float(said["novelty"][0]) if "novelty" in said else None)
 
     def to_input(self, photo: Photo) -> np.ndarray:
         """`(H, W, 3)` uint8 as the graph takes it. Raises DataError."""
-        if isinstance(photo, np.ndarray):
-            photo = Image.fromarray(photo)
-        if isinstance(photo, Image.Image):
-            return transform(to_rgb(photo), self.preprocessing)
-        try:
-            data = photo if isinstance(photo, bytes) else read_bytes(Path(photo))
-            return photo_to_input(data, self.preprocessing)
-        except Unreadable as error:
-            what = "The photo" if isinstance(photo, bytes) else str(photo)
-            raise DataError(f"{what} cannot be used: {error}. Expected a JPEG, PNG, WebP or similar file.") from error
+        return to_input(photo, self.preprocessing)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """`(N, C)` float64 in 0..1 of logits `(N, C)`, with the bundle's temperature."""
-        scaled = logits.astype(np.float64) / self.manifest["temperature"]
-        exp = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(exp / exp.sum(axis=1, keepdims=True))
+        return softmax(logits.astype(np.float64) / self.manifest["temperature"])
 
     def to_prediction(self, logits: np.ndarray, novelty: float | None = None) -> Prediction:
         """Prediction from the logits `(C,)` of one photo. Raises BundleError where they are not one for each class."""
@@ -226,105 +248,38 @@ def _rounded_up(percent: float) -> float:
     return ceil(percent * steps) / steps
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
 def load(
     folder: str | Path,
     *,
     precision: Precision | None = None,
     max_error: float | None = None,
     coverage: float | None = None,
+    expected_sha256: str | None = None,
 ) -> Bundle:
-    """A bundle from disk, every file verified. A run's folder will do: its bundle is taken.
+    """Load a bundle from disk, every file read once and verified. A run's folder will do: its bundle is taken.
 
-    max_error, coverage: see Bundle.  Raises BundleError when it is missing, damaged, of a newer format, or cannot
-    promise what is wanted of it.
+    Args:
+        folder: The bundle's, or a run's.
+        precision: Arithmetic, None for that which it was made with.
+        max_error: See Bundle.
+        coverage: See Bundle.
+        expected_sha256: `Bundle.sha256` of the only model that will do, None for any.
+
+    Raises:
+        BundleError: It is missing, damaged, of a newer format, another model than expected, or cannot promise what is
+            wanted of it.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().absolute()
     if not (folder / MANIFEST).is_file() and (folder / "bundle" / MANIFEST).is_file():
         folder = folder / "bundle"
-    bundle = Bundle(folder, _read_manifest(folder), precision, max_error, coverage)
-    for name in FILES:
-        _verify(folder / name, bundle.manifest["sha256"].get(name))
-    _refuse_other_files(folder / "model.onnx")
-    _ = bundle.least_sure, bundle.least_likely
-    return bundle
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         raise BundleError(
             f"There is no bundle at {folder}. Expected a folder with {MANIFEST}, as `regraft train` makes."
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: it cannot be read as JSON. Train again or restore a copy.") from error
-    if version != FORMAT:
-        raise BundleError(f"{path} has format {version!r}. Expected {FORMAT}. Update regraft: pip install -U regraft.")
-    if problem := _problem(manifest):
-        raise BundleError(f"{path} is damaged: {problem}. Train again or restore a copy.")
-    return dict(manifest)
-
-
-def _problem(manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a manifest, so that nothing behind this point has to doubt it."""
-    classes = manifest.get("classes")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(classes) < 2:
-        return "its classes are not a list of names"
-    if len(set(classes)) != len(classes):
-        return "a class is named twice"
-    temperature = manifest.get("temperature")
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
-        return "its temperature is not a positive number"
-    if not isinstance(manifest.get("sha256"), dict) or not isinstance(manifest.get("heads"), dict):
-        return "its lists of files and heads are missing"
-    if not _are_thresholds(manifest.get("thresholds")):
-        return "its thresholds are not lists of numbers"
-    try:
-        Preprocessing.from_json(manifest["preprocessing"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return "its preprocessing is incomplete or wrong"
-    return None
-
-
-def _are_thresholds(found: Any) -> bool:
-    """Whether they are as `models.calibration.thresholds` gives them."""
-    if found == {}:
-        return True
-    if not isinstance(found, dict) or not isinstance(found.get("n"), int):
-        return False
-    widths = {"max_error": 3, "coverage": 2}
-    return all(
-        isinstance(found.get(kind), list)
-        and all(
-            isinstance(row, list)
-            and len(row) == width
-            and all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in row)
-            for row in found[kind]
-        )
-        for kind, width in widths.items()
-    )
-
-
-def _verify(path: Path, expected: str | None) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path} is missing, or not a plain file. The bundle is incomplete: restore a copy.")
-    found = sha256_file(path)
-    if found != expected:
-        raise BundleError(
-            f"{path} is damaged: expected sha256 {str(expected)[:12]}..., got {found[:12]}.... "
-            "Train again or restore a copy."
-        )
-
-
-def _refuse_other_files(graph: Path) -> None:
-    """A graph may keep its numbers in files that it names, anywhere on this machine. Those of regraft never do."""
-    if graph.stat().st_size == 0:
-        return  # what runs it will say so
-    with open(graph, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data.find(ELSEWHERE) >= 0:
-            raise BundleError(
-                f"{graph} keeps weights in another file. Expected all of them inside, as regraft writes it. "
-                "It may have been made to read what is not its own: do not use it."
-            )
+    bundle = Bundle(folder, read_content(folder, expected_sha256), precision, max_error, coverage)
+    _ = bundle.least_sure, bundle.least_likely
+    return bundle

@@ -1,7 +1,7 @@
 """Many photos through a bundle, in order, on all cores. A photo that cannot be read does not stop the others."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from regraft.bundle.bundle import Bundle, Prediction
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET, Progress
 from regraft.data.folder_layout import is_junk, natural_key
+from regraft.data.links import identity_of, note_on_links
 from regraft.data.scan import map_photos
 
 
@@ -24,17 +25,32 @@ class Answer:
         """As printed by `regraft predict --json`."""
         if self.prediction is None:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, **vars(self.prediction), "looks_new": self.prediction.looks_new}
+        return {"path": self.path, **self.prediction.to_json()}
 
 
-def predict(bundle: Bundle, sources: Iterable[str | Path], *, progress: Progress = QUIET) -> Iterator[Answer]:
-    """An Answer for each photo: of each source that is a folder, for every file below it.
+def predict(
+    bundle: Bundle, sources: Iterable[str | Path], *, follow_links: bool = False, progress: Progress = QUIET
+) -> Iterator[Answer]:
+    """Predict photos, and all photos below folders.
 
-    Raises DataError for a source that does not exist, before anything is predicted.
+    Args:
+        bundle: The model.
+        sources: Photos and folders.
+        follow_links: Whether links to folders, in the folders named, are followed.
+        progress: Where talk goes.
+
+    Yields:
+        An Answer for each photo: of each source that is a folder, for every file below it.
+
+    Raises:
+        DataError: A source does not exist, or there is no photo at all; before anything is predicted.
     """
-    paths = list(find_photos(sources))
+    sources = list(sources)
+    paths = list(find_photos(sources, follow_links=follow_links, progress=progress))
     if not paths:
-        return
+        raise DataError(
+            f"There are no photos in {', '.join(map(str, sources)) or 'nothing'}. Expected files in a folder."
+        )
     _ = bundle.engine  # compiled once, before the threads start
 
     def answer(index: int) -> Answer:
@@ -47,25 +63,77 @@ def predict(bundle: Bundle, sources: Iterable[str | Path], *, progress: Progress
         yield from map_photos(answer, len(paths), advance)
 
 
-def find_photos(sources: Iterable[str | Path]) -> Iterator[Path]:
-    """Files named, and files below the folders named, in natural order, hidden and junk ones left out.
+def find_photos(
+    sources: Iterable[str | Path], *, follow_links: bool = False, progress: Progress = QUIET
+) -> Iterator[Path]:
+    """Find files named, and files below the folders named, in natural order, hidden and junk ones left out.
 
-    Raises DataError for what does not exist.
+    Args:
+        sources: Photos and folders.
+        follow_links: Whether links to folders, in the folders named, are followed; each folder is read once.
+        progress: Is told of links that are not followed, pipes and the like, and folders without files.
+
+    Yields:
+        Paths of files.
+
+    Raises:
+        DataError: A source does not exist, or a folder cannot be listed.
     """
     for source in map(Path, sources):
         if source.is_dir():
-            yield from _below(source)
+            walk = _Walk(follow_links)
+            walk.enters(source.resolve())
+            yield from _below(source, walk)
+            for note in walk.notes(source):
+                progress.say(note)
         elif source.exists():
             yield source
         else:
             raise DataError(f"There is no photo or folder {source}. Check the path.")
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
+@dataclass
+class _Walk:
+    """Through one folder. walked: device and inode of the folders read.  unfollowed, skipped: what was not read."""
+
+    follow_links: bool
+    walked: set[tuple[int, int]] = field(default_factory=set)
+    unfollowed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    num_files: int = 0
+
+    def enters(self, path: Path) -> bool:
+        """Whether a folder is read: links only by wish, and no folder twice."""
+        if path.is_symlink() and not self.follow_links:
+            self.unfollowed.append(str(path))
+            return False
+        known, own = len(self.walked), identity_of(path)
+        self.walked.add(own)
+        return len(self.walked) > known
+
+    def notes(self, folder: Path) -> list[str]:
+        """What there is to say at the end."""
+        notes = note_on_links(f"to folders are not followed in {folder}", self.unfollowed)
+        if self.skipped:
+            notes.append(f"skipped in {folder}: {len(self.skipped)} that are no files, such as {self.skipped[0]}")
+        return notes if self.num_files else [*notes, f"there are no photos in {folder}"]
+
+
+def _below(folder: Path, walk: _Walk) -> Iterator[Path]:
+    try:
+        paths = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+    except OSError as error:
+        raise DataError(
+            f"Cannot list {folder}: {(error.strerror or str(error)).lower()}. Check its permissions."
+        ) from error
+    for path in paths:
         if is_junk(path.name):
             continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _below(path)
+        if path.is_dir():
+            if walk.enters(path):
+                yield from _below(path, walk)
         elif path.is_file():
+            walk.num_files += 1
             yield path
+        else:
+            walk.skipped.append(str(path))

@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save
 
 from regraft.backbones.backbone import Backbone
-from regraft.bundle.bundle import FILES, FORMAT, MANIFEST
+from regraft.bundle.format import FILES, FORMAT, MANIFEST, sealed
 from regraft.bundle.model_card import card
-from regraft.core.errors import MissingExtra
 from regraft.core.files import json_bytes, sha256_file, write_atomic
 from regraft.core.runtime import environment
+from regraft.data.transforms import Preprocessing
 from regraft.models.ood import LEAST, FamiliarRegion
 
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise MissingExtra("onnx") from error
+OTHER_SIZES = ("test_input_size", "test_crop_pct", "min_input_size", "pool_size")  # of what timm states of a network
 
 
 def write_model(
@@ -36,16 +34,15 @@ def write_model(
     """
     write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes, known))
     write_atomic(folder / "model.safetensors", _weights(backbone, weight, bias))
-    config = {**backbone.info["config"], "num_classes": len(classes), "label_names": list(classes)}
+    config = {**_library_config(backbone), "num_classes": len(classes), "label_names": list(classes)}
     write_atomic(folder / "config.json", json_bytes(config))
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the card, and last the manifest with the hash of every file: from now on the bundle loads."""
     write_atomic(folder / "README.md", card(manifest).encode())
-    write_atomic(
-        folder / MANIFEST, json_bytes({**manifest, "sha256": {name: sha256_file(folder / name) for name in FILES}})
-    )
+    hashes = {name: sha256_file(folder / name) for name in FILES}
+    write_atomic(folder / MANIFEST, json_bytes(sealed({**manifest, "sha256": hashes})))
 
 
 def manifest_of(
@@ -61,7 +58,7 @@ def manifest_of(
         "format": FORMAT,
         "classes": list(classes),
         "preprocessing": info["preprocessing"],
-        "precision": info["precision"],
+        "precision": backbone.precision,
         "temperature": temperature,
         "thresholds": thresholds,
         "heads": info["heads"],
@@ -74,6 +71,35 @@ def manifest_of(
         },
         "provenance": {**provenance, "versions": environment()},
     }
+
+
+def _library_config(backbone: Backbone) -> dict[str, Any]:
+    """What builds the network in its own library, with an input as the bundle takes it."""
+    config, p = backbone.info["config"], backbone.preprocessing
+    if "pretrained_cfg" not in config:
+        return dict(config)
+    stated = {key: value for key, value in config["pretrained_cfg"].items() if key not in OTHER_SIZES}
+    own = {
+        "input_size": (3, p.height, p.width),
+        "interpolation": p.interpolation,
+        "crop_pct": _crop_pct(p, float(stated.get("crop_pct") or 1.0)),
+        "crop_mode": p.crop_mode,
+        "mean": p.mean,
+        "std": p.std,
+    }
+    return {**config, "pretrained_cfg": {**stated, **own}}
+
+
+def _crop_pct(p: Preprocessing, stated: float) -> float:
+    """The share of the resized photo that is kept, from which timm's rounding makes just this size to resize to.
+
+    stated: the network's own, which is taken where it does.
+    """
+    sides = tuple(zip((p.height, p.width), p.resize, strict=True))
+    upper = min(size / resize for size, resize in sides)
+    middle = max(size / (resize + 0.5) for size, resize in sides)
+    fits = (c for c in (stated, upper, middle) if all(int(size / c) == resize for size, resize in sides))
+    return next(fits, middle)
 
 
 def _with_head(

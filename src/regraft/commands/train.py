@@ -6,52 +6,72 @@ photos -> features -> solved head -> bundle                          frozen
 photos -> network from random weights -> bundle                      scratch
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from regraft.backbones.backbone import Backbone, configured
-from regraft.backbones.features import Features, extract, fill
+from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.bundle.bundle import load
 from regraft.commands.report import NAME as REPORT
 from regraft.commands.report import write_report
 from regraft.commands.scan import chosen_kinds, counted, drop_issues, quick_audit
 from regraft.core.config import TrainConfig
-from regraft.core.errors import DataError
-from regraft.core.files import PARTIAL, exclusive, remove, sweep
+from regraft.core.errors import DataError, MissingExtra
+from regraft.core.files import exclusive, sweep, workspace
+from regraft.core.ownership import remove_made
 from regraft.core.progress import Progress
+from regraft.core.runtime import missing_for_training
+from regraft.core.statistics import accuracy
 from regraft.core.trackers import Tracker, TrackerSet, create_trackers
+from regraft.data.grey_range import grey_bits
+from regraft.data.growth import split_grown, with_known_sides
 from regraft.data.issues import Issue
-from regraft.data.merge import joined, relabelled
+from regraft.data.merge import joined, merged, relabelled
 from regraft.data.scan import Dataset, checked, list_photos, scan
-from regraft.data.splits import grouped, split
-from regraft.evaluation.comparison import no_room
+from regraft.data.splits import Splits, grouped, split
 from regraft.models.feature_search import Trial
 from regraft.models.linear_head import Head
-from regraft.pipeline.fine_tune import LAST_STAGES, Phase, better, name_of, phases, sentences, traced, tuned_on_split
-from regraft.pipeline.linear_probe import frozen_model, solve_head
-from regraft.run import (
+from regraft.pipeline.fine_tune import (
+    FULL,
     Candidate,
+    Phase,
+    better,
+    learning_from,
+    name_of,
+    phases,
+    sentences,
+    traced,
+    tuned_on_split,
+)
+from regraft.pipeline.linear_probe import correct_frozen, folds_for, frozen_model, head_of, solve_head
+from regraft.pipeline.selection import Selection, is_shifted, select, without_room
+from regraft.run import (
+    Outcome,
     Run,
     RunContext,
     SplitDataset,
+    TrainedModel,
     TrainInputs,
     announce,
     delivered,
     finished,
-    place,
     say_what_is_there,
 )
+from regraft.run_dir import RunRecord, Step, now, place, unchanged
+from regraft.run_ownership import SCRATCH, check_run, claim_run
 from regraft.training.distributed import ProcessGroup, process_group
+from regraft.training.planning import TooLittleTime
 from regraft.training.recipe import Recipe, choose
+
+if TYPE_CHECKING:
+    from regraft.training.finetune import Tuned
 
 T = TypeVar("T")
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
-TIMES_LAST = 2.0  # what the last stages took: with less time, less than half of the epochs of all layers would fit
 
 
 def train_run(
@@ -60,26 +80,49 @@ def train_run(
     config: TrainConfig,
     progress: Progress,
     trackers: Sequence[Tracker] = (),
+    earlier: RunRecord | None = None,
 ) -> Run:
-    """Train as `config` says and leave everything in `out`. Raises RegraftError.
+    """Train as `config` says and leave everything in a folder.
 
-    trackers: are told beside those that `config` names.
+    Args:
+        folder: The photos.
+        out: Where everything goes; None for a place below `runs`.
+        config: How to train.
+        progress: What is told.
+        trackers: Are told beside those that `config` names.
+        earlier: A run whose photos, labels and splits count, with what `config` names beyond it; then nothing else in
+            `folder` does.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
-    out, config = place(Path(folder), out), config.located()
+    out, config = place(Path(folder), out, progress=progress), config.located()
     choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
     chosen_kinds(config.drop)
+    _check_installed(config)
     with create_trackers(config.track, trackers, progress) as listening:
-        run = _train(Path(folder), out, config, progress, listening)
+        run = _train(Path(folder), out, config, progress, listening, earlier)
         listening.summary = run.summary
     return run
 
 
-def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: TrackerSet) -> Run:
+def _check_installed(config: TrainConfig) -> None:
+    """Refuse a training that has to begin with gradient descent where torch is absent. Raises MissingExtra."""
+    is_frozen_first = config.is_solved and config.mode != "full"
+    if not is_frozen_first and (missing := missing_for_training()):
+        raise MissingExtra(missing[0])
+
+
+def _train(
+    folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: TrackerSet, earlier: RunRecord | None
+) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
-    with progress.step("total"), process_group() as world, _held(out, world, config):
+    with progress.step("total", is_announced=False), process_group() as world, _held(out, world, config, progress):
         progress.quiet = progress.quiet or not world.is_main
-        context = RunContext(folder, out, config, deadline, world, progress, began, listening)
+        context = RunContext(
+            folder, out, config, deadline, world, progress, began, listening, _step(folder, config, earlier), earlier
+        )
         if world.is_main:
             listening.start(out, config.to_json())
         if config.mode == "frozen" and config.is_solved and config.settings:
@@ -89,29 +132,31 @@ def _train(folder: Path, out: Path, config: TrainConfig, progress: Progress, lis
         say_what_is_there(inputs.photos_split, progress)
         solved = solve_head(inputs, context)
         context = replace(context, findings=_seen(inputs.photos_split, solved.head if solved else None, context))
-        candidate = _run_phases(inputs, solved, context)
-        if candidate is not None and config.report:
-            run = finished(inputs.photos_split, candidate, context)
-            write_report(run.bundle, candidate.evaluation, run.summary, out / REPORT, progress)
+        outcome = _run_phases(inputs, solved, context)
+        if outcome is not None and config.report:
+            run = finished(inputs.photos_split, outcome, context)
+            write_report(run.bundle, outcome.evaluation, run.summary, out / REPORT, progress)
         world.barrier()
-    if candidate is None:
+    if outcome is None:
         return Run(out, load(out / "bundle"), {})
-    return finished(inputs.photos_split, candidate, context)
+    return finished(inputs.photos_split, outcome, context)
 
 
 @contextmanager
-def _held(out: Path, world: ProcessGroup, config: TrainConfig) -> Iterator[None]:
+def _held(out: Path, world: ProcessGroup, config: TrainConfig, progress: Progress) -> Iterator[None]:
     """The run's folder for this run alone, freed of what killed ones left."""
     if not world.is_main:
         world.barrier()
         yield
         return
+    check_run(out)
     with exclusive(out):
         sweep(out)
+        claim_run(out, progress)
         if config.restart:
             _forget(out)
         if not (out / "checkpoints").exists():
-            remove(out / "history.jsonl")  # of the run before this one
+            remove_made(out / "history.jsonl")  # of the run before this one
         world.barrier()
         yield
 
@@ -120,7 +165,7 @@ def _prepare(context: RunContext) -> TrainInputs:
     """Photos, the backbone, and its features where a head is solved on them."""
     config, progress = context.config, context.progress
     dataset = _photos(context)
-    backbone = None if config.mode == "scratch" else _backbone(context)
+    backbone = None if config.mode == "scratch" else _backbone(context).with_grey_bits(grey_bits(dataset, progress))
     features = None
     if backbone is not None and (config.is_solved or config.drop):
         dataset, features = _features(backbone, dataset, context)
@@ -134,17 +179,57 @@ def _prepare(context: RunContext) -> TrainInputs:
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)
-    splits = split(dataset, val_fraction=config.val_fraction, seed=config.seed)
-    return TrainInputs(SplitDataset(dataset, splits), backbone, features if config.is_solved else None)
+    return TrainInputs(
+        SplitDataset(dataset, _split(dataset, context)), backbone, features if config.is_solved else None
+    )
+
+
+def _step(folder: Path, config: TrainConfig, earlier: RunRecord | None) -> Step:
+    """What this training is in the record of its run."""
+    if earlier is None:
+        return Step("train", str(folder.resolve()), now())
+    added = _beyond(config.also, earlier.config.also)
+    return Step(
+        "add" if added else "relabel", ", ".join(added or _beyond(config.relabel, earlier.config.relabel)), now()
+    )
+
+
+def _beyond(all_of_them: tuple[str, ...], earlier: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that have come after the earlier ones."""
+    return all_of_them[len(earlier) :]
+
+
+def _split(dataset: Dataset, context: RunContext) -> Splits:
+    config, earlier = context.config, context.earlier
+    if earlier is None:
+        return split(dataset, val_fraction=config.val_fraction, seed=config.seed)
+    return split_grown(dataset, val_fraction=config.val_fraction, seed=config.seed, given=earlier.split_given)
+
+
+def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
+    """The photos of an earlier run, as it has them, and those that have come since."""
+    config, progress = context.config, context.progress
+    parts = [unchanged(earlier.dataset(), progress)]
+    for folder in _beyond(config.also, earlier.config.also):
+        new = list_photos(folder, min_classes=1, progress=progress)
+        parts.append(with_known_sides(new, earlier.sides, earlier.judged))
+    dataset = merged(parts)
+    roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
+    for file in _beyond(config.relabel, earlier.config.relabel):
+        dataset = relabelled(dataset, Path(file), roots)
+    return checked(dataset)
 
 
 def _photos(context: RunContext) -> Dataset:
     """All photos, as the folders say or as somebody has put right. Those that no head is solved on are decoded once."""
     config = context.config
+    if context.earlier is not None:
+        return _grown(context, context.earlier)
     listed = list_photos if config.is_solved else scan
-    several = bool(config.also)
-    parts = [listed(context.photos, min_classes=2 - several, progress=context.progress)]
-    parts += [listed(folder, min_classes=1, progress=context.progress) for folder in config.also]
+    several, options = bool(config.also), config.folder_options
+    parts = [listed(context.photos, min_classes=2 - several, options=options, progress=context.progress)]
+    options = replace(options, known_classes=parts[0].classes)
+    parts += [listed(folder, min_classes=1, options=options, progress=context.progress) for folder in config.also]
     dataset = joined(parts, val_fraction=config.val_fraction, seed=config.seed)
     for file in config.relabel:
         dataset = relabelled(dataset, Path(file), [part.root for part in parts])
@@ -165,52 +250,107 @@ def _main_first(context: RunContext, work: Callable[[], T]) -> T:
     return done
 
 
-def _features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, Features]:
+def _features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
     """Features of all photos, each computed by one of the processes."""
     rank, size = context.world.rank, context.world.size
     if size > 1:
         fill(backbone, dataset.subset(range(rank, len(dataset), size)), progress=context.progress)
         context.world.barrier()
-    return extract(backbone, dataset, progress=context.progress)
+    dataset, features = extract(backbone, dataset, progress=context.progress)
+    return dataset, features.by_content
 
 
-def _run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -> Candidate | None:
+def _run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -> Outcome | None:
     """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
-    head, is_frozen_first = solved.head if solved else None, solved is not None and context.config.mode != "full"
-    best = frozen_model(solved, inputs, context) if solved and is_frozen_first and context.world.is_main else None
-    last_s = 0.0
-    for phase in phases(context.config):
-        if is_frozen_first:
-            stop = context.world.broadcast(None if best is None else _why_stop(best, last_s, context))
-            if stop is not None:
-                best = best and replace(best, decision=sentences(best.decision, stop))
-                break
-            if best is not None:
-                announce(inputs.photos_split, best, context)
-            context.progress.say(f"{phase.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
-        began = time.monotonic()
-        best = _run_phase(inputs, head, best, phase, context)
-        last_s = time.monotonic() - began
-    if best is not None and last_s:
-        finished(inputs.photos_split, best, context)  # a kill from here on costs nothing
+    if solved is None or context.config.mode == "full":
+        return _climbed_alone(inputs, solved.head if solved else None, context)
+    selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
+    best, is_far = _first(inputs, solved, selection, context)
+    head, has_begun = None, False
+    for phase in phases(context.config, is_far):
+        stop = context.world.broadcast(None if best is None else _why_stop(best, has_begun, context))
+        if stop is not None:
+            best = best and _decided(best, stop)
+            break
+        if best is not None:
+            announce(inputs.photos_split, best.outcome, context)
+        context.progress.say(f"{phase.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
+        head = head or _head_to_begin_from(learning_from(inputs, selection.learned), solved.head, context)
+        try:
+            best = _run_phase(inputs, head, best, selection, phase, context)
+        except TooLittleTime as error:
+            context.progress.say(f"{phase.name}: {error}")
+            best = best and _decided(best, f"{name_of(best.outcome)}: there was no time left: {phase.name} {error}")
+            break
+        has_begun = True
+    if best is None:
+        return None
+    if has_begun:
+        finished(inputs.photos_split, best.outcome, context)  # a kill from here on costs nothing
         _forget(context.out)
-    return best
+    return best.outcome
+
+
+def _climbed_alone(inputs: TrainInputs, head: Head | None, context: RunContext) -> Outcome | None:
+    """Gradient descent that nothing is compared with. None in processes that do not write."""
+    tuned = tuned_on_split(inputs, head, FULL, context)
+    if not context.world.is_main:
+        return None
+    with _traced(tuned, inputs, inputs.photos_split.splits.judged[1], context) as model:
+        outcome = delivered(model, inputs.photos_split, context)
+    finished(inputs.photos_split, outcome, context)
+    _forget(context.out)
+    return outcome
+
+
+def _first(
+    inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext
+) -> tuple[Candidate | None, bool]:
+    """The frozen model, None in processes that do not write; and whether val is so far from train that it cannot do."""
+    config, progress = context.config, context.progress
+    selected = selection.count(correct_frozen(solved, selection, inputs))
+    is_far = config.mode == "auto" and is_shifted(selected, solved.head.cross_validated)
+    if is_far:
+        progress.say(f"val is from elsewhere: {selected}, cross-validated {solved}; so all layers learn, at once")
+    if not context.world.is_main:
+        return None, is_far
+    outcome, chosen = frozen_model(solved, inputs, config.is_searching and not is_far, context)
+    correct, inside = correct_frozen(chosen, selection, inputs), chosen.head.cross_validated
+    unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
+    outside = None if selection.is_set_aside else selection.count(correct)
+    return Candidate(outcome, correct, (unseen, outside)), is_far
+
+
+def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext) -> Head:
+    """A head solved without the photos that choose."""
+    train = learning.photos_split.splits.train
+    if learning.features is None or len(train) == len(solved.held_out):
+        return solved
+    return head_of(learning.features, train, context.config)
 
 
 def _run_phase(
-    inputs: TrainInputs, head: Head | None, best: Candidate | None, phase: Phase, context: RunContext
+    inputs: TrainInputs, head: Head, best: Candidate | None, selection: Selection, phase: Phase, context: RunContext
 ) -> Candidate | None:
     """The better of what is there and what a training gives. None in processes that do not write."""
-    tuned = tuned_on_split(inputs, head, phase, context)
-    if not context.world.is_main:
+    learning = learning_from(inputs, selection.learned)
+    tuned = tuned_on_split(learning, head, phase, context)
+    if best is None:
         return None
-    with tempfile.TemporaryDirectory(dir=context.out, prefix=PARTIAL) as folder:
-        model = traced(Path(folder), tuned, inputs, context)
-        return (
-            delivered(model, inputs.photos_split, context)
-            if best is None
-            else better(model, phase, best, inputs, context)
-        )
+    unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]
+    with _traced(tuned, learning, unseen, context) as model:
+        return better(model, phase, best, selection, inputs, context)
+
+
+@contextmanager
+def _traced(tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> Iterator[TrainedModel]:
+    """A trained network as what bundles are made of, while it lasts."""
+    with workspace(context.out) as folder:
+        yield traced(folder, tuned, inputs, unseen, context)
+
+
+def _decided(best: Candidate, why: str) -> Candidate:
+    return replace(best, outcome=replace(best.outcome, decision=sentences(best.outcome.decision, why)))
 
 
 def _seen(photos_split: SplitDataset, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
@@ -222,30 +362,27 @@ def _seen(photos_split: SplitDataset, head: Head | None, context: RunContext) ->
     return seen
 
 
-def _why_stop(best: Candidate, last_s: float, context: RunContext) -> str | None:
-    """Why the model that is there is the last rung, in one sentence; None to climb on.
+def _why_stop(best: Candidate, has_begun: bool, context: RunContext) -> str | None:
+    """Why the model that is there is the last rung, in one sentence; None to climb on. Photos that judge have no say.
 
-    last_s: seconds that the training before this one took, 0 if there was none.
+    has_begun: whether another training has been before.
     """
     if context.config.mode == "frozen":
         return ""
-    a, name = best.evaluation.accuracy, name_of(best)
-    if _no_room(best):
-        num_right = round(a.value * a.n)
-        wrong = f"only {a.n - num_right}" if num_right < a.n else "none"
-        return f"{name}: it has {wrong} of {a.n} {a.split} photos wrong, too few to show that any model is better"
-    left_s = context.left_s(a.n)
-    if left_s is not None and left_s < max(WORTH_S, TIMES_LAST * last_s):
-        return f"{name}: there was no time left to {'train all layers' if last_s else 'fine-tune'}"
+    name = name_of(best.outcome)
+    if full := without_room(*best.counts):
+        num_wrong = full.n - round(full.value * full.n)
+        wrong = f"only {num_wrong}" if num_wrong else "none"
+        return f"{name}: it has {wrong} of {full.n} {full.split} photos wrong, too few to show that any model is better"
+    if missing_for_training():
+        return f"{name}: letting layers learn may give a better one, and needs torch: pip install 'regraft[train]'"
+    left_s = context.left_s(best.outcome.evaluation.accuracy.n)
+    if left_s is not None and left_s < WORTH_S:
+        return f"{name}: there was no time left to {'train all layers' if has_begun else 'fine-tune'}"
     return None
-
-
-def _no_room(best: Candidate) -> bool:
-    a, cv = best.evaluation.accuracy, best.model.cross_validated
-    return no_room(round(a.value * a.n), a.n) and (cv is None or no_room(round(cv.value * cv.n), cv.n))
 
 
 def _forget(out: Path) -> None:
     """A finished training has nothing to continue."""
-    for name in ("checkpoints", "folds", LAST_STAGES.folder):
-        remove(out / name)
+    for name in SCRATCH:
+        remove_made(out / name)

@@ -1,11 +1,10 @@
 """The stories of `regraft add` and `regraft relabel`: a model learns from more, or better labelled, photos in seconds.
 
-Features of the photos that it knows are in the cache, so only new photos go through the backbone, and the head is
-solved again: the same bytes as training on all of them from the start.
+Photos, labels and splits are those of the run's record, with what is new. Features of known photos are in the cache, so
+only new ones go through the backbone, and the head is solved again.
 """
 
-import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import numpy as np
 from regraft.bundle.bundle import Bundle, load
 from regraft.commands.train import train_run
 from regraft.core.config import TrainConfig
-from regraft.core.errors import ConfigError, DataError
+from regraft.core.errors import ConfigError
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.evaluation.comparison import Pair, pair
 from regraft.evaluation.evaluate import evaluate_dataset, in_order_of
 from regraft.run import Run
+from regraft.run_dir import RunRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -45,52 +45,61 @@ class Updated:
 def add(run: str | Path, folder: str | Path, out: str | Path | None = None, *, progress: Progress = QUIET) -> Updated:
     """Train the model of a run on the photos in a folder too: new ones of its classes, or classes that it lacks.
 
-    out: default the run itself, whose bundle is replaced when the new one is there.  Raises RegraftError.
+    Every photo of the run keeps its label and its side: what was learned from never judges. Only for new photos is it
+    drawn which are kept for judging; copies of known photos go where those are.
+
+    Args:
+        run: Folder of a run of mode frozen.
+        folder: Photos, laid out as for a training.
+        out: Folder for the new run; None for the run itself, whose bundle is replaced when the new one is there.
+        progress: What is told.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
-    config, photos = _training_of(Path(run))
-    also = (*config.also, str(Path(folder).resolve()))
-    return _again(Path(run), photos, out, replace(config, also=also), progress)
+    record = _growable(Path(run))
+    config = replace(record.config, also=(*record.config.also, str(Path(folder).resolve())))
+    return _again(record, out, config, progress)
 
 
 def relabel(run: str | Path, file: str | Path, out: str | Path | None = None, *, progress: Progress = QUIET) -> Updated:
-    """Train the model of a run again with labels put right. file: a CSV or JSON-lines list of path and label.
+    """Train the model of a run again with labels put right.
 
-    Labels that were put right before stay so, unless this list names their photos too.  out: as for `add`.  Raises
-    RegraftError.
+    Labels that were put right before stay so, unless this list names their photos too. Every photo keeps its side; of a
+    class that would have no photo to learn from, those kept for judging are learned from.
+
+    Args:
+        run: Folder of a run of mode frozen.
+        file: A CSV or JSON-lines list of path and label.
+        out: As for `add`.
+        progress: What is told.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
-    config, photos = _training_of(Path(run))
-    lists = (*config.relabel, str(Path(file).resolve()))
-    return _again(Path(run), photos, out, replace(config, relabel=lists), progress)
+    record = _growable(Path(run))
+    config = replace(record.config, relabel=(*record.config.relabel, str(Path(file).resolve())))
+    return _again(record, out, config, progress)
 
 
-def _training_of(run: Path) -> tuple[TrainConfig, str]:
-    """How a run was trained, and on which folder. Raises DataError or ConfigError."""
+def _growable(run: Path) -> RunRecord:
+    """The record of a run that can go on. Raises DataError or ConfigError."""
     bundle = load(run)
-    try:
-        photos = json.loads((bundle.folder.parent / "result.json").read_text(encoding="utf-8"))["photos"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{run} does not say which photos it was trained on. Expected the folder of a run, with its result.json."
-        ) from error
+    record = read_record(bundle.folder.parent, "Expected the folder of a run, with its result.json and photos.jsonl")
     provenance = bundle.manifest["provenance"]
     if provenance["mode"] != "frozen":
         raise ConfigError(
             f"The model of {run} is of mode {provenance['mode']}: its backbone has learned too, so all would have "
-            f"to learn again. Train with regraft train {photos} --also DIR."
+            f"to learn again. Train with regraft train {record.folder} --also DIR."
         )
-    known = {field.name for field in fields(TrainConfig)}
-    values = {name: value for name, value in provenance["config"].items() if name in known}
-    values |= {name: tuple(values.get(name, ())) for name in ("also", "relabel")} | {"track": ()}
-    return TrainConfig(**{**values, "mode": "frozen", "search": _was_searched(provenance)}), str(photos)
+    config = replace(record.config, mode="frozen", search="searched" in provenance, track=())
+    return replace(record, config=config)
 
 
-def _was_searched(provenance: dict[str, Any]) -> bool:
-    return "searched" in provenance
-
-
-def _again(run: Path, photos: str, out: str | Path | None, config: TrainConfig, progress: Progress) -> Updated:
-    old = load(run)
-    updated = train_run(photos, out or old.folder.parent, config, progress)
+def _again(record: RunRecord, out: str | Path | None, config: TrainConfig, progress: Progress) -> Updated:
+    old = load(record.run)
+    _ = old.head, old.engine  # the model as it is now: its folder may be replaced before it is judged
+    updated = train_run(record.folder, out or record.run, config, progress, earlier=record)
     return _compared(old, updated, progress)
 
 

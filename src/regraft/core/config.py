@@ -1,7 +1,8 @@
 """What can be chosen about a training run. One dataclass, saved with the result."""
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, get_args
 
 from regraft.core.errors import ConfigError
@@ -9,7 +10,37 @@ from regraft.core.errors import ConfigError
 Mode = Literal["auto", "frozen", "full", "scratch"]
 RecipeName = Literal["regraft", "tutorial"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+ClassLevel = Literal["top", "leaf", "path"]
 AUTO_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How folders of photos are read, where there is more than one way.
+
+    Attributes:
+        class_level: Where class folders hold folders: "top" for the outer one as the class, "leaf" for the one that
+            holds the photos, "path" for both, as `birds/owl`. None to refuse what could be meant in two ways.
+        follow_links: Whether links to files and folders are followed, wherever they lead.
+        known_classes: Names that are expected, such as those of a model, where they decide how a name is read.
+    """
+
+    class_level: ClassLevel | None = None
+    follow_links: bool = False
+    known_classes: tuple[str, ...] = ()
+
+    @classmethod
+    def recorded(cls, config: Mapping[str, Any]) -> "FolderOptions":
+        """Those that a model was trained with.
+
+        Args:
+            config: As `TrainConfig.to_json` gives it, perhaps by an older version.
+        """
+        level = config.get("class_level")
+        return cls(level if level in get_args(ClassLevel) else None, config.get("follow_links") is True)
+
+
+AS_FOUND = FolderOptions()
 
 
 @dataclass(frozen=True)
@@ -45,8 +76,15 @@ class TrainConfig:
     num_folds: int = 5
     """Folds of every cross-validation."""
 
+    class_level: ClassLevel | None = None
+    """Which folder names the class where class folders hold folders: the outer one, the one that holds the photos, or
+    all. Not set: what could be meant in two ways is refused."""
+
+    follow_links: bool = False
+    """Follow links to photos and folders, wherever they lead."""
+
     group_by: str | None = None
-    """What in a file's name, such as "patient[0-9]+", keeps photos together: those of one group stay on one side of
+    """What in a photo's path, such as "patient[0-9]+", keeps photos together: those of one group stay on one side of
     every split."""
 
     also: tuple[str, ...] = ()
@@ -84,9 +122,12 @@ class TrainConfig:
     """Never download anything."""
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName))):
+        levels = (None, *get_args(ClassLevel))
+        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName)), ("class_level", levels)):
             if getattr(self, name) not in known:
-                raise ConfigError(f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
+                raise ConfigError(
+                    f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(map(str, known))}."
+                )
         if not 0 < self.val_fraction < 1 or self.num_folds < 2 or not (self.time_s is None or self.time_s > 0):
             raise ConfigError("Expected val_fraction between 0 and 1, two folds or more, and a time above 0.")
         if self.mode == "scratch" and self.weights not in (None, "random"):
@@ -112,6 +153,11 @@ class TrainConfig:
         """Whether a head is solved first: not from random weights, and not where the notebook takes steps."""
         return self.mode != "scratch" and self.recipe == "regraft"
 
+    @property
+    def folder_options(self) -> FolderOptions:
+        """How its folders of photos are read."""
+        return FolderOptions(self.class_level, self.follow_links)
+
     def located(self) -> "TrainConfig":
         """The same with files named so that they are found from any folder."""
         return replace(
@@ -122,8 +168,25 @@ class TrainConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in manifests."""
-        return asdict(self)
+        """As stored in the record of a run."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def portable(self) -> dict[str, Any]:
+        """As stored in manifests: without folders and files of this machine, which the record of the run has."""
+        weights = self.weights and PureWindowsPath(self.weights).name
+        own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel")}
+        return {**own, "weights": weights}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "TrainConfig":
+        """The opposite of `to_json`. Settings that are not known are left out.
+
+        Raises:
+            ConfigError: A value is none that can be.
+        """
+        known = {one.name for one in fields(TrainConfig)}
+        found = {name: value for name, value in values.items() if name in known}
+        return TrainConfig(**found | {name: tuple(found.get(name, ())) for name in ("also", "relabel", "track")})
 
 
 def _located(file: str | None) -> str | None:

@@ -7,25 +7,32 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from regraft.core.csv_cells import to_cell
 from regraft.core.errors import OutputError
 from regraft.core.progress import Progress
 from regraft.core.runtime import cache_folder
+from regraft.core.version import __version__
 
-PARTIAL = ".partial-"  # prefix of everything that is still being written
-ASIDE = ".aside-"  # prefix of a folder that is just being replaced; a unique part and its own name follow
+PARTIAL = ".regraft-partial-"  # prefix of everything that is still being written; 32 hexadecimal digits follow
+MARKER = ".regraft"  # a file that says what is regraft's own in the folder that holds it
+LOCK, HOLDER = ".regraft.lock", ".regraft.holder"
 DAY_S = 86_400.0
+_NEW, _OLD = "new", "old"  # in a workspace: what is to be put in place, and what stood there before
+_IS_PARTIAL = re.compile(re.escape(PARTIAL) + "[0-9a-f]{32}")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -50,22 +57,40 @@ def json_bytes(value: Any) -> bytes:
 
 
 def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes:
-    """A CSV file; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """A CSV file that `regraft.core.csv_cells.from_cell` reads back, and no spreadsheet takes for a program."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where a semicolon ends a cell
     writer.writerow(header)
-    writer.writerows(
-        [f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in r] for r in rows
-    )
-    return buffer.getvalue().encode("utf-8", "backslashreplace")
+    writer.writerows([to_cell(cell) for cell in row] for row in rows)
+    return buffer.getvalue().encode()
+
+
+def marker_bytes(**facts: Any) -> bytes:
+    """Content of a marker: who made the folder around it, and facts about it that are plain JSON values."""
+    return json_bytes({"made_by": f"regraft {__version__}", **facts})
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """Facts of the marker in a folder; None where there is none, or a file of that name that regraft has not made."""
+    path = folder / MARKER
+    try:
+        if path.is_symlink() or not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if found["made_by"].startswith("regraft ") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, sees the old content or the new, never a part.
 
-    Raises OutputError where it cannot be written.
+    For files in folders that are regraft's alone; what lies where the user chose goes through `core.ownership`.
+
+    Raises:
+        OutputError: It cannot be written.
     """
-    partial = path.parent / f"{PARTIAL}{uuid.uuid4().hex}"
+    partial = path.parent / _partial_name()
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -82,7 +107,7 @@ def make_folder(path: Path, *, kind: str = "folder") -> Path:
     """Create a folder with its parents. Raises OutputError that names the folder and what it was for."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f"{PARTIAL}{uuid.uuid4().hex}"
+        probe = path / _partial_name()
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -109,48 +134,88 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @contextmanager
-def published(final: Path) -> Iterator[Path]:
+def workspace(parent: Path, final: str = "") -> Iterator[Path]:
+    """A folder for what is being written, inside `parent`, on the same disk; gone at the end.
+
+    Args:
+        parent: Where it is made.
+        final: Name in `parent` of what comes of it, for `sweep`.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    place = make_folder(parent, kind="output folder") / _partial_name()
+    try:
+        try:
+            place.mkdir()
+        except OSError as error:
+            raise OutputError(f"Cannot write to {parent}: {_reason(error)}. Choose another place.") from error
+        write_atomic(place / MARKER, marker_bytes(final=final))
+        yield place
+    finally:
+        remove(place)
+
+
+def replace_any(final: Path) -> None:
+    """For `published`: whatever is there may be replaced. For the cache, whose names nobody else gives."""
+
+
+@contextmanager
+def published(final: Path, replace: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A temporary folder that becomes `final` in one rename when the block ends well, and vanishes when it does not.
 
-    An existing `final` is moved aside first, so that it is replaced as a whole, and back if that fails.
-    Raises OutputError where it cannot be written.
+    Args:
+        final: The folder to be.
+        replace: Called with `final` where something is there, just before it is replaced as a whole; raises
+            OutputError where it must stay. None replaces nothing but an empty folder.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        OutputError: It cannot be written, or what is there stays.
     """
-    make_folder(final.parent, kind="output folder")
-    partial = final.parent / f"{PARTIAL}{uuid.uuid4().hex}"
-    aside = final.parent / f"{ASIDE}{uuid.uuid4().hex}-{final.name}"
-    partial.mkdir()
-    try:
-        yield partial
-        _replace_folder(final, partial, aside)
-    except OSError as error:
-        raise OutputError(f"Cannot write {final}: {_reason(error)}. Make room or choose another place.") from error
-    finally:
-        remove(partial)
-        remove(aside)
+    with workspace(final.parent, final.name) as place:
+        try:
+            (place / _NEW).mkdir()
+            yield place / _NEW
+            _put_in_place(final, place, replace)
+        except OSError as error:
+            raise OutputError(f"Cannot write {final}: {_reason(error)}. Make room or choose another place.") from error
 
 
 def sweep(folder: Path, *, older_than_s: float = 0.0) -> None:
     """Remove what killed writers left in a folder; where others may be writing, only what is old.
 
-    A folder that stood aside comes back if its writer was killed before the new one took its place.
+    Only what bears regraft's own names and markers is touched. A folder that stood aside comes back if its writer was
+    killed before the new one took its place.
     """
-    for leftover in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{ASIDE}*")]:
+    for leftover in folder.glob(f"{PARTIAL}*"):
         with suppress(OSError):
-            if older_than_s and time.time() - leftover.lstat().st_mtime < older_than_s:
-                continue
-            final = folder / leftover.name.removeprefix(ASIDE).partition("-")[2]
-            if leftover.name.startswith(ASIDE) and not os.path.lexists(final):
-                os.replace(leftover, final)
-            else:
-                remove(leftover)
+            young = older_than_s and time.time() - leftover.lstat().st_mtime < older_than_s
+            if not young and is_partial(leftover):
+                _clear_up(leftover)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is what a writer of regraft's left, or is writing: by its name, and a folder by its marker too."""
+    if not _IS_PARTIAL.fullmatch(path.name) or path.is_symlink():
+        return False
+    if not path.is_dir():
+        return path.is_file()
+    return read_marker(path) is not None or all(is_partial(one) for one in path.iterdir())  # killed before its marker
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises OutputError that names the holder when another run has it."""
+    """Hold a folder for this process.
+
+    Raises:
+        OutputError: Another run has it, which is named, or its lock is no plain, empty file.
+    """
     make_folder(folder, kind="output folder")
-    holder = folder / ".holder"
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(_plain_lock(folder / LOCK))
+    holder = folder / HOLDER
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -160,6 +225,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"{folder} is in use by {owner}. Wait until it ends, or choose another folder with --out."
         ) from None
+    except OSError as error:
+        raise OutputError(f"Cannot lock {folder / LOCK}: {_reason(error)}. Choose another --out.") from error
     try:
         write_atomic(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
@@ -168,27 +235,63 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _replace_folder(final: Path, partial: Path, aside: Path) -> None:
+def _plain_lock(path: Path) -> Path:
+    """The same path, once it is sure that locking it changes nothing. Raises OutputError."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size:
+            raise OutputError(
+                f"{path} is no lock of regraft's: expected an empty file. Move it away, or choose another --out."
+            )
+    return path
+
+
+def _clear_up(leftover: Path) -> None:
+    """Remove what a killed writer left; what it had moved aside comes back where nothing has taken its place."""
+    facts = read_marker(leftover) if leftover.is_dir() else None
+    name = facts.get("final") if facts else None
+    if isinstance(name, str) and name and Path(name).name == name and os.path.lexists(leftover / _OLD):
+        final = leftover.parent / name
+        if not os.path.lexists(final):
+            os.replace(leftover / _OLD, final)
+    remove(leftover)
+
+
+def _put_in_place(final: Path, place: Path, replace: Callable[[Path], None] | None) -> None:
+    """Rename the new folder to `final`, and what is there aside, or back if that fails."""
     while True:
-        with suppress(FileNotFoundError):
-            os.replace(final, aside)
+        if replace is not None and os.path.lexists(final):
+            replace(final)
+            with suppress(FileNotFoundError):
+                os.replace(final, place / _OLD)
         try:
-            return os.replace(partial, final)
+            return os.replace(place / _NEW, final)
         except BaseException as error:
-            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            in_the_way = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+            if in_the_way and replace is None:
+                raise OutputError(
+                    f"{final} is there already, and stays as it is. Move it away, or choose another place."
+                ) from error
+            if not in_the_way:
                 with suppress(OSError):
-                    os.replace(aside, final)
+                    os.replace(place / _OLD, final)
                 raise
-            remove(aside)  # another process was quicker: what it has put there is replaced in its turn
+            remove(place / _OLD)  # another process was quicker: what it has put there is replaced in its turn
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that it holds, as far as that is possible."""
+    """Remove a file, a link, or a folder with all that it holds, as far as that is possible.
+
+    For what is regraft's alone; what lies where the user chose goes through `core.ownership`.
+    """
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
+
+
+def _partial_name() -> str:
+    return f"{PARTIAL}{uuid.uuid4().hex}"
 
 
 def _reason(error: OSError) -> str:

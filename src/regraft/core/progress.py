@@ -4,13 +4,15 @@ rich is imported only when there is something to draw: commands that say nothing
 """
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 Advance = Callable[[int], None]
+SILENT_S = 1.0  # that a step may take before it is said
 
 
 @dataclass
@@ -41,8 +43,18 @@ class Progress:
             print(printable(message), file=sys.stderr, flush=True)
 
     @contextmanager
-    def step(self, name: str, total: int = 0, unit: str = "photos") -> Iterator[Advance]:
-        """Time a step. Yields `advance(count)`; a step with a `total` shows how far it is."""
+    def step(self, name: str, total: int = 0, unit: str = "photos", *, is_announced: bool = True) -> Iterator[Advance]:
+        """Time a step.
+
+        Args:
+            name: What is done.
+            total: How many things it is done with, which shows how far it is; 0 where that is not known.
+            unit: What these things are.
+            is_announced: Whether a step without a total is said when it takes longer than a second.
+
+        Yields:
+            `advance(count)`, to be called when so many more things are done.
+        """
         start = time.perf_counter()
         on_terminal = total > 0 and not self.quiet and sys.stderr.isatty()
         done = 0
@@ -52,7 +64,11 @@ class Progress:
             done += number
             advance(number)
 
-        with _bar(self._bars, name, total, unit) if on_terminal else _nothing() as advance:
+        is_silent = self.quiet or total > 0 or not is_announced
+        with (
+            nullcontext() if is_silent else _announced(lambda: self.say(f"{name} ...")),
+            _bar(self._bars, name, total, unit) if on_terminal else _nothing() as advance,
+        ):
             yield count
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
@@ -68,6 +84,18 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _announced(say: Callable[[], None]) -> Iterator[None]:
+    """Say something unless the block has ended by then."""
+    timer = threading.Timer(SILENT_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

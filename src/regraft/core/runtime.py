@@ -1,9 +1,12 @@
 """Where we run: cores, cache folder, versions, switches from the environment."""
 
 import ctypes
+import logging
 import os
 import platform
+import sys
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ from platformdirs import user_cache_path
 
 from regraft.core.errors import MissingExtra
 
+TRAINING = ("torch", "torchvision", "timm")  # what gradient descent, and networks other than the default, stand on
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # how a thread waits, if the user has decided it
+SPINS = "2000"  # turns of a waiting thread's loop before it gives its core to others; OpenMP's own default is 300,000
 PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "torch", "torchvision", "timm")
 
 
@@ -30,15 +36,49 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def missing_for_training() -> list[str]:
+    """Packages of the [train] extra that are not installed, found without importing those that are."""
+    return [name for name in TRAINING if not _can_be_found(name)]
+
+
+def _can_be_found(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder that refuses it, or a stand-in without a specification
+        return False
+
+
 def import_torch_module(module: str) -> Any:
     """A module of regraft that imports torch, such as "backbones.onnx_export". Raises MissingExtra where torch is absent.
 
     Only from here: everything before and after it runs without.
     """
+    let_threads_yield()
     try:
         return import_module(f"regraft.{module}")
     except ImportError as error:
         raise MissingExtra(error.name or "torch") from error
+
+
+def let_threads_yield() -> bool:
+    """Have torch's waiting threads give their core to others, in this process and those that it starts.
+
+    torch's threads meet several hundred times in a training step, and those that are early wait in a loop. Where
+    another program takes one of the cores, they burn what the last one would need: with one of two cores taken, a step
+    falls to a third of its speed, and with this to more than half. OpenMP reads the environment once, when torch is
+    loaded, so this has to come before. What the user has set is left alone.
+
+    Returns:
+        Whether it was set here, in time or by an earlier call.
+    """
+    if os.environ.get("GOMP_SPINCOUNT") != SPINS:
+        if any(name in os.environ for name in WAITING):
+            return False
+        if "torch" in sys.modules:
+            logging.getLogger("regraft").debug("torch was loaded before regraft: its waiting threads keep their cores")
+            return False
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    return True
 
 
 def keep_freed_memory() -> bool:

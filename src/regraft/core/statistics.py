@@ -1,14 +1,13 @@
 """How far a number can be trusted."""
 
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import log, log1p, sqrt
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from regraft.core.errors import MissingExtra
-
+DIGITS = 55  # halvings, until the ends are neighbours
 NUM_DRAWS = 2000  # of a bootstrap
 NUM_BLOCKS = 20
 LARGE = 20_000  # photos whose mean needs none
@@ -58,16 +57,29 @@ def accuracy(num_right: int, n: int, split: str) -> Accuracy:
 
 
 def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
-    """The largest rate, 0..1, at which no more than `num_wrong` of `n` still happens with probability 1 - certainty.
+    """The largest rate at which no more than `num_wrong` of `n` still happens with probability 1 - certainty.
 
-    Exact: C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934), one-sided.
-    Raises MissingExtra without scipy.
+    Exact: C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934), one-sided. The rate
+    is halved in on, because scipy, which inverts the beta distribution, is half as large as all that regraft needs.
+
+    Args:
+        num_wrong: How often it happened, from 0 to n.
+        n: How often it could have.
+        certainty: 0..1.
+
+    Returns:
+        0..1.
     """
-    try:
-        from scipy.special import betaincinv
-    except ImportError as error:
-        raise MissingExtra("scipy") from error
-    return 1.0 if num_wrong >= n else float(betaincinv(num_wrong + 1, n - num_wrong, certainty))
+    if num_wrong >= n:
+        return 1.0
+    k = np.arange(num_wrong + 1)
+    log_ways = np.concatenate([[0.0], np.cumsum(np.log((n - k[1:] + 1) / k[1:]))])  # of choosing k out of n
+    low, high = num_wrong / n, 1.0
+    for _ in range(DIGITS):
+        rate = (low + high) / 2
+        likely = np.exp(log_ways + k * log(rate) + (n - k) * log1p(-rate)).sum()
+        low, high = (rate, high) if likely > 1 - certainty else (low, rate)
+    return high
 
 
 def difference_interval(a_only: int, b_only: int, n: int) -> tuple[float, float]:
@@ -110,8 +122,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Mean F1, 0..1, over the classes that occur, of confusion matrices `(..., C, C)`, a row for each true class."""
-    n, said = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    f1 = 2 * np.diagonal(confusion, axis1=-2, axis2=-1) / np.maximum(n + said, 1)
+    return _mean_f1(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2))
+
+
+def _mean_f1(right: np.ndarray, n: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """Of counts `(..., C)`: photos of a class that were right, photos of it, and how often it was said."""
+    f1 = 2 * right / np.maximum(n + said, 1)
     return np.asarray(np.where(n > 0, f1, 0).sum(axis=-1) / np.maximum((n > 0).sum(axis=-1), 1))
 
 
@@ -128,6 +144,21 @@ def macro_f1_interval(confusion: np.ndarray) -> tuple[float, float]:
 
 def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     """`(K,)` of K confusion matrices, whose cells that are not empty `(n, 2)` hold `counts (K, n)`."""
-    matrices = np.zeros((len(counts), *confusion.shape), np.int64)
-    matrices[:, cells[:, 0], cells[:, 1]] = counts
-    return macro_f1(matrices)
+    size, (rows, columns) = len(confusion), cells.T
+    right = rows == columns
+    return _mean_f1(
+        *(
+            _added_up(counts[:, some], place[some], size)
+            for some, place in ((right, rows), (slice(None), rows), (slice(None), columns))
+        )
+    )
+
+
+def _added_up(counts: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
+    """Counts `(K, n)` added up by their places `(n,)` among `size`: `(K, size)`. No matrix `(K, C, C)` is made."""
+    found = np.zeros((len(counts), size), counts.dtype)
+    order = np.argsort(places, kind="stable")
+    names, starts = np.unique(places[order], return_index=True)
+    if len(names):
+        found[:, names] = np.add.reduceat(counts[:, order], starts, axis=1)
+    return found

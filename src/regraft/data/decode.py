@@ -1,24 +1,38 @@
 """File bytes to pixels: the only decoder, for training, predicting, serving and reports alike.
 
-A photo is either decoded whole, or refused with a reason. Nothing is guessed and nothing is replaced.
+A photo is either decoded whole, or refused with a reason. Nothing is guessed and nothing is replaced. What comes out
+depends on the bytes alone: not on the process's switches (`pillow_settings`), nor on what other threads decode.
 """
 
 import io
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from regraft.data import file_limits
+from regraft.data.memory_budget import DECODING
+from regraft.data.pillow_settings import private_settings
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")  # an MPO opens as JPEG
 MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 2**27  # 134 megapixels: every camera and scanner in common use, and no decompression bomb
+PIECE = 2**20  # bytes that are read at a time of what does not tell its size
+MAX_PIXELS = 2**27  # that are decoded, 134 megapixels: every camera and scanner, and no decompression bomb
+MAX_STORED_PIXELS = 2**29  # of a JPEG, which is decoded at a reduced scale: phones take 200 megapixels
+MAX_SLOW_SAMPLES = 2**22  # of what Pillow decodes in Python, sample by sample: run-length BMP, odd PPM
+MAX_TILES = 2**18  # that Pillow decodes one by one
+PEAK_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 24}  # of memory for a pixel, while it is decoded
+USUAL_PEAK_BYTES = 8  # what is loaded and the same as RGB, or that and the same turned
+STRIP_PIXELS = 2**22  # of larger pictures, so many are converted at a time
 DRAFT_FACTOR = 2  # a JPEG is decoded at a reduced scale only while it stays this much larger than needed
+WHITE = 65535.0  # of a 16-bit grey picture
+CHECKED_AT = 256  # pixels of the shorter side at which a photo is decoded only to see whether it can be
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,36 +55,136 @@ def read_bytes(path: Path) -> bytes:
         if not path.is_file():
             raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return read_open(file)
     except OSError as error:
         raise Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
-    if not data:
+    except ValueError as error:  # a name that no file can have
+        raise Unreadable(f"cannot be read: {error}") from error
+
+
+def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:
+    """Content of an open binary file from where it stands, at most MAX_BYTES.
+
+    Args:
+        file: Where its size can be known, one that is too large is not read at all.
+
+    Raises:
+        Unreadable: It is empty or too large.
+    """
+    expected = PIECE
+    if file.seekable():
+        here = file.tell()
+        expected = file.seek(0, io.SEEK_END) - here
+        file.seek(here)
+        _check_length(expected)
+    parts, length = [file.read(expected + 1) or b""], 0
+    while parts[-1] and (length := length + len(parts[-1])) <= MAX_BYTES:
+        parts.append(file.read(PIECE) or b"")
+    _check_length(length)
+    return b"".join(parts) if len(parts) > 2 else parts[0]
+
+
+def _check_length(size: int) -> None:
+    if size <= 0:
         raise Unreadable("the file is empty")
-    if len(data) > MAX_BYTES:
+    if size > MAX_BYTES:
         raise Unreadable(f"larger than {MAX_BYTES // 2**20} MB")
-    return data
 
 
-def decode(data: bytes, at_least: int | None = None) -> Image.Image:
+def decode(data: bytes, at_least: int | None = None, grey_bits: int | None = None) -> Image.Image:
     """Decode an image file to an upright RGB image; of an animation, the first frame.
 
-    at_least: shorter side in pixels that the caller is going to resize to. A JPEG may then be decoded at a reduced
-    scale, never below DRAFT_FACTOR times that.  Raises Unreadable with the reason.
+    Args:
+        data: The file's content.
+        at_least: Shorter side in pixels that the caller is going to resize to. A JPEG may then be decoded at a reduced
+            scale, never below DRAFT_FACTOR times that.
+        grey_bits: How many bits 16-bit greys use, so what is white; None for all.
+
+    Raises:
+        Unreadable: It is no photo, damaged, or too large, by the pixels that would be decoded or by the memory that
+            this takes.
     """
+    with _opened(data, at_least) as image:
+        _check_size(image.size)
+        with DECODING.take(_bytes_to_decode(image, data)), private_settings(MAX_PIXELS):
+            image.load()
+            orientation, rgb = _orientation(image), to_rgb(image, grey_bits)
+            if rgb is not image:
+                image.close()  # its memory goes before more is asked for
+            return _turned(rgb, orientation)
+
+
+def decoded_size(data: bytes, at_least: int | None = None) -> tuple[int, int]:
+    """Width and height in pixels at which `decode` decodes, before the photo is turned.
+
+    Args:
+        data: The file's content.
+        at_least: As for `decode`.
+
+    Raises:
+        Unreadable: It is no photo.
+    """
+    with _opened(data, at_least) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(data: bytes, at_least: int | None = None) -> Iterator[Image.Image]:
+    """A file whose header was read. Whatever goes wrong with it until the end is raised as Unreadable."""
     try:
-        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
-            _check_size(image.size)
+        if reason := file_limits.refusal(data):
+            raise Unreadable(reason)
+        with private_settings(MAX_STORED_PIXELS), Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             if at_least is not None:
                 image.draft("RGB", (at_least * DRAFT_FACTOR, at_least * DRAFT_FACTOR))
-            image.load()
-            return to_rgb(_upright(image))
+            yield image
     except Unreadable:
         raise
     except UnidentifiedImageError:
         raise Unreadable(_not_an_image(data)) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unreadable(f"more than {MAX_PIXELS // 10**6} megapixels") from None
+    except Image.DecompressionBombError:
+        most = MAX_STORED_PIXELS if data.startswith(b"\xff\xd8") else MAX_PIXELS
+        raise Unreadable(f"more than {most // 10**6} megapixels") from None
     except Exception as error:  # Pillow's plugins raise whatever they meet in a damaged file
+        raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
+
+
+def grey_maximum(data: bytes) -> int | None:
+    """The largest value of a 16-bit grey picture; None for what is none.
+
+    Args:
+        data: The file's content.
+
+    Raises:
+        Unreadable: It cannot be decoded.
+    """
+    with _opened(data) as image:
+        if not image.mode.startswith("I"):
+            return None
+        _check_size(image.size)
+        with DECODING.take(_bytes_to_decode(image, data)), private_settings(MAX_PIXELS):
+            arrays = [np.asarray(strip) for strip, _ in _strips(image)]
+            low, high = min(int(one.min()) for one in arrays), max(int(one.max()) for one in arrays)
+    return high if low >= 0 and high <= WHITE else None
+
+
+def pixels_of(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
+    """A picture that is in memory, upright and RGB, as `decode` would have made it of its file.
+
+    Args:
+        image: Of any mode; one that was opened and not decoded yet is decoded.
+        grey_bits: As for `decode`.
+
+    Raises:
+        Unreadable: It cannot be decoded, or made RGB.
+    """
+    try:
+        with private_settings(MAX_PIXELS):
+            image.load()
+            return _turned(to_rgb(image, grey_bits), _orientation(image))
+    except Unreadable:
+        raise
+    except Exception as error:  # as in decode
         raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
 
 
@@ -95,15 +209,8 @@ class Header:
 
 def header(data: bytes) -> Header:
     """What is known of an image file before its pixels are. Raises Unreadable."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
-            return Header(image.format or "", image.size, _camera(image))
-    except Unreadable:
-        raise
-    except UnidentifiedImageError:
-        raise Unreadable(_not_an_image(data)) from None
-    except Exception as error:  # as in decode
-        raise Unreadable(f"damaged: {str(error) or type(error).__name__}") from error
+    with _opened(data) as image:
+        return Header(image.format or "", image.size, _camera(image))
 
 
 def _camera(image: Image.Image) -> str:
@@ -116,26 +223,44 @@ def _camera(image: Image.Image) -> str:
         return ""
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: transparency on white, 16-bit and float greys scaled to their full range."""
+def to_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
+    """Any Pillow image as RGB: transparency on white, 16-bit and float greys scaled to their full range.
+
+    Args:
+        image: Of any mode. A large one is converted in strips, so that no more than it and the outcome is in memory.
+        grey_bits: As for `decode`.
+
+    Raises:
+        Unreadable: It holds grey values that are not finite.
+        ValueError: Pillow knows no way from its mode to RGB.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    limits = _limits(image, grey_bits) if image.mode.startswith(("I", "F")) else (0.0, 255.0)
+    if image.width * image.height <= STRIP_PIXELS:
+        return _converted(image, limits)
+    whole = Image.new("RGB", image.size)
+    for strip, box in _strips(image):
+        whole.paste(_converted(strip, limits), box)
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, int, int]]]:
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield image.crop(box), box
+
+
+def _converted(image: Image.Image, limits: tuple[float, float]) -> Image.Image:
+    """limits: grey values that become black and white."""
     if image.mode.startswith(("I", "F")):
-        return _grey_to_8_bit(image).convert("RGB")
+        return _grey_to_8_bit(image, limits).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings about odd files while worker threads decode: the outcome says enough.
-
-    Filters of warnings belong to the process, not to a thread, so this stands around a pool, never inside it.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -144,30 +269,54 @@ def _check_size(size: tuple[int, int]) -> None:
         raise Unreadable(f"{width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels are read")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says.
+def _bytes_to_decode(image: Image.Image, data: bytes) -> int:
+    """Memory that decoding takes at its peak. Raises Unreadable where that is too much."""
+    pixels, tiles = image.width * image.height, getattr(image, "tile", [])
+    is_slow = any(tile[0] in Image.DECODERS for tile in tiles[:1])
+    if is_slow and pixels * len(image.getbands()) > MAX_SLOW_SAMPLES:
+        kind = f"{image.width}x{image.height} pixels in a slow kind of {image.format}"
+        raise Unreadable(f"{kind}; at most {MAX_SLOW_SAMPLES / 1e6:.0f} million numbers are read of these")
+    if len(tiles) > MAX_TILES:
+        raise Unreadable(f"a picture in more than {MAX_TILES} pieces")
+    needed = PEAK_BYTES.get(image.format or "", USUAL_PEAK_BYTES) * pixels + file_limits.coefficient_bytes(data)
+    if needed > DECODING.total:
+        kind = f"{image.width}x{image.height} pixels take {needed // 2**20} MB to decode"
+        raise Unreadable(f"{kind}; at most {DECODING.total // 2**20} MB are used")
+    return needed
 
-    Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are good.
-    """
+
+def _orientation(image: Image.Image) -> Any:
+    """Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are
+    good."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # whatever a damaged EXIF block raises, it says nothing about the pixels
-        return image
+        return None
+
+
+def _turned(image: Image.Image, orientation: Any) -> Image.Image:
+    """The image turned as its EXIF says."""
     turn = _TURNS.get(orientation or 1)
     return image if turn is None else image.transpose(turn)
 
 
-def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit greys by their format's range, 32-bit and float ones by their own smallest and largest value."""
-    values = np.asarray(image).astype(np.float32)
-    if image.mode.startswith("I;16") or (image.mode == "I" and values.min() >= 0 and values.max() <= 65535):
-        low, high = 0.0, 65535.0
-    elif not np.isfinite(values).all():
+def _limits(image: Image.Image, grey_bits: int | None) -> tuple[float, float]:
+    """What is black and what is white: for 16-bit greys as given, for others their own range."""
+    white = WHITE if grey_bits is None else 2.0**grey_bits - 1
+    if image.mode.startswith("I;16"):
+        return 0.0, white
+    extremes = [(v.min(), v.max()) for v in (np.asarray(strip).astype(np.float32) for strip, _ in _strips(image))]
+    low, high = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
+    if not np.isfinite([*sum(extremes, ())]).all():
         raise Unreadable("damaged: grey values that are not finite")
-    else:
-        low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.round(scaled).clip(0, 255).astype(np.uint8))
+    return (0.0, white) if image.mode == "I" and low >= 0 and high <= WHITE else (low, high)
+
+
+def _grey_to_8_bit(image: Image.Image, limits: tuple[float, float]) -> Image.Image:
+    low, high = limits
+    with np.errstate(all="ignore"):
+        scaled = (np.asarray(image).astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+        return Image.fromarray(np.round(scaled).clip(0, 255).astype(np.uint8))
 
 
 def _formats(data: bytes) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ FLUSH_SECONDS = 5.0  # how much work a kill can cost
 LARGE_BYTES = 2**28  # from which on rows lie on disk instead of in memory
 
 
-class FeatureTable(Mapping[str, np.ndarray]):
+class CachedRows(Mapping[str, np.ndarray]):
     """Rows `(D,)` float32 by content hash, of those wanted the ones that are known.
 
     table: `(M, D)` float32, a place for each one wanted, unknown ones anything.  A large one lies in a file without a
@@ -82,9 +82,9 @@ class FeatureCache:
     kind: str
     key: str
 
-    def read(self, wanted: Iterable[str]) -> FeatureTable:
+    def read(self, wanted: Iterable[str]) -> CachedRows:
         """Of those wanted, the rows that are there and intact."""
-        found = FeatureTable(wanted)
+        found = CachedRows(wanted)
         missing = found.unknown()
         for path in self._shards():
             if not missing:
@@ -114,7 +114,7 @@ class FeatureCache:
 
 def look_up_or_compute(
     store: FeatureCache, dataset: Dataset, step: str, compute: Compute, progress: Progress = QUIET
-) -> tuple[FeatureTable, dict[int, str]]:
+) -> tuple[CachedRows, dict[int, str]]:
     """Rows by content hash, from the store or computed, and photos for which there is none: index -> reason.
 
     step: its name for the user.  compute: of indices and `advance(count)`; yields content hash, and row or reason.

@@ -5,17 +5,23 @@ Whatever could be read in more than one way is refused, by its path.
 
 import os
 import re
-import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import filterfalse
 from pathlib import Path
 
+from regraft.core.config import AS_FOUND, FolderOptions
 from regraft.core.errors import DataError
+from regraft.data.class_level import reading_note, refuse_two_readings, without_containers
+from regraft.data.class_names import refuse_twins
+from regraft.data.links import LEADS_OUT, note_on_links, why_not_entered, why_not_followed, why_not_regular
+from regraft.data.split_names import is_container, is_unlabelled, mentions_split, split_of, splits_of
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini", "lost+found"}
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,20 @@ class Labelled:
 
 @dataclass
 class Listing:
-    """What was found below `root`. splits: their names, [""] where there are none.  loose: files beside the classes."""
+    """What was found below a folder, or by a list.
+
+    Attributes:
+        root: The folder that paths are relative to.
+        splits: Their names, [""] where there are none.
+        files: What is to be used.
+        quarantine: What is not, and why.
+        notes: Sentences about what else was seen.
+        loose: Files beside the classes.
+        options: How it was read.
+        list_file: The list that named the files; None where folders did.
+        walked: Device and inode of every folder that was read.
+        unfollowed: Links to folders that were not followed.
+    """
 
     root: Path
     splits: list[str] = field(default_factory=list)
@@ -45,19 +64,36 @@ class Listing:
     quarantine: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     loose: list[Path] = field(default_factory=list)
+    options: FolderOptions = AS_FOUND
+    list_file: Path | None = None
+    walked: set[tuple[int, int]] = field(default_factory=set)
+    unfollowed: list[str] = field(default_factory=list)
 
 
-def list_folder(root: Path) -> Listing:
-    """`root/<class>/<image>`, where a class may be nested, as `a/x`; or the same below train, val and test.
+def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
+    """List `root/<class>/<image>`, where a class may be nested, as `a/x`; or the same below train, val and test.
 
-    Raises DataError for what cannot be read in one way only.
+    Args:
+        root: The folder. One that holds nothing but another folder of classes is looked through.
+        options: How folders in class folders, and links, are read.
+
+    Returns:
+        Files with their classes, as text in the normal form C, and splits.
+
+    Raises:
+        DataError: It cannot be read in one way only.
     """
-    listing = Listing(root)
+    listing = Listing(root, options=options)
     for split, folder in _split_folders(listing):
+        if split == "test" and (reason := _why_unlabelled(folder, listing)):
+            listing.notes.append(reason)
+            continue
         listing.splits.append(split)
-        _refuse_twins(folder, [entry.name for entry in _visible(folder, []) if _is_folder(entry)])
-        found = _labelled_files(folder, listing)
+        refuse_twins(folder, "folders", [entry.name for entry in _visible(folder, []) if _is_folder(entry)])
+        found = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
         listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in found]
+    listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
+    listing.notes += note_on_links(f"to folders are not followed in {root}", listing.unfollowed)
     return listing
 
 
@@ -95,38 +131,117 @@ def _visible(folder: Path, notes: list[str]) -> list[os.DirEntry[str]]:
 
 def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     """`[("train", root/train), ...]`, or `[("", root)]` when the folder is not split."""
-    root = listing.root
-    folders = [entry for entry in _entries(root) if _is_folder(entry) and not is_junk(entry.name)]
-    named = {entry.name: SPLIT_NAMES[entry.name.lower()] for entry in folders if entry.name.lower() in SPLIT_NAMES}
+    place = _around_splits(listing.root)
+    folders = [entry for entry in _entries(place) if _is_folder(entry) and not is_junk(entry.name)]
+    named = splits_of([entry.name for entry in folders])
     only_splits = len(named) == len(folders) > 1  # then "train" is no class, even if it holds photos only
-    if "train" not in named.values() or not (only_splits or _has_folders(root / _folder_of("train", named))):
-        return [("", root)]
-    _check_splits(root, [entry for entry in folders if entry.name in named], named)
-    _set_aside([entry for entry in _visible(root, listing.notes) if not _is_folder(entry)], listing)
-    others = [entry.name for entry in folders if entry.name not in named]
-    if others:
-        listing.notes.append(f"skipped in {root}: {', '.join(others)} (not a split: expected train, val and test)")
-    return [(split, root / _folder_of(split, named)) for split in ("train", "val", "test") if split in named.values()]
+    if "train" not in named.values() or not (only_splits or _folders_in(place / _folder_of("train", named))):
+        return [("", _past_wrappers(listing.root, listing))]
+    _check_splits(place, [entry for entry in folders if entry.name in named], named, listing.options)
+    _set_aside_files(place, listing)
+    _leave_others([entry.name for entry in folders if entry.name not in named], place, named, listing)
+    found = [(split, place / _folder_of(split, named)) for split in SPLITS if split in named.values()]
+    if place != listing.root:
+        _set_aside_files(listing.root, listing)
+    if _looked_through(found[0][1], listing.options) == found[0][1]:
+        return found
+    return [(split, _past_wrappers(folder, listing)) for split, folder in found]
 
 
-def _check_splits(root: Path, folders: list[os.DirEntry[str]], named: Mapping[str, str]) -> None:
-    for split in ("train", "val", "test"):
+def _check_splits(
+    root: Path, folders: list[os.DirEntry[str]], named: Mapping[str, str], options: FolderOptions
+) -> None:
+    for split in SPLITS:
         same = [name for name, meaning in named.items() if meaning == split]
         if len(same) > 1:
             raise DataError(
                 f"{root} has more than one {split} folder: {', '.join(same)}. Expected one. Merge them or rename one."
             )
     for entry in folders:
-        if reason := _why_not_followed(entry, root):
-            raise DataError(f"{entry.path} is {reason}. Expected a folder. Copy the photos to where the link is.")
+        if reason := why_not_followed(Path(entry.path), root, anywhere=options.follow_links):
+            raise DataError(
+                f"{entry.path} is {reason}. Expected a folder. Follow links with --follow-links, or copy the photos "
+                "to where the link is."
+            )
 
 
-def _folder_of(split: str, named: dict[str, str]) -> str:
+def _leave_others(others: list[str], root: Path, named: Mapping[str, str], listing: Listing) -> None:
+    """Folders beside the splits are left out, unless they could be splits, or train a class. Raises DataError."""
+    if not others:
+        return
+    classes = set(_folders_in(root / _folder_of("train", named)))
+    alike = {name: classes & set(_names_below(root / name)) for name in others}
+    for name in others:
+        if mentions_split(name) and alike[name]:
+            raise DataError(
+                f"{root} has {name} beside {', '.join(named)}, which could be a split or is to be left out. Rename it "
+                "to train, val or test, or move it to another place."
+            )
+        if len(named) == 1 and not alike[name] and _has_photos_in_folders(root / name):
+            (train,) = named
+            raise DataError(
+                f"{root} has {train} beside {', '.join(others[:3])}, so {train} could be a split, or a class like "
+                f"those. If it is the split, point regraft at {root / train}, or move the others to another place; if "
+                "it is a class, rename it."
+            )
+    listing.notes.append(f"skipped in {root}: {', '.join(others)} (not a split: expected train, val and test)")
+
+
+def _folder_of(split: str, named: Mapping[str, str]) -> str:
     return next(name for name, meaning in named.items() if meaning == split)
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(_is_folder(entry) and not is_junk(entry.name) for entry in _entries(folder))
+def _folders_in(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if _is_folder(entry) and not is_junk(entry.name)]
+
+
+def _has_photos_in_folders(folder: Path) -> bool:
+    """Whether folders in a folder hold files that are called like photos."""
+    photo = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+    files = (entry.name.lower() for name in _names_below(folder) for entry in _peeked(folder / name))
+    return any(name.endswith(photo) for name in files)
+
+
+def _around_splits(root: Path) -> Path:
+    """The folder of the splits, where it is the only one in `root` and its name says that it is nothing else."""
+    inner = _only_folder(root)
+    if inner is None or not is_container(inner.name) or "train" not in splits_of(_folders_in(inner)).values():
+        return root
+    return inner
+
+
+def _past_wrappers(folder: Path, listing: Listing) -> Path:
+    """The folder of the classes, with a note where it is another one; files on the way to it are set aside."""
+    place = _looked_through(folder, listing.options)
+    if place != folder:
+        listing.notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
+        for around in [one for one in place.parents if one.is_relative_to(folder)]:
+            _set_aside_files(around, listing)
+    return place
+
+
+def _looked_through(folder: Path, options: FolderOptions) -> Path:
+    """The folder of the classes: what is alone in another folder, and holds folders that are no splits, is no class."""
+    place = folder
+    while (inner := _only_folder(place)) is not None:
+        names = _folders_in(inner)
+        if not names or any(split_of(name) for name in names) or _is_expected(inner.name, names, options):
+            break
+        if options.class_level == "top" and not any(_folders_in(inner / name) for name in names):
+            break
+        place = inner
+    return place
+
+
+def _is_expected(name: str, inner: Sequence[str], options: FolderOptions) -> bool:
+    """Whether a folder is one of the classes that are known, or holds some."""
+    return any(known in options.known_classes for known in (name, *(f"{name}/{other}" for other in inner)))
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The one folder in a folder, files beside it not counted. Links are none."""
+    folders = [entry for entry in _entries(folder) if _is_folder(entry) and not is_junk(entry.name)]
+    return Path(folders[0].path) if len(folders) == 1 and not folders[0].is_symlink() else None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -135,6 +250,23 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
+    """Why a test folder is not judged on: its photos are in no class folders. None where they are."""
+    names, files = _folders_in(folder), [e for e in _visible(folder, []) if not _is_folder(e)]
+    if len(names) == 1 and not _folders_in(folder / names[0]) and is_unlabelled(names[0]):
+        if names[0] in {one.label for one in listing.files}:
+            return None
+        files += _visible(folder / names[0], [])
+    elif names:
+        return None
+    if not files:
+        return None
+    return (
+        f"left out: {folder}, whose {len(files)} files are in no class folders, so nothing can be judged on them; "
+        "regraft predict names them"
+    )
 
 
 def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
@@ -151,72 +283,97 @@ def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]
         )
     _set_aside(loose, listing)
     for class_folder in class_folders:
-        if reason := _why_not_followed(class_folder, listing.root):
-            listing.quarantine.append(Quarantined(_relative(class_folder, listing.root), reason))
-        else:
+        if _is_entered(class_folder, listing):
             yield from _files_of_class(Path(class_folder.path), class_folder.name, listing)
 
 
+def _at_one_level(folder: Path, found: list[tuple[str, str]], listing: Listing) -> list[tuple[str, str]]:
+    """Files with classes named by the folders that were meant: refused where these are not clear. Raises DataError."""
+    labels = {label for label, _ in found}
+    if listing.options.class_level is not None or labels & set(listing.options.known_classes):
+        return found
+    if tail := without_containers(labels):
+        listing.notes.append(f"the classes of {folder} are named without {tail}, which is in all of them")
+        return [(label.removesuffix(tail), path) for label, path in found]
+    refuse_two_readings(folder, labels)
+    if not any(note.startswith("folders in the class folders") for note in listing.notes):
+        listing.notes += reading_note(folder, labels)
+    return found
+
+
+def _names_below(folder: Path) -> list[str]:
+    """Names of the folders in a folder, and of what is in the only one of them, if that holds folders."""
+    names = _names_of_folders(folder)
+    return (_names_of_folders(folder / names[0]) if len(names) == 1 else []) or names
+
+
+def _names_of_folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _peeked(folder) if entry.is_dir(follow_symlinks=False)]
+
+
+def _peeked(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder that may be left out; nothing where it cannot be listed."""
+    try:
+        return _visible(folder, [])
+    except DataError:
+        return []
+
+
 def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple[str, str]]:
-    """Files of one class, or of the classes nested in it, which are called `name/inner`."""
-    entries = _visible(folder, listing.notes)
-    inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-    if inner and len(inner) < len(entries):
-        raise DataError(
-            f"{folder} holds photos and folders ({', '.join(entry.name for entry in inner[:3])}), so it could be one "
-            f"class or several. Expected one or the other. Move the photos or the folders, or name {folder} itself."
-        )
-    if splits := [entry.name for entry in inner if entry.name.lower() in SPLIT_NAMES]:
-        raise DataError(
-            f"{folder} holds {', '.join(splits)}, so it could be a data set of its own. Expected class folders in "
-            f"{folder.parent}. Point regraft at {folder}."
-        )
+    """Files of one class, or of the classes nested in it, which are called `name/inner` or as the options say."""
+    entries, is_inner = _visible(folder, listing.notes), partial(_is_inner_folder, listing.options)
+    inner, files = list(filter(is_inner, entries)), list(filterfalse(is_inner, entries))
+    level = listing.options.class_level
+    if level is None:
+        _refuse_mixed(folder, inner, files)
     if not entries:
         listing.notes.append(f"class folder {folder} is empty")
-    _refuse_twins(folder, [entry.name for entry in inner])
+    if level != "top":
+        refuse_twins(folder, "folders", [entry.name for entry in inner])
     for entry in inner:
-        yield from _files_of_class(Path(entry.path), f"{name}/{entry.name}", listing)
+        if _is_entered(entry, listing):
+            label = {"top": name, "leaf": entry.name}.get(level or "path", f"{name}/{entry.name}")
+            yield from _files_of_class(Path(entry.path), label, listing)
     place = folder.relative_to(listing.root)
-    for entry in entries if not inner else ():
-        if reason := _why_not_regular(entry, listing.root):
+    for entry in files:
+        if reason := why_not_regular(entry, listing.root, anywhere=listing.options.follow_links):
+            listing.unfollowed += [f"{place}/{entry.name}"] if _is_folder(entry) and reason != LEADS_OUT else []
             listing.quarantine.append(Quarantined(f"{place}/{entry.name}", reason))
         else:
             yield name, f"{place}/{entry.name}"
 
 
-def _refuse_twins(folder: Path, names: list[str]) -> None:
-    """Names that a reader, or another file system, would take for one."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if other != name:
-            raise DataError(
-                f"{folder} has the folders {other!r} and {name!r}, which differ in case or in how letters are encoded "
-                "alone, so they could be one class or two. Merge them, or rename one."
-            )
+def _refuse_mixed(folder: Path, inner: list[os.DirEntry[str]], files: list[os.DirEntry[str]]) -> None:
+    """Raise DataError for a class folder of photos and folders, or of splits."""
+    names = [entry.name for entry in inner]
+    if inner and files:
+        raise DataError(
+            f"{folder} holds photos and folders ({', '.join(names[:3])}), so it could be one class or several. "
+            f"Expected one or the other. Move the photos or the folders, name {folder} itself, or take all that it "
+            "holds for one class with --class-level top."
+        )
+    if splits := [name for name in names if split_of(name)]:
+        raise DataError(
+            f"{folder} holds {', '.join(splits)}, so it could be a data set of its own. Expected class folders in "
+            f"{folder.parent}. Point regraft at {folder}."
+        )
 
 
-def _why_not_regular(entry: os.DirEntry[str], root: Path) -> str | None:
-    """A pipe would hang its reader and a link may lead anywhere: neither is opened."""
-    if entry.is_file(follow_symlinks=False):
-        return None
-    try:
-        mode = entry.stat(follow_symlinks=True).st_mode
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
-    if reason := _why_not_followed(entry, root):
-        return reason
-    return None if stat.S_ISREG(mode) else "not a regular file"
+def _is_inner_folder(options: FolderOptions, entry: os.DirEntry[str]) -> bool:
+    return _is_folder(entry) if options.follow_links else entry.is_dir(follow_symlinks=False)
 
 
-def _why_not_followed(entry: os.DirEntry[str], root: Path) -> str | None:
-    if not entry.is_symlink():
-        return None
-    path = Path(entry.path)
-    target = path.resolve()
-    if not target.is_relative_to(root.resolve()):
-        return "a link that leads out of the data folder"
-    return "a link to a folder around it" if path.parent.resolve().is_relative_to(target) else None
+def _is_entered(entry: os.DirEntry[str], listing: Listing) -> bool:
+    """Whether a folder is read; if it is a link that is not followed, or leads in a circle, it is quarantined."""
+    anywhere = listing.options.follow_links
+    reason = why_not_entered(Path(entry.path), listing.root, listing.walked, anywhere=anywhere)
+    if reason:
+        listing.quarantine.append(Quarantined(_relative(entry, listing.root), reason))
+    return reason is None
+
+
+def _set_aside_files(folder: Path, listing: Listing) -> None:
+    _set_aside([entry for entry in _visible(folder, listing.notes) if not _is_folder(entry)], listing)
 
 
 def _set_aside(loose: list[os.DirEntry[str]], listing: Listing) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import PIL
 from PIL import Image
 
 from regraft.core.files import sha256_json
 from regraft.core.progress import QUIET, Progress
 from regraft.data import decode
 from regraft.data.decode import Header, Unreadable
+from regraft.data.decoders import decoder_identity
 from regraft.data.feature_cache import FeatureCache, look_up_or_compute
 from regraft.data.scan import Dataset, map_photos
 
@@ -49,7 +49,7 @@ def look(dataset: Dataset, *, progress: Progress = QUIET) -> tuple[ImageStats, d
 
     Raises DataError when a photo changed since it was scanned.
     """
-    store = FeatureCache("looks", sha256_json([VERSION, decode.VERSION, PIL.__version__])[:32])
+    store = FeatureCache("looks", sha256_json([VERSION, *decoder_identity()])[:32])
 
     def compute(new: list[int], advance: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray | str]]:
         for i, outcome in zip(new, map_photos(lambda k: _measured(dataset, new[k]), len(new), advance), strict=True):

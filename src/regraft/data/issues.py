@@ -13,6 +13,7 @@ import numpy as np
 
 from regraft.data.image_stats import ImageStats
 from regraft.data.scan import Dataset
+from regraft.data.units import connected
 
 Kind = Literal[
     "leaks",
@@ -72,7 +73,7 @@ def groups_of_copies(dataset: Dataset, pairs: Iterable[tuple[int, int]] = ()) ->
     for i, content in enumerate(dataset.hashes):
         by_content[content].append(i)
     links = [(members[0], other) for members in by_content.values() for other in members[1:]] + list(pairs)
-    return _joined(links)
+    return connected(links)
 
 
 def copies(dataset: Dataset, groups: list[list[int]]) -> list[Issue]:
@@ -236,14 +237,3 @@ def _far(values: np.ndarray, times: float) -> list[int]:
 
 def _where(chosen: np.ndarray) -> list[int]:
     return [int(i) for i in np.flatnonzero(chosen)]
-
-
-def _joined(links: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Connected groups, each sorted, in the order of their first members."""
-    group_of: dict[int, list[int]] = {}
-    for ends in links:
-        smaller, larger = sorted((group_of.setdefault(i, [i]) for i in ends), key=len)
-        if smaller is not larger:
-            larger += smaller
-            group_of.update(dict.fromkeys(smaller, larger))
-    return sorted(sorted(group) for group in {id(group): group for group in group_of.values()}.values())

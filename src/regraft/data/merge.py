@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from regraft.core.errors import DataError, nearest
-from regraft.data.folder_layout import natural_key
+from regraft.data.class_names import refuse_twins, refuse_unwritable
+from regraft.data.folder_layout import Quarantined, natural_key
 from regraft.data.list_manifest import ListRow, read_rows
-from regraft.data.scan import Dataset
+from regraft.data.scan import Dataset, Labelling
 from regraft.data.splits import held_out
 
 
@@ -20,13 +21,26 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
 
     Where some are split and others are not, a stratified part of the latter is kept for judging, as if they were alone.
     """
-    if len(datasets) == 1:
-        return datasets[0]
     if any("train" in one.splits for one in datasets):
         judged = "test" if any("test" in one.splits for one in datasets) else "val"
         datasets = [one if "train" in one.splits else _split(one, judged, val_fraction, seed) for one in datasets]
+    return merged(datasets)
+
+
+def merged(datasets: Sequence[Dataset]) -> Dataset:
+    """One data set of all photos, each on the side that it has.
+
+    Args:
+        datasets: One or more. Where a file is in several of them, the first counts.
+
+    Returns:
+        Its classes are those of all; its paths begin at the folder that all have in common.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
     root = Path(os.path.commonpath([one.root.resolve() for one in datasets]))
     classes = sorted({name for one in datasets for name in one.classes}, key=natural_key)
+    refuse_twins(" and ".join(str(one.list_file or one.root) for one in datasets), "classes", classes)
     places = {one.root: one.root.resolve().relative_to(root) for one in datasets}
     number = {name: i for i, name in enumerate(classes)}
     whole = replace(
@@ -37,11 +51,22 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
         classes=tuple(classes),
         splits=tuple(chain.from_iterable(one.splits for one in datasets)),
         hashes=tuple(chain.from_iterable(one.hashes for one in datasets)),
-        quarantine=tuple(replace(q, path=str(places[one.root] / q.path)) for one in datasets for q in one.quarantine),
+        quarantine=(),
         notes=tuple(chain.from_iterable(one.notes for one in datasets)),
+        groups=tuple(chain.from_iterable(one.groups or one.hashes for one in datasets))
+        if any(one.groups for one in datasets)
+        else (),
+        labelled=tuple(chain.from_iterable(one.labelled or (Labelling("folder"),) * len(one) for one in datasets)),
+        list_file=None,
     )
     first = {path: i for i, path in reversed(list(enumerate(whole.paths)))}
-    return whole if len(first) == len(whole) else whole.subset(sorted(first.values()))
+    unused = {str(places[one.root] / q.path): q.reason for one in reversed(datasets) for q in one.quarantine}
+    quarantine = sorted((Quarantined(path, why) for path, why in unused.items() if path not in first), key=_by_path)
+    return replace(whole.subset(sorted(first.values())), quarantine=tuple(quarantine))
+
+
+def _by_path(one: Quarantined) -> str:
+    return one.path
 
 
 def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Dataset:
@@ -53,18 +78,23 @@ def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Data
     place = {path: i for i, path in enumerate(dataset.paths)}
     prefixes = [root.resolve().relative_to(dataset.root.resolve()) for root in (dataset.root, *roots)]
     labels = [dataset.classes[label] for label in dataset.labels]
+    labelled = list(dataset.labelled or (Labelling("folder"),) * len(dataset))
     changed = 0
     for row in read_rows(file):
         index = _meant(row, file, place, prefixes)
-        changed += labels[index] != row.label
+        if labels[index] != row.label:
+            changed, labelled[index] = changed + 1, Labelling("relabel")
         labels[index] = row.label
     classes = sorted(set(labels), key=natural_key)
+    refuse_unwritable(file, classes)
+    refuse_twins(f"{dataset.root} with the labels of {file}", "classes", classes)
     note = f"{changed} labels changed as {file.name} says"
     return replace(
         dataset,
         labels=np.array([classes.index(label) for label in labels], np.int64),
         classes=tuple(classes),
         notes=(*dataset.notes, note),
+        labelled=tuple(labelled),
     )
 
 

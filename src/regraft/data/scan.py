@@ -14,16 +14,32 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from regraft.core.config import AS_FOUND, FolderOptions
 from regraft.core.errors import DataError, nearest
 from regraft.core.files import csv_bytes, sha256_bytes
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import num_cores
-from regraft.data.decode import Unreadable, decode, quiet_pillow, read_bytes
+from regraft.data.class_names import refuse_twins, refuse_unwritable
+from regraft.data.decode import CHECKED_AT, Unreadable, decode, read_bytes
 from regraft.data.folder_layout import MANIFESTS, Listing, Quarantined, is_manifest, list_folder, natural_key
+from regraft.data.links import LEADS_OUT
 from regraft.data.list_manifest import list_manifest, refuse_conflicts
 
 T = TypeVar("T")
 WAITING = 10_000  # photos that wait for a thread at a time: a million of them would take a gigabyte
+
+
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """Where a label comes from.
+
+    Attributes:
+        by: "folder", "list" or "relabel".
+        at: When it was first recorded, as ISO 8601 in UTC; "" for a label that no run has recorded yet.
+    """
+
+    by: str
+    at: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,8 @@ class Dataset:
     classes: names, in natural order (2 before 10).  splits: N names among "train", "val", "test"; "" where the folder
     is not split.  hashes: N SHA-256 of the files' contents, hexadecimal.  quarantine: files found and not used.
     notes: sentences about what else was seen.  groups: N names of what a photo belongs with, such as a patient, and is
-    never parted from; () where each photo stands for itself.
+    never parted from; () where each photo stands for itself.  labelled: N origins of the labels; () where nobody says.
+    list_file: the list that named the photos; None where folders did.
     """
 
     root: Path
@@ -46,6 +63,8 @@ class Dataset:
     quarantine: tuple[Quarantined, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     groups: tuple[str, ...] = field(default=(), repr=False)
+    labelled: tuple[Labelling, ...] = field(default=(), repr=False)
+    list_file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,6 +90,7 @@ class Dataset:
             splits=tuple(self.splits[i] for i in chosen),
             hashes=tuple(self.hashes[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen) if self.groups else (),
+            labelled=tuple(self.labelled[i] for i in chosen) if self.labelled else (),
         )
 
     def without(self, reasons: Mapping[int, str]) -> "Dataset":
@@ -86,6 +106,14 @@ class Dataset:
         if sha256_bytes(data) != self.hashes[index]:
             raise DataError(f"{path} changed while it was being used. Run the command again when nothing writes to it.")
         return data
+
+    def head(self, index: int, size: int) -> bytes:
+        """The first `size` bytes of a photo's file, or fewer. Raises Unreadable if it is gone."""
+        try:
+            with open(self.root / self.paths[index], "rb") as file:
+                return file.read(size)
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {error}") from error
 
     def quarantine_csv(self) -> bytes:
         """Files found and not used, with the reason, as a CSV file."""
@@ -108,24 +136,38 @@ class Dataset:
         }
 
 
-def scan(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET) -> Dataset:
+def scan(
+    folder: str | Path, *, min_classes: int = 2, options: FolderOptions = AS_FOUND, progress: Progress = QUIET
+) -> Dataset:
     """Read a folder and try every file in it.
 
-    folder: `folder/<class>/<image>`, or `folder/train/<class>/<image>` with `val` (or `valid`, `validation`, `dev`)
-    and optionally `test`, or a list of photos (`data.list_manifest`).  Raises DataError when there is no such folder, when
-    it holds no photos or only one class, when a split has a class that `train` lacks, or when it can be read in more
-    than one way.
+    Args:
+        folder: `folder/<class>/<image>`, or `folder/train/<class>/<image>` with `val` (or `valid`, `validation`,
+            `dev`) and optionally `test`, or a list of photos (`data.list_manifest`).
+        min_classes: How many there have to be.
+        options: How folders in class folders, and links, are read.
+        progress: Where talk goes.
+
+    Returns:
+        Every file found, used or quarantined with a reason.
+
+    Raises:
+        DataError: There is no such folder, it holds no photos or too few classes, a split has a class that `train`
+            lacks, or it can be read in more than one way.
     """
-    dataset = list_photos(folder, min_classes=min_classes, progress=progress)
+    dataset = list_photos(folder, min_classes=min_classes, options=options, progress=progress)
     with progress.step("check photos", total=len(dataset)) as advance:
         check = partial(_why_unreadable, dataset)
         reasons = dict(enumerate(map_photos(check, len(dataset), advance)))
     return checked(dataset.without({i: reason for i, reason in reasons.items() if reason}), min_classes)
 
 
-def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress = QUIET) -> Dataset:
+def list_photos(
+    folder: str | Path, *, min_classes: int = 2, options: FolderOptions = AS_FOUND, progress: Progress = QUIET
+) -> Dataset:
     """Like `scan`, but reads the files only to hash them: damaged photos are still in. For callers that decode next."""
-    listing = _listed(Path(folder).expanduser())
+    with progress.step("list photos"):
+        listing = _listed(Path(folder).expanduser(), options)
     files = listing.files
     classes = _class_map(listing)
     number = {name: i for i, name in enumerate(classes)}
@@ -140,6 +182,8 @@ def list_photos(folder: str | Path, *, min_classes: int = 2, progress: Progress 
         hashes=tuple(hashed for hashed, _ in hashes),
         quarantine=tuple(listing.quarantine),
         notes=tuple(listing.notes),
+        labelled=(Labelling("folder" if Path(folder).expanduser().is_dir() else "list"),) * len(files),
+        list_file=listing.list_file,
     )
     return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)
 
@@ -150,37 +194,48 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
     if len(dataset.classes) - len(empty) >= min_classes:
         return _without_classes(dataset, empty) if empty else dataset
     seen = f"{dataset.num_found} files, {len(dataset)} of them readable photos"
-    if len(dataset) == 0:
-        first = dataset.quarantine[:1]
-        example = "".join(f"; the first: {q.path}: {q.reason}" for q in first)
-        raise DataError(
-            f"{dataset.root} has no readable photos. Expected {dataset.root}/<class>/<image>; found {seen}{example}. "
-            "Put the photos of each class in a folder of their own."
-        )
-    (only,) = [name for name in dataset.classes if name not in empty]
-    raise DataError(
-        f"{dataset.root} has photos of one class only, {only!r}. Expected two classes or more; found {seen}. "
-        "Add a folder with photos of something else."
+    seen += "".join(
+        f"; the first: {q.path}: {q.reason}" for q in dataset.quarantine[:1] if not len(dataset) or dataset.list_file
     )
+    if len(dataset) == 0:
+        raise DataError(f"{_place(dataset)} has no readable photos. {_expected(dataset, seen)}")
+    (only,) = [name for name in dataset.classes if name not in empty]
+    has = f"{_place(dataset)} has photos of one class only, {only!r}. Expected two classes or more; found {seen}. "
+    raise DataError(has + ("List" if dataset.list_file else "Add a folder with") + " photos of something else.")
+
+
+def _place(dataset: Dataset) -> Path:
+    """What the user named: a folder or a list."""
+    return dataset.list_file or dataset.root
+
+
+def _expected(dataset: Dataset, found: str) -> str:
+    """What was expected instead of no photos, what was found, and what to do."""
+    if any(q.reason == LEADS_OUT for q in dataset.quarantine):
+        return f"Found {found}. Follow the links with --follow-links."
+    if dataset.list_file:
+        return f"Expected paths relative to {dataset.root.absolute()}; found {found}. Put the paths right."
+    where = f"{dataset.root}/<class>/<image>"
+    return f"Expected {where}; found {found}. Put the photos of each class in a folder of their own."
 
 
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:
     """`function(index)` for every photo in order, on all cores: Pillow and hashing release the interpreter."""
-    with quiet_pillow(), ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         for start in range(0, count, WAITING):
             for result in pool.map(function, range(start, min(start + WAITING, count))):
                 advance(1)
                 yield result
 
 
-def _listed(place: Path) -> Listing:
+def _listed(place: Path, options: FolderOptions) -> Listing:
     """A folder, or a list of photos, as labelled files."""
     if place.is_dir():
-        listing = list_folder(place)
+        listing = list_folder(place, options)
         refuse_conflicts(listing)
         return listing
     if place.is_file() and is_manifest(place):
-        return list_manifest(place)
+        return list_manifest(place, options)
     if place.exists():
         raise DataError(
             f"{place} is a file. Expected the folder that holds <class>/<image>, or a list of photos "
@@ -193,7 +248,9 @@ def _listed(place: Path) -> Listing:
 
 def _class_map(listing: Listing) -> list[str]:
     """Classes by name, from `train` where there are splits. The others are matched to it by name."""
-    root, notes = listing.root, listing.notes
+    root, notes = listing.list_file or listing.root, listing.notes
+    refuse_unwritable(root, {one.label: None for one in listing.files}.keys() - set(listing.options.known_classes))
+    refuse_twins(root, "classes", {one.label: None for one in listing.files if one.split in ("", "train")})
     per_split = {name: Counter(one.label for one in listing.files if one.split == name) for name in listing.splits}
     classes = sorted(per_split.get("train") or per_split.get("") or (), key=natural_key)
     for split in sorted(per_split.keys() - {"", "train"}):
@@ -201,7 +258,7 @@ def _class_map(listing: Listing) -> list[str]:
             hint = nearest(unknown, classes) or " Expected one of: " + ", ".join(classes) + "."
             raise DataError(
                 f"{root} has {per_split[split][unknown]} {split} photos of class {unknown!r}, which train does not "
-                f"have.{hint} Rename the folder, or add training photos of that class."
+                f"have.{hint} Rename it, or add training photos of that class."
             )
         if not per_split[split]:
             notes.append(f"{split} has no photos, as if it were not there")
@@ -228,7 +285,7 @@ def _hash_or_reason(listing: Listing, index: int) -> tuple[str, str | None]:
 
 def _why_unreadable(dataset: Dataset, index: int) -> str | None:
     try:
-        decode(dataset.read(index))
+        decode(dataset.read(index), CHECKED_AT)
     except Unreadable as error:
         return str(error)
     return None

@@ -1,20 +1,20 @@
 """Which photos are learned from, and which are kept to judge.
 
 A photo's place depends on its content, its class and the seed alone: not on its name, nor on the order of the files.
-Copies of one photo stay on one side.
+Copies of one photo stay on one side, also under two labels, and so do photos of one group.
 """
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 import numpy as np
 
 from regraft.core.errors import ConfigError, DataError, MissingExtra
+from regraft.data.drawing import Unit, draw_units
 from regraft.data.scan import Dataset
+from regraft.data.units import drawn_at, units_of
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,43 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
     return splits
 
 
+def splits_of(dataset: Dataset, *, given: bool) -> Splits:
+    """Splits of a data set in which every photo has one.
+
+    Args:
+        dataset: Photos of train, val and test.
+        given: Whether their owner has split them.
+
+    Raises:
+        DataError: A class has no photo to learn from, or none is left to judge on.
+    """
+    train, val, test = (
+        dataset.subset(i for i, side in enumerate(dataset.splits) if side == name) for name in ("train", "val", "test")
+    )
+    splits = Splits(train, val, test if len(test) else None, given)
+    _check(dataset, splits)
+    return splits
+
+
 def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Indices out of `pool` that are kept for judging."""
-    if dataset.groups:
-        folds = folds_of(dataset.subset(pool), max(2, round(1 / fraction)), seed)
-        return [pool[int(i)] for i in np.flatnonzero(folds == 0)]
-    chosen: list[int] = []
-    for members in _ranked(dataset.labels[list(pool)], [dataset.hashes[i] for i in pool], seed):
-        if len(members) > 1:
-            count = min(len(members) - 1, max(1, round(fraction * len(members))))
-            chosen.extend(pool[i] for group in members[:count] for i in group)
-    return chosen
+    """Indices out of `pool` that are kept for judging: whole units, as near to a share of each class as they allow."""
+    part = dataset.subset(pool)
+    names = units_of(part.hashes, part.groups)
+    found: dict[str, set[tuple[int, str]]] = {}
+    for name, label, content in zip(names, part.labels, part.hashes, strict=True):
+        found.setdefault(name, set()).add((int(label), content))
+    order = sorted(found, key=lambda name: drawn_at(seed, name))
+    chosen = draw_units([_counted(found[name]) for name in order], fraction)
+    kept = {order[number] for number in chosen}
+    return [i for i, name in zip(pool, names, strict=True) if name in kept]
+
+
+def _counted(photos: Iterable[tuple[int, str]]) -> Unit:
+    """Different photos of each class."""
+    counts: Unit = {}
+    for label, _ in photos:
+        counts[label] = counts.get(label, 0) + 1
+    return counts
 
 
 def fold_ids(
@@ -72,19 +98,24 @@ def fold_ids(
 ) -> np.ndarray:
     """Stratified folds for cross-validation: `(N,)` int64 in 0..num_folds-1.
 
-    labels: `(N,)` int64.  hashes: N content hashes.  groups: N names of what is not to be parted, or none.  A class
-    with a single photo, or a single group, gets -1: always learned from, never judged.
+    labels: `(N,)` int64.  hashes: N content hashes.  groups: N names of what is not to be parted, or none.  The only
+    photo, or the only group, of a class gets -1: always learned from, never judged.
     """
+    units = units_of(hashes, groups)
     if groups:
-        return _grouped_fold_ids(labels, groups, num_folds, seed)
-    folds = np.full(len(labels), -1, dtype=np.int64)
+        return _grouped_fold_ids(labels, units, num_folds, seed)
+    fold: dict[str, int] = {}
     offset = 0  # small classes are dealt on where the last one stopped, so that folds stay of equal size
-    for members in _ranked(labels, hashes, seed):
-        if len(members) > 1:
-            for rank, group in enumerate(members):
-                folds[group] = (rank + offset) % num_folds
-            offset += len(members)
-    return folds
+    place = {name: drawn_at(seed, name) for name in units}
+    members = [
+        sorted({units[i] for i in np.flatnonzero(labels == c)}, key=place.__getitem__) for c in np.unique(labels)
+    ]
+    only = {own[0] for own in members if len(own) == 1}
+    for own in sorted(members, key=lambda own: place[own[0]]):  # not in the order of names
+        new = [name for name in own if name not in fold and name not in only]
+        fold.update({name: (rank + offset) % num_folds for rank, name in enumerate(new)})
+        offset += len(new)
+    return np.array([fold.get(name, -1) for name in units], np.int64)
 
 
 def folds_of(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
@@ -93,22 +124,35 @@ def folds_of(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
 
 
 def grouped(dataset: Dataset, pattern: str) -> Dataset:
-    """The data set with photos grouped by what a regular expression finds in their file names.
+    """The data set with photos grouped by what a regular expression finds in their paths.
 
-    pattern: its first bracket, or all that it finds, is the group's name; a photo in which it finds nothing stands for
-    itself.  Raises ConfigError for a pattern that is none, or finds nothing at all.
+    Args:
+        dataset: Photos with paths such as `sick/patient7/1.png`, relative to the data set's folder.
+        pattern: Its first bracket, or all that it finds, is the group's name. A photo in which it finds nothing
+            stands for itself.
+
+    Returns:
+        The same photos with groups, and a note that says how many.
+
+    Raises:
+        ConfigError: The pattern is none, or finds nothing at all.
     """
     try:
-        found = [re.search(pattern, PurePath(path).name) for path in dataset.paths]
+        found = [re.search(pattern, path) for path in dataset.paths]
     except re.error as error:
         raise ConfigError(f"--group-by {pattern!r} is no regular expression: {error}.") from error
     if not any(found):
-        raise ConfigError(f"--group-by {pattern!r} finds nothing in any file name, such as {dataset.paths[0]!r}.")
+        raise ConfigError(f"--group-by {pattern!r} finds nothing in any path, such as {dataset.paths[0]!r}.")
     groups = tuple(
         f"={match[match.re.groups and 1]}" if match else content
         for match, content in zip(found, dataset.hashes, strict=True)
     )
-    note = f"{len(set(groups))} groups by {pattern!r}; photos of one stay on one side"
+    example, path = next(
+        (group, path) for group, match, path in zip(groups, found, dataset.paths, strict=True) if match
+    )
+    note = (
+        f"{len(set(groups))} groups by {pattern!r}, such as {example[1:]!r} of {path}; photos of one stay on one side"
+    )
     return replace(dataset, groups=groups, notes=(*dataset.notes, note))
 
 
@@ -117,7 +161,7 @@ def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int,
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:
-        raise MissingExtra("scikit-learn") from error
+        raise MissingExtra("scikit-learn", "sklearn") from error
 
     names = np.array(groups)
     only = {own[0] for label in np.unique(labels) if len(own := np.unique(names[labels == label])) == 1}
@@ -133,19 +177,6 @@ def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int,
     return folds
 
 
-def _ranked(labels: np.ndarray, hashes: Sequence[str], seed: int) -> Iterable[list[list[int]]]:
-    """For each class, its distinct photos in an order drawn from their content; each as the indices of its copies."""
-    for label in np.unique(labels):
-        copies: dict[str, list[int]] = {}
-        for i in map(int, np.flatnonzero(labels == label)):
-            copies.setdefault(_draw(seed, hashes[i]), []).append(i)
-        yield [copies[key] for key in sorted(copies)]
-
-
-def _draw(seed: int, content: str) -> str:
-    return hashlib.sha256(f"{seed} {content}".encode()).hexdigest()
-
-
 def _check(dataset: Dataset, splits: Splits) -> None:
     if missing := [name for name, count in splits.train.counts.items() if count == 0]:
         raise DataError(
@@ -153,7 +184,8 @@ def _check(dataset: Dataset, splits: Splits) -> None:
             "Expected at least one of each class. Add some, or remove the class from the other splits."
         )
     if len(splits.judged[1]) == 0:
+        why = " Photos of a group, and copies, are never parted." if dataset.groups else ""
         raise DataError(
             f"{dataset.root} leaves no photos to judge the model on. Expected two or more photos of some class; "
-            f"found {dataset.counts}. Add photos."
+            f"found {dataset.counts}.{why} Add photos."
         )

@@ -30,7 +30,8 @@ class Preprocessing:
         given as the pair (height, width), in pixels.
     interpolation: Pillow's name of the resampling filter.
     crop_mode: "center" cuts the middle out, "squash" ignores the aspect ratio, "border" pads with the mean colour.
-    mean, std: of each of red, green and blue, on the scale 0..1.  Raises ValueError for what no network takes.
+    mean, std: of each of red, green and blue, on the scale 0..1.  grey_bits: how many bits the 16-bit greys use that
+    were learned from, None for all.  Raises ValueError for what no network takes.
     """
 
     height: int
@@ -40,6 +41,7 @@ class Preprocessing:
     crop_mode: CropMode
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    grey_bits: int | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.height, self.width, *self.resize)
@@ -49,6 +51,8 @@ class Preprocessing:
             raise ValueError(f"unknown interpolation or crop: {self.interpolation!r}, {self.crop_mode!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise ValueError(f"mean and std are not three numbers each, std above 0: {self.mean}, {self.std}")
+        if self.grey_bits not in (None, *range(8, 16)):
+            raise ValueError(f"16-bit greys that use {self.grey_bits!r} bits")
 
     def scaled(self, height: int) -> "Preprocessing":
         """The same for an input of another height, in pixels; everything grows alike."""
@@ -56,8 +60,11 @@ class Preprocessing:
         return replace(self, height=height, width=width, resize=(resize[0], resize[1]))
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in manifests."""
-        return asdict(self)
+        """As stored in manifests, and part of keys in the cache: what is not used is not there."""
+        values = asdict(self)
+        if self.grey_bits is None:
+            del values["grey_bits"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -68,12 +75,14 @@ class Preprocessing:
     def __str__(self) -> str:
         scale = f"{self.resize[0]}" if self.resize[0] == self.resize[1] else f"{self.resize[0]}x{self.resize[1]}"
         numbers = f"mean {_short(self.mean)}, std {_short(self.std)}"
+        if self.grey_bits is not None:
+            numbers += f", 16-bit greys of {self.grey_bits} bits"
         return f"{self.interpolation} resize to {scale}, {self.crop_mode} crop {self.height}x{self.width}, {numbers}"
 
 
 def photo_to_input(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     """File bytes to a network's input, `(H, W, 3)` uint8; normalisation is inside the graph. Raises Unreadable."""
-    return transform(decode(data, at_least=max(preprocessing.resize)), preprocessing)
+    return transform(decode(data, max(preprocessing.resize), preprocessing.grey_bits), preprocessing)
 
 
 def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:

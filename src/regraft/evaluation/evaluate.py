@@ -11,6 +11,7 @@ import numpy as np
 from regraft.backbones.engine import engine_identity
 from regraft.backbones.features import feature_rows, feature_store
 from regraft.bundle.bundle import Bundle
+from regraft.core.config import ClassLevel, FolderOptions
 from regraft.core.errors import BundleError, DataError, nearest
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy, macro_f1, macro_f1_interval, mean_interval
@@ -101,12 +102,32 @@ class Evaluation:
         }
 
 
-def evaluate(bundle: Bundle, folder: str | Path, *, progress: Progress = QUIET) -> Evaluation:
+def evaluate(
+    bundle: Bundle,
+    folder: str | Path,
+    *,
+    class_level: ClassLevel | None = None,
+    follow_links: bool = False,
+    progress: Progress = QUIET,
+) -> Evaluation:
     """Judge a bundle on `folder/<class>/<image>`; of a split folder, on `test`, else on `val`.
 
-    Raises DataError for a class that the bundle does not know.
+    Args:
+        bundle: The model.
+        folder: Photos in a folder for each class, or a list of them.
+        class_level: Which folder names the class where class folders hold folders; None for what it was trained with.
+        follow_links: Whether links to photos and folders are followed, wherever they lead.
+        progress: Where talk goes.
+
+    Returns:
+        How good the model is on these photos.
+
+    Raises:
+        DataError: There is a class that the bundle does not know, or the folder cannot be read in one way only.
     """
-    dataset = list_photos(folder, min_classes=1, progress=progress)
+    known = FolderOptions.recorded(bundle.manifest["provenance"].get("config", {}))
+    options = FolderOptions(class_level or known.class_level, follow_links, bundle.classes)
+    dataset = list_photos(folder, min_classes=1, options=options, progress=progress)
     split = next((name for name in ("test", "val") if name in dataset.splits), "")
     if split:
         dataset = dataset.subset(i for i, name in enumerate(dataset.splits) if name == split)

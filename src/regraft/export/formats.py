@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from regraft.backbones.engine import read, save
 from regraft.bundle.bundle import Bundle
-from regraft.core.errors import MissingExtra
 from regraft.core.version import __version__
-
-try:
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise MissingExtra("onnx", "export") from error
 
 
 def onnx_model(bundle: Bundle) -> Any:
@@ -24,7 +20,7 @@ def onnx_model(bundle: Bundle) -> Any:
     The bundle's temperature is inside; classes, preprocessing and thresholds are in the metadata.
     """
     manifest = bundle.manifest
-    model = onnx.load(str(bundle.folder / "model.onnx"))
+    model = onnx.load_from_string(bundle.graph)
     graph = model.graph
     temperature = np.array([manifest["temperature"]], np.float32)
     graph.initializer.append(numpy_helper.from_array(temperature, "temperature"))

@@ -3,7 +3,7 @@
 What it does is what `data.transforms` does with this model's numbers; every export is judged through it.
 """
 
-from regraft.data.decode import DRAFT_FACTOR
+from regraft.data.decode import DRAFT_FACTOR, FORMATS
 from regraft.data.transforms import MAX_ASPECT, Preprocessing
 
 RUNTIMES = {
@@ -49,7 +49,9 @@ def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) ->
         "RESIZED": resized,
         "MIDDLE": MIDDLE.replace("ASPECT", str(MAX_ASPECT)) if p.crop_mode == "center" else "",
         "FILTER": f"Image.Resampling.{p.interpolation.upper()}",
+        "FORMATS": ascii(FORMATS),
         "DRAFT": str(max(p.resize) * DRAFT_FACTOR),
+        "WHITE": str(65535.0 if p.grey_bits is None else 2.0**p.grey_bits - 1),
         "WIDTH": str(p.width),
         "HEIGHT": str(p.height),
         "FILL": str(fill),
@@ -63,7 +65,7 @@ def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) ->
 
 MIDDLE = """    photo = crop(photo, min(photo.width, ASPECT * photo.height), min(photo.height, ASPECT * photo.width))
 """
-TEMPLATE = '''"""A photo's file to probabilities. Needs numpy, Pillow and <PACKAGE>.
+TEMPLATE = '''"""A photo's file to probabilities. Needs numpy, Pillow and <PACKAGE>; for HEIC photos pi-heif too.
 
     python <this file> photo.jpg
 """
@@ -75,25 +77,53 @@ import <PACKAGE>
 import numpy as np
 from PIL import Image, ImageOps
 
+try:
+    import pi_heif
+except ImportError:
+    pi_heif = None
+else:
+    pi_heif.register_heif_opener()
+
 CLASSES = <CLASSES>
+FORMATS = <FORMATS>
 
 
 def to_input(path):
     """(H, W, 3) uint8 as the model takes it."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=formats(path)) as image:
         image.draft("RGB", (<DRAFT>, <DRAFT>))
-        turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(image.getexif().get(274))
+        image.load()  # some files are turned by it, and no longer say that they were
+        turned = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation(image))
         photo = to_rgb(image if turned is None else image.transpose(turned))
 <MIDDLE>    width, height = photo.size
     <RESIZED>
     return np.asarray(crop(photo.resize(size, <FILTER>), <WIDTH>, <HEIGHT>))
 
 
+def formats(path):
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if b"avif" in head or not head[4:].startswith((b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")):
+        return FORMATS
+    if pi_heif is None:
+        raise ValueError("a HEIC photo; to read these: pip install pi-heif")
+    return ["HEIF"]
+
+
+def orientation(image):
+    try:
+        return image.getexif().get(274)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return None
+
+
 def to_rgb(image):
     if image.mode.startswith(("I", "F")):  # greys of 16 bits, or of any range
         grey = np.asarray(image).astype(np.float32)
+        if not np.isfinite(grey).all():
+            raise ValueError("grey values that are not finite")
         is_16_bit = image.mode.startswith("I") and grey.min() >= 0 and grey.max() <= 65535
-        low, high = (0.0, 65535.0) if is_16_bit else (float(grey.min()), float(grey.max()))
+        low, high = (0.0, <WHITE>) if is_16_bit else (float(grey.min()), float(grey.max()))
         grey = np.round((grey - low) * (255.0 / max(high - low, 1e-12)))
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -117,7 +147,15 @@ def predict(images):
 
 
 if __name__ == "__main__":
+    failed = False
     for path in sys.argv[1:]:
-        probabilities = predict(to_input(path)[np.newaxis])[0]
+        try:
+            images = to_input(path)[np.newaxis]
+        except Exception as error:
+            print(f"{path} cannot be read: {error}", file=sys.stderr)
+            failed = True
+            continue
+        probabilities = predict(images)[0]
         print(f"{path}  {CLASSES[probabilities.argmax()]}  {100 * probabilities.max():.1f} %")
+    sys.exit(failed)
 '''

@@ -6,13 +6,13 @@ the model is judged on have no part in the choice.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from regraft.backbones.backbone import Backbone, configured, with_all_levels
-from regraft.backbones.features import Features, extract, num_new
+from regraft.backbones.features import FeatureTable, extract, num_new
 from regraft.core.config import TrainConfig
 from regraft.core.errors import BackboneError
 from regraft.core.progress import Progress
@@ -31,7 +31,7 @@ class FeatureConfig:
 
     name: str
     backbone: Backbone
-    features: Features
+    features: FeatureTable
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Trial:
     @property
     def score(self) -> Score:
         """Cross-validated on the photos to learn from, of a head that was."""
-        assert self.head.best is not None
-        return self.head.best
+        assert self.head.cross_validated is not None
+        return self.head.cross_validated
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the manifest."""
@@ -106,13 +106,11 @@ def feature_configs_of(
     wide: what `richest` gives.
     """
     size = f"{backbone.preprocessing.height} px"
-    _, features = extract(wide, dataset, progress=progress)
+    features = extract(wide, dataset, progress=progress)[1].by_content
     if wide is backbone:
         yield FeatureConfig(size, backbone, features)
         return
-    yield FeatureConfig(
-        size, backbone, replace(features, table=features.table[:, -backbone.num_features :])
-    )  # at the end
+    yield FeatureConfig(size, backbone, features.last(backbone.num_features))  # at the end
     yield FeatureConfig(f"{size}, all levels", wide, features)
 
 
@@ -120,7 +118,7 @@ def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backb
     """The backbone of a run at a larger input; None for a network of a fixed size."""
     size = round(backbone.preprocessing.height * LARGER / STEP) * STEP
     try:
-        return configured(config, progress, size=size)
+        return configured(config, progress, size=size).with_grey_bits(backbone.preprocessing.grey_bits)
     except BackboneError:
         return None
 

@@ -22,7 +22,7 @@ from regraft.core.files import writable_cache, write_atomic
 from regraft.core.progress import Progress
 from regraft.models import lbfgs, logistic
 from regraft.models import linear_head as heads
-from regraft.models.linear_head import Head, Score, solve
+from regraft.models.linear_head import Head, Score, score, solve
 
 BLOCK = 4096  # rows that are hashed at a time
 CODE = tuple(Path(getfile(module)) for module in (axes, lbfgs, logistic, heads))
@@ -31,7 +31,7 @@ CODE = tuple(Path(getfile(module)) for module in (axes, lbfgs, logistic, heads))
 def cached_head(features: Features, num_classes: int, folds: np.ndarray, progress: Progress) -> Head:
     """What `solve` gives, from the cache where it is there and intact."""
     path = writable_cache("heads", progress) / _key(features, num_classes, folds)
-    known = _read(path, len(folds), num_classes)
+    known = _read(path, features.y, num_classes)
     if known is None:
         known = solve(features, num_classes, folds)
         _write(path, known, progress)
@@ -68,8 +68,8 @@ def _write(path: Path, head: Head, progress: Progress) -> None:
         progress.say_once("cache", f"{error} Going on without: nothing is kept for the next run.")
 
 
-def _read(path: Path, num_photos: int, num_classes: int) -> Head | None:
-    """None where there is none, or a damaged one."""
+def _read(path: Path, y: np.ndarray, num_classes: int) -> Head | None:
+    """A head of photos with labels `y (N,)`. None where there is none, or a damaged one."""
     try:
         whole = path.read_bytes()
         if hashlib.sha256(whole[32:]).digest() != whole[:32]:
@@ -77,7 +77,9 @@ def _read(path: Path, num_photos: int, num_classes: int) -> Head | None:
         found = load(whole[32:])
     except (OSError, SafetensorError):
         return None
-    held_out = np.full((num_photos, num_classes), np.nan)
+    held_out = np.full((len(y), num_classes), np.nan)
     held_out[found["judged"]] = found["held_out"]
     curve = (Score(float(p), float(loss), int(right), int(n)) for p, loss, right, n in found["curve"])
-    return Head(found["weight"], found["bias"], float(found["penalty"]), tuple(curve), held_out)
+    penalty = float(found["penalty"])
+    judged = score(held_out, y, penalty) if len(found["judged"]) else None
+    return Head(found["weight"], found["bias"], penalty, tuple(curve), held_out, judged)

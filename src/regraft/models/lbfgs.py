@@ -74,13 +74,13 @@ def _backtrack(
 
 def _newton_like(gradient: np.ndarray, steps: deque[Step], precondition: Map, scale: np.ndarray) -> np.ndarray:
     """The gradients times their inverse Hessians, as far as the guess and the last steps tell them."""
-    direction, shares = gradient, []
+    direction, shares, product = gradient.copy(), [], np.empty_like(gradient)
     for step, change, inverse in reversed(steps):
         shares.append(inverse * _dot(step, direction))
-        direction = direction - shares[-1][:, np.newaxis] * change
+        direction -= np.multiply(shares[-1][:, np.newaxis], change, out=product)
     direction = scale[:, np.newaxis] * precondition(direction)
     for (step, change, inverse), share in zip(steps, reversed(shares), strict=True):
-        direction = direction + (share - inverse * _dot(change, direction))[:, np.newaxis] * step
+        direction += np.multiply((share - inverse * _dot(change, direction))[:, np.newaxis], step, out=product)
     return direction
 
 

@@ -2,15 +2,22 @@
 
 The problem is convex, so there is no learning rate, no epoch and no luck: the same features give the same head. The
 penalty is chosen by stratified cross-validation, by log loss, which a few photos decide less coarsely than accuracy.
+
+Features are standardised, but none is divided by less than the median spread: what hardly ever moves in the photos that
+are learned from would be blown up into noise, and a photo not seen may move it by a hundred times its spread.
 """
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from regraft.backbones.features import Features
 from regraft.core.pca import principal_axes
+from regraft.core.runtime import num_cores
 from regraft.models.logistic import (
     Curvature,
     Rows,
@@ -24,6 +31,7 @@ from regraft.models.logistic import (
     sampled_curvature,
 )
 
+Result = TypeVar("Result")
 ALL_PENALTIES = tuple(map(float, 10.0 ** np.arange(-6.0, 1.6, 0.5)))  # per photo, on standardised features
 PENALTIES = ALL_PENALTIES[6:]  # from 0.001 on, unless there are many photos
 MIDDLING = PENALTIES[4]  # 0.1, where nothing chooses
@@ -61,7 +69,8 @@ class Head:
     """weight: `(C, D)` float32 and bias: `(C,)` float32, on raw features: logits = x @ weight.T + bias.
 
     penalty: the chosen one.  curve: a Score for each penalty tried, the smallest first.  held_out: `(N, C)` float64, of
-    the photos it was solved on, what `out_of_fold` gives at the chosen penalty; NaN for photos without a part in that.
+    the photos it was solved on, logarithms of probabilities by fits to other folds, at the penalty that those folds
+    choose; NaN for photos without a part in that.  cross_validated: how good those are; None where there are none.
     """
 
     weight: np.ndarray
@@ -69,11 +78,7 @@ class Head:
     penalty: float
     curve: tuple[Score, ...]
     held_out: np.ndarray
-
-    @property
-    def best(self) -> Score | None:
-        """The point of the curve that was chosen; None where there is no curve."""
-        return min(self.curve, key=lambda point: point.log_loss, default=None)
+    cross_validated: Score | None
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """`(N, C)` float32 of features `x (N, D)` float32."""
@@ -81,20 +86,46 @@ class Head:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """What heads are fitted to. Rows are photos by content.
+class Frame:
+    """How raw features become what the regression sees, fitted to the photos that are learned from and to no others.
 
-    rows: standardised features `(N, R)`.  y: `(N,)` int64.  mean, scale: `(D,)` of the raw ones.  basis: `(R, D)`, or
-    None when R is D.  A ridge penalty does not see rotations, so features in memory are turned to their principal
-    axes, of which N photos have at most N: with fewer photos than features that makes the problem smaller, exactly.
+    mean, scale: `(D,)` float64: features are shifted and divided by these.  axes: `(D, R)` float64, the principal axes
+    to which they are turned then; None for features that stay as they are.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    axes: np.ndarray | None = None
+
+    def show(self, table: np.ndarray, rows: np.ndarray) -> Rows:
+        """Photos `rows (n,)` of a table `(M, D)` in this frame."""
+        if self.axes is None:
+            return StreamedRows(table, rows, self.mean.astype(np.float32), self.scale.astype(np.float32))
+        return RowsInMemory((table[rows] - self.mean) / self.scale @ self.axes)
+
+    def to_raw(self, found: Solution) -> Solution:
+        """A fit `(1, C, R)` in this frame as one for raw features, `(1, C, D)`."""
+        weight = (found.weight if self.axes is None else found.weight @ self.axes.T) / self.scale
+        return Solution(weight, found.bias - weight @ self.mean)
+
+    def from_raw(self, found: Solution) -> Solution:
+        """A fit for raw features in this frame, as far as its axes show them."""
+        weight = found.weight * self.scale
+        return Solution(weight if self.axes is None else weight @ self.axes, found.bias + found.weight @ self.mean)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Some photos that a head is fitted to. rows: in their own frame, `(n, R)`.  y: `(n,)` int64.
+
+    A ridge penalty does not see rotations, so features in memory are turned to their principal axes, of which n photos
+    have at most n: with fewer photos than features that makes the problem smaller, exactly.
     """
 
     rows: Rows
     y: np.ndarray
     num_classes: int
-    mean: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray | None
+    frame: Frame
     curvature: Curvature
 
     @property
@@ -102,65 +133,113 @@ class _Problem:
         """How exactly it is worth solving."""
         return HELD if isinstance(self.rows, RowsInMemory) else STREAMED
 
-    @property
-    def coarse(self) -> "_Problem":
-        """In single precision, which takes half the time."""
-        return (
-            replace(self, rows=RowsInMemory(self.rows.z.astype(np.float32)))
-            if isinstance(self.rows, RowsInMemory)
-            else self
-        )
-
-    def fit(self, chosen: np.ndarray, penalty: float, start: Solution | None, above: float) -> Solution:
-        """Fits to the photos chosen `(N, K)`."""
-        task = Task(self.rows, self.y, chosen, self.num_classes, penalty)
+    def fit(self, penalty: float, start: Solution | None, above: float) -> Solution:
+        """One fit to all its photos, in single precision where that is exact enough: it takes half the time."""
+        is_coarse = isinstance(self.rows, RowsInMemory) and above >= HELD.loose
+        rows = RowsInMemory(self.rows.block(slice(None)).astype(np.float32)) if is_coarse else self.rows
+        task = Task(rows, self.y, np.ones((len(self.y), 1), bool), self.num_classes, penalty)
         return fit(task, self.curvature, start=start, above=above)
 
 
 @dataclass(frozen=True)
-class _Try:
-    """A penalty, what it says of the photos judged `(n, C)`, which ones those are, and a fit for each fold."""
+class _Fold:
+    """One fold of a cross-validation.
 
-    score: Score
-    log_p: np.ndarray
+    problem: of the other photos.  judged: `(n,)` int64, its own.  rows, y: features and labels `(n,)` of those.
+    """
+
+    problem: _Problem
     judged: np.ndarray
-    fits: Solution
+    rows: Rows
+    y: np.ndarray
+
+    def try_at(self, penalty: float, start: Solution | None, above: float) -> "_Answers":
+        """Its photos by a fit to the others."""
+        found = self.problem.fit(penalty, start, above)
+        return _Answers(found, log_probabilities(self.rows, found, np.zeros(len(self.judged), np.int64)))
+
+    def loss(self, answers: "_Answers") -> float:
+        """Nats, added up over its photos."""
+        return float(-answers.log_p[np.arange(len(self.y)), self.y].sum())
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a fit says of the photos of a fold that it has not seen. log_p: `(n, C)` float64."""
+
+    found: Solution
+    log_p: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A penalty on every fold. losses: `(K,)` nats of each."""
+
+    penalty: float
+    answers: list[_Answers]
+    losses: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Nats of all photos."""
+        return float(self.losses.sum())
 
 
 def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     """Solve the head and choose its penalty.
 
-    features: x `(N, D)` float32, y `(N,)` int64 with every class present.  folds: `(N,)` int64, -1 for photos that
-    are never judged.  Photos are taken by content: their names and order change no bit.  Of very many photos, some
-    choose the penalty, by one fold.
+    Of very many photos, some choose the penalty, by one fold.
+
+    Args:
+        features: x `(N, D)` float32, y `(N,)` int64 with every class present. Photos are taken by content: their names
+            and order change no bit.
+        folds: `(N,)` int64, which fold judges a photo; -1 for photos that are never judged.
+
+    Returns:
+        The head, its curve, and what is said of photos not seen. All that such an answer rests on was found without the
+        photos of its fold: mean and spread of the features, the fit, and where there are several folds its penalty.
     """
+    _refuse_others(features, folds)
     order = np.lexsort((features.y, np.array(features.hashes)))
+    y, held_out = features.y[order], np.full((len(order), num_classes), np.nan)
     with threadpool_limits(1):  # the same bytes on any number of cores
-        problem = _standardise(features, num_classes, order)
-        is_huge = len(order) * num_classes * features.num_features > MAX_WORK
-        tries = _tried(problem, folds[order], 1 if is_huge else None) if (folds >= 0).any() else []
-        best = min(tries, key=lambda one: one.score.log_loss, default=None)
-        penalty, start = (best.score.penalty, best.fits.mean) if best else (MIDDLING, None)
-        whole = problem.fit(np.ones((len(order), 1), bool), penalty, start, problem.tolerance.exact)
-    weight, bias = _unfold(problem, whole)
-    held_out = np.full((len(order), num_classes), np.nan)
-    if best:
-        held_out[order[best.judged]] = best.log_p
-    curve = tuple(sorted((one.score for one in tries), key=lambda point: point.penalty))
-    return Head(weight, bias, penalty, curve, held_out)
+        names = _names(folds[order[:ENOUGH]])
+        if len(order) * num_classes * features.num_features > MAX_WORK:
+            names = names[:1]
+        cross = _cross_validation(features, num_classes, order[:ENOUGH], folds, names)
+        tries = _tried(cross, len(order)) if cross else []
+        whole = _problem(features, num_classes, order)
+        penalty, start = MIDDLING, None
+        if best := min(tries, key=lambda one: one.loss, default=None):
+            penalty, start = best.penalty, whole.frame.from_raw(_average(best, cross))
+        raw = whole.frame.to_raw(whole.fit(penalty, start, whole.tolerance.exact))
+        for fold, answers in zip(cross, _unseen(tries, cross), strict=True):
+            held_out[order[fold.judged]] = answers.log_p
+    curve = tuple(sorted((_point(one, cross) for one in tries), key=lambda point: point.penalty))
+    cross_validated = score(held_out[order], y, penalty) if tries else None
+    weight, bias = raw.weight[0].astype(np.float32), raw.bias[0].astype(np.float32)
+    return Head(weight, bias, penalty, curve, held_out, cross_validated)
 
 
 def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty: float = MIDDLING) -> np.ndarray:
-    """`(N, C)` float64: logarithms of each photo's probabilities from a head which has not seen it.
+    """What heads say of photos that they have not seen.
 
-    NaN where `folds` is -1.
+    Args:
+        features: x `(N, D)` float32, y `(N,)` int64.
+        folds: `(N,)` int64, which fold judges a photo; -1 for none.
+        penalty: of all the heads.
+
+    Returns:
+        `(N, C)` float64, logarithms of each photo's probabilities; NaN where `folds` is -1.
     """
+    _refuse_others(features, folds)
     log_p = np.full((len(folds), num_classes), np.nan)
-    if (folds >= 0).any():
-        with threadpool_limits(1):
-            problem = _standardise(features, num_classes, np.arange(len(folds)))
-            one = _try(problem, _numbered(folds), penalty, None, problem.tolerance.firm)
-        log_p[one.judged] = one.log_p
+    with threadpool_limits(1):
+        cross = _cross_validation(features, num_classes, np.arange(len(folds)), folds, _names(folds))
+        if cross:
+            found = _try(cross, penalty, None, cross[0].problem.tolerance.firm)
+            for fold, answers in zip(cross, found.answers, strict=True):
+                log_p[fold.judged] = answers.log_p
     return log_p
 
 
@@ -171,68 +250,124 @@ def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
     return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
 
 
-def _standardise(features: Features, num_classes: int, order: np.ndarray) -> _Problem:
-    """Photos in the given order."""
-    table, y = features.table, features.y[order]
-    rows = order if features.rows is None else features.rows[order]
-    mean, scale = moments(table, rows)
-    noise = np.maximum(1e-8 * max(float(scale.max()), 1e-300), 1e-6 * np.abs(mean))  # of rounding, not of photos
-    scale = np.where(scale > noise, scale, 1.0)
+def _refuse_others(features: Features, folds: np.ndarray) -> None:
+    """Raise ValueError for folds of other photos than the features are of: pairing them by position means nothing."""
+    if len(folds) != len(features.hashes):
+        raise ValueError(f"{len(folds)} folds for the features of {len(features.hashes)} photos")
+
+
+def floored(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """What features are divided by: their spread, but not less than the median spread.
+
+    Over seven sets the floor took the log loss of photos not seen from 0.33 to 0.27 (bench/heads.py).
+
+    Args:
+        mean: `(D,)` float64.
+        spread: `(D,)` float64, standard deviations. What is no more than rounding counts as nothing.
+    """
+    noise = np.maximum(1e-8 * max(float(spread.max()), 1e-300), 1e-6 * np.abs(mean))
+    moving = spread[spread > noise]
+    return np.maximum(spread, np.median(moving)) if len(moving) else np.ones_like(spread)
+
+
+def _problem(features: Features, num_classes: int, chosen: np.ndarray) -> _Problem:
+    """Of the photos chosen `(n,)`, in that order."""
+    table, y = features.table, features.y[chosen]
+    rows = chosen if features.rows is None else features.rows[chosen]
+    mean, spread = moments(table, rows)
+    frame = Frame(mean, floored(mean, spread))
     if len(rows) * table.shape[1] > MAX_HELD:
-        streamed = StreamedRows(table, rows, mean.astype(np.float32), scale.astype(np.float32))
-        return _Problem(streamed, y, num_classes, mean, scale, None, sampled_curvature(streamed))
-    z = (table[rows] - mean) / scale
+        streamed = StreamedRows(table, rows, mean.astype(np.float32), frame.scale.astype(np.float32))
+        return _Problem(streamed, y, num_classes, frame, sampled_curvature(streamed))
+    z = (table[rows] - mean) / frame.scale
     axes, variances = principal_axes(z)
-    return _Problem(RowsInMemory(z @ axes), y, num_classes, mean, scale, axes.T, Curvature(None, variances))
+    return _Problem(RowsInMemory(z @ axes), y, num_classes, replace(frame, axes=axes), Curvature(None, variances))
 
 
-def _tried(problem: _Problem, folds: np.ndarray, num_judged: int | None) -> list[_Try]:
+def _names(folds: np.ndarray) -> list[int]:
+    """Numbers of the folds that judge."""
+    return [int(name) for name in np.unique(folds[folds >= 0])]
+
+
+def _cross_validation(
+    features: Features, num_classes: int, order: np.ndarray, folds: np.ndarray, names: list[int]
+) -> list[_Fold]:
+    """Folds, each with the problem of the other photos.
+
+    order: `(n,)` int64, the photos that take part.  folds: `(N,)` int64 of all photos.  names: the folds wanted.
+    """
+    own = folds[order]
+
+    def one(name: int) -> _Fold:
+        problem, judged = _problem(features, num_classes, order[own != name]), np.flatnonzero(own == name)
+        rows = order[judged] if features.rows is None else features.rows[order[judged]]
+        return _Fold(problem, judged, problem.frame.show(features.table, rows), features.y[order[judged]])
+
+    return _side_by_side(one, names)
+
+
+def _tried(cross: list[_Fold], num_photos: int) -> list[_Try]:
     """Penalties from the middle downwards and upwards, each begun where its neighbour ended.
 
-    Of many photos, only as far as the loss of photos not seen falls.  num_judged: folds, None for all.
+    Of many photos, only as far as the loss of photos not seen falls.
     """
-    if len(folds) > ENOUGH:
-        some = np.arange(ENOUGH)
-        problem, folds = replace(problem, rows=problem.rows.of(some), y=problem.y[some]), folds[some]
-    which, is_large = _numbered(folds, num_judged), isinstance(problem.rows, StreamedRows)
-    coarse, loose = problem.coarse, problem.tolerance.loose
-    penalties, guess = (ALL_PENALTIES, MIDDLING * min(1, FEW / len(folds))) if is_large else (PENALTIES, MIDDLING)
+    problem = cross[0].problem
+    is_large, loose = isinstance(problem.rows, StreamedRows), problem.tolerance.loose
+    penalties, guess = PENALTIES, MIDDLING
+    if is_large:
+        penalties, guess = ALL_PENALTIES, MIDDLING * min(1, FEW / min(num_photos, ENOUGH))
     middle = int(np.abs(np.log(penalties) - np.log(guess)).argmin())
-    tries = [_try(coarse, which, penalties[middle], None, loose)]
+    tries = [_try(cross, penalties[middle], None, loose)]
     for leg in (penalties[:middle][::-1], penalties[middle + 1 :]):
         last = tries[0]
         for penalty in leg:
-            tries.append(_try(coarse, which, penalty, last.fits, loose))
-            if is_large and tries[-1].score.log_loss > last.score.log_loss:
+            tries.append(_try(cross, penalty, last, loose))
+            if is_large and tries[-1].loss > last.loss:
                 break
             last = tries[-1]
         if is_large and last is not tries[0]:
             break
-    if is_large:
-        return tries
-    best = min(tries, key=lambda one: one.score.log_loss)
-    firm = _try(problem, which, best.score.penalty, best.fits, problem.tolerance.firm)
-    return [firm if one is best else one for one in tries]
+    return tries
 
 
-def _numbered(folds: np.ndarray, at_most: int | None = None) -> np.ndarray:
-    """`(N,)` int64: which fold judges a photo, counted from 0; -1 for none."""
-    names = np.unique(folds[folds >= 0])[:at_most]
-    return np.where(np.isin(folds, names), np.searchsorted(names, folds), -1)
+def _try(cross: list[_Fold], penalty: float, start: _Try | None, above: float) -> _Try:
+    """One penalty on all folds. start: where the fits begin."""
+
+    def one(number: int) -> _Answers:
+        return cross[number].try_at(penalty, start.answers[number].found if start else None, above)
+
+    answers = _side_by_side(one, range(len(cross)))
+    return _Try(penalty, answers, np.array([fold.loss(said) for fold, said in zip(cross, answers, strict=True)]))
 
 
-def _try(problem: _Problem, which: np.ndarray, penalty: float, start: Solution | None, above: float) -> _Try:
-    """One penalty on the folds to be judged."""
-    seen = which[:, np.newaxis] != np.arange(which.max() + 1)
-    fits = problem.fit(seen, penalty, start, above)
-    judged = np.flatnonzero(which >= 0)
-    log_p = log_probabilities(problem.rows.of(judged), fits, which[judged])
-    return _Try(score(log_p, problem.y[judged], penalty), log_p, judged, fits)
+def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
+    """Each fold's answers at the penalty that the other folds choose, more exactly than for choosing."""
+
+    def one(number: int) -> _Answers:
+        others = np.arange(len(cross)) != number if len(cross) > 1 else np.ones(1, bool)
+        chosen = min(tries, key=lambda one: float(one.losses[others].sum()))
+        said, fold = chosen.answers[number], cross[number]
+        if isinstance(fold.problem.rows, StreamedRows):
+            return said
+        return fold.try_at(chosen.penalty, said.found, fold.problem.tolerance.firm)
+
+    return _side_by_side(one, range(len(cross) if tries else 0))
 
 
-def _unfold(problem: _Problem, whole: Solution) -> tuple[np.ndarray, np.ndarray]:
-    """Fold rotation and standardisation into weight and bias, so that the head takes raw features."""
-    weight = whole.weight[0] if problem.basis is None else whole.weight[0] @ problem.basis
-    weight = weight / problem.scale
-    bias = whole.bias[0] - weight @ problem.mean
-    return weight.astype(np.float32), bias.astype(np.float32)
+def _point(one: _Try, cross: list[_Fold]) -> Score:
+    """A penalty's place on the curve."""
+    log_p, y = np.concatenate([said.log_p for said in one.answers]), np.concatenate([fold.y for fold in cross])
+    return score(log_p, y, one.penalty)
+
+
+def _average(one: _Try, cross: list[_Fold]) -> Solution:
+    """The fits of all folds for raw features, on average: where a fit to all photos may begin."""
+    pairs = zip(one.answers, cross, strict=True)
+    raw = [fold.problem.frame.to_raw(said.found) for said, fold in pairs]
+    return Solution(np.mean([found.weight for found in raw], axis=0), np.mean([found.bias for found in raw], axis=0))
+
+
+def _side_by_side(work: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:
+    """Results in order, computed by a thread a core: folds know nothing of each other."""
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return list(pool.map(work, numbers))

@@ -9,19 +9,22 @@ import numpy as np
 
 from regraft.backbones.backbone import Backbone, from_network
 from regraft.backbones.catalog import RANDOM
-from regraft.backbones.features import Features, extract
+from regraft.backbones.features import Features, FeatureTable, extract
 from regraft.core.config import TrainConfig
 from regraft.core.errors import ConfigError
+from regraft.core.files import sha256_json
 from regraft.core.runtime import import_torch_module
+from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.grey_range import grey_bits
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, held_out
-from regraft.evaluation.comparison import Pair, pair
-from regraft.evaluation.evaluate import Evaluation
+from regraft.evaluation.comparison import pair
 from regraft.models.calibration import calibrated
-from regraft.models.linear_head import Head, out_of_fold
+from regraft.models.linear_head import Head
 from regraft.models.ood import FamiliarRegion, familiar
 from regraft.pipeline.linear_probe import folds_for, head_of
-from regraft.run import Candidate, RunContext, TrainedModel, TrainInputs, deliver
+from regraft.pipeline.selection import Selection
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, delivered
 from regraft.training.recipe import Recipe, choose, decide
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 NUM_KNOWN = 500  # photos that tell what a tuned network knows
 VIEWS = 6  # versions of each photo that the last stages learn from, in turn
-FEW = 50  # photos to judge on; with fewer, an open comparison is repeated by cross-validation
+FEW = 50  # photos that choose; with fewer, an open comparison is repeated by cross-validation
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,38 @@ class Phase:
 LAST_STAGES, FULL = Phase("last stages", "stages", True), Phase("full", ".", False)
 
 
-def phases(config: TrainConfig) -> tuple[Phase, ...]:
-    """What is trained in turn. Whoever fixes something of the recipe wants that training alone."""
-    return (FULL,) if config.mode != "auto" or config.recipe != "regraft" or config.settings else (LAST_STAGES, FULL)
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is there, and what speaks for it.
+
+    Attributes:
+        outcome: The model as the run's bundle.
+        correct: `(N,)` bool, which of the photos that choose it has right.
+        counts: How many photos it has right that it has not seen, of several kinds; none of them judge.
+    """
+
+    outcome: Outcome
+    correct: np.ndarray
+    counts: tuple[Accuracy | None, ...]
+
+
+def phases(config: TrainConfig, is_shifted: bool = False) -> tuple[Phase, ...]:
+    """What is trained in turn. Whoever fixes something of the recipe wants that training alone.
+
+    is_shifted: whether val is answered much worse than cross-validation says: then all layers have to learn, at once.
+    """
+    is_direct = config.mode != "auto" or config.recipe != "regraft" or config.settings or is_shifted
+    return (FULL,) if is_direct else (LAST_STAGES, FULL)
+
+
+def learning_from(inputs: TrainInputs, learned: Dataset) -> TrainInputs:
+    """The same, but that gradient descent learns from some of the photos to learn from."""
+    photos_split = inputs.photos_split
+    return replace(inputs, photos_split=replace(photos_split, splits=replace(photos_split.splits, train=learned)))
 
 
 def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context: RunContext) -> "Tuned":
-    """Gradient descent on the photos to learn from."""
+    """Gradient descent on the photos to learn from. Raises TooLittleTime where auto had better not begin."""
     splits = inputs.photos_split.splits
     network = _network(inputs, context.config)
     decided = decide(context.mode, len(splits.train), from_solved=head is not None and context.config.weights != RANDOM)
@@ -63,7 +91,9 @@ def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context
     train, val = _learned_and_watched(splits, recipe, context.config)
     left_s = context.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
     on_row = partial(context.trackers.row, part="last_stages" if phase.in_part else "")
+    is_optional = context.config.mode == "auto" and context.config.is_solved
     job = {"train": train, "val": val, "budget_s": left_s, "folder": context.out / phase.folder, "on_row": on_row}
+    job["is_optional"] = is_optional
     return _tuned(network, inputs, head, recipe, job, context)
 
 
@@ -71,7 +101,9 @@ def _network(inputs: TrainInputs, config: TrainConfig) -> Any:
     """Where gradient descent begins: the pretrained network, or random weights."""
     networks = import_torch_module("backbones.network")
     if inputs.backbone is None:
-        return networks.build(config.backbone, RANDOM, seed=config.seed)
+        network = networks.build(config.backbone, RANDOM, seed=config.seed)
+        bits = grey_bits(inputs.photos_split.dataset)
+        return replace(network, preprocessing=replace(network.preprocessing, grey_bits=bits))
     return networks.restore(inputs.backbone.info, inputs.backbone.trunk)
 
 
@@ -105,6 +137,7 @@ def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
     config = context.config
     return {
         "photos": inputs.photos_split.fingerprint,
+        "learned": sha256_json(sorted(inputs.photos_split.splits.train.hashes)),
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
@@ -115,8 +148,11 @@ def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
     }
 
 
-def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, context: RunContext) -> TrainedModel:
-    """A trained network as a backbone's graph and a head, which is what bundles are made of."""
+def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> TrainedModel:
+    """A trained network as a backbone's graph and a head, which is what bundles are made of.
+
+    unseen: photos that it has not learned from, which tell how far those may lie that are like them.
+    """
     network = tuned.network
     layer: Any = network.module.get_submodule(network.heads[0])
     weight = layer.weight.detach().flatten(1).numpy()
@@ -132,11 +168,11 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, context: RunContex
         backbone = replace(backbone, info={**backbone.info, "loaded": inputs.backbone.info["loaded"]})
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
-    unseen = extract(backbone, splits.val if len(splits.val) else splits.judged[1], progress=context.progress)[1]
     temperature, thresholds = calibrated(np.empty((0, len(bias))), np.empty(0, np.int64))  # nothing to go by
     if splits.test is not None and len(splits.val):  # photos that it has not learned from, and that are not scored
-        temperature, thresholds = calibrated(unseen.x @ weight.T + bias, unseen.y)
-    known = _known(backbone, splits.train, unseen, context)
+        own = extract(backbone, splits.val, progress=context.progress)[1]
+        temperature, thresholds = calibrated(own.x @ weight.T + bias, own.y)
+    known = _known(backbone, splits.train, extract(backbone, unseen, progress=context.progress)[1], context)
     return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)
 
 
@@ -147,30 +183,41 @@ def _known(backbone: Backbone, train: Dataset, unseen: Features, context: RunCon
     return familiar(learned, unseen)
 
 
-def name_of(best: Candidate) -> str:
+def name_of(best: Outcome) -> str:
     """What the model that is there is called in comparisons."""
     recipe = best.model.details.get("recipe")
     return "frozen" if recipe is None else LAST_STAGES.name if recipe["views"] else FULL.name
 
 
-def better(model: TrainedModel, phase: Phase, best: Candidate, inputs: TrainInputs, context: RunContext) -> Candidate:
-    """The tuned model as the bundle if it is clearly better on the same photos, else the best one that is there."""
-    found: list[tuple[Pair, str]] = []
+def correct_of(model: TrainedModel, photos: Dataset, context: RunContext) -> np.ndarray:
+    """`(N,)` bool: which photos a model has right."""
+    if not len(photos):
+        return np.zeros(0, bool)
+    features = extract(model.backbone, photos, progress=context.progress)[1]
+    return np.asarray((features.x @ model.weight.T + model.bias).argmax(axis=1) == features.y)
 
-    def is_better(evaluation: Evaluation) -> bool:
-        a = evaluation.accuracy
-        compared, how = pair(name_of(best), best.evaluation.right, phase.name, evaluation.right), a.split
-        few = compared.is_open and a.n < FEW and not inputs.photos_split.splits.given and context.world.size == 1
-        if few and best.features is not None:
-            context.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
-            compared, how = _cross_compared(inputs, best.features, model, phase, context), "cross-validated"
-        found.append((compared, how))
-        return compared.b_wins
 
-    evaluation = deliver(model, inputs.photos_split, context, accept=is_better)
-    compared, how = found[0]
-    kept = Candidate(model, evaluation) if compared.b_wins else best
-    return replace(kept, decision=sentences(best.decision, compared.decision(how)))
+def better(
+    model: TrainedModel, phase: Phase, best: Candidate, selection: Selection, inputs: TrainInputs, context: RunContext
+) -> Candidate:
+    """The tuned model as the bundle if it is clearly better on the photos that choose, else the one that is there.
+
+    Photos that judge have no part in it: a model that is not chosen is never judged.
+    """
+    name, correct = name_of(best.outcome), correct_of(model, selection.photos, context)
+    compared, how = pair(name, best.correct, phase.name, correct), selection.name
+    counts: tuple[Accuracy | None, ...] = (selection.count(correct),)
+    is_open = compared.is_open and compared.n < FEW and context.world.size == 1
+    if is_open and best.outcome.features is not None and selection.is_set_aside:
+        context.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
+        frozen, tuned = _cross_validated(inputs, best.outcome.features, model, phase, context)
+        compared, how = pair(name, frozen, phase.name, tuned), "cross-validated"
+        counts = (accuracy(int(tuned.sum()), len(tuned), how),)
+    decision = sentences(best.outcome.decision, compared.decision(how))
+    if compared.b_wins:
+        model = replace(model, details={**model.details, "chosen_on": selection.to_json()})
+        best = Candidate(delivered(model, inputs.photos_split, context), correct, counts)
+    return replace(best, outcome=replace(best.outcome, decision=decision))
 
 
 def sentences(*parts: str) -> str:
@@ -178,17 +225,17 @@ def sentences(*parts: str) -> str:
     return ". ".join(part.removesuffix(".") for part in parts if part)
 
 
-def _cross_compared(
-    inputs: TrainInputs, features: Features, model: TrainedModel, phase: Phase, context: RunContext
-) -> Pair:
-    """Frozen and tuned on every photo, each judged by models that have not seen it."""
-    dataset, recipe = inputs.photos_split.dataset, Recipe(**model.details["recipe"])
-    folds = folds_for(dataset, context.config)
-    said = np.full(len(dataset), -1)
+def _cross_validated(
+    inputs: TrainInputs, features: FeatureTable, model: TrainedModel, phase: Phase, context: RunContext
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which photos to learn from frozen and tuned have right, `(n,)` bool each, by models that have not seen them."""
+    photos, recipe = inputs.photos_split.splits.train, Recipe(**model.details["recipe"])
+    folds = folds_for(photos, context.config)
+    said = np.full(len(photos), -1)
     numbers = [int(number) for number in np.unique(folds[folds >= 0])]
     for done, number in enumerate(numbers):
         inside = np.flatnonzero(folds == number)
-        train, val = dataset.subset(np.flatnonzero(folds != number)), dataset.subset(inside)
+        train, val = photos.subset(np.flatnonzero(folds != number)), photos.subset(inside)
         left_s = context.left_s(0)
         budget_s = None if left_s is None else left_s / (len(numbers) - done)
         context.progress.say(f"fold {done + 1} of {len(numbers)}")
@@ -200,7 +247,7 @@ def _cross_compared(
         }
         head = head_of(inputs.features, train, context.config) if inputs.features else None
         said[inside] = _tuned(_network(inputs, context.config), inputs, head, recipe, job, context).answers
-    judged = folds >= 0
-    penalty = head_of(features, dataset, context.config).penalty
-    frozen = np.nan_to_num(out_of_fold(features, len(dataset.classes), folds, penalty)).argmax(axis=1)
-    return pair("frozen", (frozen == dataset.labels)[judged], phase.name, (said == dataset.labels)[judged])
+    compared = folds >= 0
+    held_out = head_of(features, photos, context.config).held_out
+    frozen = np.nan_to_num(held_out, nan=-np.inf).argmax(axis=1)
+    return (frozen == photos.labels)[compared], (said == photos.labels)[compared]

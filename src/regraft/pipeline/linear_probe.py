@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backbones.features import Features
+from regraft.backbones.features import FeatureTable
 from regraft.core.config import TrainConfig
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.data.scan import Dataset
@@ -15,7 +15,8 @@ from regraft.models.calibration import calibrated
 from regraft.models.feature_search import FeatureConfig, Trial, best, search, solved
 from regraft.models.linear_head import Head, out_of_fold, score, solve
 from regraft.models.ood import familiar
-from regraft.run import Candidate, RunContext, TrainedModel, TrainInputs, announce, delivered
+from regraft.pipeline.selection import Selection, right_frozen
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered
 
 MANY = 1000  # photos to judge on, beside which cross-validation over all photos tells nothing new
 SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
@@ -30,11 +31,11 @@ def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
     return solved(feature_config, train, folds_for(train, context.config), context.progress)
 
 
-def frozen_model(plain: Trial, inputs: TrainInputs, context: RunContext) -> Candidate:
+def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context: RunContext) -> tuple[Outcome, Trial]:
     """The solved head as the bundle; where it is wanted and there is room, that of the best features instead."""
     frozen = _delivered(plain, [plain], inputs, context)
-    if not context.config.is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
-        return frozen
+    if not is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
+        return frozen, plain
     announce(inputs.photos_split, frozen, context)
     context.progress.say("other features of the same network, cross-validated on the photos to learn from:")
     context.progress.say(f"  {plain}")
@@ -45,20 +46,23 @@ def frozen_model(plain: Trial, inputs: TrainInputs, context: RunContext) -> Cand
     trials = search(plain, inputs.photos_split.dataset, splits.train, folds, context.config, budget_s, context.progress)
     chosen = best(trials)
     if chosen is plain:
-        return frozen
+        return frozen, plain
     losses = f"cross-validated log loss {chosen.score.log_loss:.3f} instead of {plain.score.log_loss:.3f}"
-    return replace(
-        _delivered(chosen, trials, inputs, context), decision=f"features of {chosen.feature_config.name}: {losses}."
-    )
+    decision = f"features of {chosen.feature_config.name}: {losses}."
+    return replace(_delivered(chosen, trials, inputs, context), decision=decision), chosen
 
 
-def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Candidate:
+def correct_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> np.ndarray:
+    """`(N,)` bool: which of the photos that choose a solved head has right without having seen them."""
+    x = one.feature_config.features.of(selection.photos).x
+    return right_frozen(selection, one.head, inputs.photos_split.splits.train, x)
+
+
+def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Outcome:
     """One of the heads tried as the bundle."""
     head, photos_split = one.head, inputs.photos_split
     is_told = photos_split.splits.given or len(photos_split.splits.judged[1]) >= MANY
-    whole = (
-        None if is_told else _cross_validated(one.feature_config.features, photos_split.dataset, head, context.config)
-    )
+    whole = None if is_told else _cross_validated(one.feature_config.features, photos_split.dataset, head, context)
     details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
     if len(trials) > 1:
         details["searched"] = [other.to_json() for other in trials]
@@ -71,7 +75,7 @@ def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: Ru
     return delivered(model, photos_split, context, one.feature_config.features)
 
 
-def head_of(features: Features, photos: Dataset, config: TrainConfig) -> Head:
+def head_of(features: FeatureTable, photos: Dataset, config: TrainConfig) -> Head:
     """The head solved on some of the photos that there are features of."""
     own = features.of(photos)
     return solve(own, len(photos.classes), folds_for(photos, config))
@@ -82,10 +86,13 @@ def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
     return folds_of(photos, config.num_folds, config.seed)
 
 
-def _cross_validated(features: Features, photos: Dataset, head: Head, config: TrainConfig) -> Accuracy | None:
+def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, context: RunContext) -> Accuracy | None:
     """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
-    folds = folds_for(photos, config)
+    folds = folds_for(photos, context.config)
     if not (folds >= 0).any():
         return None
-    found = score(out_of_fold(features, len(photos.classes), folds, head.penalty), photos.labels, head.penalty)
+    own = features.of(photos)
+    with context.progress.step("cross-validate"):
+        log_p = out_of_fold(own, len(photos.classes), folds, head.penalty)
+    found = score(log_p, own.y, head.penalty)
     return accuracy(found.num_right, found.n, "cross-validated")

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from regraft.backbones.backbone import first_layer
 from regraft.bundle.bundle import Bundle
@@ -313,7 +313,7 @@ def _promises(manifest: Context) -> list[Context]:
 
 def _filters(bundle: Bundle, before: np.ndarray | None) -> Context | None:
     """The filters of the first layer, and as they were before training where they have changed."""
-    after = first_layer(load_file(bundle.folder / "model.safetensors"))
+    after = first_layer(load(bundle.read("model.safetensors")))
     if after is None:
         return None
     wanted = [(after, _unchanged(bundle))]

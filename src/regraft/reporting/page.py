@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from regraft.core.files import write_atomic
+from regraft.core.ownership import sealed, write_output
 from regraft.core.progress import printable
 from regraft.core.version import __version__
 
@@ -36,8 +36,8 @@ def _path(text: str) -> Markup:
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Whole or not at all."""
-    write_atomic(path, html.encode())
+    """Write a page, whole or not at all, with a seal. Raises OutputError where something else is there."""
+    write_output(path, sealed(html, ".html"))
     return path
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from regraft.bundle.bundle import Bundle, Photo, Prediction
+from regraft.bundle.bundle import Bundle, Prediction
 from regraft.bundle.heatmap import heat_map
 from regraft.core.errors import DataError, nearest
-from regraft.core.files import write_atomic
+from regraft.core.ownership import write_output
 from regraft.core.progress import printable
 from regraft.data.decode import decode
+from regraft.data.inputs import Photo
 from regraft.data.scan import Dataset
 
 TILE = 220  # pixels
@@ -152,7 +153,7 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
     """Write a PNG, whole or not at all."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    write_atomic(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())
     return path
 
 

@@ -1,13 +1,12 @@
 """The application: what is answered at which address. State is handed to it; it opens nothing and writes nothing."""
 
 import asyncio
-import hmac
-import re
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -17,10 +16,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from regraft.bundle.bundle import Bundle
 from regraft.core.version import __version__
+from regraft.serving.access import OPEN_PATHS, Access, with_cors
 from regraft.serving.limits import Limits
+from regraft.serving.messages import WorkerAnswer
 from regraft.serving.openapi import document
-from regraft.serving.pool import Busy, Pool
+from regraft.serving.pool import Busy
 from regraft.serving.request_parsing import Buffered, photos_of
 
 HEADERS = {
@@ -36,9 +38,49 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")  # name, and port
-OPEN = {*PAGE, "/healthz"}  # without the token
 LATENCIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)  # s
+
+
+class Answering(Protocol):
+    """Workers that answer, such as `pool.Pool`."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether every worker is there and ready."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Photos that wait for a worker."""
+        ...
+
+    async def answers(self, photos: list[bytes], with_heat: bool) -> list[WorkerAnswer]:
+        """What the model says of each photo."""
+        ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model and what answers with it.
+
+    Attributes:
+        pool: Its workers.
+        about: What /v1/model answers.
+        sha256: The model's identity.
+    """
+
+    pool: Answering
+    about: dict[str, Any]
+    sha256: str
+
+
+class Json(JSONResponse):
+    """JSON of whatever text: what is no Unicode, such as bytes of a file's name, is written as an escape."""
+
+    def render(self, content: Any) -> bytes:
+        """UTF-8."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -51,11 +93,11 @@ class Metrics:
     seconds: Histogram
 
 
-def meters(pool: Pool, buffered: Buffered) -> Metrics:
+def meters(current: Callable[[], Served], buffered: Buffered) -> Metrics:
     """Counters from zero, in a registry of their own."""
     registry = CollectorRegistry()
     waiting = Gauge("regraft_photos_waiting", "Photos that wait for a worker.", registry=registry)
-    waiting.set_function(lambda: pool.num_waiting)
+    waiting.set_function(lambda: current().pool.num_waiting)
     used = Gauge("regraft_buffered_bytes", "Bytes of bodies in memory.", registry=registry)
     used.set_function(lambda: buffered.used)
     return Metrics(
@@ -66,43 +108,44 @@ def meters(pool: Pool, buffered: Buffered) -> Metrics:
     )
 
 
-def create_app(
-    pool: Pool, about: dict[str, Any], limits: Limits, hosts: tuple[str, ...], token: str | None = None
-) -> ASGIApp:
-    """The application. about: what /v1/model answers.  hosts: names under which it may be called.  token: wanted."""
+def create_app(current: Callable[[], Served], limits: Limits, access: Access) -> ASGIApp:
+    """The application.
+
+    Args:
+        current: The model that answers now; asked once for each request, so that none is answered by two.
+        limits: How much may be asked.
+        access: Who may ask.
+    """
     buffered = Buffered(limits.buffered)
-    meter = meters(pool, buffered)
+    meter = meters(current, buffered)
 
     async def predict(request: Request) -> Response:
         began = time.perf_counter()
-        top, with_heat = _top(request, len(about["classes"])), _flag(request, "heatmap")
+        top, with_heat = _top(request), _flag(request, "heatmap")
         with buffered.share() as share:
             photos = await photos_of(request, limits, share)
-            try:
-                answers = await pool.answers([photo.data for photo in photos], with_heat)
-            except Busy as busy:
-                raise HTTPException(503, "too many photos are waiting", {"Retry-After": str(busy.retry_s)}) from None
-            except TimeoutError:
-                raise HTTPException(503, "it took too long", {"Retry-After": "5"}) from None
+            served = current()  # and its pool has the photos before anything else happens
+            answers = await _answers(served.pool, [photo.data for photo in photos], with_heat)
         rows = [{"name": photo.name, **_shortened(one, top)} for photo, one in zip(photos, answers, strict=True)]
         failed = sum("error" in row for row in rows)
         meter.photos.labels("failed").inc(failed)
         meter.photos.labels("answered").inc(len(rows) - failed)
         meter.seconds.observe(time.perf_counter() - began)
-        return JSONResponse({"predictions": rows}, 400 if failed == len(rows) else 200)
+        return Json({"predictions": rows}, 400 if failed == len(rows) else 200, _bearing(served))
 
     async def model(_: Request) -> Response:
-        return JSONResponse(about)
+        served = current()
+        return Json(served.about, 200, _bearing(served))
 
     async def health(_: Request) -> Response:
-        is_well = pool.is_healthy
-        return JSONResponse({"status": "ok" if is_well else "a worker is being started"}, 200 if is_well else 503)
+        is_well = current().pool.is_healthy
+        return Json({"status": "ok" if is_well else "a worker is being started"}, 200 if is_well else 503)
 
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(meter.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(_: Request) -> Response:
-        return JSONResponse(document(__version__, limits, needs_token=token is not None))
+        return Json(document(__version__, limits, needs_token=access.token is not None))
 
     routes = [
         Route("/v1/predict", predict, methods=["POST"]),
@@ -112,30 +155,53 @@ def create_app(
         Route("/openapi.json", openapi),
         *(Route(path, _file(name, kind)) for path, (name, kind) in PAGE.items()),
     ]
-    paths = {route.path for route in routes}
     app = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
-    known = {name.lower() for name in hosts}
-
-    def refusal(scope: Scope) -> Response | None:
-        if not _is_called(scope, known):
-            said = "it is called by a name that it does not know; --allow-host NAME adds one"
-            return JSONResponse({"error": said}, 400)
-        if token is not None and scope["path"] not in OPEN and not _has_token(scope, token):
-            said = "expected Authorization: Bearer TOKEN"
-            return JSONResponse({"error": said}, 401, {"WWW-Authenticate": "Bearer"})
-        return None
-
-    return _guarded(app, refusal, paths, meter)
+    app.router.redirect_slashes = False  # it would redirect to whatever Host the request names
+    open_paths = {*PAGE, *OPEN_PATHS}
+    checked = _checked(app, lambda scope: _refusal(access, scope, open_paths))
+    return _guarded(with_cors(checked, access.origins), {route.path for route in routes}, meter)
 
 
-def _guarded(app: ASGIApp, refusal: Callable[[Scope], Response | None], paths: set[str], meter: Metrics) -> ASGIApp:
-    """Headers on every answer, a look at every question, and a count of both."""
+async def _answers(pool: Answering, photos: list[bytes], with_heat: bool) -> list[WorkerAnswer]:
+    try:
+        return await pool.answers(photos, with_heat)
+    except Busy as busy:
+        raise HTTPException(503, "too many photos are waiting", {"Retry-After": str(busy.retry_s)}) from None
+    except TimeoutError:
+        raise HTTPException(503, "it took too long", {"Retry-After": "5"}) from None
+
+
+def _bearing(served: Served) -> dict[str, str]:
+    """The header that tells which model answered."""
+    return {"X-Model": served.sha256[:12]}
+
+
+def _refusal(access: Access, scope: Scope, open_paths: set[str]) -> Response | None:
+    """The answer to a request that may not be made; None for one that may."""
+    refused = access.refusal(scope, is_open=scope["path"] in open_paths)
+    return Json({"error": refused.why}, refused.status, refused.headers) if refused else None
+
+
+def _checked(app: ASGIApp, refusal: Callable[[Scope], Response | None]) -> ASGIApp:
+    """The application, for those requests that may be made."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        await ((scope["type"] == "http" and refusal(scope)) or app)(scope, receive, send)
+
+    return checked
+
+
+def _guarded(app: ASGIApp, paths: set[str], meter: Metrics) -> ASGIApp:
+    """Headers on every answer, and a count of all; a path may end in a slash."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
         path, has_begun = scope["path"], False
+        if path.removesuffix("/") in paths:
+            path = path.removesuffix("/")
+            scope = {**scope, "path": path}
 
         async def counted(message: Message) -> None:
             nonlocal has_begun
@@ -149,25 +215,14 @@ def _guarded(app: ASGIApp, refusal: Callable[[Scope], Response | None], paths: s
             await send(message)
 
         try:
-            await (refusal(scope) or app)(scope, receive, counted)
+            await app(scope, receive, counted)
         except asyncio.CancelledError:  # the server is to stop, and has waited as long as it may
             if has_begun:
                 raise
-            late = JSONResponse({"error": "the server is being stopped"}, 503, {"Retry-After": "10"})
+            late = Json({"error": "the server is being stopped"}, 503, {"Retry-After": "10"})
             await late(scope, receive, counted)
 
     return guarded
-
-
-def _is_called(scope: Scope, names: set[str]) -> bool:
-    """Whether the request's Host is one of the names: another is a page elsewhere that had its own name lead here."""
-    host = HOST.fullmatch(dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower())
-    return host is not None and host[1] in names
-
-
-def _has_token(scope: Scope, token: str) -> bool:
-    sent = dict(scope["headers"]).get(b"authorization", b"")
-    return hmac.compare_digest(sent, b"Bearer " + token.encode())
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -180,16 +235,18 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-def _shortened(answer: dict[str, Any], top: int) -> dict[str, Any]:
-    """The answer with its most probable classes alone, in order."""
+def _shortened(answer: dict[str, Any], top: int | None) -> dict[str, Any]:
+    """The answer with its most probable classes alone, in order. top: how many, None for all."""
     if "error" in answer:
         return answer
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
     return {**answer, "probabilities": dict(ranked[:top])}
 
 
-def _top(request: Request, num_classes: int) -> int:
-    text = request.query_params.get("top", str(num_classes))
+def _top(request: Request) -> int | None:
+    text = request.query_params.get("top")
+    if text is None:
+        return None
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise HTTPException(400, f"top={text[:40]!r} is no count: expected a whole number from 1 on")
     return int(text)
@@ -204,15 +261,16 @@ def _flag(request: Request, name: str) -> bool:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
+    return Json({"error": error.detail}, error.status_code, dict(error.headers or {}))
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)
+    return Json({"error": "something went wrong here; the server's log says what"}, 500)
 
 
-def about_model(manifest: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """What /v1/model answers, from a bundle's manifest."""
+def about_model(bundle: Bundle, limits: Limits) -> dict[str, Any]:
+    """What /v1/model answers."""
+    manifest = bundle.manifest
     backbone, metrics = manifest["backbone"], manifest["metrics"]
     return {
         "classes": manifest["classes"],
@@ -228,4 +286,5 @@ def about_model(manifest: dict[str, Any], limits: Limits) -> dict[str, Any]:
         "limits": {name: getattr(limits, name) for name in ("max_bytes", "max_photos", "max_pixels")},
         "version": __version__,
         "sha256": manifest["sha256"]["model.onnx"],
+        "model": bundle.sha256,
     }

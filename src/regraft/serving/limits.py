@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from regraft.data.decode import MAX_PIXELS
+
 MEGA = 2**20
 
 
@@ -9,7 +11,7 @@ MEGA = 2**20
 class Limits:
     """Sizes in bytes, times in seconds.
 
-    max_bytes: of a request's body.  max_photos: of one request.  max_pixels: of a photo, before it is decoded.
+    max_bytes: of a request's body.  max_photos: of one request.  max_pixels: of a photo, as it is decoded.
     buffered: of all bodies that are being received or waiting.  waiting: photos of all requests that wait for a worker.
     header_s, body_s: until a request's headers, and its body, must have come.  photo_s: for one photo, then its worker
     is ended.  request_s: for all photos of a request.  worker_bytes: of memory that a worker may take beside its model.
@@ -18,7 +20,7 @@ class Limits:
 
     max_bytes: int = 32 * MEGA
     max_photos: int = 64
-    max_pixels: int = 50_000_000
+    max_pixels: int = MAX_PIXELS
     buffered: int = 256 * MEGA
     waiting: int = 128
     header_s: float = 10.0

@@ -12,9 +12,11 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
     refusals = {
         "408": f"The body took longer than {limits.body_s:g} s.",
         "413": f"More than {limits.max_bytes} bytes.",
-        "415": "Neither a form nor an image.",
+        "403": "A page of another site asks, which --allow-origin does not name.",
+        "415": "Neither a form, nor JSON, nor an image; or compressed in another way than gzip.",
         "503": "Busy; Retry-After says for how many seconds.",
     }
+    base64 = {"type": "string", "contentEncoding": "base64"}
     predict = {
         "summary": "Labels and probabilities of photos",
         "parameters": [
@@ -23,14 +25,20 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
         ],
         "requestBody": {
             "required": True,
+            "description": "May be compressed: Content-Encoding: gzip.",
             "content": {
                 "multipart/form-data": {"schema": {"type": "object", "additionalProperties": _array(_binary())}},
                 "image/*": {"schema": _binary()},
                 "application/octet-stream": {"schema": _binary()},
+                "binary/octet-stream": {"schema": _binary()},
+                "application/json": {"schema": {"anyOf": [_object(image=base64), _object(images=_array(base64))]}},
             },
         },
         "responses": {
-            "200": _json("An answer for each photo, in order.", _object(predictions=_array(_prediction()))),
+            "200": {
+                **_json("An answer for each photo, in order.", _object(predictions=_array(_prediction()))),
+                "headers": {"X-Model": {"schema": {"type": "string"}, "description": "The model that answered."}},
+            },
             "400": _json(
                 "No photo could be read, or the request cannot be understood.",
                 {"anyOf": [_refusal(), _object(predictions=_array(_prediction()))]},

@@ -1,29 +1,25 @@
-"""Worker processes behind one queue: bounded, each photo within its time, a worker that dies replaced."""
+"""Worker processes behind one queue: bounded, each photo within its time, a worker that dies or stops replaced."""
 
 import asyncio
-import json
-import os
+import logging
 import queue
-import socket
-import struct
 import threading
 import time
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import Any
 
-from regraft.core.errors import ServeError
+from regraft.core.errors import RegraftError, ServeError
 from regraft.core.runtime import num_cores
 from regraft.serving.limits import Limits
-from regraft.serving.worker import READY, WorkerAnswer, WorkItem, work
+from regraft.serving.messages import WorkerAnswer, WorkItem
+from regraft.serving.model import SealedModel
+from regraft.serving.process import WorkerGone, WorkerProcess
 
-START_S = 60.0  # for a worker to load its model
 IDLE_S = 0.25  # between looks at whether an idle worker is alive
+HEARTBEAT_S = 1.0  # of silence, after which it is asked
+PAUSE_S = 1.0  # before another worker is tried
 GAVE_UP = "it takes too long to read, or more memory than is allowed"
+log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -56,34 +52,43 @@ class PendingRequest:
 
 
 class Pool:
-    """Workers, each with a thread that feeds it.
+    """Workers, each with a thread that starts it, feeds it and replaces it.
 
-    Raises what a worker says in place of READY: ServeError with its sentence.
+    Args:
+        model: What they answer with; closed with the pool.
+        limits: Of the server.
+
+    Raises:
+        ServeError: What a worker says in place of being ready.
     """
 
-    def __init__(self, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, model: SealedModel, limits: Limits) -> None:
         self.limits = limits
+        self._model = model
         num_workers = num_cores() + 1 if limits.workers < 1 else limits.workers  # one fills the gaps
-        self._start = (folder, promises, limits)
         self._jobs: queue.Queue[PendingRequest | None] = queue.Queue()
         self._busy: set[int] = set()  # workers that have a photo
         self._pace_s = 0.02  # of late, for one photo
         self._closing = threading.Event()
-        self._workers = [_Worker(*self._start) for _ in range(num_workers)]
-        self._threads = [threading.Thread(target=self._feed, args=(i,), daemon=True) for i in range(num_workers)]
-        try:
-            for worker in self._workers:
-                worker.wait_ready()
-        except ServeError:
-            self._end_workers()
-            raise
+        self._workers: list[WorkerProcess | None] = [None] * num_workers
+        started: list[Future[None]] = [Future() for _ in range(num_workers)]
+        self._threads = [
+            threading.Thread(target=self._live, args=one, daemon=True, name="regraft pool")
+            for one in enumerate(started)
+        ]
         for thread in self._threads:
             thread.start()
+        try:
+            for one in started:
+                one.result()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_healthy(self) -> bool:
         """Whether every worker is there and ready."""
-        return all(worker.is_ready for worker in self._workers)
+        return all(worker is not None and worker.is_ready for worker in self._workers)
 
     @property
     def num_waiting(self) -> int:
@@ -91,7 +96,12 @@ class Pool:
         return self._jobs.qsize()
 
     async def answers(self, photos: list[bytes], with_heat: bool) -> list[WorkerAnswer]:
-        """What the model says of each photo. Raises Busy, before any is taken; TimeoutError."""
+        """What the model says of each photo.
+
+        Raises:
+            Busy: Before any is taken.
+            TimeoutError: It took too long.
+        """
         if self.num_waiting + len(photos) > self.limits.waiting:
             raise Busy(1 + round(self.num_waiting * self._pace_s / len(self._threads)))
         loop = asyncio.get_running_loop()
@@ -102,124 +112,112 @@ class Pool:
             return list(await asyncio.gather(*(job.answer for job in jobs)))
 
     def close(self) -> None:
-        """End all workers, also those that are being started."""
+        """Finish what waits, then end all workers, also those that are being started."""
         self._closing.set()
         for _ in self._threads:
             self._jobs.put(None)
+        for worker in self._workers:
+            if worker is not None and not worker.is_ready:
+                worker.kill()
         for thread in self._threads:
             thread.join(self.limits.photo_s)
-        self._end_workers()
-
-    def _end_workers(self) -> None:
         for worker in self._workers:
-            worker.end()
+            if worker is not None:
+                worker.end()
+        self._model.close()
 
-    def _feed(self, number: int) -> None:
-        """One thread: takes a job, has its worker do it; a worker that is gone is replaced."""
+    def _live(self, number: int, started: Future[None]) -> None:
+        """One thread: starts a worker, then takes jobs and has it do them, until the pool is closed."""
+        try:
+            self._start(number)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
         while True:
             try:
                 job = self._jobs.get(timeout=IDLE_S)
             except queue.Empty:
-                with suppress(ServeError):
-                    self._ready(number)
+                self._look_after(number)
                 continue
             if job is None:
-                return
-            if not job.answer.cancelled():
-                began = time.monotonic()
-                self._busy.add(number)
-                job.done(self._do(number, job))
-                self._busy.discard(number)
-                self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
+                break
+            self._serve(number, job)
+        self._end(number)
+
+    def _serve(self, number: int, job: PendingRequest) -> None:
+        """Whatever happens, the job gets an answer and the thread goes on."""
+        if job.answer.cancelled():
+            return
+        began = time.monotonic()
+        self._busy.add(number)
+        try:
+            answer = self._do(number, job)
+        except Exception:
+            log.exception("a photo could not be handed to a worker")
+            self._end(number)
+            answer = {"error": GAVE_UP}
+        self._busy.discard(number)
+        job.done(answer)
+        self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
 
     def _do(self, number: int, job: PendingRequest) -> WorkerAnswer:
         """The answer of a worker; of a second one where the first was ended from outside."""
         for _ in range(2):
-            try:
-                worker = self._ready(number)
-            except ServeError:
+            worker = self._ready(number, job)
+            if worker is None:
                 break
             order = WorkItem(job.with_heat, is_alone=self._busy == {number} and self.num_waiting == 0)
             try:
-                answer = worker.ask(job.data, order, self.limits.photo_s)
-            except (EOFError, OSError):  # it died: of this photo, or of something else
-                worker.end()
+                answer = worker.ask(job.data, order)
+            except WorkerGone:  # of this photo, or of something else
+                self._end(number)
                 continue
             if answer is not None:
                 return answer
-            worker.end()
+            self._end(number)
             break
         return {"error": GAVE_UP}
 
-    def _ready(self, number: int) -> "_Worker":
-        """The worker of a thread, a new one where it is dead. Raises ServeError once the pool is being closed."""
-        while not self._workers[number].is_ready:
-            self._workers[number].end()
-            if self._closing.is_set():
-                raise ServeError("the server is being stopped")
-            try:
-                self._workers[number] = _Worker(*self._start)
-                self._workers[number].wait_ready()
-            except (ServeError, OSError):  # also where the system has no more processes or files to give
-                self._closing.wait(1.0)
+    def _look_after(self, number: int) -> None:
+        """Replace an idle worker that is gone, or does not answer."""
+        worker = self._workers[number]
+        if worker is not None and worker.is_ready and time.monotonic() - worker.heard_at > HEARTBEAT_S:
+            if worker.answers_ping():
+                return
+            self._end(number)
+        self._try(number)
+
+    def _ready(self, number: int, job: PendingRequest) -> WorkerProcess | None:
+        """The worker of a thread, a new one where it is dead; None once nobody waits for it."""
+        while not self._try(number):
+            if self._closing.is_set() or job.answer.cancelled():
+                return None
         return self._workers[number]
 
-
-class _Worker:
-    """A process and the pipe to it."""
-
-    def __init__(self, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
-        context = get_context("spawn")
-        self._pipe, other = context.Pipe()
-        _bound_sending(self._pipe, limits.photo_s)
-        self._process: SpawnProcess = context.Process(
-            target=work, args=(other, folder, promises, limits), daemon=True, name="regraft worker"
-        )
-        self._process.start()
-        other.close()
-        self._has_begun = False
-
-    @property
-    def is_ready(self) -> bool:
-        return self._has_begun and self._process.is_alive()
-
-    def wait_ready(self) -> None:
-        """Raises ServeError where there is no model to be had."""
-        message = _received(self._pipe, START_S) or b"the worker did not start within a minute"
-        if message != READY:
-            self.end()
-            raise ServeError(message.decode())
-        self._has_begun = True
-
-    def ask(self, data: bytes, order: WorkItem, limit_s: float) -> WorkerAnswer | None:
-        """The answer to a photo; None where it took too long. Raises EOFError or OSError where the process dies."""
+    def _try(self, number: int) -> bool:
+        """Whether a thread has a worker, be it that one could be started."""
+        worker = self._workers[number]
+        if worker is not None and worker.is_ready:
+            return True
         try:
-            self._pipe.send_bytes(json.dumps(vars(order)).encode())
-            self._pipe.send_bytes(data)
-        except BlockingIOError:  # it does not read
-            return None
-        if not self._pipe.poll(limit_s):
-            return None
-        answer: WorkerAnswer = json.loads(self._pipe.recv_bytes())
-        return answer
+            self._start(number)
+            return True
+        except (RegraftError, OSError) as error:  # also where the system has no more processes or files to give
+            log.error("no worker could be started: %s", error)
+            self._closing.wait(PAUSE_S)
+            return False
 
-    def end(self) -> None:
-        self._has_begun = False  # is_alive errs while another thread, starting a worker, collects the ended ones
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+    def _start(self, number: int) -> None:
+        """Raises ServeError or OSError, and then there is no worker."""
+        self._end(number)
+        if self._closing.is_set():
+            raise ServeError("The server is being stopped.")
+        worker = self._workers[number] = WorkerProcess(self._model, self.limits)
+        worker.wait_ready()
 
-
-def _bound_sending(pipe: Connection, limit_s: float) -> None:
-    """Nothing that is sent waits longer for room: BlockingIOError then."""
-    seconds, rest = divmod(limit_s, 1)
-    with socket.socket(fileno=os.dup(pipe.fileno())) as same:
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(1e6 * rest)))
-
-
-def _received(pipe: Connection, limit_s: float) -> bytes | None:
-    """A message; None where none comes in time or the other end is closed."""
-    try:
-        return pipe.recv_bytes() if pipe.poll(limit_s) else None
-    except (EOFError, OSError):
-        return None
+    def _end(self, number: int) -> None:
+        worker = self._workers[number]
+        self._workers[number] = None
+        if worker is not None:
+            worker.end()

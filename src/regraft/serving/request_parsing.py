@@ -1,11 +1,16 @@
 """A request to the photos in it, within the server's limits; what is refused says why."""
 
 import asyncio
+import base64
+import binascii
+import json
 import logging
 import re
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
@@ -15,7 +20,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from regraft.serving.limits import MEGA, Limits
 
-RAW = ("application/octet-stream", "image/")
+RAW = ("application/octet-stream", "binary/octet-stream", "image/")
+FORM, JSON = "multipart/form-data", "application/json"
+INFLATED = MEGA  # bytes that are decompressed before others have their turn
+DATA_URI = re.compile(r"data:[\w/+.;=-]{0,100};base64,")
 NUM_FIELDS = 16  # that are not files, in a form: none has a use
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # a client's errors are told to the client
 BOUNDARY = re.compile(rb"[\w'()+,./:=? -]{1,70}")  # RFC 2046
@@ -62,24 +70,99 @@ class Photo:
 
 
 async def photos_of(request: Request, limits: Limits, share: Share) -> list[Photo]:
-    """Files of a form, or the body itself. Raises HTTPException: 400, 408, 413, 415 or 503."""
+    """The photos that a request brings: files of a form, images of a JSON object, or the body itself.
+
+    Raises:
+        HTTPException: 400, 408, 413, 415 or 503.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_form = kind == "multipart/form-data"
-    if not is_form and not kind.startswith(RAW):
-        raise HTTPException(415, "expected a form with files, or an image with a content type of image/*")
+    if kind not in (FORM, JSON) and not kind.startswith(RAW):
+        raise HTTPException(415, "expected a form with files, JSON, or an image with a content type of image/*")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip", "x-gzip"):
+        raise HTTPException(415, "expected a body that is not compressed, or with gzip", {"Accept-Encoding": "gzip"})
     body = await read_body(request, limits, share)
-    if not is_form:
-        if not body:
-            raise HTTPException(400, "the body is empty: expected an image file")
-        return [Photo("", body)]
-    photos = await _files(request, body, limits)
-    if not photos:
-        raise HTTPException(400, "the form has no files: send each photo as a part with a file name")
-    return photos
+    if coding != "identity":
+        body = await decompressed(body, limits, share)
+    if kind == FORM:
+        return await _files(request, body, limits)
+    if kind == JSON:
+        return _images(body, limits, share)
+    if not body:
+        raise HTTPException(400, "the body is empty: expected an image file")
+    return [Photo("", body)]
+
+
+async def decompressed(body: bytes, limits: Limits, share: Share) -> bytes:
+    """What was compressed with gzip, no more than a body may have.
+
+    Raises:
+        HTTPException: 400, 413 or 503.
+    """
+    inflater, parts, size = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), [], 0
+    while not inflater.eof:
+        try:
+            part = await asyncio.to_thread(inflater.decompress, body, INFLATED)
+        except zlib.error:
+            raise HTTPException(400, "the body is damaged: it is no gzip") from None
+        size += len(part)
+        if size > limits.max_bytes:
+            raise _too_large(limits)
+        share.take(len(part))
+        parts.append(part)
+        body = inflater.unconsumed_tail
+        if not body and not part and not inflater.eof:
+            raise HTTPException(400, "the body is cut off: its gzip does not end")
+    if inflater.unused_data:
+        raise HTTPException(400, "the body is damaged: something follows its gzip")
+    return b"".join(parts)
+
+
+def _images(body: bytes, limits: Limits, share: Share) -> list[Photo]:
+    """{"image": base64} or {"images": [base64, ...]}; a data URI will do for each."""
+    expected = 'expected {"image": "<base64>"} or {"images": ["<base64>", ...]}'
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) > 4 * limits.max_photos + 16:  # base64 has none of these
+        raise HTTPException(400, f"the JSON has more than {limits.max_photos} images, or something else: {expected}")
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, f"the body is no JSON: {expected}") from None
+    images = _listed(found)
+    if images is None:
+        raise HTTPException(400, f"the JSON has other content: {expected}")
+    if len(images) > limits.max_photos:
+        raise HTTPException(400, f"{len(images)} images; at most {limits.max_photos} are taken at once")
+    return [Photo("", _decoded(number, text, share)) for number, text in enumerate(images)]
+
+
+def _listed(found: Any) -> list[str] | None:
+    """The texts of a JSON object's images; None for any other value."""
+    if not isinstance(found, dict) or len(found) != 1:
+        return None
+    images = [found["image"]] if "image" in found else found.get("images")
+    if not isinstance(images, list) or not images or not all(isinstance(one, str) for one in images):
+        return None
+    return images
+
+
+def _decoded(number: int, text: str, share: Share) -> bytes:
+    start = DATA_URI.match(text)
+    share.take(3 * len(text) // 4)
+    try:
+        data = base64.b64decode(text[start.end() if start else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise HTTPException(400, f"image {number} is no base64") from None
+    if not data:
+        raise HTTPException(400, f"image {number} is empty")
+    return data
 
 
 async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
-    """The body, no more and no later than is allowed. Raises HTTPException."""
+    """The body, no more and no later than is allowed.
+
+    Raises:
+        HTTPException: 400, 408, 413 or 503.
+    """
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or len(announced) > 18 or int(announced) > limits.max_bytes:
         raise _too_large(limits)
@@ -125,6 +208,8 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[Photo]:
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     photos = [Photo(file.filename or "", file.file.read()) for file in files]
     await form.close()
+    if not photos:
+        raise HTTPException(400, "the form has no files: send each photo as a part with a file name")
     return photos
 
 

@@ -1,26 +1,31 @@
 """A process that serves until it is told to stop."""
 
 import asyncio
+import functools
+import os
 import resource
+import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from regraft.bundle.bundle import Bundle
-from regraft.core.errors import ServeError
-from regraft.serving.app import about_model, create_app
+from regraft.bundle.bundle import Bundle, load
+from regraft.core.errors import RegraftError, ServeError
+from regraft.serving.access import Access
+from regraft.serving.app import Served, about_model, create_app
+from regraft.serving.connection import announced, connections
 from regraft.serving.limits import Limits
+from regraft.serving.model import SealedModel, promises_of
 from regraft.serving.pool import Pool
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 BACKLOG = 1024  # connections that wait to be accepted
-LINGER_S = 2.0  # for a client to stop sending once it was answered
+TERMINAL = "/dev/tty"
 
 
 def serve(
@@ -28,43 +33,177 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    hosts: tuple[str, ...] = (),
-    token: str | None = None,
+    access: Access | None = None,
     limits: Limits | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
+    on_reload: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; then finish those under way.
+    """Answer requests until SIGTERM or Ctrl-C; then finish those under way. SIGHUP loads the bundle's folder anew.
 
-    host, port: where it listens; port 0 for any.  hosts: further names under which it may be called.  token: that
-    requests have to bear.  on_ready: is told the page's address.
-    Raises ServeError where the address is taken or the model does not load.
+    It answers with the model that it was given, whatever becomes of the folder, until it is told to reload.
+
+    Args:
+        bundle: The model.
+        host: Address to listen on.
+        port: 0 for any that is free.
+        access: Who may ask; this machine under its usual names always may.
+        limits: How much may be asked.
+        on_ready: Is told the page's address.
+        on_reload: Is told what became of a SIGHUP, a sentence.
+
+    Raises:
+        ServeError: The address is taken, the model does not answer, or `access` cannot be kept.
+        BundleError: The bundle's folder was replaced since it was loaded.
     """
-    limits = limits or Limits()
+    limits, access = limits or Limits(), access or Access()
+    access.check()
+    _occupy_standard_streams()
     _allow_many_connections()
     listening = _listen(host, port)
-    pool = Pool(Path(bundle.folder), _promises(bundle), limits)
     try:
         shown = f"[{host}]" if ":" in host else host
-        known = tuple(dict.fromkeys((*LOCAL, shown, *hosts)))
-        app = create_app(pool, about_model(bundle.manifest, limits), limits, known, token)
-        server = uvicorn.Server(_config(app, limits))
-        on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
-        asyncio.run(server.serve(sockets=[listening]))
-    except KeyboardInterrupt:  # which uvicorn hands on once it has stopped
-        pass
+        known = tuple(dict.fromkeys((*LOCAL, shown, *access.hosts)))
+        models = Models(bundle, limits, on_reload)
+        try:
+            app = create_app(lambda: models.current, limits, replace(access, hosts=known))
+            server = uvicorn.Server(_config(app, limits))
+            on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
+            _run(server, lambda: _serving(server, listening, models))
+        finally:
+            models.close()
     finally:
-        pool.close()
         listening.close()
 
 
-def _promises(bundle: Bundle) -> dict[str, Any]:
-    return {"precision": bundle.wanted_precision, "max_error": bundle.max_error, "coverage": bundle.coverage}
+class Models:
+    """The model that answers now, and how it is replaced.
+
+    Args:
+        bundle: The first.
+        limits: Of the server.
+        said: Is told what became of a reload.
+
+    Attributes:
+        current: What answers now.
+    """
+
+    def __init__(self, bundle: Bundle, limits: Limits, said: Callable[[str], None]) -> None:
+        self._folder, self._promises = bundle.folder, promises_of(bundle)
+        self._limits, self._said = limits, said
+        self._lock = threading.Lock()  # one reload at a time
+        self._is_wanted = threading.Event()
+        self.current = self._opened(bundle)
+        self._pool: Pool = self.current.pool  # type: ignore[assignment]
+
+    def reload(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Load the folder anew, in the background; if it verifies and answers, all workers change at once.
+
+        Args:
+            loop: In which requests are answered: between two of them the model changes.
+        """
+        self._is_wanted.set()
+        threading.Thread(target=self._reload, args=(loop,), daemon=True, name="regraft reload").start()
+
+    def close(self) -> None:
+        """End the workers; a reload under way comes to its end first."""
+        self._lock.acquire(timeout=self._limits.drain_s)
+        self._pool.close()
+
+    def _opened(self, bundle: Bundle) -> Served:
+        model = SealedModel(bundle)
+        pool = Pool(model, self._limits)
+        return Served(pool, about_model(bundle, self._limits), model.sha256)
+
+    def _reload(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if not self._is_wanted.is_set():  # another has seen to it
+                return
+            self._is_wanted.clear()
+            try:
+                served = self._opened(load(self._folder, **self._promises))
+            except (RegraftError, OSError) as error:
+                self._tell(f"not reloaded, the model before goes on answering: {error}")
+                return
+            is_changed = threading.Event()
+
+            def change() -> None:
+                self.current = served
+                is_changed.set()
+
+            old, self._pool = self._pool, served.pool  # type: ignore[assignment]
+            with suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(change)
+                is_changed.wait(self._limits.drain_s)
+            self._tell(f"reloaded: model {served.sha256[:12]} answers")
+            old.close()  # once it has answered what it was given
+
+    def _tell(self, sentence: str) -> None:
+        with suppress(Exception):  # there may be nowhere to tell it
+            self._said(sentence)
+
+
+async def _serving(server: uvicorn.Server, listening: socket.socket, models: Models) -> None:
+    loop = asyncio.get_running_loop()
+    hang_up = functools.partial(_hang_up, server, models, loop, _has_terminal())
+    with suppress(ValueError, RuntimeError, NotImplementedError):  # signals come to the main thread alone
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+    await server.serve(sockets=[listening])
+
+
+def _hang_up(server: uvicorn.Server, models: Models, loop: asyncio.AbstractEventLoop, had_terminal: bool) -> None:
+    """SIGHUP: the terminal was closed, or else somebody wants a reload."""
+    if had_terminal and not _has_terminal():
+        server.should_exit = True
+    else:
+        models.reload(loop)
+
+
+def _has_terminal() -> bool:
+    """Whether there is one that would send SIGHUP when it is closed."""
+    try:
+        os.close(os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _run(server: uvicorn.Server, serving: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Until it ends. In a notebook, where a loop runs already, in a thread; interrupting the cell ends it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with suppress(KeyboardInterrupt):  # which uvicorn hands on once it has stopped
+            asyncio.run(serving())
+        return
+    thread = threading.Thread(target=lambda: asyncio.run(serving()), name="regraft serve")
+    with _ended_by_signals(server):
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.25)  # a signal that another thread receives wakes nobody
+
+
+@contextmanager
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end it, as uvicorn sees to where it runs in the main thread itself."""
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _config(app: Any, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
-        http=_timed(limits),
+        announced(app),
+        http=connections(limits),  # type: ignore[arg-type]  # what makes a protocol does as well as its class
         ws="none",
         lifespan="off",
         access_log=False,
@@ -76,82 +215,11 @@ def _config(app: Any, limits: Limits) -> uvicorn.Config:
     )
 
 
-def _timed(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's protocol, which by itself waits for ever for a request's headers and for an answer to be fetched."""
-
-    class Timed(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(_Patient(transport, self._is_heard_out, self.loop))  # type: ignore[arg-type]
-            self._due = self.loop.call_later(limits.header_s, self._late)
-
-        def data_received(self, data: bytes) -> None:
-            if not self.transport.is_closing():
-                super().data_received(data)
-
-        def on_response_complete(self) -> None:
-            self._due.cancel()
-            self._due = self.loop.call_later(limits.header_s, self._late)
-            super().on_response_complete()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._unread = self.loop.call_later(limits.body_s, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            self._unread.cancel()
-            super().resume_writing()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._due.cancel()
-            super().connection_lost(exc)
-
-        def _is_heard_out(self) -> bool:
-            """Whether all of the request has come; what has not is now read for nobody."""
-            if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
-                return True
-            if self.cycle is not None and not self.cycle.response_complete:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-            return False
-
-        def _late(self) -> None:
-            """No request is under way: its headers have not come, or an answer is not fetched."""
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
-                self._due = self.loop.call_later(limits.body_s, self.transport.abort)
-
-    return Timed
-
-
-class _Patient:
-    """A transport that lets a client which is still sending come to its end, within bounds, before it closes.
-
-    A socket that closes with bytes unread resets the connection, and the answer on its way is lost.
-    """
-
-    def __init__(
-        self, transport: asyncio.Transport, is_heard_out: Callable[[], bool], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._transport, self._is_heard_out, self._loop = transport, is_heard_out, loop
-        self._is_lingering = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def is_closing(self) -> bool:
-        return self._is_lingering or self._transport.is_closing()
-
-    def close(self) -> None:
-        if self.is_closing():
-            return
-        if self._is_heard_out():
-            self._transport.close()
-            return
-        self._is_lingering = True
-        self._transport.resume_reading()
-        with suppress(OSError):  # it has gone
-            self._transport.write_eof()
-        self._loop.call_later(LINGER_S, self._transport.abort)
+def _occupy_standard_streams() -> None:
+    """Where one was closed, a client's connection would take its number, and get what libraries print."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def _listen(host: str, port: int) -> socket.socket:

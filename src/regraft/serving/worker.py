@@ -1,68 +1,119 @@
 """A process of its own for each core: photos in, answers out. What is wrong with a photo ends here at the worst."""
 
-import json
+import ctypes
+import io
 import os
 import resource
 import signal
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+import socket
+import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from regraft.bundle.bundle import Bundle, load
 from regraft.bundle.heatmap import heat_map
-from regraft.core.errors import DataError, RegraftError
-from regraft.data.decode import Unreadable, header
+from regraft.core.errors import BundleError, DataError, RegraftError
+from regraft.data.decode import Unreadable, decoded_size
 from regraft.reporting.page import jpeg
 from regraft.reporting.plots import heat_overlay
-from regraft.serving.limits import Limits
+from regraft.serving.limits import MEGA
+from regraft.serving.messages import (
+    Answered,
+    Channel,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Start,
+    WorkerAnswer,
+    WorkItem,
+    decode,
+    encode,
+    limits_of,
+)
 
-READY = b"ready"
 HEAT_SIZE = 224  # pixels
 TOO_LARGE = "it needs more memory than is allowed"
-WorkerAnswer = dict[str, Any]
+FAILED = "something went wrong here; the server's log says what"
+NO_NUMBER = "the model's answer to it is no number"
+MAX_FILE = 4096 * MEGA  # no photo is so large: the server has refused it
+PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
-class WorkItem:
-    """with_heat: a heat map is wanted.  is_alone: no other photo is under way, so it may have all cores."""
-
-    with_heat: bool
-    is_alone: bool
+def main() -> None:
+    """Work for the process at the other end of the socket whose number is the first argument."""
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the server is gone
+        work(Channel(socket.socket(fileno=int(sys.argv[1]))))
 
 
-def work(pipe: Connection, folder: Path, promises: dict[str, Any], limits: Limits) -> None:
-    """Answer until the other end closes. promises: further arguments of `load`.
-
-    First goes READY, or a sentence why there is no model. Then for each photo two messages come, JSON of an Order and
-    the file's bytes, and one goes, JSON.
-    """
-    for signum in (signal.SIGINT, signal.SIGTERM):  # of a terminal's or a service's whole group: who started us ends us
+def work(channel: Channel) -> None:
+    """Answer until the other end closes; see `messages` for what is said."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal's or a service's whole group
         signal.signal(signum, signal.SIG_IGN)
+    start = decode(channel.receive())
+    assert isinstance(start, Start)
+    _end_with(start.parent)
     os.nice(5)  # what hands out work goes first, or workers wait for it
+    limits = limits_of(start)
     try:
-        bundle = load(folder, **promises)
-        for engine in (bundle.engine, bundle.quick_engine):
-            engine(np.zeros((1, engine.height, engine.width, 3), np.uint8))
-        _bound_memory(limits.worker_bytes)
-        pipe.send_bytes(READY)
-        while True:
-            order, data = WorkItem(**json.loads(pipe.recv_bytes())), pipe.recv_bytes()
-            pipe.send_bytes(json.dumps(answer(bundle, data, order, limits.max_pixels)).encode())
+        bundle = load(start.folder, expected_sha256=start.sha256, **start.promises)
+        warm_up(bundle)
     except RegraftError as error:
-        pipe.send_bytes(str(error).encode())
-    except (EOFError, OSError):
+        channel.send(encode(Refused(str(error))))
         return
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(encode(Refused(f"The model cannot be run: {type(error).__name__}: {str(error)[:200]}.")))
+        return
+    _bound_memory(limits.worker_bytes)
+    channel.send(encode(Ready()))
+    while True:
+        message = decode(channel.receive())
+        if isinstance(message, Ping):
+            channel.send(encode(Pong()))
+        elif isinstance(message, WorkItem):
+            data = channel.receive(max_bytes=MAX_FILE)
+            channel.send(encode(Answered(guarded_answer(bundle, data, message, limits.max_pixels))))
+
+
+def warm_up(bundle: Bundle) -> None:
+    """Answer a photo with each engine, so that what is wrong with the model shows before anyone asks.
+
+    Raises:
+        BundleError: The model does not answer.
+    """
+    photo = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(photo, "PNG")
+    for is_alone in (False, True):
+        found = answer(bundle, photo.getvalue(), WorkItem(with_heat=False, is_alone=is_alone), 64 * 64)
+        if "error" in found:
+            raise BundleError(f"{bundle.folder} cannot answer: {found['error']}. Train again or restore a copy.")
+
+
+def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
+    """As `answer`; whatever goes wrong is an error of this photo, and of nothing else."""
+    try:
+        return answer(bundle, data, order, max_pixels)
+    except MemoryError:
+        return {"error": TOO_LARGE}
+    except RegraftError as error:
+        return {"error": str(error)}
+    except Exception:
+        with suppress(Exception):  # there may be nowhere to tell it
+            traceback.print_exc()
+        return {"error": FAILED}
 
 
 def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
     """What the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read."""
     try:
-        width, height = header(data).size
+        width, height = decoded_size(data, max(bundle.preprocessing.resize))
         if width * height > max_pixels:
-            return {"error": f"{width} x {height} pixels; at most {max_pixels / 1e6:g} megapixels are read"}
+            return {"error": f"{width} x {height} pixels; at most {max_pixels / 1e6:.0f} megapixels are read"}
         image = bundle.to_input(data)
     except Unreadable as error:
         return {"error": str(error)}
@@ -73,12 +124,25 @@ def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> Wor
         return {"error": TOO_LARGE}
     said = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
     novelty = float(said["novelty"][0]) if "novelty" in said else None
+    if not np.isfinite(said["logits"]).all() or not np.isfinite(novelty or 0.0):
+        return {"error": NO_NUMBER}
     prediction = bundle.to_prediction(said["logits"][0], novelty)
-    found: WorkerAnswer = {**vars(prediction), "looks_new": prediction.looks_new}
+    found: WorkerAnswer = prediction.to_json()
     if order.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
         found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
     return found
+
+
+def _end_with(parent: int) -> None:
+    """Be ended with the thread that started this process, in the middle of a photo too; it may be gone already.
+
+    Linux alone has this; elsewhere a worker ends when it has answered and finds nobody at the other end.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise EOFError("the server is gone")
 
 
 def _bound_memory(more: int) -> None:

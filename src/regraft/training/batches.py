@@ -270,7 +270,7 @@ def _decoded(dataset: Dataset, convert: Callable[[bytes], np.ndarray], name: str
 
 
 def _large_enough(preprocessing: Preprocessing, data: bytes) -> np.ndarray:
-    image = decode(data, at_least=max(preprocessing.resize))
+    image = decode(data, max(preprocessing.resize), preprocessing.grey_bits)
     shorter, limit = min(image.size), STORED_SIDE * max(preprocessing.resize)
     if shorter > limit:
         width, height = (max(1, round(side * limit / shorter)) for side in image.size)

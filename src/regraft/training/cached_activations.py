@@ -1,5 +1,7 @@
 """Frozen stages run once: what they make of some augmented versions of each photo is kept, and learned from.
 
+On a processor they run in the engine that extracts features, on all cores; on a GPU in torch.
+
 The version that an epoch shows is the one that it would show anyway; after so many epochs they come again. So what is
 kept is a function of seed, version and photo, and a run that was cut finds the same.
 """
@@ -10,18 +12,21 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from regraft.backbones.engine import Engine
 from regraft.backbones.network import Normalise
-from regraft.backbones.split_network import SplitNetwork
+from regraft.backbones.split_network import SplitNetwork, front_engine
 from regraft.core.errors import TrainError
 from regraft.core.memory import in_pieces
 from regraft.core.progress import Progress
-from regraft.data.scan import Dataset
+from regraft.data.scan import Dataset, map_photos
 from regraft.training.batches import Augmentation, DecodedPhotos, HostMemory, Loader
 
 
@@ -53,12 +58,21 @@ def cache_activations(
     TrainError where float16 cannot hold what comes out.
     """
     dataset, room, world = loader.photos.dataset, HostMemory(progress), loader.world
+    engine = None if world.is_gpu else front_engine(division)
     versions: list[DecodedPhotos] = []
     with progress.step("run frozen stages", total=num_views * len(dataset)) as advance:
         while len(versions) < num_views:
             rows: dict[int, np.ndarray] = {}
             began = time.monotonic()
-            for indices, found in _activations(division, loader, len(versions), progress):
+            runs = _by_torch(division, loader, len(versions), progress)
+            if engine is not None:
+                runs = _by_engine(engine, loader, len(versions))
+            for indices, found in runs:
+                if not np.isfinite(found).all():
+                    raise TrainError(
+                        f"What the frozen stages of {division.whole.reference} give is more than float16 holds, so it "
+                        "cannot be kept. Leave --views out."
+                    )
                 rows.update(zip(indices, map(room.put, found), strict=True))
                 advance(len(indices))
             versions.append(DecodedPhotos(dataset, [rows[i] for i in range(len(dataset))]))
@@ -67,13 +81,46 @@ def cache_activations(
     return CachedActivations(tuple(versions))
 
 
-def _activations(
-    division: SplitNetwork, loader: Loader, epoch: int, progress: Progress
-) -> Iterator[tuple[list[int], np.ndarray]]:
+def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[list[int], np.ndarray]]:
     """Of the batches of an epoch, the photos' numbers and what the frozen stages give, `(B, h, w, C)` float16.
 
-    Each process runs its share of every batch, and gets the others'.
+    Each process runs its share of every batch, and gets the others'. One thread at a time changes a photo, since
+    randomness is torch's, while the others run theirs through the engine.
     """
+    world, batches = loader.world, loader.batches_of(epoch)
+    own = [indices[world.rank :: world.size] for indices in batches]
+    numbers = [i for share in own for i in share]
+    photos = loader.photos.in_epoch(loader.change, loader.seed, epoch)
+    one_at_a_time = Lock()
+
+    def run(place: int) -> np.ndarray:
+        with one_at_a_time:
+            pixels = photos[numbers[place]]
+        maps = engine(pixels.permute(1, 2, 0).numpy()[np.newaxis])["features"]
+        with np.errstate(over="ignore"):  # what float16 does not hold is noticed where it is kept
+            return maps.astype(np.float16)
+
+    found = map_photos(run, len(numbers), lambda _: None)
+    for indices, share in zip(batches, own, strict=True):
+        rows = list(islice(found, len(share)))
+        yield indices, np.concatenate(rows) if world.size == 1 else _gathered(rows, indices, loader)
+
+
+def _gathered(rows: list[np.ndarray], indices: list[int], loader: Loader) -> np.ndarray:
+    """`(B, h, w, C)` float16 of a batch, of which each process has `rows (1, h, w, C)` for its share."""
+    world = loader.world
+    shape = world.broadcast(rows[0].shape[1:] if rows else ())  # of the main process, which has one of every batch
+    whole = torch.zeros((len(indices), *shape), dtype=torch.float16)
+    for place, row in zip(range(world.rank, len(indices), world.size), rows, strict=True):
+        whole[place] = torch.from_numpy(row[0])
+    world.all_reduce([whole])
+    return np.asarray(whole.numpy())
+
+
+def _by_torch(
+    division: SplitNetwork, loader: Loader, epoch: int, progress: Progress
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The same, in torch on the world's device."""
     loader, world = replace(loader, ghost_size=0), loader.world
     module = division.whole.module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(division.whole.preprocessing).to(world.device)
@@ -94,10 +141,4 @@ def _activations(
             share = rows[world.rank :: world.size]
             share.copy_(own[: len(share)])
             world.all_reduce([rows])
-            found = rows.permute(0, 2, 3, 1).cpu().contiguous().numpy()
-            if not np.isfinite(found).all():
-                raise TrainError(
-                    f"What the frozen stages of {division.whole.reference} give is more than float16 holds, so it "
-                    "cannot be kept. Leave --views out."
-                )
-            yield indices, found
+            yield indices, rows.permute(0, 2, 3, 1).cpu().contiguous().numpy()

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from regraft.core.files import json_bytes, published, remove, sha256_bytes, sha256_json, sweep, write_atomic
+from regraft.core.files import json_bytes, sha256_bytes, sha256_json, sweep, write_atomic
+from regraft.core.ownership import output_folder, remove_made
 from regraft.core.progress import Progress
 
 KEPT = 2
@@ -36,12 +37,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the next generation into `folder`, and remove those beyond the kept ones. Raises OutputError."""
     data = save({name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()})
     number = max((int(path.name) for path in _generations(folder)), default=0) + 1
-    with published(folder / f"{number:06d}") as partial:
+    with output_folder(folder / f"{number:06d}", any_content=True) as partial:
         write_atomic(partial / TENSORS, data)
         state = {"state": checkpoint.state, "sha256": sha256_bytes(data)}
         write_atomic(partial / STATE, json_bytes({**state, "seal": sha256_json(state)}))
     for old in _generations(folder)[:-KEPT]:
-        remove(old)
+        remove_made(old)
 
 
 def latest_checkpoint(folder: Path, progress: Progress) -> Checkpoint | None:

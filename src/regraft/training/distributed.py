@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from regraft.backbones.engine import has_bf16, has_gpu
 from regraft.core.errors import TrainError
-from regraft.core.runtime import rank_and_world
+from regraft.core.runtime import let_threads_yield, rank_and_world
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +102,7 @@ class ProcessGroup:
 def process_group() -> Iterator[ProcessGroup]:
     """The world as torchrun's environment says; left at the end. Raises TrainError where another one has ended."""
     rank, size = rank_and_world()
+    let_threads_yield()
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_gpu() else "cpu"
     if device != "cpu":
         import torch

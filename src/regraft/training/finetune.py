@@ -17,6 +17,7 @@ from regraft.backbones.network import Network, Normalise, with_new_head
 from regraft.backbones.onnx_export import tensor_hash
 from regraft.backbones.split_network import SplitNetwork, divide
 from regraft.backbones.stages import stages
+from regraft.backbones.torch_defaults import torch_defaults
 from regraft.core.errors import ConfigError, TrainError
 from regraft.core.files import sha256_json
 from regraft.core.progress import Progress
@@ -28,6 +29,7 @@ from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.loop import answers, fit, gradients
+from regraft.training.planning import TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
 from regraft.training.train_state import FitResult, HistoryRow, TrainState, resume
@@ -35,7 +37,6 @@ from regraft.training.train_state import FitResult, HistoryRow, TrainState, resu
 PROBED_STEPS = 2  # that measure how long an epoch takes
 JUDGING_COST = 0.35  # of a photo that is judged, beside one that is learned from
 FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
-SAFETY = 0.92  # share of the time that is planned for
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
 
@@ -47,7 +48,8 @@ class FineTuneJob:
     seed: of order, augmentation and first weights.  workers: -1 to decide.  budget_s: seconds it may take, None for as
     long as it takes.  folder: the run's, for checkpoints; None keeps nothing.  identity: what must be the same for a
     checkpoint to be continued.  force: continue although settings of the recipe have changed.  on_row: told of each
-    finished epoch, also of those before a checkpoint that is continued.
+    finished epoch, also of those before a checkpoint that is continued.  is_optional: not to be begun where less than
+    half of its epochs fit into the time.
     """
 
     train: Dataset
@@ -59,6 +61,7 @@ class FineTuneJob:
     identity: dict[str, str] = field(default_factory=dict)
     force: bool = False
     on_row: Callable[[HistoryRow], None] = lambda row: None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,13 @@ class Tuned:
     answers: np.ndarray
 
 
+@torch_defaults()
 def finetune(
     network: Network, job: FineTuneJob, recipe: Recipe, head: Head | None, world: ProcessGroup, progress: Progress
 ) -> Tuned:
     """Train a network on photos. head: solved on its features, for a recipe whose head starts there.
 
-    Raises TrainError, ConfigError, DataError.
+    Raises TrainError, ConfigError, DataError; TooLittleTime where the job is optional and its time is too short.
     """
     deadline = float("inf") if job.budget_s is None else time.monotonic() + job.budget_s
     keep_freed_memory()
@@ -111,7 +115,7 @@ def finetune(
         for row in fitted.rows:
             job.on_row(row)
     elif job.budget_s is not None:
-        _fit_to_time(train_state, train, val, deadline, progress)
+        _fit_to_time(train_state, train, val, deadline, job.is_optional, progress)
     progress.say(f"recipe: {train_state.recipe}")
     try:
         fitted = fit(train_state, fitted, train, val, job.folder, deadline, progress)
@@ -279,8 +283,13 @@ def _class_weights(dataset: Dataset) -> tuple[float, ...]:
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
 
 
-def _fit_to_time(train_state: TrainState, train: Loader, val: Loader, deadline: float, progress: Progress) -> None:
-    """Plan as many epochs as there is time for, by the speed of a few steps that change nothing."""
+def _fit_to_time(
+    train_state: TrainState, train: Loader, val: Loader, deadline: float, is_optional: bool, progress: Progress
+) -> None:
+    """Plan as many epochs as there is time for, by the speed of a few steps that change nothing.
+
+    Raises TooLittleTime where it is optional and half of its epochs do not fit.
+    """
     train_state.network.eval()
     num_photos, began = 0, time.monotonic()
     for number, batch in enumerate(islice(train.load(0), PROBED_STEPS + 1)):
@@ -291,14 +300,12 @@ def _fit_to_time(train_state: TrainState, train: Loader, val: Loader, deadline: 
     train_state.optimizer.zero_grad()
     per_photo = (time.monotonic() - began) / num_photos / train_state.world.size
     epoch_s = per_photo * (len(train.photos) + JUDGING_COST * len(val.photos))
-    left = max(0.0, deadline - time.monotonic())
-    wanted = train_state.recipe.epochs
-    epochs = train_state.world.broadcast(min(wanted, max(1, int(SAFETY * left / epoch_s))))
-    train_state.about = train_state.about.fitted(epochs=epochs)
-    progress.say(
-        f"speed: {1 / per_photo:.0f} photos/s; {epochs} of {wanted} epochs fit into the {left:.0f} s left, "
-        f"about {epochs * epoch_s:.0f} s"
-    )
+    found = plan(train_state.recipe.epochs, epoch_s, deadline - time.monotonic(), 1 / per_photo)
+    found = train_state.world.broadcast(found)
+    if is_optional and not found.is_worth_it:
+        raise TooLittleTime(found.declined())
+    train_state.about = train_state.about.fitted(epochs=found.epochs)
+    progress.say(found.said(time.time()))
 
 
 def _taken_out(

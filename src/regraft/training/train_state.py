@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from regraft.core.files import write_atomic
+from regraft.core.ownership import write_output
 from regraft.training.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.recipe import Recipe
@@ -136,4 +136,4 @@ def _save(folder: Path, train_state: TrainState, fitted: FitResult) -> None:
 
 def _write_history(folder: Path, rows: list[HistoryRow]) -> None:
     """history.jsonl: one JSON object an epoch."""
-    write_atomic(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_output(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image
 
-from regraft.data.orchard.paint import Array, Paint, mix, noise, step
+from orchard.paint import Array, Paint, mix, noise, step
 
 Paints = tuple[Paint, Paint]  # of skin and flesh
 Gloss = tuple[float, float]  # of skin and flesh

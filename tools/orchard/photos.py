@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image, ImageFilter
 
-from regraft.data.orchard.paint import (
+from orchard.paint import (
     Array,
     cloth,
     grass,
@@ -36,7 +36,7 @@ from regraft.data.orchard.paint import (
     stone,
     wood,
 )
-from regraft.data.orchard.solids import (
+from orchard.solids import (
     Cuts,
     Light,
     Solid,

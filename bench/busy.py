@@ -1,0 +1,96 @@
+"""Training steps while another process takes one core: how much of the quiet speed is left, in turns.
+
+    python bench/busy.py [--rounds 3] [--steps 8] [--photos 16]
+
+Each round runs a quiet and a busy process with OpenMP's own way of waiting and with regraft's, so that ratios come from
+the same minutes. A process makes forward and backward steps of the default network with random weights on all cores
+and says the photos a second of its steps after the first two; a busy one does so beside a loop that never ends.
+Writes bench/results/busy.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+from record import HERE, machine, where
+from regraft.core.runtime import SPINS, WAITING
+
+SPIN = "while True: pass"
+STEP = """
+import sys, time
+from regraft.core.runtime import num_cores, import_torch_module
+networks = import_torch_module("backbones.network")
+import torch
+steps, photos = map(int, sys.argv[1:])
+torch.set_num_threads(num_cores())
+torch.manual_seed(0)
+module = networks.build("tf_efficientnet_lite0", "random").module.train().to(memory_format=torch.channels_last)
+pixels = torch.randn(photos, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+for step in range(steps + 2):
+    if step == 2:
+        began = time.perf_counter()
+    module(pixels).square().mean().backward()
+print(steps * photos / (time.perf_counter() - began))
+"""
+WAYS = {"OpenMP's own": "300000", "regraft's": None}  # what GOMP_SPINCOUNT is set to; None leaves it to regraft
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--photos", type=int, default=16)
+    arguments = parser.parse_args()
+    rounds = []
+    for _ in range(arguments.rounds):
+        rounds.append(one_round(arguments.steps, arguments.photos))
+        print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
+    result = {"command": "python bench/busy.py", **machine(), "spins": SPINS, "photos_per_s": rounds}
+    (HERE / "results" / "busy.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(sentence(result))
+
+
+def one_round(steps: int, photos: int) -> dict[str, dict[str, float]]:
+    """Photos a second of each way of waiting, quiet and busy."""
+    found: dict[str, dict[str, float]] = {way: {} for way in WAYS}
+    for state in ("quiet", "busy"):
+        for way, spins in WAYS.items():
+            found[way][state] = speed(spins, state == "busy", steps, photos)
+    return found
+
+
+def speed(spins: str | None, is_busy: bool, steps: int, photos: int) -> float:
+    """Photos a second of one process. spins: GOMP_SPINCOUNT, None to leave it to regraft."""
+    env = {name: value for name, value in os.environ.items() if name not in (*WAITING, "OMP_NUM_THREADS")}
+    if spins is not None:
+        env["GOMP_SPINCOUNT"] = spins
+    beside = subprocess.Popen([sys.executable, "-c", SPIN]) if is_busy else None
+    try:
+        command = [sys.executable, "-c", STEP, str(steps), str(photos)]
+        return float(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    finally:
+        if beside is not None:
+            beside.kill()
+            beside.wait()
+
+
+def sentence(result: dict) -> str:
+    """Medians over the rounds, in words."""
+    middle = {
+        way: {state: statistics.median(r[way][state] for r in result["photos_per_s"]) for state in ("quiet", "busy")}
+        for way in WAYS
+    }
+    parts = [
+        f"{way} way of waiting: {speeds['quiet']:.1f} photos/s quiet, {speeds['busy']:.1f} with one core taken "
+        f"({100 * speeds['busy'] / speeds['quiet']:.0f} %)"
+        for way, speeds in middle.items()
+    ]
+    return f"{'; '.join(parts)}; {where(result)}; `{result['command']}`."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Which photos choose between models: never those that judge, so no choice touches the accuracy that is reported."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.core.files import sha256_json
+from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.scan import Dataset
+from regraft.data.splits import Splits
+from regraft.evaluation.comparison import no_room
+from regraft.models.linear_head import Head, Score
+
+ENOUGH = 300  # photos that choose; of more, the rest is learned from
+CLEARLY = 0.05  # of accuracy, by which photos from elsewhere are answered worse than those of the same kind
+SET_ASIDE = "set-aside"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What chooses between models, and what is left for gradient descent to learn from.
+
+    Attributes:
+        photos: N photos that choose. Neither learned from by gradient descent, nor judged on.
+        learned: The photos that gradient descent learns from.
+        name: What they are called: "val", or "set-aside".
+    """
+
+    photos: Dataset
+    learned: Dataset
+    name: str
+
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether they were taken from the photos to learn from."""
+        return self.name == SET_ASIDE
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored with a model that was chosen."""
+        return {"photos": self.name, "n": len(self.photos), "sha256": sha256_json(sorted(self.photos.hashes))}
+
+    def count(self, correct: np.ndarray) -> Accuracy | None:
+        """How many a model has right, None where there is nothing to count. correct: `(N,)` bool."""
+        return accuracy(int(correct.sum()), len(correct), self.name) if len(correct) else None
+
+
+def select(splits: Splits, folds: np.ndarray) -> Selection:
+    """The photos that choose between models.
+
+    Where the owner gave both, val chooses and test judges. Else the first of the folds of the photos to learn from is
+    set aside, as far as it takes: heads cross-validated on those folds have answers to its photos, and so can models
+    that never learned them.
+
+    Args:
+        splits: What is learned from and what is judged.
+        folds: `(N,)` int64 of the photos to learn from; -1 for those always learned from.
+
+    Returns:
+        The photos that choose. None of them has the content of a photo that judges, or that is learned from.
+    """
+    train, judged = splits.train, set(splits.judged[1].hashes)
+    if splits.test is not None and len(splits.val):
+        taken = judged | set(train.hashes)
+        fresh = [i for i, content in enumerate(splits.val.hashes) if content not in taken]
+        return Selection(splits.val.subset(fresh), train, "val")
+    outside = {content for content, fold in zip(train.hashes, folds, strict=True) if fold != 0}
+    aside = [i for i in np.flatnonzero(folds == 0) if train.hashes[i] not in judged | outside]
+    aside = sorted(aside, key=lambda i: train.hashes[i])[:ENOUGH]
+    chosen = set(map(int, aside))
+    contents = {train.hashes[i] for i in chosen}
+    learned = [i for i in range(len(train)) if train.hashes[i] not in contents]
+    return Selection(train.subset(sorted(chosen)), train.subset(learned), SET_ASIDE)
+
+
+def right_frozen(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> np.ndarray:
+    """Which of the photos that choose a solved head has right, as far as it has not seen them.
+
+    Args:
+        selection: The photos that choose.
+        head: Solved on the photos to learn from.
+        train: Those photos, in the head's order.
+        x: `(N, D)` float32, features of the photos that choose.
+
+    Returns:
+        `(N,)` bool. Of photos set aside: by the folds' answers, and wrong where no fold has one.
+    """
+    if not selection.is_set_aside:
+        return np.asarray(head.logits(x).argmax(axis=1) == selection.photos.labels)
+    place = {path: i for i, path in enumerate(train.paths)}
+    log_p = head.held_out[[place[path] for path in selection.photos.paths]]
+    known = np.isfinite(log_p).all(axis=1)
+    return np.asarray(known & (np.nan_to_num(log_p).argmax(axis=1) == selection.photos.labels))
+
+
+def is_shifted(selected: Accuracy | None, cross_validated: Score | None) -> bool:
+    """Whether val is answered clearly worse than cross-validation on the photos to learn from says.
+
+    Then the photos come from elsewhere, and only a backbone that learns can make up for it: what is searched and
+    chosen among frozen features is chosen by photos of the other kind.
+    """
+    if selected is None or selected.split == SET_ASIDE or cross_validated is None:
+        return False
+    inside = accuracy(cross_validated.num_right, cross_validated.n, "cross-validated")
+    return selected.high < inside.low and inside.value - selected.value > CLEARLY
+
+
+def without_room(*counts: Accuracy | None) -> Accuracy | None:
+    """The last of several counts where all leave so few photos wrong that no model could be shown to be better."""
+    known = [one for one in counts if one is not None]
+    full = known and all(no_room(round(one.value * one.n), one.n) for one in known)
+    return known[-1] if full else None

@@ -1,0 +1,359 @@
+"""A run's folder, and the record in it: the only way back from a model to the photos that it was made of.
+
+bundle/         the model; nothing in it names a place on this machine
+result.json     what `regraft train --json` prints; its "record" says how the run was made, and which bundle is meant
+photos.jsonl    every photo: place, labels and who gave them, split, group and content; and every file left out
+quarantine.csv  files that are not used, and why
+history.jsonl   one line for each epoch, where there were epochs
+checkpoints/    what an unfinished training continues from
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.bundle.format import MANIFEST, manifest_sha256, parse_manifest
+from regraft.core.config import TrainConfig
+from regraft.core.errors import ConfigError, DataError, OutputError
+from regraft.core.files import json_bytes, sha256_bytes
+from regraft.core.ownership import write_output
+from regraft.core.progress import QUIET, Progress
+from regraft.data.decode import Unreadable, read_bytes
+from regraft.data.folder_layout import Quarantined, natural_key
+from regraft.data.scan import Dataset, Labelling, map_photos
+from regraft.data.splits import Splits
+
+RESULT, PHOTOS, QUARANTINE = "result.json", "photos.jsonl", "quarantine.csv"
+VERSION = 1
+SPLITS = ("train", "val", "test")
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoRecord:
+    """One photo of a run.
+
+    Attributes:
+        path: Relative to the folder that all photos of the run lie in, as `regraft scan` prints it.
+        labels: Names of its classes.
+        labelled: Who gave them, and when.
+        split: "train", "val" or "test".
+        sha256: Of the file's content, hexadecimal.
+        group: What it belongs with and is never parted from; "" for a photo that stands for itself.
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    labelled: Labelling
+    split: str
+    sha256: str
+    group: str = ""
+
+    def to_json(self, root: Path) -> dict[str, Any]:
+        """A line of photos.jsonl."""
+        return {
+            "path": self.path,
+            "file": str(root / self.path),
+            "label": self.labels[0],
+            "labels": list(self.labels),
+            "by": self.labelled.by,
+            "at": self.labelled.at,
+            "split": self.split,
+            **({"group": self.group} if self.group else {}),
+            "sha256": self.sha256,
+        }
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> "PhotoRecord":
+        """The opposite. Raises one of DAMAGED for what is no such line."""
+        labels, texts = tuple(row["labels"]), [row[name] for name in ("path", "by", "at", "sha256")]
+        if not labels or not all(isinstance(text, str) for text in (*labels, *texts, row.get("group", ""))):
+            raise ValueError("expected text")
+        if row["split"] not in SPLITS or len(bytes.fromhex(row["sha256"])) != 32:
+            raise ValueError("expected a split and a hash")
+        labelled = Labelling(row["by"], row["at"])
+        return PhotoRecord(row["path"], labels, labelled, row["split"], row["sha256"], row.get("group", ""))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done to a run. command: "train", "add" or "relabel".  of: the folder or list.  at: ISO 8601, UTC."""
+
+    command: str
+    of: str
+    at: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that is known of a run.
+
+    Attributes:
+        run: The run's folder.
+        folder: The photos that the user named first: a folder or a list.
+        root: The folder that the paths of all photos begin at.
+        roots: Folders that were named, relative to `root`.
+        config: How it was trained.
+        photos: Every photo used.
+        quarantine: Every file found and not used.
+        split_given: Whether the photos' owner has split them.
+        steps: What made the run what it is, in order.
+        decision: Which model was chosen, and why.
+        bundle_sha256: Of the manifest of the bundle that all this is about.
+    """
+
+    run: Path
+    folder: Path
+    root: Path
+    roots: tuple[str, ...]
+    config: TrainConfig
+    photos: tuple[PhotoRecord, ...] = field(repr=False)
+    quarantine: tuple[Quarantined, ...] = field(repr=False)
+    split_given: bool
+    steps: tuple[Step, ...]
+    decision: str = ""
+    bundle_sha256: str = ""
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """Content hash -> split; "train" for what was learned from under any name."""
+        found = {photo.sha256: photo.split for photo in self.photos}
+        return found | {photo.sha256: "train" for photo in self.photos if photo.split == "train"}
+
+    @property
+    def judged(self) -> str:
+        """Name of the split that the model was judged on."""
+        return "test" if any(photo.split == "test" for photo in self.photos) else "val"
+
+    def dataset(self, names: Sequence[str] = SPLITS) -> Dataset:
+        """Photos of some splits as a data set, with the classes of all."""
+        classes = tuple(sorted({label for photo in self.photos for label in photo.labels}, key=natural_key))
+        number = {name: i for i, name in enumerate(classes)}
+        chosen = [photo for photo in self.photos if photo.split in names]
+        return Dataset(
+            root=self.root,
+            paths=tuple(photo.path for photo in chosen),
+            labels=np.array([number[photo.labels[0]] for photo in chosen], np.int64),
+            classes=classes,
+            splits=tuple(photo.split for photo in chosen),
+            hashes=tuple(photo.sha256 for photo in chosen),
+            quarantine=self.quarantine,
+            groups=tuple(p.group or p.sha256 for p in chosen) if any(p.group for p in self.photos) else (),
+            labelled=tuple(photo.labelled for photo in chosen),
+        )
+
+    def write(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave the record in the run's folder, result.json last.
+
+        Args:
+            summary: What result.json says beside the record.
+
+        Returns:
+            What result.json says now.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        rows = [photo.to_json(self.root) for photo in self.photos]
+        rows += [{"path": q.path, "quarantined": q.reason} for q in self.quarantine]
+        listed = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode()
+        write_output(self.run / PHOTOS, listed)
+        write_output(self.run / QUARANTINE, self.dataset(()).quarantine_csv())
+        whole = {**summary, "record": self._header(sha256_bytes(listed))}
+        write_output(self.run / RESULT, json_bytes(whole))
+        return whole
+
+    def _header(self, photos_sha256: str) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "root": str(self.root),
+            "root_from_run": os.path.relpath(self.root, self.run.resolve()),
+            "folders": list(self.roots),
+            "config": self.config.to_json(),
+            "split_given": self.split_given,
+            "steps": [vars(step) for step in self.steps],
+            "bundle_sha256": self.bundle_sha256,
+            "photos_sha256": photos_sha256,
+        }
+
+
+def photo_records(splits: Splits, at: str) -> tuple[PhotoRecord, ...]:
+    """The photos of a data set that was split. at: when, for labels that no run has recorded yet."""
+    found = []
+    for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if part is not None:
+            origins = part.labelled or (Labelling("folder"),) * len(part)
+            groups = part.groups or ("",) * len(part)
+            for i, (path, content) in enumerate(zip(part.paths, part.hashes, strict=True)):
+                origin = replace(origins[i], at=origins[i].at or at)
+                label = part.classes[part.labels[i]]
+                group = "" if groups[i] == content else groups[i]
+                found.append(PhotoRecord(path, (label,), origin, name, content, group))
+    return tuple(found)
+
+
+def read_record(run: Path, cure: str) -> RunRecord:
+    """The record of a run.
+
+    Args:
+        run: Its folder.
+        cure: What to do without, as a sentence that lacks its full stop.
+
+    Raises:
+        DataError: There is none, it is damaged, or it is about another bundle than the one beside it.
+    """
+    try:
+        summary = json.loads((run / RESULT).read_text(encoding="utf-8"))
+        header, listed = summary["record"], (run / PHOTOS).read_bytes()
+        if header["version"] != VERSION or header["photos_sha256"] != sha256_bytes(listed):
+            raise ValueError(f"{PHOTOS} is not the one that {RESULT} speaks of")
+        if header["bundle_sha256"] != manifest_sha256(parse_manifest((run / "bundle" / MANIFEST).read_bytes())):
+            raise ValueError(f"{RESULT} speaks of another bundle")
+        return _parsed(run, summary, [json.loads(line) for line in listed.decode().splitlines()])
+    except (*DAMAGED, ConfigError) as error:
+        reason = f" ({str(error).removesuffix('.')})" if type(error) in (ValueError, ConfigError) else ""
+        trackers = f"{run} does not say which photos its model was made of and judged on{reason}. {cure}."
+        raise DataError(trackers) from error
+
+
+def _parsed(run: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> RunRecord:
+    header = summary["record"]
+    return RunRecord(
+        run=run,
+        folder=Path(summary["photos"]),
+        root=_root(run, header),
+        roots=tuple(map(str, header["folders"])),
+        config=TrainConfig.from_json(header["config"]),
+        photos=tuple(PhotoRecord.from_json(row) for row in rows if "quarantined" not in row),
+        quarantine=tuple(
+            Quarantined(str(row["path"]), str(row["quarantined"])) for row in rows if "quarantined" in row
+        ),
+        split_given=bool(header["split_given"]),
+        steps=tuple(Step(str(one["command"]), str(one["of"]), str(one["at"])) for one in header["steps"]),
+        decision=str(summary["decision"]),
+        bundle_sha256=header["bundle_sha256"],
+    )
+
+
+def _root(run: Path, header: Mapping[str, Any]) -> Path:
+    """Where the photos are: at their own place, or where they are now if they have moved together with the run."""
+    own, beside = Path(header["root"]), run / header["root_from_run"]
+    return own if own.is_dir() or not beside.is_dir() else beside.resolve()
+
+
+def unchanged(dataset: Dataset, progress: Progress = QUIET) -> Dataset:
+    """The data set without photos that are gone, or no longer what they were; those are quarantined."""
+    with progress.step("hash photos", total=len(dataset)) as advance:
+        reasons = dict(enumerate(map_photos(lambda i: _why_other(dataset, i), len(dataset), advance)))
+    return dataset.without({i: reason for i, reason in reasons.items() if reason})
+
+
+def photos_of(record: RunRecord, names: Sequence[str], cure: str, progress: Progress = QUIET) -> Dataset:
+    """Photos of some splits of a run, as they were.
+
+    Args:
+        record: Of the run.
+        names: Splits.
+        cure: What to do without them.
+        progress: What is told.
+
+    Raises:
+        DataError: Some are gone, or have changed, or there never were any.
+    """
+    wanted = record.dataset(names)
+    if not len(wanted):
+        raise DataError(f"{record.run} does not say which photos its model was made of and judged on. {cure}.")
+    if not record.root.is_dir():
+        raise DataError(f"{record.root}, the photos of {record.run}, is gone. {cure}.")
+    found = unchanged(wanted, progress)
+    if missing := len(wanted) - len(found):
+        what = f"{missing} of the {len(wanted)} photos that {record.run} has as {' and '.join(names)}"
+        raise DataError(f"{what} are no longer in {record.root}, or have changed. {cure}.")
+    return found
+
+
+def _why_other(dataset: Dataset, index: int) -> str | None:
+    try:
+        data = read_bytes(dataset.root / dataset.paths[index])
+    except Unreadable as error:
+        return f"was learned from, and is gone: {error}"
+    return None if sha256_bytes(data) == dataset.hashes[index] else "has changed since it was learned from"
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What can be used of a run's result.json, {} without one: for showing, so that nothing in it can do harm."""
+    try:
+        found = json.loads((run / RESULT).read_text(encoding="utf-8"))
+        known = {name: found[name] for name in ("photos", "decision") if isinstance(found.get(name), str)}
+        seconds = {name: value for name, value in found.get("seconds", {}).items() if isinstance(value, int | float)}
+        findings = [one for one in found.get("findings", []) if _is_finding(one)]
+    except DAMAGED:
+        return {}
+    return {**known, "seconds": seconds, "findings": findings}
+
+
+def _is_finding(one: Any) -> bool:
+    """Whether it is as `Finding.to_json` gives it."""
+    if not isinstance(one, dict) or not isinstance(one.get("kind"), str) or not isinstance(one.get("text"), str):
+        return False
+    paths = one.get("paths")
+    return isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+
+
+def now() -> str:
+    """This second, as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def place(folder: Path, out: str | Path | None, name: str = "", progress: Progress = QUIET) -> Path:
+    """Where a run goes.
+
+    Args:
+        folder: The photos: a folder or a list.
+        out: What the user chose; None for a place below `runs`, named after the photos. Where that holds a run on other
+            photos, a number is added: `runs/photos-2`.
+        name: Of the place below `runs`, if not the photos' own.
+        progress: Is told of a place that was taken.
+
+    Raises:
+        OutputError: It lies among the photos.
+    """
+    chosen = Path(out) if out else _free(Path("runs") / (name or folder.resolve().name), folder, progress)
+    if chosen.resolve().is_relative_to(folder.resolve()):
+        raise OutputError(
+            f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
+            "Choose another place with --out."
+        )
+    return chosen
+
+
+def _free(first: Path, folder: Path, progress: Progress) -> Path:
+    """The first of `photos`, `photos-2`, ... that holds no run on other photos."""
+    number, place = 1, first
+    while others := [other for other in _trained_on(place) if not _is_same(other, folder)]:
+        number, taken = number + 1, place
+        place = first.with_name(f"{first.name}-{number}")
+        progress.say(f"{taken} holds a run on {others[0]}; this one goes to {place}")
+    return place
+
+
+def _trained_on(place: Path) -> Iterable[str]:
+    """The photos of the run in a folder, or of the runs that were compared in it."""
+    found = (read_summary(one.parent).get("photos") for one in (place / RESULT, *place.glob(f"*/{RESULT}")))
+    return (photos for photos in found if photos)
+
+
+def _is_same(recorded: str, folder: Path) -> bool:
+    """Whether both are one folder, by whatever path."""
+    if recorded == str(folder.resolve()):
+        return True
+    try:
+        return folder.samefile(recorded)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,198 @@
+"""What the server and its workers say to each other: frames of bounded size, messages of known kinds, and nothing else.
+
+The parent says `Start`, then for each photo an `WorkItem` and the file's bytes, or `Ping`. A worker says `Ready` or
+`Refused`, then an `Answered` for each photo, or `Pong`. All are JSON: what a worker sends may have been made by a photo
+that took it over, so nothing of it is run, and what is not exactly as described is refused as `Garbled`.
+"""
+
+import json
+import math
+import socket
+import struct
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from regraft.serving.limits import Limits
+
+LENGTH = struct.Struct("!Q")
+MAX_MESSAGE = 16 * 2**20  # bytes: the probabilities of 100,000 classes and a heat map
+WorkerAnswer = dict[str, Any]
+TOLD = {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}  # of a photo
+
+
+class Garbled(Exception):
+    """What came is no message, or not one that is due."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker begins with.
+
+    Attributes:
+        folder: Of the model.
+        sha256: That the model must have.
+        promises: Further arguments of `load`.
+        limits: Of the server.
+        parent: Process number of the server.
+    """
+
+    folder: str
+    sha256: str
+    promises: dict[str, Any]
+    limits: dict[str, Any]
+    parent: int
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """with_heat: a heat map is wanted.  is_alone: no other photo is under way, so it may have all cores."""
+
+    with_heat: bool
+    is_alone: bool
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Whether the worker is there."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker has answered a photo of its own."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """reason: why the worker has no model, a sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """answer: as the API gives it; {"error": reason} for a photo that cannot be read."""
+
+    answer: WorkerAnswer
+
+
+@dataclass(frozen=True)
+class Pong:
+    """The worker is there."""
+
+
+Message = Start | WorkItem | Ping | Ready | Refused | Answered | Pong
+KINDS = {kind.__name__: kind for kind in (Start, WorkItem, Ping, Ready, Refused, Answered, Pong)}
+
+
+def encode(message: Message) -> bytes:
+    """JSON in ASCII, whatever names are in it."""
+    return json.dumps([type(message).__name__, asdict(message)]).encode()
+
+
+def decode(data: bytes) -> Message:
+    """The message.
+
+    Raises:
+        Garbled: It is none.
+    """
+    try:
+        name, values = json.loads(data, parse_constant=_no_number)
+        message = KINDS[name](**values)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Garbled(f"no message: {data[:80]!r}") from error
+    if isinstance(message, Answered) and not is_answer(message.answer):
+        raise Garbled(f"no answer: {data[:80]!r}")
+    if isinstance(message, Refused) and not isinstance(message.reason, str):
+        raise Garbled(f"no reason: {data[:80]!r}")
+    return message
+
+
+def is_answer(found: Any) -> bool:
+    """Whether it is what the API says of a photo."""
+    if not isinstance(found, dict):
+        return False
+    if "error" in found:
+        return set(found) == {"error"} and isinstance(found["error"], str)
+    shares, labels, novelty = found.get("probabilities"), found.get("labels"), found.get("novelty")
+    return (
+        isinstance(shares, dict)
+        and all(map(_is_share, shares.values()))
+        and isinstance(found.get("label"), str)
+        and found["label"] in shares
+        and _is_share(found.get("probability"))
+        and (novelty is None or _is_number(novelty))
+        and all(isinstance(found.get(name), bool) for name in ("looks_new", "unsure"))
+        and (labels is None or (isinstance(labels, list) and all(isinstance(one, str) for one in labels)))
+        and isinstance(found.get("heatmap", ""), str)
+        and set(found) <= TOLD
+    )
+
+
+def limits_of(start: Start) -> Limits:
+    """The server's limits."""
+    return Limits(**start.limits)
+
+
+class Channel:
+    """Frames over a socket: a length, then so many bytes.
+
+    Args:
+        end: One of a pair of connected sockets.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, data: bytes, limit_s: float | None = None) -> None:
+        """One frame.
+
+        Raises:
+            TimeoutError: The other side did not take it in time.
+            OSError: The other side is gone.
+        """
+        self._end.settimeout(limit_s)
+        self._end.sendall(LENGTH.pack(len(data)))
+        self._end.sendall(data)
+
+    def receive(self, limit_s: float | None = None, *, max_bytes: int = MAX_MESSAGE) -> bytes:
+        """One frame.
+
+        Raises:
+            TimeoutError: It was not there, or not whole, in time.
+            EOFError: The other side is gone.
+            Garbled: It is larger than a message is.
+        """
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        (length,) = LENGTH.unpack(self._exactly(LENGTH.size, deadline))
+        if length > max_bytes:
+            raise Garbled(f"a message of {length} bytes")
+        return bytes(self._exactly(length, deadline))
+
+    def close(self) -> None:
+        """No more of it."""
+        self._end.close()
+
+    def _exactly(self, count: int, deadline: float | None) -> bytearray:
+        found = bytearray(count)
+        view, at = memoryview(found), 0
+        while at < count:
+            left = None if deadline is None else max(deadline - time.monotonic(), 1e-6)
+            self._end.settimeout(left)
+            received = self._end.recv_into(view[at:])
+            if not received:
+                raise EOFError("the other side is gone")
+            at += received
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
