@@ -42,7 +42,7 @@ test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
-	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 0 tests/faults tests/test_exporting.py
+	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 0 tests/faults tests/commands/test_export.py
 
 quick: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest

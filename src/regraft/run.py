@@ -84,8 +84,8 @@ class RunContext:
     """Where and how a run goes on.
 
     photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
-    wrong with the photos, as far as a training sees it.  trackers: what hears of every epoch.  earlier: the run that goes
-    on from here, with one step more; None for a first training.  step: what this is in the record.
+    wrong with the photos, as far as a training sees it.  trackers: what hears of every epoch.  earlier: the run that
+    goes on from here, with one step more; None for a first training.  step: what this is in the record.
     """
 
     photos: Path

@@ -165,7 +165,7 @@ def test_what_was_there_stays_or_is_named(quick, photos, bundle, tmp_path, seed)
         try:
             command(case)
         except OutputError as error:
-            assert any(str(path) in str(error) for path in theirs) or any(
+            assert any(str(path) in str(error) for path in theirs) or any(  # noqa: PT017
                 str(folder) in str(error) for path in theirs for folder in path.parents if folder != tmp_path
             ), error
         after = state(tmp_path)

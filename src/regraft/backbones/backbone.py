@@ -218,7 +218,7 @@ def traced() -> Iterator[Backbone]:
 
 
 def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
-    """The backbone whose features are those of all its levels, and at the end its own. See `backbones.multilevel_features`.
+    """The backbone whose features are those of all its levels, its own at the end (`backbones.multilevel_features`).
 
     Raises BackboneError for a network without levels.
     """

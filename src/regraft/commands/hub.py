@@ -1,8 +1,8 @@
 """Bundles on the Hugging Face Hub, or on a server that speaks its language: push one, pull one.
 
 The package huggingface_hub does the talking, over plain HTTP and silently: without its bars, and without what it and
-its other protocol, Xet, would report about each transfer. A bundle's card goes up as it is: `bundle.model_card` has written
-above it what a hub reads.
+its other protocol, Xet, would report about each transfer. A bundle's card goes up as it is:
+`bundle.model_card` has written above it what a hub reads.
 """
 
 import logging

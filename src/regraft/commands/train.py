@@ -174,8 +174,8 @@ def _prepare(context: RunContext) -> TrainInputs:
     if config.strict and dataset.quarantine:
         first = dataset.quarantine[0]
         raise DataError(
-            f"{len(dataset.quarantine)} files of {context.photos} cannot be used, and --strict refuses that; the first: "
-            f"{first.path}: {first.reason}. Mend or remove them; `regraft scan` lists all."
+            f"{len(dataset.quarantine)} files of {context.photos} cannot be used, and --strict refuses that; "
+            f"the first: {first.path}: {first.reason}. Mend or remove them; `regraft scan` lists all."
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)

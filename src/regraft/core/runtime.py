@@ -49,7 +49,7 @@ def _can_be_found(package: str) -> bool:
 
 
 def import_torch_module(module: str) -> Any:
-    """A module of regraft that imports torch, such as "backbones.onnx_export". Raises MissingExtra where torch is absent.
+    """A module of regraft that imports torch, such as "backbones.onnx_export". Raises MissingExtra without torch.
 
     Only from here: everything before and after it runs without.
     """
