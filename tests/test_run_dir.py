@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from agreement.tiny import draw_photos, tiny_backbone
 from regraft.api import configure
 from regraft.bundle.bundle import load
 from regraft.commands.report import report
@@ -16,6 +15,7 @@ from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
 from regraft.core.progress import QUIET
 from regraft.run_dir import photos_of, place, read_record, read_summary, unchanged
+from tiny_backbone import draw_photos, tiny_backbone
 
 
 class Recorder(type(QUIET)):

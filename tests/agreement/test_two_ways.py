@@ -30,7 +30,7 @@ from regraft.models import feature_search as search
 from regraft.pipeline import linear_probe
 from regraft.run_dir import read_record
 from regraft.serving.worker import WorkItem, answer
-from tiny import SHADES, draw, draw_photos, tiny_backbone
+from tiny_backbone import SHADES, draw, draw_photos, tiny_backbone
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 COUNTS = {"ash": 15, "birch": 13, "cedar": 12}

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from regraft.backbones import trace  # noqa: E402
+from regraft.backbones import onnx_export as trace  # noqa: E402
 from regraft.backbones.network import build  # noqa: E402
 from regraft.backbones.torch_defaults import torch_defaults  # noqa: E402
 

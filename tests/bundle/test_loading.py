@@ -22,7 +22,7 @@ from regraft.bundle.heatmap import heat_map
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes, write_atomic
 from regraft.evaluation.evaluate import evaluate
-from tiny import write_tiny
+from tiny_bundle import write_tiny
 
 FORMS = {
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),

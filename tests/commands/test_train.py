@@ -9,8 +9,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from regraft.train_command import finetune
-from regraft.train_command.recipe import Recipe, decide
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 
@@ -32,6 +30,8 @@ from regraft.models import feature_search as search
 from regraft.models.linear_head import solve
 from regraft.pipeline import fine_tune, linear_probe
 from regraft.pipeline.fine_tune import _learned_and_watched
+from regraft.training import finetune
+from regraft.training.recipe import Recipe, decide
 
 FOLD = 5  # photos in the first of five folds of eight photos of each of three classes
 WRONG_OF_EIGHTEEN = 6  # in `mislabelled`: no model that learned its photos does better than 12 of 18

@@ -24,7 +24,7 @@ from regraft.bundle.bundle import load
 from regraft.bundle.format import MANIFEST, sealed
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes, sha256_bytes
-from tiny import SIDE, write_tiny
+from tiny_bundle import SIDE, write_tiny
 
 CASES = (20_000 if IS_LONG else 200) // 6  # of each way
 MAX_CPU_S = 5.0

@@ -32,7 +32,7 @@ from serving.odd_worker import GOOD
 LIMITS = Limits(workers=1)
 HASTY = Limits(workers=1, photo_s=0.5, request_s=20.0)
 TESTS = str(Path(__file__).parents[1])
-ODD = f"import sys; sys.path[:] = [{TESTS!r}, *sys.argv[2:]]; from server.odd_worker import main; main()"
+ODD = f"import sys; sys.path[:] = [{TESTS!r}, *sys.argv[2:]]; from serving.odd_worker import main; main()"
 
 
 @dataclass

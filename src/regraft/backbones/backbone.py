@@ -175,7 +175,7 @@ def _unpacked(size: int | None, progress: Progress) -> Backbone:
     if kept := intact(cache_folder() / "graphs" / key):
         return Backbone(cache_folder() / "graphs" / key, kept)
     graphs = writable_cache("graphs", progress)
-    with progress.step("unpack backbone"), published(graphs / key) as folder:
+    with progress.step("unpack backbone"), published(graphs / key, replace_any) as folder:
         write_atomic(folder / "features.onnx", packaged_graph(size))
         shutil.copyfile(TRUNK, folder / "trunk.safetensors")
         info = packaged_info(size)
