@@ -25,6 +25,7 @@ from regraft.data.decode import Unreadable, read_bytes, to_rgb
 from regraft.data.transforms import Preprocessing, photo_to_input, transform
 from regraft.ground.errors import BundleError, DataError
 from regraft.ground.files import sha256_file
+from regraft.ground.memory import is_lack_of_memory, too_little
 from regraft.ground.runtime import num_cores
 from regraft.ground.statistics import Accuracy
 
@@ -141,7 +142,9 @@ class Bundle:
         path = self.folder / "model.onnx"
         try:
             return Engine(path, precision, also, threads)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if is_lack_of_memory(error):
+                raise too_little(f"Cannot load {path}") from error
             raise BundleError(f"{path} is no graph that can be run. Train again or restore a copy.") from error
 
     @cached_property
