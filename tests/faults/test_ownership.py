@@ -65,7 +65,7 @@ COLLIDING = [
     "notes.txt",
     "src/app.py",
     "data/table.csv",
-,]
+]
 
 
 @dataclass(frozen=True)
