@@ -23,6 +23,7 @@ from regraft.deliver.content import Content, read_again, read_content
 from regraft.deliver.format import MANIFEST, manifest_sha256
 from regraft.ground.errors import BundleError
 from regraft.ground.files import json_bytes
+from regraft.ground.memory import is_lack_of_memory, too_little
 from regraft.ground.runtime import num_cores
 from regraft.ground.statistics import Accuracy
 from regraft.learn.logistic import softmax
@@ -172,10 +173,12 @@ class Bundle:
     def _compiled(self, precision: Precision, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
         try:
             return Engine(self.content.graph, precision, also, threads)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
+            path = self.folder / "model.onnx"
+            if is_lack_of_memory(error):
+                raise too_little(f"Cannot load {path}") from error
             raise BundleError(
-                f"{self.folder / 'model.onnx'} is no graph that can be run: {_one_line(error)}. "
-                "Train again or restore a copy."
+                f"{path} is no graph that can be run: {_one_line(error)}. Train again or restore a copy."
             ) from error
 
     @property
