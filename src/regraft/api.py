@@ -44,8 +44,8 @@ def train(
 
     Args:
         folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.
-        out: Folder of the run; default `runs/<folder's name>`, with a number behind it where that holds a run on another
-            folder.
+        out: Folder of the run; default `runs/<folder's name>`, with a number behind it where that holds a run on other
+            photos.
         quiet: Whether to show no progress.
         trackers: Your own objects with the three methods of Tracker.
         settings: Fields of TrainConfig and of Recipe, such as `mode="full", epochs=5, track="wandb"`.
