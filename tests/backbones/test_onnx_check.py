@@ -140,6 +140,12 @@ NOT_PLAIN = {
     "no photos": (lambda: model_of([node("Relu", "x", "features")], images=TensorProto.FLOAT), "does not take images"),
     "photos of no size": (lambda: model_of([node("Relu", "x", "features")], size=("H", 8)), "takes images of 0x8"),
     "large photos": (lambda: model_of([node("Relu", "x", "features")], size=(8, 5000)), "images of 8x5000"),
+    "a long row": (
+        lambda: model_of(
+            [node("Relu", f"x{i}" if i else "x", f"x{i + 1}" if i < 500 else "features") for i in range(501)]
+        ),
+        "operators on single numbers lie in a row",
+    ),
     "no nodes": (lambda: onnx.ModelProto(ir_version=9), "it has 0 nodes"),
     "another format": (lambda: b'<?xml version="1.0"?><net name="n" version="11"></net>', "field 7 of model"),
     "another format, indented": (lambda: b'  <net name="n" version="11"></net>', "field 4 of model"),
@@ -275,6 +281,16 @@ COSTLY = {
             [array("one", [1, 192]), array("n", [2**19, 192]), array("w", np.ones((192, 192)), np.float32)],
         ),
         "multiplications",
+    ),
+    "work before the first photo": (
+        lambda: model_of(
+            [
+                *[node("Expand", "one n", "c"), node("MatMul", "c c", "d"), node("ReduceSum", "d", "s")],
+                *[node("Flatten", "x", "flat", axis=1), node("Add", "flat s", "features")],
+            ],
+            [array("one", [[1.0]], np.float32), array("n", [2000, 2000])],
+        ),
+        "multiplications of constants",
     ),
 }
 

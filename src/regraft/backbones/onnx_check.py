@@ -15,7 +15,8 @@ import numpy as np
 from regraft.backbones.onnx_sizes import MAX_RANK, SMALL, Small, of_constant, of_node
 from regraft.backbones.onnx_wire import Message, WireError, read_model
 
-MAX_NODES = 50_000
+MAX_NODES = 20_000
+MAX_RUN = 400  # operators on single numbers in a row; to join 2,000 of them takes OpenVINO minutes
 MAX_SIDE = 4096  # of an image in pixels
 OWN_DOMAINS = ("", "ai.onnx")
 
@@ -51,6 +52,16 @@ SIZES = {
     **dict.fromkeys(("Pad", "Resize"), (1, 2, 3)),
     "Slice": (1, 2, 3, 4),
 }
+# what ends a row of operators on single numbers, and what only moves them
+ENDING = frozenset((
+    "ArgMax", "ArgMin", "AveragePool", "Conv", "ConvTranspose", "CumSum", "Einsum", "Gemm", "GlobalAveragePool",
+    "GlobalMaxPool", "GridSample", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "LogSoftmax",
+    "MatMul", "MaxPool", "Shape", "Size", "Softmax", "TopK", *(name for name in OPERATORS if name.startswith("Reduce")),
+))  # fmt: skip
+MOVING = frozenset((
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
+    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+))  # fmt: skip
 
 
 class GraphError(ValueError):
@@ -198,11 +209,17 @@ def _image_size(inputs: dict[str, Message], constants: dict[str, Tensor]) -> tup
 
 
 class _Walk:
-    """Nodes in their order. small: what is known of each tensor so far; None for one that may be large."""
+    """Nodes in their order.
+
+    Attributes:
+        small: What is known of each tensor so far; None for one that may be large.
+        run: How many operators on single numbers lie in a row before it.
+    """
 
     def __init__(self, constants: dict[str, Tensor], inputs: Iterable[str]) -> None:
         self.small: dict[str, Small | None] = dict.fromkeys(inputs)
         self.small |= {name: _of_constant(one) for name, one in constants.items()}
+        self.run: dict[str, int] = {}
 
     def add(self, node: Message) -> None:
         """One node more. Raises GraphError where it may not follow those before it."""
@@ -220,6 +237,10 @@ class _Walk:
         given = [self.small[name] for name in names if name]
         found = _of_attributes(node) if kind == "Constant" else of_node(kind, given, node)
         self.small.update(dict.fromkeys(outputs, found))
+        run = max((self.run.get(name, 0) for name in names), default=0) + (kind not in MOVING)
+        self.run.update(dict.fromkeys(outputs, 0 if kind in ENDING else run))
+        if run > MAX_RUN:
+            raise GraphError(f"more than {MAX_RUN} operators on single numbers lie in a row")
 
 
 def _of_attributes(node: Message) -> Small | None:
