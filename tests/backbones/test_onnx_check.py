@@ -115,6 +115,12 @@ def own_domain():
     return model
 
 
+def old_operators():
+    model = plain()
+    model.opset_import[0].version = 9
+    return model
+
+
 NOT_PLAIN = {
     "a branch": (branch, "field 6 of attribute"),
     "a function": (function, "field 25 of model"),
@@ -124,6 +130,13 @@ NOT_PLAIN = {
     "a constant of another size": (of_other_size, "with other than 1099511627776 numbers"),
     "operators of others": (own_domain, "operators that are not ONNX's own"),
     "an operator that is not allowed": (lambda: model_of([node("NonZero", "x", "features")]), "'NonZero' is not"),
+    "inputs that are missing": (lambda: model_of([node("Pad", "x", "features")]), "Pad has 1 inputs, expected from 2"),
+    "an input that is empty": (
+        lambda: model_of([helper.make_node("Add", ["x", ""], ["features"])]),
+        "Add has 2 inputs",
+    ),
+    "inputs too many": (lambda: model_of([node("Relu", "x x", "features")]), "Relu has 2 inputs, expected from 1 to 1"),
+    "old operators": (old_operators, "it is of opset [9], expected one from 13"),
     "a loop": (lambda: model_of([node("Loop", "x", "features")]), "'Loop' is not allowed"),
     "random numbers": (lambda: model_of([node("RandomNormalLike", "x", "features")]), "is not allowed"),
     "an operator of another domain": (

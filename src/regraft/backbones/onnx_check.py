@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backbones.onnx_operators import ENDING, FEWEST_OPSET, MOST_OPSET, MOVING, OPERATORS, SIZES
 from regraft.backbones.onnx_sizes import MAX_RANK, SMALL, Small, of_constant, of_node
 from regraft.backbones.onnx_wire import Message, WireError, read_model
 
@@ -24,44 +25,6 @@ OWN_DOMAINS = ("", "ai.onnx")
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 NUMPY_TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 UINT8, FLOAT32 = 2, 1
-
-OPERATORS = frozenset((
-    "Abs", "Acos", "Add", "And", "ArgMax", "ArgMin", "Asin", "Atan", "AveragePool", "BatchNormalization", "Cast",
-    "Ceil", "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "CumSum",
-    "DepthToSpace", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor",
-    "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater",
-    "GreaterOrEqual", "GridSample", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity",
-    "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual",
-    "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max", "MaxPool", "Mean", "MeanVarianceNormalization", "Min",
-    "Mish", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "RMSNormalization", "Range",
-    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "ScatterElements", "ScatterND", "Selu",
-    "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split",
-    "Sqrt", "Squeeze", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu",
-    "Unsqueeze", "Where", "Xor",
-))  # fmt: skip
-
-# which inputs give the size of what comes out, or how it is taken apart
-SIZES = {
-    "ConstantOfShape": (0,),
-    "Range": (0, 1, 2),
-    "OneHot": (1,),
-    **dict.fromkeys(("Expand", "Reshape", "Squeeze", "Tile", "Unsqueeze", "Split", "TopK", "CumSum", "Trilu"), (1,)),
-    **dict.fromkeys([name for name in OPERATORS if name.startswith("Reduce")], (1,)),
-    **dict.fromkeys(("Clip", "Dropout"), (1, 2)),
-    **dict.fromkeys(("Pad", "Resize"), (1, 2, 3)),
-    "Slice": (1, 2, 3, 4),
-}
-# what ends a row of operators on single numbers, and what only moves them
-ENDING = frozenset((
-    "ArgMax", "ArgMin", "AveragePool", "Conv", "ConvTranspose", "CumSum", "Einsum", "Gemm", "GlobalAveragePool",
-    "GlobalMaxPool", "GridSample", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "LogSoftmax",
-    "MatMul", "MaxPool", "Shape", "Size", "Softmax", "TopK", *(name for name in OPERATORS if name.startswith("Reduce")),
-))  # fmt: skip
-MOVING = frozenset((
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
-    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-))  # fmt: skip
 
 
 class GraphError(ValueError):
@@ -138,11 +101,14 @@ def check_graph(data: bytes) -> Graph:
     except WireError as error:
         raise GraphError(str(error)) from error
     graph = model.get("graph", {})
+    versions = [one.get("version", 0) for one in model.get("opset_import", [])]
     if any(one.get("domain", "") not in OWN_DOMAINS for one in model.get("opset_import", [])):
         raise GraphError("it needs operators that are not ONNX's own")
     nodes = graph.get("node", [])
     if not 0 < len(nodes) <= MAX_NODES:
         raise GraphError(f"it has {len(nodes)} nodes, expected from 1 to {MAX_NODES}")
+    if len(versions) != 1 or not FEWEST_OPSET <= versions[0] <= MOST_OPSET:
+        raise GraphError(f"it is of opset {versions}, expected one from {FEWEST_OPSET} to {MOST_OPSET}")
     constants = _constants(graph)
     inputs, outputs = _named(graph.get("input", [])), _named(graph.get("output", []))
     _check_nodes(nodes, constants, inputs, outputs)
@@ -226,6 +192,9 @@ class _Walk:
         kind, names = node.get("op_type", ""), node.get("input", [])
         if kind not in OPERATORS or node.get("domain", "") not in OWN_DOMAINS:
             raise GraphError(f"operator {kind[:80]!r} is not allowed")
+        least, most = OPERATORS[kind]
+        if not least <= len(names) <= most or not all(names[:least]) or not any(node.get("output", [])):
+            raise GraphError(f"{kind} has {len(names)} inputs, expected from {least} to {most}")
         if missing := [name for name in names if name and name not in self.small]:
             raise GraphError(f"{missing[0][:80]!r} is used before it is computed")
         for place in SIZES.get(kind, ()):
