@@ -25,8 +25,7 @@ from regraft.deliver.format import MANIFEST, manifest_sha256
 from regraft.ground.errors import BundleError, DataError
 from regraft.ground.files import json_bytes
 from regraft.ground.runtime import num_cores
-from regraft.ground.statistics import Accuracy
-from regraft.learn.logistic import softmax
+from regraft.ground.statistics import Accuracy, softmax
 
 Photo = str | Path | bytes | Image.Image | np.ndarray
 
