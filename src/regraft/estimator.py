@@ -19,9 +19,9 @@ from regraft.data.scan import Dataset, map_photos
 from regraft.data.splits import folds_of
 from regraft.ground.errors import DataError, MissingExtra
 from regraft.ground.files import sha256_bytes
+from regraft.ground.statistics import softmax
 from regraft.learn.calibrate import temperature
 from regraft.learn.head import Head, solve
-from regraft.learn.logistic import softmax
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

@@ -25,8 +25,7 @@ from regraft.ground.errors import BundleError
 from regraft.ground.files import json_bytes
 from regraft.ground.memory import is_lack_of_memory, too_little
 from regraft.ground.runtime import num_cores
-from regraft.ground.statistics import Accuracy
-from regraft.learn.logistic import softmax
+from regraft.ground.statistics import Accuracy, softmax
 
 
 @dataclass(frozen=True)
