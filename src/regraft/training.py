@@ -131,7 +131,7 @@ def _train(
         start = _prepare(here)
         say_what_is_there(start.material, progress)
         solved = solve_head(start, here)
-        here = replace(here, findings=_seen(start.material, solved.head if solved else None, here))
+        here = replace(here, findings=_seen(start, solved.head if solved else None, here))
         outcome = _climb(start, solved, here)
         if outcome is not None and config.report:
             run = finished(start.material, outcome, here)
@@ -349,9 +349,13 @@ def _decided(best: Candidate, why: str) -> Candidate:
     return replace(best, outcome=replace(best.outcome, decision=sentences(best.outcome.decision, why)))
 
 
-def _seen(material: Material, head: Head | None, here: Here) -> tuple[Finding, ...]:
-    """What the doctor sees, unless it has been seen to."""
-    seen = () if here.config.drop else glance(material.dataset, material.splits.train, head)
+def _seen(start: Start, head: Head | None, here: Here) -> tuple[Finding, ...]:
+    """What the doctor sees, unless it has been seen to. It decides nothing."""
+    material = start.material
+    seen = () if here.config.drop else glance(material.dataset, material.splits.train, head, start.features)
+    for one in seen:
+        if one.kind == "split shift":
+            here.progress.say(f"doctor: {one.text}")
     if seen:
         what = counted(seen)
         here.progress.say(f"doctor: {what}; look at them with: regraft scan {here.photos} --out findings")
