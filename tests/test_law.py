@@ -172,3 +172,34 @@ def test_help_is_light():
     code = f"import sys; import regraft.cli; print([m for m in sys.modules if m.partition('.')[0] in {HEAVY}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+OVERWRITERS = {"write_atomic", "remove", "replace_any", "rmtree", "unlink", "os.replace", "write_bytes", "write_text"}
+OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user's is there
+    "core.files": "what the others stand on",
+    "core.ownership": "asks first",
+    "backbones.backbone": "the cache",
+    "backbones.onnx_export": "the cache",
+    "data.feature_cache": "the cache",
+    "models.head_cache": "the cache",
+    "data.fetch": "a folder that is not published yet",
+    "data.orchard.photos": "a folder that is not published yet",
+    "bundle.write": "a folder that is not published yet",
+    "export.formats": "a folder that is not published yet",
+    "export.sample_photos": "a folder that is not published yet",
+    "hub": "a folder that is not published yet",
+    "training.checkpoint": "a folder that is not published yet",
+    "exporting": "asks ExportedFiles first",
+}
+
+
+def test_what_overwrites_or_removes_files_is_where_nothing_of_the_users_is():
+    found = set()
+    for place, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                text = ast.unparse(node.func)
+                of_files = text in OVERWRITERS or text.rpartition(".")[2] in OVERWRITERS - {"remove", "replace_any"}
+                found |= {place} if of_files and not text.startswith("self.") else set()
+    assert found <= OWN_PLACES.keys(), "use ground.ownership.write_output or remove_made"
+    assert OWN_PLACES.keys() <= found, "no longer writes"

@@ -187,6 +187,10 @@ def test_a_folder_is_the_same_by_whatever_path(tmp_path, monkeypatch):
         assert place(path, None) == Path("runs/photos")
     left(tmp_path / "runs" / "photos-2", tmp_path / "gone" / "photos")
     assert place(photos, None) == Path("runs/photos")
+    (tmp_path / "disk").mkdir()
+    photos.rename(tmp_path / "disk" / "photos")
+    photos.symlink_to(tmp_path / "disk" / "photos")  # moved to another disk, a link left behind
+    assert place(tmp_path / "disk" / "photos", None) == Path("runs/photos")
 
 
 def test_a_folder_of_runs_that_were_compared_belongs_to_their_photos(tmp_path, monkeypatch):

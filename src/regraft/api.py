@@ -41,11 +41,21 @@ def train(
     trackers: Sequence[Tracker] = (),
     **settings: Any,
 ) -> Bundle:
-    """Train on a folder of photos and return the model, as saved in `out/bundle`.
+    """Train on a folder of photos.
 
-    folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.  out: default `runs/<folder's name>`.
-    settings: fields of TrainConfig and of Recipe, such as `mode="full", epochs=5, track="wandb"`.  trackers: your own
-    objects with the three methods of Tracker.  Raises RegraftError with what to do about it.
+    Args:
+        folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.
+        out: Folder of the run; default `runs/<folder's name>`, with a number behind it where that holds a run on other
+            photos.
+        quiet: Whether to show no progress.
+        trackers: Your own objects with the three methods of Tracker.
+        settings: Fields of TrainConfig and of Recipe, such as `mode="full", epochs=5, track="wandb"`.
+
+    Returns:
+        The model, as saved in `out/bundle`.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
     return train_run(folder, out, configure(**settings), Progress(quiet), trackers).bundle
 

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from regraft.core import signals
+from regraft.core import signals, streams
 from regraft.core.errors import RegraftError
-from regraft.core.progress import Progress, printable
+from regraft.core.memory import is_lack_of_memory, too_little
+from regraft.core.progress import Progress, printable, talk
 from regraft.core.version import __version__
 from regraft.options import with_coverage, with_json, with_promises, with_settings, with_training_options
 from regraft.reporting import terminal
@@ -23,33 +24,40 @@ from regraft.reporting import terminal
 def main() -> NoReturn:
     """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 128 + n stopped by signal n."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    _replace_closed_streams()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
+    streams.open_streams()
     signals.install()
     _leave_a_lost_folder()
-    debug = "--debug" in sys.argv or bool(os.environ.get("REGRAFT_DEBUG"))
+    sys.exit(streams.flushed(_run("--debug" in sys.argv or bool(os.environ.get("REGRAFT_DEBUG")))))
+
+
+def _run(debug: bool) -> int:
+    """Run the command, and say in one line what has gone wrong. Returns the exit code."""
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        return cli.main(standalone_mode=False) or 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except RegraftError as error:
         if debug:
             raise
-        _fail(f"error: {error}", 1)
+        return _told(f"error: {error}", 1)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         signum = getattr(error, "signum", getattr(error.__cause__, "signum", 2))
-        _fail("interrupted: the same command goes on from here", 128 + signum)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return _told("interrupted: the same command goes on from here", 128 + signum)
+    except Exception as error:
+        if isinstance(error, OSError) and streams.is_of_stdout(error):
+            return streams.lost(error)
+        if debug or not is_lack_of_memory(error):
+            raise
+        return _told(f"error: {too_little(f'This cannot be done ({type(error).__name__})')}", 1)
 
 
-def _replace_closed_streams() -> None:
-    """Where a stream was closed by whoever started us, nobody is told, and nothing fails for it."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+def _told(message: str, code: int) -> int:
+    talk(message)
+    return code
 
 
 def _leave_a_lost_folder() -> None:
@@ -601,5 +609,5 @@ def pull(repository: str, out: str | None, revision: str | None, as_json: bool) 
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(printable(message), file=sys.stderr)
+    talk(message)
     sys.exit(code)

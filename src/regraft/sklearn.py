@@ -15,13 +15,13 @@ from regraft.backbones.backbone import Backbone, load_backbone, with_all_levels
 from regraft.backbones.features import Features, fill
 from regraft.core.errors import DataError, MissingExtra
 from regraft.core.files import sha256_bytes
+from regraft.core.statistics import softmax
 from regraft.data.grey_range import grey_bits
 from regraft.data.inputs import content_of
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.splits import folds_of
 from regraft.models.calibration import temperature
 from regraft.models.linear_head import Head, solve
-from regraft.models.logistic import softmax
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

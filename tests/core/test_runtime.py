@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from regraft.core import runtime
 from regraft.core.runtime import (
     SPINS,
     WAITING,
@@ -100,3 +101,29 @@ def test_once_it_is_set_it_stays_said(without_torch, monkeypatch):
     assert let_threads_yield()
     monkeypatch.setitem(sys.modules, "torch", object())
     assert let_threads_yield()
+
+
+GROUPS = {
+    "none": ("", {}, None),
+    "version 2, the root of a container": ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+    "version 2, a limit above": ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2.0),
+    "version 2, the least": ("0::/a/b", {"a/cpu.max": "400000 100000", "a/b/cpu.max": "50000 100000"}, 0.5),
+    "version 2, a path of the host": ("0::/docker/0123", {"cpu.max": "300000 100000"}, 3.0),
+    "version 1": ("3:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "250000", "cpu/a/cpu.cfs_period_us": "100000"}, 2.5),
+    "version 1, no limit": ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    "damaged": ("0::/\nno group", {"cpu.max": "many"}, None),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_the_quota_of_a_container_counts(tmp_path, monkeypatch, kind):
+    own, files, quota = GROUPS[kind]
+    for name, text in {"own": own, **files}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert runtime.cpu_quota(tmp_path, tmp_path / "own") == quota
+    monkeypatch.setattr(runtime, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 8, raising=False)
+    assert num_cores() == {None: 8, 0.5: 1, 1.5: 2, 2.0: 2, 2.5: 3, 3.0: 3}[quota]

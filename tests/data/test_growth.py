@@ -87,6 +87,15 @@ def test_an_owners_splits_count_and_test_is_val_where_val_is_reported():
     assert with_known_sides(more, {}, "test").splits == ("train", "val", "test")
 
 
+def test_what_was_learned_from_does_not_judge_though_an_owner_says_so():
+    first = photos({"a": many(10), "b": many(10, 100)})
+    before = dict(sides_of(split(first)))
+    again = photos({"a": many(10)}, ["train", "val"] * 5)
+    after = sides_of(updated(first, again))
+    assert len(after) == len(before)
+    assert after == before.items()
+
+
 def test_a_class_that_would_only_judge_is_learned_from():
     dataset = photos({"a": many(4), "b": many(2, 10)}, ["train", "train", "val", "val", "val", "val"])
     splits = split_grown(dataset, val_fraction=0.2, seed=0, given=False)

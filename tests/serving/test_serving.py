@@ -380,14 +380,31 @@ def test_it_answers_with_the_model_that_it_began_with_until_it_is_told(bundle, f
         assert reply.headers["x-model"] in served.said.read_text()
 
 
-@pytest.mark.slow
-def test_workers_end_with_a_server_that_is_killed_in_the_middle_of_a_photo_too(bundle):
-    with serving(bundle.folder, "--workers", 2) as served:
-        workers = served.workers()
-        os.kill(workers[0], signal.SIGSTOP)  # it can look after nothing itself
-        served.process.kill()
-        served.process.wait()
-        served.wait_until(lambda: all(has_ended(pid) for pid in workers))
+WORKER = """
+import os, time
+from regraft.serving.worker import _end_with
+_end_with(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+SERVER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {WORKER!r}]).wait()"
+
+
+def test_a_worker_ends_with_a_server_that_is_killed_whatever_it_is_doing():
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
+        worker = int(server.stdout.readline())
+        server.kill()
+        server.wait()
+        until(lambda: has_ended(worker), 30)
+
+
+def test_no_connection_takes_the_place_of_a_closed_stream():
+    code = (
+        "import socket, sys; from regraft.serving.server import _occupy_standard_streams as occupy; "
+        "occupy(); sys.exit(socket.socket().fileno())"
+    )
+    done = subprocess.run(["bash", "-c", f"exec {sys.executable} -c '{code}' <&- >&- 2>&-"], check=False)
+    assert 3 <= done.returncode < 10
 
 
 def has_ended(pid: int) -> bool:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backbones.onnx_operators import ENDING, FEWEST_OPSET, MOST_OPSET, MOVING, OPERATORS, SIZES
 from regraft.backbones.onnx_sizes import MAX_RANK, SMALL, Small, of_constant, of_node
 from regraft.backbones.onnx_wire import Message, WireError, read_model
 
-MAX_NODES = 50_000
+MAX_NODES = 20_000
+MAX_RUN = 400  # operators on single numbers in a row; to join 2,000 of them takes OpenVINO minutes
 MAX_SIDE = 4096  # of an image in pixels
 OWN_DOMAINS = ("", "ai.onnx")
 
@@ -23,34 +25,6 @@ OWN_DOMAINS = ("", "ai.onnx")
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 NUMPY_TYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 UINT8, FLOAT32 = 2, 1
-
-OPERATORS = frozenset((
-    "Abs", "Acos", "Add", "And", "ArgMax", "ArgMin", "Asin", "Atan", "AveragePool", "BatchNormalization", "Cast",
-    "Ceil", "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "CumSum",
-    "DepthToSpace", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor",
-    "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater",
-    "GreaterOrEqual", "GridSample", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity",
-    "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual",
-    "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max", "MaxPool", "Mean", "MeanVarianceNormalization", "Min",
-    "Mish", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "RMSNormalization", "Range",
-    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "ScatterElements", "ScatterND", "Selu",
-    "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split",
-    "Sqrt", "Squeeze", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu",
-    "Unsqueeze", "Where", "Xor",
-))  # fmt: skip
-
-# which inputs give the size of what comes out, or how it is taken apart
-SIZES = {
-    "ConstantOfShape": (0,),
-    "Range": (0, 1, 2),
-    "OneHot": (1,),
-    **dict.fromkeys(("Expand", "Reshape", "Squeeze", "Tile", "Unsqueeze", "Split", "TopK", "CumSum", "Trilu"), (1,)),
-    **dict.fromkeys([name for name in OPERATORS if name.startswith("Reduce")], (1,)),
-    **dict.fromkeys(("Clip", "Dropout"), (1, 2)),
-    **dict.fromkeys(("Pad", "Resize"), (1, 2, 3)),
-    "Slice": (1, 2, 3, 4),
-}
 
 
 class GraphError(ValueError):
@@ -127,11 +101,14 @@ def check_graph(data: bytes) -> Graph:
     except WireError as error:
         raise GraphError(str(error)) from error
     graph = model.get("graph", {})
+    versions = [one.get("version", 0) for one in model.get("opset_import", [])]
     if any(one.get("domain", "") not in OWN_DOMAINS for one in model.get("opset_import", [])):
         raise GraphError("it needs operators that are not ONNX's own")
     nodes = graph.get("node", [])
     if not 0 < len(nodes) <= MAX_NODES:
         raise GraphError(f"it has {len(nodes)} nodes, expected from 1 to {MAX_NODES}")
+    if len(versions) != 1 or not FEWEST_OPSET <= versions[0] <= MOST_OPSET:
+        raise GraphError(f"it is of opset {versions}, expected one from {FEWEST_OPSET} to {MOST_OPSET}")
     constants = _constants(graph)
     inputs, outputs = _named(graph.get("input", [])), _named(graph.get("output", []))
     _check_nodes(nodes, constants, inputs, outputs)
@@ -198,17 +175,26 @@ def _image_size(inputs: dict[str, Message], constants: dict[str, Tensor]) -> tup
 
 
 class _Walk:
-    """Nodes in their order. small: what is known of each tensor so far; None for one that may be large."""
+    """Nodes in their order.
+
+    Attributes:
+        small: What is known of each tensor so far; None for one that may be large.
+        run: How many operators on single numbers lie in a row before it.
+    """
 
     def __init__(self, constants: dict[str, Tensor], inputs: Iterable[str]) -> None:
         self.small: dict[str, Small | None] = dict.fromkeys(inputs)
         self.small |= {name: _of_constant(one) for name, one in constants.items()}
+        self.run: dict[str, int] = {}
 
     def add(self, node: Message) -> None:
         """One node more. Raises GraphError where it may not follow those before it."""
         kind, names = node.get("op_type", ""), node.get("input", [])
         if kind not in OPERATORS or node.get("domain", "") not in OWN_DOMAINS:
             raise GraphError(f"operator {kind[:80]!r} is not allowed")
+        least, most = OPERATORS[kind]
+        if not least <= len(names) <= most or not all(names[:least]) or not any(node.get("output", [])):
+            raise GraphError(f"{kind} has {len(names)} inputs, expected from {least} to {most}")
         if missing := [name for name in names if name and name not in self.small]:
             raise GraphError(f"{missing[0][:80]!r} is used before it is computed")
         for place in SIZES.get(kind, ()):
@@ -220,6 +206,10 @@ class _Walk:
         given = [self.small[name] for name in names if name]
         found = _of_attributes(node) if kind == "Constant" else of_node(kind, given, node)
         self.small.update(dict.fromkeys(outputs, found))
+        run = max((self.run.get(name, 0) for name in names), default=0) + (kind not in MOVING)
+        self.run.update(dict.fromkeys(outputs, 0 if kind in ENDING else run))
+        if run > MAX_RUN:
+            raise GraphError(f"more than {MAX_RUN} operators on single numbers lie in a row")
 
 
 def _of_attributes(node: Message) -> Small | None:

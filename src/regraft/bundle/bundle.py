@@ -21,11 +21,11 @@ from regraft.bundle.content import Content, read_again, read_content
 from regraft.bundle.format import MANIFEST, manifest_sha256
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes
+from regraft.core.memory import is_lack_of_memory, too_little
 from regraft.core.runtime import num_cores
-from regraft.core.statistics import Accuracy
+from regraft.core.statistics import Accuracy, softmax
 from regraft.data.inputs import Photo, to_input
 from regraft.data.transforms import Preprocessing
-from regraft.models.logistic import softmax
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,12 @@ class Bundle:
     def _compiled(self, precision: Precision, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
         try:
             return Engine(self.content.graph, precision, also, threads)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
+            path = self.folder / "model.onnx"
+            if is_lack_of_memory(error):
+                raise too_little(f"Cannot load {path}") from error
             raise BundleError(
-                f"{self.folder / 'model.onnx'} is no graph that can be run: {_one_line(error)}. "
-                "Train again or restore a copy."
+                f"{path} is no graph that can be run: {_one_line(error)}. Train again or restore a copy."
             ) from error
 
     @property

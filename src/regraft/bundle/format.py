@@ -35,7 +35,7 @@ class Input(Struct, forbid_unknown_fields=True):
     crop_mode: Literal["center", "squash", "border"]
     mean: tuple[Level, Level, Level]
     std: tuple[Level, Level, Level]
-    grey_bits: Annotated[int, Meta(ge=9, le=15)] | None = None
+    grey_bits: Annotated[int, Meta(ge=8, le=15)] | None = None
 
 
 class Interval(Struct):

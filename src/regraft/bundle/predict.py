@@ -79,13 +79,16 @@ def find_photos(
     Raises:
         DataError: A source does not exist, or a folder cannot be listed.
     """
-    for source in map(Path, sources):
+    places = list(map(Path, sources))
+    for source in places:
         if source.is_dir():
             walk = _Walk(follow_links)
             walk.enters(source.resolve())
             yield from _below(source, walk)
             for note in walk.notes(source):
                 progress.say(note)
+            if not walk.num_files and len(places) > 1:
+                progress.say(f"there are no photos in {source}")
         elif source.exists():
             yield source
         else:
@@ -116,7 +119,7 @@ class _Walk:
         notes = note_on_links(f"to folders are not followed in {folder}", self.unfollowed)
         if self.skipped:
             notes.append(f"skipped in {folder}: {len(self.skipped)} that are no files, such as {self.skipped[0]}")
-        return notes if self.num_files else [*notes, f"there are no photos in {folder}"]
+        return notes
 
 
 def _below(folder: Path, walk: _Walk) -> Iterator[Path]:

@@ -26,6 +26,7 @@ from regraft.data.list_manifest import without_others
 from regraft.data.scan import Dataset, checked, list_photos
 from regraft.data.splits import folds_of
 from regraft.models.linear_head import Head, out_of_fold, solve
+from regraft.training.shift import split_shift
 
 WRITTEN = ("scan.json", "quarantine.csv", "suspects.csv", "photos.png")  # beside a picture of each kind of finding
 SHOWN = 40  # findings of a kind on one contact sheet
@@ -94,12 +95,22 @@ def examine(
     return _examined(dataset, stats, features, config, progress)
 
 
-def quick_audit(dataset: Dataset, learned: Dataset, head: Head | None) -> tuple[Issue, ...]:
+def quick_audit(
+    dataset: Dataset, learned: Dataset, head: Head | None, table: FeatureTable | None = None
+) -> tuple[Issue, ...]:
     """What a training sees of its photos from what it knows anyway.
 
-    learned: those that `head` was solved on, some of the data set's.
+    Args:
+        dataset: All photos.
+        learned: Those that `head` was solved on, some of the data set's.
+        head: None where none was solved.
+        table: Features of all photos, None where there are none.
+
+    Returns:
+        Findings, the most serious first.
     """
     found = findings.copies(dataset, findings.groups_of_copies(dataset))
+    found += split_shift(dataset, table.of(dataset)) if table is not None else []
     if head is not None:
         place = {path: i for i, path in enumerate(dataset.paths)}
         for one in findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out))):
@@ -150,7 +161,7 @@ def _examined(
         features, folds = table.of(dataset), folds_of(dataset, config.num_folds, config.seed)
         unseen = out_of_fold(features, len(dataset.classes), folds)
         ranked = findings.suspects(dataset.labels, np.exp(unseen))
-        found += _outliers(features, found) + findings.doubted(dataset, ranked)
+        found += _outliers(features, found) + findings.doubted(dataset, ranked) + split_shift(dataset, features)
         cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
     return Examination(dataset, _ordered(found), tuple(ranked), cost)
 

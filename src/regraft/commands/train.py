@@ -131,7 +131,7 @@ def _train(
         inputs = _prepare(context)
         say_what_is_there(inputs.photos_split, progress)
         solved = solve_head(inputs, context)
-        context = replace(context, findings=_seen(inputs.photos_split, solved.head if solved else None, context))
+        context = replace(context, findings=_seen(inputs, solved.head if solved else None, context))
         outcome = _run_phases(inputs, solved, context)
         if outcome is not None and config.report:
             run = finished(inputs.photos_split, outcome, context)
@@ -353,9 +353,17 @@ def _decided(best: Candidate, why: str) -> Candidate:
     return replace(best, outcome=replace(best.outcome, decision=sentences(best.outcome.decision, why)))
 
 
-def _seen(photos_split: SplitDataset, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
-    """What the doctor sees, unless it has been seen to."""
-    seen = () if context.config.drop else quick_audit(photos_split.dataset, photos_split.splits.train, head)
+def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
+    """What the doctor sees, unless it has been seen to. It decides nothing."""
+    photos_split = inputs.photos_split
+    seen = (
+        ()
+        if context.config.drop
+        else quick_audit(photos_split.dataset, photos_split.splits.train, head, inputs.features)
+    )
+    for one in seen:
+        if one.kind == "split shift":
+            context.progress.say(f"doctor: {one.text}")
     if seen:
         what = counted(seen)
         context.progress.say(f"doctor: {what}; look at them with: regraft scan {context.photos} --out findings")

@@ -9,6 +9,7 @@ RegraftError
 ├── ConfigError     a setting that is unknown or cannot be
 ├── TrainError      a training that cannot go on
 ├── ExportError     an exported model that answers otherwise
+├── ResourceError   a machine that has too little memory
 ├── ServeError      a server that cannot start
 ├── HubError        a model hub that cannot be reached, or refuses
 └── MissingExtra    an optional dependency that is not installed
@@ -52,6 +53,10 @@ class TrainError(RegraftError):
 
 class ExportError(RegraftError):
     """An exported model does not say what the bundle says; it was not kept."""
+
+
+class ResourceError(RegraftError):
+    """The machine, or what this process may use of it, has too little memory."""
 
 
 class ServeError(RegraftError):

@@ -1,12 +1,22 @@
 """Where memory runs out: the same work with fewer photos at once."""
 
+import errno
 from collections.abc import Callable
 from typing import TypeVar
 
-from regraft.core.errors import TrainError
+from regraft.core.errors import ResourceError, TrainError
 from regraft.core.progress import Progress
 
 Result = TypeVar("Result")
+WORDS = (
+    "allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "failed to map segment",
+    "out of memory",
+    "can't start new thread",
+)
 
 
 def in_pieces(size: int, work: Callable[[int], Result], progress: Progress) -> tuple[Result, int]:
@@ -18,7 +28,7 @@ def in_pieces(size: int, work: Callable[[int], Result], progress: Progress) -> t
         try:
             return work(size), size
         except (RuntimeError, MemoryError) as error:
-            if not _is_lack_of_memory(error):
+            if not is_lack_of_memory(error):
                 raise
             if size == 1:
                 raise TrainError(
@@ -28,7 +38,19 @@ def in_pieces(size: int, work: Callable[[int], Result], progress: Progress) -> t
         progress.say(f"out of memory: microbatches of {size}; batches stay as they are")
 
 
-def _is_lack_of_memory(error: BaseException) -> bool:
-    """Python's own error, torch's on a GPU, or the words of torch's allocator on a processor."""
-    is_named_so = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named_so or "can't allocate memory" in str(error)
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: by its kind, or the words of an allocator, a runtime or a linker."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | ImportError | OSError) and any(word in text for word in WORDS)
+
+
+def too_little(what: str) -> ResourceError:
+    """The error for a user. what: that could not be done, as "Cannot load pets/bundle"."""
+    return ResourceError(
+        f"{what}: there is not enough memory. Free some, raise the limit of this process (`ulimit -v`, or that of its "
+        "container), or choose a smaller backbone."
+    )

@@ -3,11 +3,12 @@
 rich is imported only when there is something to draw: commands that say nothing do not pay for it.
 """
 
+import io
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Progress:
         if self._bars:
             self._bars[-1].print(printable(message), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(printable(message), file=sys.stderr, flush=True)
+            talk(message)
 
     @contextmanager
     def step(self, name: str, total: int = 0, unit: str = "photos", *, is_announced: bool = True) -> Iterator[Advance]:
@@ -84,6 +85,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def talk(message: str) -> None:
+    """One line to stderr. Where that is closed or full nothing can be said, and the work goes on."""
+    with suppress(OSError):
+        print(printable(message), file=sys.stderr or io.StringIO(), flush=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import os
 import platform
 import sys
@@ -21,8 +22,43 @@ PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "t
 
 
 def num_cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processor cores that this process may use: of its affinity, within its container's quota."""
+    if hasattr(os, "process_cpu_count"):  # also minds -X cpu_count and PYTHON_CPU_COUNT
+        allowed = os.process_cpu_count() or 1
+    else:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Cores' worth of time that control groups give this process, as a container's `--cpus` sets it; None for no limit.
+
+    Args:
+        mount: Where control groups are mounted, of version 1 or 2.
+        own: File that names the groups of this process.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    found = []
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        top = mount if not controllers else mount / "cpu"
+        if not controllers or "cpu" in controllers.split(","):
+            place = Path(group.lstrip("/"))
+            found += [_quota_of(top / one) for one in (place, *place.parents)]  # a group is bound by those above it
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            return float(quota) / float(period) if float(quota) > 0 else None
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
+    return None
 
 
 def cache_folder() -> Path:

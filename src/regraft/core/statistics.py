@@ -120,6 +120,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, along the last axis: 0..1, and their sum is 1."""
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
+
+
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Mean F1, 0..1, over the classes that occur, of confusion matrices `(..., C, C)`, a row for each true class."""
     return _mean_f1(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2))

@@ -27,6 +27,7 @@ Kind = Literal[
     "tiny",
     "odd shapes",
     "format leak",
+    "split shift",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BY_FEATURES: tuple[Kind, ...] = ("suspects", "outliers")

@@ -8,6 +8,7 @@ finds regraft's value, every other the user's, even while both decode at once.
 
 import logging
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,19 @@ TEXT_CHUNK = 2**20  # bytes of text that one part of a PNG may unpack to: Pillow
 TEXT_MEMORY = 64 * TEXT_CHUNK
 log = logging.getLogger("regraft.decode")
 _thread = threading.local()
-_lock = threading.Lock()
+
+
+class _State:
+    """lock: of what follows and of the list of filters.  num_active: decodings under way, in all threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.num_active = 0
+
+
+_state = _State()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_state.__init__)  # type: ignore[misc]  # other threads are the parent's
 
 
 @dataclass
@@ -58,6 +71,7 @@ def private_settings(max_pixels: int) -> Iterator[Messages]:
         yield messages
     finally:
         _thread.current = before
+        _put_back()
         if messages.count:
             log.info("the decoder complained %d times, first: %.200s", messages.count, messages.first)
 
@@ -117,7 +131,12 @@ _SWITCHES: dict[tuple[ModuleType, str], Callable[[int], Any]] = {
 
 
 class _QuietFilter:
-    """Stands where a pattern of warnings' texts does: matches all of a thread that decodes, and counts them."""
+    """Stands where a pattern of warnings' texts does: matches all of a thread that decodes, and counts them.
+
+    pattern: for libraries that copy filters to other processes, where this one is to match nothing.
+    """
+
+    pattern = "(?!)"
 
     def match(self, text: str) -> bool:
         current = getattr(_thread, "current", None)
@@ -131,14 +150,24 @@ _FILTER: Any = ("ignore", _QuietFilter(), Warning, None, 0)
 
 def _put_in_place() -> None:
     """Make sure that every switch answers by thread, and that no filter of warnings comes before regraft's."""
-    filters: Any = warnings.filters
-    with _lock:
+    with _state.lock:
+        filters: Any = warnings.filters
+        _state.num_active += 1
         for (module, name), own in _SWITCHES.items():
             if not isinstance(vars(module)[name], Switch):
                 _replace(module, name, own)
         if not filters or filters[0] is not _FILTER:
             filters[:] = [_FILTER, *(one for one in filters if one is not _FILTER)]
         libtiff_messages.listen(_tell)
+
+
+def _put_back() -> None:
+    """Take the filter away when nothing is decoded any more. The switches stay: they are the user's then."""
+    with _state.lock:
+        filters: Any = warnings.filters
+        _state.num_active -= 1
+        if not _state.num_active and _FILTER in filters:
+            filters.remove(_FILTER)
 
 
 def _tell(text: str) -> bool:

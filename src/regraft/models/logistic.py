@@ -201,12 +201,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, along the last axis: 0..1, and their sum is 1."""
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
-
-
 def moments(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation `(D,)` float64 of the chosen rows `(N,)` of a table `(M, D)`."""
 

@@ -43,6 +43,7 @@ MEANINGS = {
     "tiny": "Of few pixels.",
     "odd shapes": "Far wider than high, or higher than wide.",
     "format leak": "Size or format of the files tells their class.",
+    "split shift": "A model tells the photos to judge on from those to learn from.",
 }
 
 

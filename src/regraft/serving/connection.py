@@ -46,8 +46,8 @@ class GuardedConnection(asyncio.Protocol):
 
     Args:
         parser: Makes the protocol that parses.
-        limits: `header_s` until a request has begun, and for a client to stop sending once it was answered; `body_s`
-            until an answer was fetched.
+        limits: `header_s` until a request has begun; `body_s` until an answer was fetched, and for a client to stop
+            sending once it was answered.
     """
 
     def __init__(self, parser: Callable[["GuardedConnection"], asyncio.Protocol], limits: Limits) -> None:
@@ -129,7 +129,7 @@ class GuardedConnection(asyncio.Protocol):
         transport.resume_reading()
         with suppress(OSError):  # it has gone
             transport.write_eof()
-        self._set_timer("linger", self._limits.header_s, transport.abort)
+        self._set_timer("linger", self._limits.body_s, transport.abort)
         self._loop.call_soon(self.tell_parser, None)
 
     def resume(self) -> None:

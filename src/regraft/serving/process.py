@@ -43,7 +43,7 @@ class WorkerProcess:
 
     def __init__(self, model: SealedModel, limits: Limits) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno()), *sys.path]
+        command = [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *sys.path]
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this program and ours
                 command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL

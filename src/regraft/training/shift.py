@@ -1,0 +1,74 @@
+"""Whether the photos that judge come from elsewhere: whether a model tells them from the photos to learn from."""
+
+import numpy as np
+
+from regraft.backbones.features import Features
+from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.issues import Issue
+from regraft.data.scan import Dataset
+from regraft.data.splits import fold_ids
+from regraft.models.linear_head import out_of_fold
+
+MOST = 300  # photos of each side: more tell no more, and take longer
+TELLING = 0.6  # lower end of the interval above which it is said; half is chance
+
+
+def told_apart(features: Features, is_outside: np.ndarray) -> Accuracy | None:
+    """How often a cross-validated logistic regression tells two kinds of photos apart; half of the time by chance.
+
+    As many photos of each class are taken from both sides, so that the classes themselves tell nothing.
+
+    Args:
+        features: Of N photos.
+        is_outside: `(N,)` bool, the side that each photo is on.
+
+    Returns:
+        The share of photos whose side is told right; None where no class has two photos on both sides.
+    """
+    chosen = _matched(features, is_outside)
+    rows = chosen if features.rows is None else features.rows[chosen]
+    side, hashes = is_outside[chosen].astype(np.int64), tuple(features.hashes[i] for i in chosen)
+    if len(chosen) < 4:
+        return None
+    folds = fold_ids(side, hashes)
+    log_p = out_of_fold(Features(features.table, side, hashes, rows), 2, folds)
+    known = np.isfinite(log_p).all(axis=1)
+    correct = log_p[known].argmax(axis=1) == side[known]
+    return accuracy(int(correct.sum()), len(correct), "told apart") if len(correct) else None
+
+
+def split_shift(dataset: Dataset, features: Features) -> list[Issue]:
+    """A finding for each split of its owner's whose photos are told from those to learn from too often for chance.
+
+    Args:
+        dataset: N photos, with the splits that its owner gave them.
+        features: Of those photos, in that order.
+
+    Returns:
+        Findings without photos: it is the whole split that differs.
+    """
+    sides, found = np.array(dataset.splits), []
+    for name in ("val", "test"):
+        part = np.flatnonzero((sides == "train") | (sides == name))
+        if not (sides[part] == name).any() or not (sides[part] == "train").any():
+            continue
+        told = told_apart(features.of(dataset.subset(part)), sides[part] == name)
+        if told is not None and told.low > TELLING:
+            text = (
+                f"a model tells {name} photos from train photos in {100 * told.value:.0f} % (chance 50 %): they come "
+                "from elsewhere, so expect less than cross-validation on train says"
+            )
+            found.append(Issue("split shift", (), text))
+    return found
+
+
+def _matched(features: Features, is_outside: np.ndarray) -> np.ndarray:
+    """`(n,)` int64: photos by content, of each class as many from one side as from the other, MOST of each at most."""
+    order = sorted(range(len(features.hashes)), key=lambda i: features.hashes[i])
+    pairs: list[tuple[int, int]] = []
+    for label in np.unique(features.y):
+        own = [i for i in order if features.y[i] == label]
+        inside, outside = ([i for i in own if is_outside[i] == side] for side in (False, True))
+        pairs += zip(inside, outside, strict=False)
+    pairs = sorted(pairs, key=lambda one: features.hashes[one[0]])[:MOST]
+    return np.array([i for one in pairs for i in one], np.int64)
