@@ -39,7 +39,7 @@ dist: $(READY)   ## wheel and sdist, checked, and tried in clean environments (P
 	$(BIN)/python deploy/dist.py $(foreach python,$(PYTHONS),--python $(python)) $(if $(TRAIN),--train)
 
 test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --max-worker-restart 0 --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist worksteal --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
 	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 0 tests/faults tests/commands/test_export.py

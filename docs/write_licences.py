@@ -26,8 +26,8 @@ licence; written by `python docs/write_licences.py` in the environment of `make 
 
 Their [licence](src/regraft/backbones/pretrained/LICENSE) comes along. Weights of other networks are fetched when you
 name them; their licence stands in `regraft backbones`, in the bundle and in its card. The photos of the demo were drawn
-by the code in `tools/orchard`. `regraft demo --data hymenoptera` fetches those of PyTorch's tutorial, which regraft does
-not pass on.
+by the code in `tools/orchard`. `regraft demo --data hymenoptera` fetches those of PyTorch's tutorial, which regraft
+does not pass on.
 """
 
 

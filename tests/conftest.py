@@ -50,8 +50,10 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """One cache for the whole session: the default backbone is traced once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One cache for the whole session, and for all workers of the test runner: each network is traced once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "regraft-cache"
+    folder.mkdir(exist_ok=True)
     os.environ["REGRAFT_CACHE"] = str(folder)
     return folder
 
