@@ -294,7 +294,8 @@ def _climbed_alone(start: Start, head: Head | None, here: Here) -> Outcome | Non
     tuned = tuned_on_split(start, head, FULL, here)
     if not here.world.is_main:
         return None
-    with _traced(tuned, start, start.material.splits.judged[1], here) as graft:
+    splits = start.material.splits
+    with _traced(tuned, start, splits.val if len(splits.val) else splits.judged[1], here) as graft:
         outcome = delivered(graft, start.material, here)
     finished(start.material, outcome, here)
     _forget(here.out)
