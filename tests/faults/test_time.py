@@ -30,5 +30,5 @@ def test_it_ends_in_time_with_a_model_that_predicts(whole, tmp_path, record_prop
 
 def test_what_does_not_fit_is_cut_in_the_middle_of_an_epoch(whole, tmp_path):
     ended = whole.start(tmp_path / "run", "--epochs", 100_000, "--time", "1s").wait()
-    assert "1 of 100000 epochs fit" in ended.stderr
+    assert "plan: 1 of 100000 epochs" in ended.stderr
     assert "stopped (time) in epoch 1" in ended.stderr

@@ -23,7 +23,7 @@ from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.models.linear_head import Head
 from regraft.training import cached_activations as prefixes
 from regraft.training import finetune as finetuning
-from regraft.training import loop
+from regraft.training import loop, planning
 from regraft.training.batches import Loader, augmentation, decode_to_learn
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
@@ -771,7 +771,7 @@ def test_as_many_epochs_are_planned_as_fit_into_the_time(tune, capsys):
     assert (tuned.stopped == "") == (len(tuned.rows) == tuned.recipe.epochs)
     assert len(tuned.rows) >= tuned.recipe.epochs // 2
     said = capsys.readouterr().err
-    assert f"; {tuned.recipe.epochs} of 500 epochs fit into the " in said
+    assert f"plan: {tuned.recipe.epochs} of 500 epochs at " in said
     assert f"recipe: {tuned.recipe}" in said
     if not tuned.stopped:
         assert tuned.rows[-1]["learning_rate"] < 0.1 * 0.05, "the rate has fallen when the time is over"
@@ -789,8 +789,16 @@ def test_without_time_one_step_is_taken_and_a_network_delivered(tune, val_set, t
     assert distance(tuned.network.module.features, Toy().features) > 0
 
 
+def test_what_is_optional_is_not_begun_for_less_than_half_of_its_epochs(tune, tmp_path):
+    recipe = recipe_of(epochs=500)
+    with pytest.raises(planning.TooLittleTime, match=r"not begun: \d+ of 500 epochs would fit into the"):
+        tune(recipe, network_of(Slow()), budget_s=1.0, folder=tmp_path, is_optional=True)
+    assert not (tmp_path / "checkpoints").exists()
+    assert tune(recipe_of(epochs=1), budget_s=1e6, is_optional=True).recipe.epochs == 1
+
+
 def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tune, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "SAFETY", 20.0)
+    monkeypatch.setattr(planning, "SAFETY", 20.0)
     tuned = tune(recipe_of(epochs=500), network_of(Slow()), budget_s=0.8, folder=tmp_path)
     assert tuned.stopped == "time"
     assert 1 <= len(tuned.rows) < tuned.recipe.epochs

@@ -296,7 +296,8 @@ def _climbed_alone(inputs: TrainInputs, head: Head | None, context: RunContext) 
     tuned = tuned_on_split(inputs, head, FULL, context)
     if not context.world.is_main:
         return None
-    with _traced(tuned, inputs, inputs.photos_split.splits.judged[1], context) as model:
+    splits = inputs.photos_split.splits
+    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.judged[1], context) as model:
         outcome = delivered(model, inputs.photos_split, context)
     finished(inputs.photos_split, outcome, context)
     _forget(context.out)
