@@ -210,8 +210,9 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
     """The photos of an earlier run, as it has them, and those that have come since."""
     config, progress = context.config, context.progress
     parts = [unchanged(earlier.dataset(), progress)]
+    options = replace(config.folder_options, known_classes=parts[0].classes)
     for folder in _beyond(config.also, earlier.config.also):
-        new = list_photos(folder, min_classes=1, progress=progress)
+        new = list_photos(folder, min_classes=1, options=options, progress=progress)
         parts.append(with_known_sides(new, earlier.sides, earlier.judged))
     dataset = merged(parts)
     roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
