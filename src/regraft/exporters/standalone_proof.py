@@ -1,4 +1,4 @@
-"""Runs an exported program where regraft is not: a script that `export.proof` starts in a process of its own.
+"""Runs an exported program where regraft is not: a script that `exporters.proof` starts in a process of its own.
 
     python -P standalone_proof.py PROGRAM ABSENT...
 

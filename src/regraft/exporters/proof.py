@@ -14,7 +14,7 @@ import numpy as np
 
 from regraft.core.errors import ExportError, MissingExtra
 from regraft.core.progress import printable
-from regraft.export import standalone_proof
+from regraft.exporters import standalone_proof
 
 PACKAGES = (
     "regraft",

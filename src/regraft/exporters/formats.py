@@ -62,7 +62,7 @@ def write_openvino(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()
 def _bytes(bundle: Bundle, ranges: Sequence[np.ndarray]) -> bytes:
     model = onnx_model(bundle)
     if ranges:
-        from regraft.export.quantization import quantised  # takes onnxruntime along
+        from regraft.exporters.quantization import quantised  # takes onnxruntime along
 
         model = quantised(model, ranges)
         helper.set_model_props(model, metadata(bundle, "int8"))
