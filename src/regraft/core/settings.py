@@ -1,4 +1,4 @@
-"""Settings read back from their dataclass: kind, default and explanation of each, so that nothing spells them twice."""
+"""Settings read back from their dataclass: type, default and explanation of each, so that nothing spells them twice."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ class Setting:
     """One field of a dataclass of settings.
 
     Attributes:
-        name: Of the field.
+        name: Name of the field.
         kind: Its type without `None`, or the tuple of what can be chosen.
         default: What it is when nobody sets it.
         text: The string below the field, in one line.
@@ -28,7 +28,7 @@ class Setting:
 
 
 def settings_of(config: type) -> tuple[Setting, ...]:
-    """The fields of a dataclass, in order.
+    """List the fields of a dataclass, in order.
 
     Args:
         config: A dataclass with a string below each field, such as `TrainConfig` or `Recipe`.
