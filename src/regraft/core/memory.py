@@ -48,7 +48,7 @@ def in_pieces(size: int, work: Callable[[int], Result], progress: Progress) -> t
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out: by its kind, or by words of an allocator, runtime or linker."""
+    """Return whether an error means that memory ran out: by its kind, or words of an allocator, runtime or linker."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

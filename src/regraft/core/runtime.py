@@ -88,7 +88,7 @@ def _can_be_found(package: str) -> bool:
 
 
 def import_torch_module(module: str) -> Any:
-    """Import a module of regraft that imports torch; everything else runs without torch.
+    """Import a module of regraft that imports torch. All of them are imported here; everything else runs without torch.
 
     Args:
         module: Its name within regraft, such as "backbones.onnx_export".

@@ -24,7 +24,14 @@ GROUPS = (
 
 
 def without_containers(labels: Collection[str]) -> str:
-    """What all classes end in and no reader would call a part of a class, as `/images`; "" where there is nothing."""
+    """Find what all classes end in and no reader would call a part of a class, as `/images`.
+
+    Args:
+        labels: Folders below the class folders' folder that hold photos, as `birds/images`.
+
+    Returns:
+        The common end with its slash; "" where there is none.
+    """
     tails = {label.rpartition("/")[2] for label in labels if "/" in label}
     is_one = len(tails) == 1 and all("/" in label for label in labels)
     return f"/{min(tails)}" if is_one and is_container(min(tails)) else ""
@@ -65,7 +72,12 @@ def refuse_two_readings(folder: Path, labels: Collection[str]) -> None:
 
 
 def reading_note(folder: Path, labels: Collection[str]) -> list[str]:
-    """A sentence about folders in folders that are read as classes of their own; none where there are none."""
+    """Return a sentence about folders in folders that are read as classes of their own; [] where there are none.
+
+    Args:
+        folder: Where the class folders are.
+        labels: The folders below it that hold photos, as `birds/owl`.
+    """
     nested = min((label for label in labels if "/" in label), default=None)
     if nested is None:
         return []

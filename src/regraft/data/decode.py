@@ -1,7 +1,8 @@
 """File bytes to pixels: the only decoder, for training, predicting, serving and reports alike.
 
 A photo is either decoded whole, or refused with a reason. Nothing is guessed and nothing is replaced. What comes out
-depends on the bytes alone: not on the process's switches (`pillow_settings`), nor on what other threads decode.
+depends on the bytes alone: not on the process's settings of Pillow (`pillow_settings`), nor on what other threads
+decode.
 """
 
 import io
@@ -50,7 +51,11 @@ class Unreadable(Exception):
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a regular file of at most MAX_BYTES. Raises Unreadable."""
+    """Read a regular file of at most MAX_BYTES.
+
+    Raises:
+        Unreadable: It is missing, empty, too large, not a regular file, or cannot be read.
+    """
     try:
         if not path.is_file():
             raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
@@ -63,10 +68,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:
-    """Content of an open binary file from where it stands, at most MAX_BYTES.
+    """Read an open binary file from where it stands, at most MAX_BYTES.
 
     Args:
-        file: Where its size can be known, one that is too large is not read at all.
+        file: If its size can be known and is too large, nothing is read.
+
+    Returns:
+        The content.
 
     Raises:
         Unreadable: It is empty or too large.
@@ -98,7 +106,7 @@ def decode(data: bytes, at_least: int | None = None, grey_bits: int | None = Non
         data: The file's content.
         at_least: Shorter side in pixels that the caller is going to resize to. A JPEG may then be decoded at a reduced
             scale, never below DRAFT_FACTOR times that.
-        grey_bits: How many bits 16-bit greys use, so what is white; None for all.
+        grey_bits: How many bits 16-bit greys use, which says what is white; None for all.
 
     Raises:
         Unreadable: It is no photo, damaged, or too large, by the pixels that would be decoded or by the memory that
@@ -115,7 +123,7 @@ def decode(data: bytes, at_least: int | None = None, grey_bits: int | None = Non
 
 
 def decoded_size(data: bytes, at_least: int | None = None) -> tuple[int, int]:
-    """Width and height in pixels at which `decode` decodes, before the photo is turned.
+    """Return the width and height in pixels at which `decode` decodes, before the photo is turned.
 
     Args:
         data: The file's content.
@@ -150,7 +158,7 @@ def _opened(data: bytes, at_least: int | None = None) -> Iterator[Image.Image]:
 
 
 def grey_maximum(data: bytes) -> int | None:
-    """The largest value of a 16-bit grey picture; None for what is none.
+    """Return the largest value of a 16-bit grey picture; None for any other picture.
 
     Args:
         data: The file's content.
@@ -169,7 +177,7 @@ def grey_maximum(data: bytes) -> int | None:
 
 
 def pixels_of(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
-    """A picture that is in memory, upright and RGB, as `decode` would have made it of its file.
+    """Convert a picture that is in memory to upright RGB, as `decode` would have made it of its file.
 
     Args:
         image: Of any mode; one that was opened and not decoded yet is decoded.
@@ -190,7 +198,13 @@ def pixels_of(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. size: (width, height) in pixels, as stored.  camera: make and model, "" for none."""
+    """What a file says of itself.
+
+    Attributes:
+        format: Pillow's name of the file format; "" for none.
+        size: (width, height) in pixels, as stored.
+        camera: Make and model; "" for none.
+    """
 
     format: str
     size: tuple[int, int]
@@ -198,17 +212,21 @@ class Header:
 
     @property
     def format_number(self) -> int:
-        """Place among FORMATS, from 1; 0 for another."""
+        """Place of the format among FORMATS, from 1; 0 for another."""
         return FORMATS.index(self.format) + 1 if self.format in FORMATS else 0
 
     @property
     def camera_number(self) -> int:
-        """Of 24 bits, which a float32 holds exactly; 0 for none."""
+        """Number of 24 bits, which a float32 holds exactly, made from the camera's name; 0 for none."""
         return zlib.crc32(self.camera.encode()) >> 8 if self.camera else 0
 
 
 def header(data: bytes) -> Header:
-    """What is known of an image file before its pixels are. Raises Unreadable."""
+    """Read what is known of an image file before its pixels are decoded.
+
+    Raises:
+        Unreadable: It is no photo, or its header is damaged.
+    """
     with _opened(data) as image:
         return Header(image.format or "", image.size, _camera(image))
 
@@ -224,7 +242,7 @@ def _camera(image: Image.Image) -> str:
 
 
 def to_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
-    """Any Pillow image as RGB: transparency on white, 16-bit and float greys scaled to their full range.
+    """Convert any Pillow image to RGB: transparency on white, 16-bit and float greys scaled to their full range.
 
     Args:
         image: Of any mode. A large one is converted in strips, so that no more than it and the outcome is in memory.
@@ -253,7 +271,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, i
 
 
 def _converted(image: Image.Image, limits: tuple[float, float]) -> Image.Image:
-    """limits: grey values that become black and white."""
+    """One piece of an image as RGB; `limits` are the grey values that become black and white."""
     if image.mode.startswith(("I", "F")):
         return _grey_to_8_bit(image, limits).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -286,8 +304,10 @@ def _bytes_to_decode(image: Image.Image, data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are
-    good."""
+    """The orientation that the EXIF names, None for none.
+
+    Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are good.
+    """
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # whatever a damaged EXIF block raises, it says nothing about the pixels

@@ -43,7 +43,7 @@ RAW_SIGNATURES = (
 
 
 def refusal(data: bytes) -> str | None:
-    """Why a file is not to be decoded; None for one that may be.
+    """Return why a file is not to be decoded; None for one that may be.
 
     Args:
         data: The file's content.
@@ -58,13 +58,15 @@ def refusal(data: bytes) -> str | None:
 
 
 def coefficient_bytes(data: bytes) -> int:
-    """Bytes that a JPEG's coefficients take while it is decoded: all of them wait where there are several scans.
+    """Compute how many bytes a JPEG's coefficients take while it is decoded.
+
+    Where there are several scans, all coefficients wait in memory.
 
     Args:
         data: The file's content.
 
     Returns:
-        0 for what is no JPEG, or for one whose only scan is decoded as it is read.
+        The bytes; 0 for what is no JPEG, or for one whose only scan is decoded as it is read.
     """
     frame, scan = _frame_and_scan(data) if data.startswith(JPEG) else (b"", b"")
     if len(frame) < 13 or not _has_several_scans(frame, scan):

@@ -26,7 +26,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A file that is not used. path: relative to the data set's root."""
+    """A file that is not used.
+
+    Attributes:
+        path: Relative to the data set's root.
+        reason: Why it is not used.
+    """
 
     path: str
     reason: str
@@ -34,7 +39,13 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A file with its class and its split, "" where there are none. path: relative to the data set's root."""
+    """A file with its class and its split.
+
+    Attributes:
+        split: "train", "val" or "test"; "" where there are none.
+        label: Name of its class.
+        path: Relative to the data set's root.
+    """
 
     split: str
     label: str
@@ -47,11 +58,11 @@ class Listing:
 
     Attributes:
         root: The folder that paths are relative to.
-        splits: Their names, [""] where there are none.
+        splits: Names of the splits, [""] where there are none.
         files: What is to be used.
         quarantine: What is not, and why.
         notes: Sentences about what else was seen.
-        loose: Files beside the classes.
+        loose: Files beside the class folders.
         options: How it was read.
         list_file: The list that named the files; None where folders did.
         walked: Device and inode of every folder that was read.
@@ -78,10 +89,10 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
         options: How folders in class folders, and links, are read.
 
     Returns:
-        Files with their classes, as text in the normal form C, and splits.
+        Files with their splits and classes, these as text in Unicode's normal form C.
 
     Raises:
-        DataError: It cannot be read in one way only.
+        DataError: It cannot be listed, or not be read in one way only.
     """
     listing = Listing(root, options=options)
     for split, folder in _split_folders(listing):
@@ -98,18 +109,18 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorting key under which "2" comes before "10"; the name itself decides between "01" and "1"."""
+    """Return a sorting key under which "2" comes before "10"; the name itself decides between "01" and "1"."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts], name
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file may be a list of labelled photos, by its name."""
+    """Return whether a file may be a list of labelled photos, by its name."""
     return path.suffix.lower() in MANIFESTS
 
 
 def is_junk(name: str) -> bool:
-    """Hidden files and folders, and what operating systems and editors leave behind."""
+    """Return whether a file or folder is hidden, or left behind by an operating system or editor, by its name."""
     return name.startswith(".") or name.lower() in JUNK or name.lower().endswith("~")
 
 
@@ -166,7 +177,7 @@ def _check_splits(
 
 
 def _leave_others(others: list[str], root: Path, named: Mapping[str, str], listing: Listing) -> None:
-    """Folders beside the splits are left out, unless they could be splits, or train a class. Raises DataError."""
+    """Leave out folders beside the splits, unless they could be splits, or train a class. Raises DataError."""
     if not others:
         return
     classes = set(_folders_in(root / _folder_of("train", named)))
@@ -253,7 +264,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
-    """Why a test folder is not judged on: its photos are in no class folders. None where they are."""
+    """Why the model is not evaluated on a test folder: its photos are in no class folders. None where they are."""
     names, files = _folders_in(folder), [e for e in _visible(folder, []) if not _is_folder(e)]
     if len(names) == 1 and not _folders_in(folder / names[0]) and is_unlabelled(names[0]):
         if names[0] in {one.label for one in listing.files}:
@@ -288,7 +299,7 @@ def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]
 
 
 def _at_one_level(folder: Path, found: list[tuple[str, str]], listing: Listing) -> list[tuple[str, str]]:
-    """Files with classes named by the folders that were meant: refused where these are not clear. Raises DataError."""
+    """Files with classes named by the folders that were meant; refused where these are not clear. Raises DataError."""
     labels = {label for label, _ in found}
     if listing.options.class_level is not None or labels & set(listing.options.known_classes):
         return found

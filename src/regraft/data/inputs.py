@@ -26,10 +26,10 @@ CHANNELS = (1, 3, 4)
 
 
 def to_input(photo: Photo, preprocessing: Preprocessing) -> np.ndarray:
-    """A photo of any kind as a network takes it.
+    """Turn a photo of any kind into a network's input.
 
     Args:
-        photo: As this module says.
+        photo: A path, a file's content, an open binary file, a Pillow image, an array or a tensor.
         preprocessing: The network's.
 
     Returns:
@@ -46,10 +46,10 @@ def to_input(photo: Photo, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def content_of(photo: Photo, name: str = "The photo") -> bytes:
-    """A photo of any kind as a file's content; of pixels, that of a PNG file that holds them exactly.
+    """Turn a photo of any kind into a file's content; pixels into that of a PNG file that holds them exactly.
 
     Args:
-        photo: As this module says.
+        photo: A path, a file's content, an open binary file, a Pillow image, an array or a tensor.
         name: What an error calls it, where it has no path.
 
     Raises:

@@ -36,7 +36,14 @@ Record = tuple[int, dict[str, str]]  # the line where it begins, from 1, and its
 
 @dataclass(frozen=True)
 class ListRow:
-    """One photo. line: where it stands in the list, from 1.  path: in its shortest form, `a/1.jpg` for `./a//1.jpg`."""
+    """One photo of a list.
+
+    Attributes:
+        line: Where it stands in the list, from 1.
+        path: In its shortest form, `a/1.jpg` for `./a//1.jpg`.
+        label: Name of its class.
+        split: "train", "val" or "test"; "" where the list has none.
+    """
 
     line: int
     path: str
@@ -55,7 +62,8 @@ def list_manifest(file: Path, options: FolderOptions = AS_FOUND) -> Listing:
         Files with their labels and splits.
 
     Raises:
-        DataError: By line, for what cannot be read in one way only, and where no photo is where a path says.
+        DataError: The list cannot be read, or not in one way only, whose line is named; or no photo is where a path
+            says.
     """
     rows = read_rows(file)
     listing = Listing(file.parent, splits=_splits(file, rows), options=options, list_file=file)
@@ -82,7 +90,14 @@ def list_manifest(file: Path, options: FolderOptions = AS_FOUND) -> Listing:
 
 
 def refuse_conflicts(listing: Listing) -> None:
-    """Raise DataError where a list that lies beside class folders gives a photo another class than its folder."""
+    """Refuse lists that lie beside class folders and give a photo another class than its folder does.
+
+    Args:
+        listing: What was found below a folder.
+
+    Raises:
+        DataError: Names the list, the line and both classes.
+    """
     labels = {one.path: one.label for one in listing.files}
     for file in listing.loose:
         try:
@@ -107,7 +122,7 @@ def read_rows(file: Path) -> list[ListRow]:
         Every row.
 
     Raises:
-        DataError: Naming the line, where one has no path or no label, or could be read in more than one way.
+        DataError: A row has no path or no label, or could be read in more than one way; its line is named.
     """
     rows = [_checked(file, line, values) for line, values in _records(file)]
     if not rows:
@@ -120,11 +135,11 @@ def read_rows(file: Path) -> list[ListRow]:
 
 
 def without_others(file: Path, paths: Collection[str]) -> bytes:
-    """A list with only some of its rows, for a copy of the photos in another folder.
+    """Write a list with only some of its rows, for a copy of the photos in another folder.
 
     Args:
         file: The list.
-        paths: Of the photos whose rows are kept, as in `Row.path`.
+        paths: Of the photos whose rows are kept, as in `ListRow.path`.
 
     Returns:
         The new list's bytes, in the same format and with the same columns.

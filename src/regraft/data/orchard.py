@@ -31,7 +31,7 @@ def unpack_orchard(
     Args:
         root: A folder, made where it is missing. Files of the same names are replaced.
         train_per_class: How many of each class to learn from, the first ones; 120 at most.
-        val_per_class: How many of each class to judge on, 40 at most.
+        val_per_class: How many of each class to evaluate on, 40 at most.
         on_photo: Called after each photo.
 
     Returns:
