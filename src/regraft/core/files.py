@@ -276,7 +276,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _plain_lock(path: Path) -> Path:
-    """The same path, once it is sure that locking it changes nothing. Raises OutputError."""
+    """Return the same path, once it is sure that locking it changes nothing. Raises OutputError."""
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size:
             raise OutputError(

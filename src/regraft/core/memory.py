@@ -1,4 +1,4 @@
-"""Where memory runs out: the same work with fewer photos at once."""
+"""What to do where memory runs out: the same work with fewer photos at once."""
 
 import errno
 from collections.abc import Callable

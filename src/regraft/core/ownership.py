@@ -1,4 +1,4 @@
-"""What was there stays: only files that regraft made itself, and nobody has changed since, are replaced or removed.
+"""Only files that regraft made itself, and nobody has changed since, are replaced or removed; all others stay.
 
 A folder that regraft writes to has a marker, `.regraft`, with the SHA-256 of every file that regraft wrote there. A
 file that is sent or moved on its own, such as a report or a program, bears a seal in its last line instead: the SHA-256
@@ -167,7 +167,7 @@ def remove_made(path: Path) -> None:
 
 
 def _content(folder: Path) -> list[Path]:
-    """What is in a folder, in order of names, but its marker."""
+    """List what is in a folder, in order of names, without its marker."""
     return sorted(one for one in folder.iterdir() if one.name != MARKER or read_marker(folder) is None)
 
 

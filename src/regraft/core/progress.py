@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Advance = Callable[[int], None]
-SILENT_S = 1.0  # that a step may take before it is said
+SILENT_S = 1.0  # seconds that a step may take before it is announced
 
 
 @dataclass

@@ -46,7 +46,7 @@ def settings_of(config: type) -> tuple[Setting, ...]:
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """A type hint without `None`, and whether it is a tuple of many."""
+    """Return a type hint without `None`, and whether it is a tuple of any length: then it is the hint of its parts."""
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (one for one in get_args(hint) if one is not NoneType)
     if get_origin(hint) is tuple:
@@ -55,7 +55,7 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 
 def _texts(config: type) -> dict[str, str]:
-    """The string below each field, which Python itself throws away."""
+    """Return the string below each field, by the field's name; Python itself throws these strings away."""
     body: Any = ast.parse(inspect.getsource(config)).body[0]
     return {
         field.target.id: " ".join(text.value.value.split())

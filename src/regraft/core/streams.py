@@ -10,7 +10,7 @@ from regraft.core.progress import talk
 
 
 class _Closed(io.RawIOBase):
-    """Stands for a closed stdout: what is written to it is an error, as it is for every other program."""
+    """Stand-in for a closed stdout: writing to it is an error, as it is for every other program."""
 
     def writable(self) -> bool:
         """Return True: that it is closed shows only when it is written to."""

@@ -146,7 +146,7 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes `OUT/tensorboard`; look at it with `tensorboard --logdir OUT`."""
+    """Tracker that writes to `OUT/tensorboard`; look at it with `tensorboard --logdir OUT`."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
         """Begin anew: what an earlier training of the same folder wrote is hidden."""
@@ -169,7 +169,10 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment "regraft", where MLflow's own settings say, such as MLFLOW_TRACKING_URI."""
+    """Tracker with a run of the experiment "regraft", or of MLFLOW_EXPERIMENT_NAME.
+
+    The run is kept where MLflow's own settings say, such as MLFLOW_TRACKING_URI.
+    """
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
         """Create a run with the settings as parameters."""
@@ -194,7 +197,7 @@ class MLflow:
 
 
 class WandB:
-    """A run of the project "regraft", or of WANDB_PROJECT; with `--offline` it stays in `OUT/wandb`."""
+    """Tracker with a run of the project "regraft", or of WANDB_PROJECT; with `--offline` it stays in `OUT/wandb`."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
         """Create a run; users who are not logged in are not asked to."""
@@ -220,7 +223,7 @@ class WandB:
 
 
 class Trackio:
-    """A run of the project "regraft" on this machine; look at it with `trackio show`."""
+    """Tracker with a run of the project "regraft" on this machine; look at it with `trackio show`."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
         """Create a run with the settings."""
@@ -247,7 +250,7 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def _library(name: str) -> Any:
-    """The library of a tracker, with its maker's statistics switched off. Raises MissingExtra."""
+    """Import the library of a tracker, with its maker's statistics switched off. Raises MissingExtra."""
     for variable, value in SILENT.items():
         os.environ.setdefault(variable, value)
     try:

@@ -1,4 +1,4 @@
-"""Which folder names the class, where class folders hold folders: what can be meant in two ways is refused."""
+"""Which folder names the class, where class folders hold folders; what can be meant in two ways is refused."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -105,6 +105,6 @@ def _levels(top: str, leaf: str, path: str) -> str:
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:
-    """The first of some names."""
+    """List the first of some names, and how many more there are."""
     listed = list(names)
     return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")

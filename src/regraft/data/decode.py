@@ -23,7 +23,7 @@ from regraft.data.pillow_settings import private_settings
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")  # an MPO opens as JPEG
 MAX_BYTES = 256 * 2**20
-PIECE = 2**20  # bytes that are read at a time of what does not tell its size
+PIECE = 2**20  # bytes that are read at a time where the size is not known
 MAX_PIXELS = 2**27  # that are decoded, 134 megapixels: every camera and scanner, and no decompression bomb
 MAX_STORED_PIXELS = 2**29  # of a JPEG, which is decoded at a reduced scale: phones take 200 megapixels
 MAX_SLOW_SAMPLES = 2**22  # of what Pillow decodes in Python, sample by sample: run-length BMP, odd PPM
@@ -47,7 +47,7 @@ VERSION = 1  # part of every feature's key: raise it when the same bytes decode 
 
 
 class Unreadable(Exception):
-    """A file that is not a readable photo. The message is the reason, fit for a user."""
+    """A file is not a readable photo. The message is the reason, fit for a user."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -138,7 +138,7 @@ def decoded_size(data: bytes, at_least: int | None = None) -> tuple[int, int]:
 
 @contextmanager
 def _opened(data: bytes, at_least: int | None = None) -> Iterator[Image.Image]:
-    """A file whose header was read. Whatever goes wrong with it until the end is raised as Unreadable."""
+    """Open a file and read its header. Whatever goes wrong with it until the block ends is raised as Unreadable."""
     try:
         if reason := file_limits.refusal(data):
             raise Unreadable(reason)
@@ -271,7 +271,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, i
 
 
 def _converted(image: Image.Image, limits: tuple[float, float]) -> Image.Image:
-    """One piece of an image as RGB; `limits` are the grey values that become black and white."""
+    """Convert one piece of an image to RGB; `limits` are the grey values that become black and white."""
     if image.mode.startswith(("I", "F")):
         return _grey_to_8_bit(image, limits).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -304,7 +304,7 @@ def _bytes_to_decode(image: Image.Image, data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The orientation that the EXIF names, None for none.
+    """Return the orientation that the EXIF names, None for none.
 
     Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are good.
     """
@@ -315,13 +315,13 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _turned(image: Image.Image, orientation: Any) -> Image.Image:
-    """The image turned as its EXIF says."""
+    """Turn the image as its EXIF says."""
     turn = _TURNS.get(orientation or 1)
     return image if turn is None else image.transpose(turn)
 
 
 def _limits(image: Image.Image, grey_bits: int | None) -> tuple[float, float]:
-    """What is black and what is white: for 16-bit greys as given, for others their own range."""
+    """Return the values of black and white: 16-bit greys as given, others by their own range. Raises Unreadable."""
     white = WHITE if grey_bits is None else 2.0**grey_bits - 1
     if image.mode.startswith("I;16"):
         return 0.0, white
@@ -340,7 +340,10 @@ def _grey_to_8_bit(image: Image.Image, limits: tuple[float, float]) -> Image.Ima
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats that a file is tried as. A HEIC photo needs a library of its own, which is loaded for the first."""
+    """List the formats that a file is tried as. Raises Unreadable.
+
+    A HEIC photo needs a library of its own, which is loaded for the first one.
+    """
     if not _is_heic(data):
         return FORMATS
     if not _can_read_heic():

@@ -43,7 +43,7 @@ class _Drawn:
             self.left[label] -= sign
 
     def cost(self, labels: Iterable[int]) -> tuple[int, float]:
-        """Number of classes with nothing to evaluate on or to learn from, and squared distance from what is wanted."""
+        """Return how many classes have nothing to evaluate on or to learn from, and the squared distance from the goal."""
         found = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
         lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in found)
         return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in found), 6)
@@ -92,7 +92,7 @@ def draw_units(units: Sequence[Unit], fraction: float) -> set[int]:
 
 
 def _drawn_from(start: int, units: Sequence[Unit], wanted: dict[int, float]) -> _Drawn:
-    """What is held out when one unit in the order has the first turn."""
+    """Hold units out beginning with one in the order, then improve the choice as long as that helps."""
     drawn = _Drawn(units, wanted, Counter(label for own in units for label in own))
     for number in (*range(start, len(units)), *range(start)):
         if drawn.fits(number):

@@ -193,7 +193,7 @@ class _Shard:
 
 
 def _read_shard(path: Path, wanted: set[str]) -> tuple[list[str], np.ndarray]:
-    """The wanted rows of one file; nothing from a file that has none of them, is damaged, or has just gone."""
+    """Read the wanted rows of one file; nothing from a file that has none of them, is damaged, or has just gone."""
     nothing: tuple[list[str], np.ndarray] = [], np.empty((0, 0), np.float32)
     try:
         with safe_open(path, framework="np") as shard:
@@ -209,7 +209,7 @@ def _read_shard(path: Path, wanted: set[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _hashes(path: Path) -> list[str]:
-    """What one file has rows of."""
+    """List the content hashes that one file has rows of."""
     try:
         with safe_open(path, framework="np") as shard:
             return _hex(shard.get_tensor("hashes"))

@@ -214,7 +214,7 @@ def _has_photos_in_folders(folder: Path) -> bool:
 
 
 def _around_splits(root: Path) -> Path:
-    """The folder of the splits, where it is the only one in `root` and its name says that it is nothing else."""
+    """Return the folder of the splits: the only one in `root`, if its name says that it is nothing else, or `root`."""
     inner = _only_folder(root)
     if inner is None or not is_container(inner.name) or "train" not in splits_of(_folders_in(inner)).values():
         return root
@@ -222,7 +222,7 @@ def _around_splits(root: Path) -> Path:
 
 
 def _past_wrappers(folder: Path, listing: Listing) -> Path:
-    """The folder of the classes, with a note where it is another one; files on the way to it are set aside."""
+    """Return the folder of the classes, with a note where it is another one; files on the way to it are set aside."""
     place = _looked_through(folder, listing.options)
     if place != folder:
         listing.notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
@@ -232,7 +232,7 @@ def _past_wrappers(folder: Path, listing: Listing) -> Path:
 
 
 def _looked_through(folder: Path, options: FolderOptions) -> Path:
-    """The folder of the classes: what is alone in another folder, and holds folders that are no splits, is no class."""
+    """Return the folder of the classes: one that is alone in another, and holds folders but no splits, is no class."""
     place = folder
     while (inner := _only_folder(place)) is not None:
         names = _folders_in(inner)
@@ -250,13 +250,13 @@ def _is_expected(name: str, inner: Sequence[str], options: FolderOptions) -> boo
 
 
 def _only_folder(folder: Path) -> Path | None:
-    """The one folder in a folder, files beside it not counted. Links are none."""
+    """Return the one folder in a folder, files beside it not counted; a link is not a folder here."""
     folders = [entry for entry in _entries(folder) if _is_folder(entry) and not is_junk(entry.name)]
     return Path(folders[0].path) if len(folders) == 1 and not folders[0].is_symlink() else None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A folder or a link to one. A link to itself is none."""
+    """Return whether this is a folder or a link to one; a link to itself is none."""
     try:
         return entry.is_dir()
     except OSError:
@@ -323,7 +323,7 @@ def _names_of_folders(folder: Path) -> list[str]:
 
 
 def _peeked(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder that may be left out; nothing where it cannot be listed."""
+    """List what is in a folder that may be left out; nothing where it cannot be listed."""
     try:
         return _visible(folder, [])
     except DataError:

@@ -58,7 +58,7 @@ def split_grown(dataset: Dataset, *, val_fraction: float, seed: int, given: bool
 
 
 def _drawn(dataset: Dataset, val_fraction: float, seed: int) -> list[str]:
-    """A side for every photo."""
+    """Return a side for every photo."""
     judged = "test" if "test" in dataset.splits else "val"
     units = units_of(dataset.hashes, dataset.groups)
     sides = list(dataset.splits)

@@ -116,7 +116,10 @@ def measure(image: Image.Image, header: Header) -> np.ndarray:
 
 
 def _sharpness(grey: np.ndarray) -> float:
-    """Standard deviation of the Laplacian over that of the grey levels, at least 0.001; 0 below 3 pixels a side."""
+    """Divide the standard deviation of the Laplacian by that of the grey levels, taken as 0.001 where it is smaller.
+
+    0 for pictures with fewer than 3 pixels a side.
+    """
     if min(grey.shape) < 3:
         return 0.0
     middle = grey[1:-1, 1:-1]

@@ -31,7 +31,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BY_FEATURES: tuple[Kind, ...] = ("suspects", "outliers")
-CERTAIN: tuple[Kind, ...] = ("leaks", "conflicts", "duplicates")  # what a cleaned copy leaves out unless told otherwise
+CERTAIN: tuple[Kind, ...] = ("leaks", "conflicts", "duplicates")  # what a cleaned copy leaves out by default
 
 ALIKE = 0.97  # correlation of two thumbnails below which they are of different photos
 SAME = 0.025  # mean difference of their pixels, 0..1, above which they are
@@ -39,7 +39,7 @@ BLOCK = 2048  # photos whose thumbnails are compared with all others at once
 CONFIDENT = 0.8  # probability of another class at which a label is suspected
 OUTLYING, BLURRED = 4.0, 6.0  # times the usual spread at which a photo is an outlier, or blurred
 LEAST_SPREAD = 0.15  # of logarithms: sets more uniform than this have no outliers closer than that
-LEAKING = 0.25  # share of photos above chance from which a class is told by its files
+LEAKING = 0.25  # share of photos above chance from which files give a class away
 SIZE_STEPS = 3  # of sizes, for each doubling
 DARK, FLAT, TINY, LONG = 0.08, 0.01, 32, 5.0  # brightness and contrast, 0..1; pixels; aspect ratio
 
@@ -300,7 +300,7 @@ def left_out(found: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
 
 
 def _far(values: np.ndarray, times: float) -> list[int]:
-    """Indices of values that lie far above the others, the furthest first; the values are logarithms.
+    """Return the indices of values that lie far above the others, the furthest first; the values are logarithms.
 
     "Far" is measured from the median, in median absolute deviations.
     """

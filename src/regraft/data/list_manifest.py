@@ -179,7 +179,7 @@ def _records(file: Path) -> Iterator[Record]:
 
 
 def _dialect(file: Path, text: str) -> tuple[str, list[str]]:
-    """What parts the columns, and their names in small letters, by the first line. Raises DataError."""
+    """Find what parts the columns, and their names in small letters, in the first line. Raises DataError."""
     first = io.StringIO(text, newline=None).readline()
     found: list[str] = []
     for delimiter in DELIMITERS:
@@ -243,7 +243,7 @@ def _rows_of_json_lines(file: Path, text: str) -> Iterator[Record]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object whose keys stand there once."""
+    """Return the pairs as a JSON object. Raises ValueError where a key stands there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("a key stands there twice")
@@ -269,14 +269,14 @@ def _checked(file: Path, line: int, values: dict[str, str]) -> ListRow:
 
 
 def _shortest(path: str, root: Path) -> str:
-    """A path as it is told from others: relative where it is inside `root`, and without detours."""
+    """Return a path as it is told from others: relative where it is inside `root`, and without detours."""
     place = os.path.normpath(root.absolute() / path)
     top = os.path.normpath(root.absolute())
     return os.path.relpath(place, top) if PurePosixPath(place).is_relative_to(top) else os.path.normpath(path)
 
 
 def _as_text(value: object) -> str:
-    """Text and whole numbers as text; anything else is nothing."""
+    """Return text and whole numbers as text, "" for anything else."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
@@ -305,7 +305,7 @@ def _why_not_used(root: Path, path: str, options: FolderOptions) -> str | None:
 
 
 def _missing_note(missing: list[ListRow], is_any_there: bool, listing: Listing) -> list[str]:
-    """What is said of photos that are not where the list says. Raises DataError where none is."""
+    """Say which photos are not where the list says. Raises DataError where none is."""
     if not missing:
         return []
     row, named = missing[0], f"{listing.list_file} names {len(missing)} files that are not there"
@@ -320,7 +320,7 @@ def _missing_note(missing: list[ListRow], is_any_there: bool, listing: Listing) 
 
 
 def _cure(path: str, root: Path) -> str:
-    """What to do about a path that leads to no file."""
+    """Say what to do about a path that leads to no file."""
     if "\\" in path:
         return "Write / between folders, not \\"
     with suppress(OSError):  # where its folder is not there either

@@ -1,4 +1,4 @@
-"""How much memory decoding may take, all threads of a process together."""
+"""How much memory decoding may take, for all threads of a process together."""
 
 import os
 import threading

@@ -132,6 +132,6 @@ def _meant(row: ListRow, file: Path, place: dict[str, int], prefixes: Sequence[P
 
 
 def _split(dataset: Dataset, judged: str, val_fraction: float, seed: int) -> Dataset:
-    """A data set that was not split, with a part of each class held out as the split `judged`."""
+    """Split a data set that was not split: a part of each class is held out as the split `judged`."""
     chosen = set(held_out(dataset, range(len(dataset)), val_fraction, seed))
     return replace(dataset, splits=tuple(judged if i in chosen else "train" for i in range(len(dataset))))

@@ -62,7 +62,7 @@ def _archive() -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file that is whole or not there."""
+    """Write a file that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}")
     hidden.write_bytes(data)

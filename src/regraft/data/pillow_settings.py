@@ -1,4 +1,4 @@
-"""Pillow as regraft wants it, whatever else this process wants of it.
+"""Pillow with regraft's own settings, whatever else this process sets.
 
 Pillow keeps its switches in variables of its modules, and Python its filters of warnings in one list: a notebook, a
 library or another thread may set them at any time. What is decoded, and so what is kept in the cache, must not depend
@@ -185,7 +185,7 @@ def _tell(text: str) -> bool:
 
 
 def _replace(module: ModuleType, name: str, own: Callable[[int], Any]) -> None:
-    """Put a switch for a variable; code that reads or sets it from outside, through the module, has the user's value."""
+    """Put a switch for a variable; code that uses it from outside, through the module, has the user's value."""
     switch = Switch(own, vars(module)[name])
 
     def get(_: ModuleType) -> Any:

@@ -144,7 +144,7 @@ class Dataset:
         return csv_bytes(("path", "reason"), [(q.path, q.reason) for q in self.quarantine])
 
     def _repr_html_(self) -> str:
-        """A table of classes and counts, in a notebook."""
+        """Show a table of classes and counts in a notebook."""
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in self.counts.items())
         seen = f"{len(self)} photos used of {self.num_found} found in {escape(str(self.root))}"
         return f"<table><caption>{seen}</caption><tr><th>class</th><th>photos</th></tr>{rows}</table>"
@@ -252,12 +252,12 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
 
 
 def _place(dataset: Dataset) -> Path:
-    """What the user named: a folder or a list."""
+    """Return what the user named: a folder or a list."""
     return dataset.list_file or dataset.root
 
 
 def _expected(dataset: Dataset, found: str) -> str:
-    """What was expected instead of no photos, what was found, and what to do."""
+    """Say what was expected instead of no photos, what was found, and what to do."""
     if any(q.reason == LEADS_OUT for q in dataset.quarantine):
         return f"Found {found}. Follow the links with --follow-links."
     if dataset.list_file:
@@ -285,7 +285,7 @@ def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int]
 
 
 def _listed(place: Path, options: FolderOptions) -> Listing:
-    """A folder, or a list of photos, as labelled files."""
+    """List a folder, or a list of photos, as labelled files."""
     if place.is_dir():
         listing = list_folder(place, options)
         refuse_conflicts(listing)

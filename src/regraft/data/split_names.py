@@ -99,7 +99,7 @@ def _rest(tokens: Sequence[str]) -> set[str]:
 
 
 def _meaning(token: str) -> str | None:
-    """The part that a word names, also with an affix grown to it, as trainset and testdata."""
+    """Return the part that a word names, also with an affix grown to it, as trainset and testdata."""
     if token in WORDS:
         return WORDS[token]
     updated = ((token[len(word) :], meaning) for word, meaning in WORDS.items() if token.startswith(word))

@@ -108,7 +108,7 @@ def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) 
 
 
 def _counted(photos: Iterable[tuple[int, str]]) -> Unit:
-    """Different photos of each class."""
+    """Count the different photos of each class."""
     counts: Unit = {}
     for label, _ in photos:
         counts[label] = counts.get(label, 0) + 1
@@ -197,7 +197,7 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
 
 
 def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
-    """scikit-learn's stratified folds of whole groups; those that a class cannot do without are in none."""
+    """Assign whole groups to scikit-learn's stratified folds; groups that a class cannot do without are in none."""
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:

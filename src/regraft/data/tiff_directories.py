@@ -153,7 +153,7 @@ class _Form:
         return int(struct.unpack_from(self.order + ("Q" if is_long else "I"), data, start)[0])
 
     def directory(self, data: bytes, start: int) -> tuple[Directory, int]:
-        """A directory, and where the next one begins; of one with too many tags, the first alone."""
+        """Read a directory, and where the next one begins; of one with too many tags, the first alone."""
         layout = struct.Struct(self.order + ("HHQ8s" if self.is_big else "HHI4s"))
         head = struct.Struct(self.order + ("Q" if self.is_big else "H"))
         if start + head.size > len(data):
@@ -176,7 +176,7 @@ class _Form:
         return Tag(kind, count, first, text)
 
     def inner(self, data: bytes, directory: Directory) -> list[int]:
-        """Where the directories within one begin."""
+        """List where the directories within one begin."""
         sub = directory.tags.get(SUB_IFDS, Tag(4, 0, 0))
         is_long = sub.kind in (16, 18)
         size = 8 if is_long else 4

@@ -1,4 +1,4 @@
-"""What is never parted: photos of equal content, and photos of one group, are one unit, whatever their labels."""
+"""Units of photos that are never parted: those of equal content, and those of one group, whatever their labels."""
 
 import hashlib
 from collections import defaultdict
