@@ -43,7 +43,7 @@ class _Drawn:
             self.left[label] -= sign
 
     def cost(self, labels: Iterable[int]) -> tuple[int, float]:
-        """Return how many classes have nothing to evaluate on or to learn from, and the squared distance from the goal."""
+        """Return how many classes lack photos to evaluate on or learn from, and the squared distance from the goal."""
         found = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
         lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in found)
         return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in found), 6)

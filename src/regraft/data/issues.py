@@ -278,7 +278,10 @@ def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _is_no_chance(right: float, n: int, chance: float) -> bool:
-    """Whether a share `right` of n photos is too large for chance, by H. Chernoff's bound on a binomial tail, 1952."""
+    """Whether `right`, a share of n photos above `chance`, is too large for mere chance.
+
+    By H. Chernoff's bound on the tail of a binomial distribution, 1952.
+    """
     divergence = right * np.log(right / chance)
     if right < 1:
         divergence += (1 - right) * np.log((1 - right) / (1 - chance))

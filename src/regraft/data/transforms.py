@@ -32,7 +32,7 @@ class Preprocessing:
             first, given as the pair (height, width), in pixels.
         interpolation: Pillow's name of the resampling filter.
         crop_mode: "center" cuts the middle out, "squash" ignores the aspect ratio, "border" pads with the mean colour.
-        mean: Of each of red, green and blue, on the scale 0..1.
+        mean: Mean of each of red, green and blue, on the scale 0..1.
         std: Standard deviation of each of red, green and blue, on the scale 0..1.
         grey_bits: How many bits the 16-bit greys that were learned from use, 8 to 15; None for all.
 
@@ -80,9 +80,8 @@ class Preprocessing:
         """Restore what `to_json` returned.
 
         Raises:
-            KeyError: Something is missing or wrong.
-            TypeError: Something is missing or wrong.
-            ValueError: Something is missing or wrong.
+            TypeError: A field is missing, unknown or of another type.
+            ValueError: A value is one that no network takes.
         """
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**plain)
