@@ -145,7 +145,7 @@ class _Problem:
     Attributes:
         rows: `(n, R)`, the photos in their own frame.
         y: `(n,)` int64, the labels.
-        num_classes: C.
+        num_classes: Number C of classes.
         frame: How `rows` came from raw features.
         curvature: How `rows` spread.
     """
@@ -226,7 +226,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     Args:
         features: x `(N, D)` float32, y `(N,)` int64 with every class present. Photos are taken by content: their names
             and order change no bit.
-        num_classes: C.
+        num_classes: Number C of classes.
         folds: `(N,)` int64, the fold that evaluates a photo; -1 for photos that are never evaluated.
 
     Returns:
@@ -263,7 +263,7 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
 
     Args:
         features: x `(N, D)` float32, y `(N,)` int64.
-        num_classes: C.
+        num_classes: Number C of classes.
         folds: `(N,)` int64, the fold that evaluates a photo; -1 for none.
         penalty: Of all the heads.
 
@@ -343,7 +343,7 @@ def _cross_validation(
 
     Args:
         features: Of N photos.
-        num_classes: C.
+        num_classes: Number C of classes.
         order: `(n,)` int64, the photos that take part.
         folds: `(N,)` int64, of all photos.
         names: The folds wanted.

@@ -29,7 +29,7 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and R."""
+        """Number N of photos and R of features."""
         ...
 
     @property
@@ -62,7 +62,7 @@ class RowsInMemory:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and R."""
+        """Number N of photos and R of features."""
         return self.z.shape[0], self.z.shape[1]
 
     @property
@@ -101,7 +101,7 @@ class StreamedRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and D."""
+        """Number N of photos and D of features."""
         return len(self.rows), self.table.shape[1]
 
     @property

@@ -50,7 +50,7 @@ class TrainState:
         optimizer: Each of its groups has its highest rate under "peak_lr".
         world: The processes that train together.
         seed: Of all that is random.
-        num_classes: C.
+        num_classes: Number C of classes.
         about: What its checkpoints say of the run.
         average: Running average of the weights; None for none.
         microbatch_size: Photos that go through the network at once where it learns, halved when memory runs out; 0 for
