@@ -101,7 +101,7 @@ class Entry:
         num_params: Parameters of the network, those of the ImageNet head too.
         input_size: Pixels.
         licence: Of the weights.
-        on_this_machine: Whether the weights are.
+        on_this_machine: Whether the weights are on this machine.
     """
 
     name: str

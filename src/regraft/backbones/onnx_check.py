@@ -147,8 +147,8 @@ def tensor(message: Message) -> Tensor:
         message: As `read_model` gives it.
 
     Raises:
-        GraphError: It is of an unknown type, has an impossible shape or too many axes, lies in another file, or lacks
-            numbers.
+        GraphError: It is of an unknown type, has an impossible shape or too many axes, lies in another file, or has
+            more or fewer numbers than its shape says.
     """
     kind, shape = message.get("data_type", 0), tuple(message.get("dims", []))
     if message.get("data_location", 0) != 0:
