@@ -63,7 +63,7 @@ def cache_activations(
         loader: The photos and their augmentation.
         num_views: Versions of each photo.
         progress: Is told what is done.
-        until: Of `time.monotonic`, seconds: no further version is begun that would last longer; one there always is.
+        until: Of `time.monotonic`, seconds: no further version is begun that would last longer. There is always one.
 
     Raises:
         TrainError: float16 cannot hold what comes out.

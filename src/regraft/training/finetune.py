@@ -99,7 +99,7 @@ def finetune(
     """Train a network on photos.
 
     Args:
-        network: The pretrained one.
+        network: The network to start from, pretrained or random.
         job: Photos, time and folder.
         recipe: How to train.
         head: Solved on the network's features, for a recipe whose head starts there.
