@@ -28,7 +28,7 @@ Head = tuple[np.ndarray, np.ndarray]  # weight (C, D) and bias (C,) float32
 
 @dataclass(frozen=True)
 class Content:
-    """What of a bundle's files stays in memory, as it was verified. Pickled with all of it, and verified again.
+    """The part of a bundle that stays in memory, as it was verified. It is pickled whole, and then verified again.
 
     Attributes:
         manifest: Content of regraft.json.

@@ -66,7 +66,11 @@ class Evaluation:
 
     @property
     def selective(self) -> dict[str, Any] | None:
-        """What comes of answering only where the model is sure; None where it always answers."""
+        """What comes of answering only where the model is sure; None where it always answers.
+
+        A dict of least_probability, answered and wrong (numbers of photos) and error, the share of wrong ones with its
+        interval, None where no photo is answered.
+        """
         if self.least_sure == 0.0:
             return None
         answered = int(self.answered.sum())

@@ -1,4 +1,4 @@
-"""An exported program in a process of its own, without regraft: with what somebody has to whom it was given."""
+"""Run an exported program in a process of its own, without regraft, with what its recipient will have installed."""
 
 import json
 import subprocess

@@ -28,8 +28,7 @@ def quantised(model: Any, inputs: Sequence[np.ndarray]) -> Any:
 
     Args:
         model: Takes `images` and has a tensor `features`; its nodes are given names.
-        inputs: Photos, each `(H, W, 3)` uint8; what the numbers inside reach on them is what eight bits are spread
-            over.
+        inputs: Photos, each `(H, W, 3)` uint8; eight bits are spread over what the numbers inside reach on them.
     """
     kept = _behind(model.graph, "features")
     with tempfile.TemporaryDirectory(prefix="regraft-int8-") as folder:

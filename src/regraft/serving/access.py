@@ -48,7 +48,7 @@ class Access:
     token: str | None = None
 
     def check(self) -> None:
-        """Make sure that it can be kept.
+        """Make sure that these rules can be applied.
 
         Raises:
             ServeError: The token is empty, or an origin is not one.
@@ -80,7 +80,7 @@ class Access:
         return None
 
     def _is_called(self, headers: dict[bytes, bytes]) -> bool:
-        """Return whether Host is one of the names: any other is that of a page elsewhere that made its name lead here."""
+        """Return whether Host is one of the names: another belongs to a page elsewhere that made its name lead here."""
         host = HOST.fullmatch(_text(headers, b"host").lower())
         return host is not None and host[1] in {name.lower() for name in self.hosts}
 

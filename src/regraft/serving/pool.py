@@ -211,7 +211,7 @@ class Pool:
         return self._workers[number]
 
     def _try(self, number: int) -> bool:
-        """Return whether a thread has a worker, be it that one could be started."""
+        """Return whether a thread has a worker; start one where it has none."""
         worker = self._workers[number]
         if worker is not None and worker.is_ready:
             return True

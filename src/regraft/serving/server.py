@@ -52,7 +52,8 @@ def serve(
         on_reload: Is told what became of a SIGHUP, a sentence.
 
     Raises:
-        ServeError: The address is taken, the model does not answer, or `access` cannot be kept.
+        ServeError: The address is taken, the model does not answer, there is no room for a copy of it, or `access` has
+            an empty token or an origin that is not one.
         BundleError: The bundle's folder was replaced since it was loaded.
     """
     limits, access = limits or Limits(), access or Access()

@@ -1,4 +1,4 @@
-"""A process of its own for each core: photos in, answers out. What is wrong with a photo ends here at the worst."""
+"""A process of its own for each core: photos in, answers out. The worst that a photo can do is to end this process."""
 
 import ctypes
 import io
