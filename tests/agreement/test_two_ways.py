@@ -461,7 +461,7 @@ def test_no_photo_both_chooses_and_judges(colours, tmp_path, monkeypatch, is_giv
     """Penalty, features, temperature and thresholds come from other photos than the figure that is reported."""
     chose, calibrated_on = set(), []
     solve, calibrate = search.cached_head, linear_probe.calibrated
-    monkeypatch.setattr(search, "solve_once", lambda f, *more: chose.update(f.hashes) or solve(f, *more))
+    monkeypatch.setattr(search, "cached_head", lambda f, *more: chose.update(f.hashes) or solve(f, *more))
     monkeypatch.setattr(linear_probe, "calibrated", lambda p, y: calibrated_on.append(len(y)) or calibrate(p, y))
     run = _given(colours, tmp_path, search=searched) if is_given else _plain(colours, tmp_path, search=searched)
     judged = judged_photos(load(run), QUIET, "")
