@@ -14,7 +14,7 @@ from typing import Any
 
 PRELOADED = (
     "regraft.commands.train",
-    "regraft.api",
+    "regraft.commands.train",
     "regraft.training.finetune",
     "regraft.backbones.onnx_export",
     "sklearn.linear_model",

@@ -16,12 +16,13 @@ from PIL import Image
 import regraft
 from conftest import draw_folder
 from faults.processes import IS_LONG, TRIALS, record
-from regraft import api
 from regraft.bundle.bundle import Bundle
 from regraft.commands import export as export_command
 from regraft.commands import hub
 from regraft.commands import report as report_command
 from regraft.commands import scan as scan_command
+from regraft.commands.compare import compare
+from regraft.commands.demo import demo
 from regraft.core.errors import OutputError
 from regraft.core.files import HOLDER, LOCK, MARKER, PARTIAL, is_partial
 from regraft.core.progress import QUIET
@@ -86,7 +87,7 @@ class Case:
         regraft.train(self.photos, self.place, mode="frozen", report=False, quiet=True, restart=restart, num_folds=2)
 
     def compare(self) -> None:
-        api.compare(self.photos, self.place, modes=("frozen",), report=False, progress=QUIET)
+        compare(self.photos, self.place, modes=("frozen",), report=False, progress=QUIET)
 
     def scan(self) -> None:
         scan_command.check_places(self.photos, out=self.place)
@@ -100,7 +101,7 @@ class Case:
         export_command.export(self.bundle, self.place / name, format=kind)
 
     def demo(self) -> None:
-        api.demo(self.place, progress=QUIET)
+        demo(self.place, progress=QUIET)
 
     def pull(self) -> None:
         hub.pull("me/model", self.place / self.rng.choice(["model", "bundle"]), token="")
