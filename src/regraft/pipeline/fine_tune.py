@@ -91,7 +91,7 @@ def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context
 
     Args:
         inputs: The photos, and the backbone to begin from.
-        head: A solved head to begin from, None for a random one.
+        head: Solved on the backbone's features, for a recipe that begins with it; None where none was solved.
         phase: Which layers learn.
         context: Of the run.
 
@@ -139,7 +139,7 @@ def _tuned(
 def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) -> tuple[Dataset, Dataset]:
     """Return the photos to learn from, and those that the network is evaluated on after each epoch.
 
-    The model is never evaluated on photos that an epoch was chosen by. Raises ConfigError where none can be set apart.
+    The reported accuracy never comes from photos that chose an epoch. Raises ConfigError where none can be set apart.
     """
     _, judged = splits.judged
     watched = splits.val if len(splits.val) else judged
@@ -229,7 +229,7 @@ def better(
     """Make the tuned model the bundle if it is clearly better on the photos that choose; else keep the best so far.
 
     Photos that the reported accuracy comes from have no part in it: on them, only a model that is chosen is evaluated.
-    Where the comparison is open and few photos choose, both models are compared once more by cross-validation.
+    In one process, an open comparison with a frozen model on few photos set aside is repeated by cross-validation.
 
     Args:
         model: The tuned model.

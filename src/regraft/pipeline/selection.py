@@ -22,7 +22,7 @@ class Selection:
     """What chooses between models, and what is left for gradient descent to learn from.
 
     Attributes:
-        photos: N photos that choose. Gradient descent does not learn from them, the reported accuracy is not of them.
+        photos: N photos that choose. Gradient descent does not learn from them; nor is the model evaluated on them.
         learned: The photos that gradient descent learns from.
         name: What they are called: "val", or "set-aside".
     """
