@@ -1,5 +1,7 @@
 """Transfer learning for image classification: a folder of photos in, a model that predicts out.
 
+Example::
+
     import regraft
     bundle = regraft.train("photos/", out="runs/pets")
     bundle.predict("cat.jpg")

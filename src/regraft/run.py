@@ -1,4 +1,4 @@
-"""What a training hands from step to step, and how a trained head becomes a judged bundle with its record beside it."""
+"""What a training hands from step to step, and how a trained head becomes an evaluated bundle with its record."""
 
 import os
 import time
@@ -27,16 +27,20 @@ from regraft.models.ood import FamiliarRegion
 from regraft.run_dir import RunRecord, Step, photo_records
 from regraft.training.distributed import ProcessGroup
 
-RESERVE_S = 6.0  # of a time limit: what tracing, saving and judging a tuned network takes at least
-CLASSES = 50  # that are counted in a line
-JUDGED_PER_S = 40  # photos judged a second, a low estimate
+RESERVE_S = 6.0  # of a time limit: what tracing, saving and evaluating a tuned network takes at least
+CLASSES = 50  # that are listed with their counts in a line
+JUDGED_PER_S = 40  # photos evaluated a second, a low estimate
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training. out: its folder.  summary: what `regraft train --json` prints.
+    """A finished training.
 
-    evaluation: of the bundle, None in processes other than the main one.
+    Attributes:
+        out: The run's folder.
+        bundle: The model.
+        summary: What `regraft train --json` prints; empty in processes other than the main one.
+        evaluation: How good the bundle is; None in processes other than the main one.
     """
 
     out: Path
@@ -47,25 +51,38 @@ class Run:
 
 @dataclass(frozen=True)
 class SplitDataset:
-    """What is learned from. dataset: all photos.  splits: those to learn from and those to judge on."""
+    """The photos of a run.
+
+    Attributes:
+        dataset: All photos.
+        splits: Those to learn from, and those to evaluate on.
+    """
 
     dataset: Dataset
     splits: Splits
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the photos' contents and labels, whatever their names and order."""
+        """SHA-256 of the photos' contents and labels, whatever their names and order."""
         d = self.dataset
         return sha256_json(sorted(zip(d.hashes, (d.classes[label] for label in d.labels), strict=True)))
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A backbone with a new head. mode: how it was made.  weight: `(C, D)` and bias: `(C,)` float32.
+    """A backbone of D features with a new head of C classes.
 
-    details: how it came to be, for the record.  cross_validated: accuracy over all photos, each judged by a head that
-    has not seen it.  temperature: divides its logits.  thresholds: from which probability on answers can be relied on.
-    known: where the features lie of photos it has learned from.
+    Attributes:
+        mode: How it was made, as `TrainConfig.mode` without "auto".
+        backbone: The network below the head.
+        weight: `(C, D)` float32.
+        bias: `(C,)` float32.
+        details: How it came to be, for the record.
+        cross_validated: Accuracy over all photos, each by a head that has not seen it; None where that was not
+            measured.
+        temperature: What logits are divided by.
+        thresholds: From which probability on answers can be relied on, as `models.calibration.thresholds` gives it.
+        known: Where the features of photos lie that it has learned from; None where that is not known.
     """
 
     mode: str
@@ -81,11 +98,20 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and how a run goes on.
+    """Where and how a run is carried out.
 
-    photos: what the user named.  out: the run's folder.  deadline, began: of `time.monotonic`.  findings: what may be
-    wrong with the photos, as far as a training sees it.  trackers: what hears of every epoch.  earlier: the run that
-    goes on from here, with one step more; None for a first training.  step: what this is in the record.
+    Attributes:
+        photos: What the user named: a folder or a list.
+        out: The run's folder.
+        config: How to train.
+        deadline: When the time is up, in seconds of `time.monotonic`; None for no limit.
+        world: The processes that train together.
+        progress: Where messages and progress bars go.
+        began: When the run began, in seconds of `time.monotonic`.
+        trackers: Are called with every epoch.
+        step: What this training is in the record of the run.
+        earlier: The run that this training goes on from, adding a step; None for a first training.
+        findings: What may be wrong with the photos, as far as a training sees it.
     """
 
     photos: Path
@@ -102,11 +128,15 @@ class RunContext:
 
     @property
     def mode(self) -> str:
-        """What a tuned model calls itself."""
+        """The mode that a tuned model is recorded with: "full" where the run's is "auto"."""
         return "full" if self.config.mode == "auto" else self.config.mode
 
     def left_s(self, num_judged: int) -> float | None:
-        """Seconds left for gradient descent, when so many photos are judged after it; None for no limit."""
+        """Return the seconds left for gradient descent; None for no limit.
+
+        Args:
+            num_judged: How many photos are evaluated after it.
+        """
         if self.deadline is None:
             return None
         return self.deadline - time.monotonic() - RESERVE_S - num_judged / JUDGED_PER_S
@@ -114,7 +144,13 @@ class RunContext:
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What a mode begins with. backbone: None for random weights.  features: None where no head is solved."""
+    """What a training begins with.
+
+    Attributes:
+        photos_split: The photos.
+        backbone: The pretrained network; None for random weights.
+        features: Of all photos; None where no head is solved.
+    """
 
     photos_split: SplitDataset
     backbone: Backbone | None
@@ -123,7 +159,14 @@ class TrainInputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became the bundle, how good it is, and why it was chosen. features: that it was solved on, if it was."""
+    """A model that became the bundle.
+
+    Attributes:
+        model: The model.
+        evaluation: How good it is.
+        features: What its head was solved on; None for a head that was not solved.
+        decision: Why it was chosen, in sentences; "" where there was no choice.
+    """
 
     model: TrainedModel
     evaluation: Evaluation
@@ -137,7 +180,17 @@ def deliver(
     context: RunContext,
     accept: Callable[[Evaluation], bool] = lambda _: True,
 ) -> Evaluation:
-    """Save a model, judge it as it was read back from disk, and make it the run's bundle if it is accepted."""
+    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle if it is accepted.
+
+    Args:
+        model: The model.
+        photos_split: The photos.
+        context: Of the run.
+        accept: Is called with the evaluation; what it returns says whether the model becomes the bundle.
+
+    Returns:
+        How good the model is, also of one that is not accepted.
+    """
     try:
         with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
             write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
@@ -152,12 +205,25 @@ def deliver(
 def delivered(
     model: TrainedModel, photos_split: SplitDataset, context: RunContext, features: FeatureTable | None = None
 ) -> Outcome:
-    """A model as the run's bundle. features: that it was solved on."""
+    """Make a model the run's bundle, as `deliver` does.
+
+    Args:
+        model: The model.
+        photos_split: The photos.
+        context: Of the run.
+        features: What its head was solved on; None for a head that was not solved.
+    """
     return Outcome(model, deliver(model, photos_split, context), features)
 
 
 def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) -> Run:
-    """Write the record of the run, with what `regraft train --json` prints, and read the bundle back."""
+    """Write the record of the run, with what `regraft train --json` prints, and read the bundle back.
+
+    Args:
+        photos_split: The photos.
+        outcome: What became the bundle.
+        context: Of the run.
+    """
     model, evaluation, cv = outcome.model, outcome.evaluation, outcome.model.cross_validated
     seconds = {name.replace(" ", "_"): round(value, 3) for name, value in context.progress.seconds.items()}
     seconds.setdefault("total", round(time.monotonic() - context.began, 3))  # so far, of a run that goes on
@@ -181,7 +247,7 @@ def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) 
 
 
 def _record(photos_split: SplitDataset, outcome: Outcome, bundle: Bundle, context: RunContext) -> RunRecord:
-    """All that is known of the run."""
+    """Gather all that is known of the run."""
     dataset, earlier = photos_split.dataset, context.earlier
     root = dataset.root.resolve()
     folders = [context.photos if context.photos.is_dir() else context.photos.parent, *map(Path, context.config.also)]
@@ -201,13 +267,13 @@ def _record(photos_split: SplitDataset, outcome: Outcome, bundle: Bundle, contex
 
 
 def announce(photos_split: SplitDataset, outcome: Outcome, context: RunContext) -> None:
-    """A rung is there: say so, and leave it as a whole run in case nothing better comes."""
+    """Say that a phase has a usable model, and leave it as a whole run in case nothing better comes."""
     finished(photos_split, outcome, context)
     context.progress.say(f"usable now: {context.out / 'bundle'}: {outcome.evaluation.accuracy}")
 
 
 def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
-    """Counts, notes and what was left out, before anything long begins."""
+    """Print counts, notes, what was left out and how photos are split, before anything long begins."""
     dataset, splits = photos_split.dataset, photos_split.splits
     several = [f"{name} {count}" for name, count in dataset.counts.items()]
     counts = ", ".join(several[:CLASSES]) + (f" and {len(several) - CLASSES} more" if len(several) > CLASSES else "")
@@ -222,11 +288,11 @@ def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
 
 
 class _Declined(Exception):
-    """A model that was judged and is not to be kept."""
+    """A model that was evaluated and is not to be kept."""
 
 
 def _judge_and_seal(folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig) -> Evaluation:
-    """Judge the bundle as it was read back from disk, then write what was found into it."""
+    """Evaluate the bundle as it is read back from disk, then write the result into its manifest."""
     provenance = _provenance(model, photos_split, config)
     classes = photos_split.dataset.classes
     manifest = manifest_of(model.backbone, classes, model.temperature, model.thresholds, provenance)

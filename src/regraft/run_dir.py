@@ -1,11 +1,13 @@
 """A run's folder, and the record in it: the only way back from a model to the photos that it was made of.
 
-bundle/         the model; nothing in it names a place on this machine
-result.json     what `regraft train --json` prints; its "record" says how the run was made, and which bundle is meant
-photos.jsonl    every photo: place, labels and who gave them, split, group and content; and every file left out
-quarantine.csv  files that are not used, and why
-history.jsonl   one line for each epoch, where there were epochs
-checkpoints/    what an unfinished training continues from
+What is in the folder::
+
+    bundle/         the model; nothing in it names a place on this machine
+    result.json     what `regraft train --json` prints; its "record" says how the run was made, and names its bundle
+    photos.jsonl    every photo: place, labels and who gave them, split, group and content; and every file left out
+    quarantine.csv  files that are not used, and why
+    history.jsonl   one line for each epoch, where there were epochs
+    checkpoints/    what an unfinished training continues from
 """
 
 import json
@@ -44,7 +46,7 @@ class PhotoRecord:
         labels: Names of its classes.
         labelled: Who gave them, and when.
         split: "train", "val" or "test".
-        sha256: Of the file's content, hexadecimal.
+        sha256: Hash of the file's content, hexadecimal.
         group: What it belongs with and is never parted from; "" for a photo that stands for itself.
     """
 
@@ -56,7 +58,11 @@ class PhotoRecord:
     group: str = ""
 
     def to_json(self, root: Path) -> dict[str, Any]:
-        """A line of photos.jsonl."""
+        """Return the photo's line of photos.jsonl.
+
+        Args:
+            root: The folder that `path` is relative to.
+        """
         return {
             "path": self.path,
             "file": str(root / self.path),
@@ -71,7 +77,12 @@ class PhotoRecord:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> "PhotoRecord":
-        """The opposite. Raises one of DAMAGED for what is no such line."""
+        """Read a line of photos.jsonl as `to_json` gives it.
+
+        Raises:
+            ValueError: A value is not of the type, split or form that is expected; for a line that lacks something, or
+                is otherwise damaged, another of `DAMAGED`.
+        """
         labels, texts = tuple(row["labels"]), [row[name] for name in ("path", "by", "at", "sha256")]
         if not labels or not all(isinstance(text, str) for text in (*labels, *texts, row.get("group", ""))):
             raise ValueError("expected text")
@@ -83,7 +94,13 @@ class PhotoRecord:
 
 @dataclass(frozen=True)
 class Step:
-    """What was done to a run. command: "train", "add" or "relabel".  of: the folder or list.  at: ISO 8601, UTC."""
+    """What was done to a run.
+
+    Attributes:
+        command: "train", "add" or "relabel".
+        of: The folder or list that it was done with.
+        at: When, in ISO 8601, UTC.
+    """
 
     command: str
     of: str
@@ -105,7 +122,7 @@ class RunRecord:
         split_given: Whether the photos' owner has split them.
         steps: What made the run what it is, in order.
         decision: Which model was chosen, and why.
-        bundle_sha256: Of the manifest of the bundle that all this is about.
+        bundle_sha256: Hash of the manifest of the bundle that all this is about.
     """
 
     run: Path
@@ -122,17 +139,17 @@ class RunRecord:
 
     @property
     def sides(self) -> dict[str, str]:
-        """Content hash -> split; "train" for what was learned from under any name."""
+        """The split of each content hash; "train" for content that was learned from under any name."""
         found = {photo.sha256: photo.split for photo in self.photos}
         return found | {photo.sha256: "train" for photo in self.photos if photo.split == "train"}
 
     @property
     def judged(self) -> str:
-        """Name of the split that the model was judged on."""
+        """Name of the split that the model was evaluated on."""
         return "test" if any(photo.split == "test" for photo in self.photos) else "val"
 
     def dataset(self, names: Sequence[str] = SPLITS) -> Dataset:
-        """Photos of some splits as a data set, with the classes of all."""
+        """Return the photos of some splits as a data set, with the classes of all photos."""
         classes = tuple(sorted({label for photo in self.photos for label in photo.labels}, key=natural_key))
         number = {name: i for i, name in enumerate(classes)}
         chosen = [photo for photo in self.photos if photo.split in names]
@@ -149,7 +166,7 @@ class RunRecord:
         )
 
     def write(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Leave the record in the run's folder, result.json last.
+        """Write the record into the run's folder, result.json last.
 
         Args:
             summary: What result.json says beside the record.
@@ -184,7 +201,12 @@ class RunRecord:
 
 
 def photo_records(splits: Splits, at: str) -> tuple[PhotoRecord, ...]:
-    """The photos of a data set that was split. at: when, for labels that no run has recorded yet."""
+    """List the photos of a data set that was split.
+
+    Args:
+        splits: The data set.
+        at: The time that labels get which no run has recorded yet, in ISO 8601.
+    """
     found = []
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is not None:
@@ -199,11 +221,11 @@ def photo_records(splits: Splits, at: str) -> tuple[PhotoRecord, ...]:
 
 
 def read_record(run: Path, cure: str) -> RunRecord:
-    """The record of a run.
+    """Read the record of a run.
 
     Args:
         run: Its folder.
-        cure: What to do without, as a sentence that lacks its full stop.
+        cure: What to do without a record, for the message of an error: a sentence that lacks its full stop.
 
     Raises:
         DataError: There is none, it is damaged, or it is about another bundle than the one beside it.
@@ -242,26 +264,26 @@ def _parsed(run: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, A
 
 
 def _root(run: Path, header: Mapping[str, Any]) -> Path:
-    """Where the photos are: at their own place, or where they are now if they have moved together with the run."""
+    """Find the photos: in their recorded folder, or where that is now if it has moved together with the run."""
     own, beside = Path(header["root"]), run / header["root_from_run"]
     return own if own.is_dir() or not beside.is_dir() else beside.resolve()
 
 
 def unchanged(dataset: Dataset, progress: Progress = QUIET) -> Dataset:
-    """The data set without photos that are gone, or no longer what they were; those are quarantined."""
+    """Return the data set without photos that are gone, or no longer what they were; those are quarantined."""
     with progress.step("hash photos", total=len(dataset)) as advance:
         reasons = dict(enumerate(map_photos(lambda i: _why_other(dataset, i), len(dataset), advance)))
     return dataset.without({i: reason for i, reason in reasons.items() if reason})
 
 
 def photos_of(record: RunRecord, names: Sequence[str], cure: str, progress: Progress = QUIET) -> Dataset:
-    """Photos of some splits of a run, as they were.
+    """Return the photos of some splits of a run, once it is known that they are as they were.
 
     Args:
         record: Of the run.
-        names: Splits.
-        cure: What to do without them.
-        progress: What is told.
+        names: Of the splits.
+        cure: What to do without the photos, for the message of an error: a sentence that lacks its full stop.
+        progress: Where messages and progress bars go.
 
     Raises:
         DataError: Some are gone, or have changed, or there never were any.
@@ -287,7 +309,12 @@ def _why_other(dataset: Dataset, index: int) -> str | None:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """What can be used of a run's result.json, {} without one: for showing, so that nothing in it can do harm."""
+    """Read what can be shown of a run's result.json; {} where it is missing or damaged.
+
+    Returns:
+        "photos" and "decision" if they are there, "seconds" and "findings"; only values of the expected types, so that
+        nothing in the file can do harm.
+    """
     try:
         found = json.loads((run / RESULT).read_text(encoding="utf-8"))
         known = {name: found[name] for name in ("photos", "decision") if isinstance(found.get(name), str)}
@@ -299,7 +326,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def _is_finding(one: Any) -> bool:
-    """Whether it is as `Finding.to_json` gives it."""
+    """Return whether it is of the form that `Issue.to_json` gives."""
     if not isinstance(one, dict) or not isinstance(one.get("kind"), str) or not isinstance(one.get("text"), str):
         return False
     paths = one.get("paths")
@@ -307,22 +334,22 @@ def _is_finding(one: Any) -> bool:
 
 
 def now() -> str:
-    """This second, as ISO 8601 in UTC."""
+    """Return the time now, to the second, as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def place(folder: Path, out: str | Path | None, name: str = "", progress: Progress = QUIET) -> Path:
-    """Where a run goes.
+    """Choose the folder of a run.
 
     Args:
         folder: The photos: a folder or a list.
-        out: What the user chose; None for a place below `runs`, named after the photos. Where that holds a run on other
-            photos, a number is added: `runs/photos-2`.
-        name: Of the place below `runs`, if not the photos' own.
-        progress: Is told of a place that was taken.
+        out: What the user chose; None for a folder below `runs`, named after the photos. Where that holds a run on
+            other photos, a number is added: `runs/photos-2`.
+        name: Of the folder below `runs`; "" for the photos' own.
+        progress: Where it is said that a folder holds another run.
 
     Raises:
-        OutputError: It lies among the photos.
+        OutputError: The folder lies among the photos.
     """
     chosen = Path(out) if out else _free(Path("runs") / (name or folder.resolve().name), folder, progress)
     if chosen.resolve().is_relative_to(folder.resolve()):
@@ -334,7 +361,7 @@ def place(folder: Path, out: str | Path | None, name: str = "", progress: Progre
 
 
 def _free(first: Path, folder: Path, progress: Progress) -> Path:
-    """The first of `photos`, `photos-2`, ... that holds no run on other photos."""
+    """Return the first of `photos`, `photos-2`, ... that holds no run on other photos."""
     number, place = 1, first
     while others := [other for other in _trained_on(place) if not _is_same(other, folder)]:
         number, taken = number + 1, place
@@ -344,13 +371,13 @@ def _free(first: Path, folder: Path, progress: Progress) -> Path:
 
 
 def _trained_on(place: Path) -> Iterable[str]:
-    """The photos of the run in a folder, or of the runs that were compared in it."""
+    """Yield the photos of the run in a folder, or of the runs that were compared in it."""
     found = (read_summary(one.parent).get("photos") for one in (place / RESULT, *place.glob(f"*/{RESULT}")))
     return (photos for photos in found if photos)
 
 
 def _is_same(recorded: str, folder: Path) -> bool:
-    """Whether both are one folder, by whatever path."""
+    """Return whether both are one folder, by whatever path."""
     if recorded == str(folder.resolve()):
         return True
     try:

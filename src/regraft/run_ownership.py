@@ -1,4 +1,4 @@
-"""A run's folder is regraft's, or only those of its files are: what a training may replace and remove in it."""
+"""What a training may replace and remove in a run's folder: what regraft wrote there, and nothing else."""
 
 import json
 import os
@@ -26,10 +26,14 @@ def check_run(out: Path) -> None:
 
 
 def claim_run(out: Path, progress: Progress = QUIET) -> None:
-    """Put regraft's marker into a run's folder; where an earlier version wrote it, note all that is there.
+    """Put regraft's marker into a run's folder; where an earlier version wrote the run, note its files as regraft's.
+
+    Args:
+        out: The run's folder, made where it is missing.
+        progress: Where it is said that an earlier version wrote the run.
 
     Raises:
-        OutputError: As `check_run`, or the marker cannot be written.
+        OutputError: As for `check_run`, or the marker cannot be written.
     """
     known = {}
     if is_of_earlier_version(out):
@@ -40,7 +44,7 @@ def claim_run(out: Path, progress: Progress = QUIET) -> None:
 
 
 def _files(out: Path) -> list[Path]:
-    """Plain files that bear the names of what a training writes, none of them behind a link."""
+    """List the plain files that bear the names of what a training writes, none of them behind a link."""
     found = [out / name for name in NAMES if not (out / name).is_dir()]
     folders = [out / name for name in NAMES if (out / name).is_dir() and not (out / name).is_symlink()]
     found += [path for folder in folders for path in folder.rglob("*")]
@@ -48,7 +52,10 @@ def _files(out: Path) -> list[Path]:
 
 
 def is_of_earlier_version(out: Path) -> bool:
-    """Whether there is no marker, but a bundle that verifies, and a result that names it."""
+    """Return whether a folder has no marker, but a bundle that verifies and a result.json that fits it.
+
+    Such a run was written by a version of regraft that put no marker into its folders.
+    """
     if os.path.lexists(out / MARKER) or not (out / "bundle" / MANIFEST).is_file():
         return False
     try:

@@ -1,1 +1,1 @@
-"""The story of each command, one module each."""
+"""What the commands do: a module for each, or for two that belong together."""

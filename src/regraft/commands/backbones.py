@@ -1,4 +1,4 @@
-"""The story of `regraft backbones --rank`: every network on this machine, tried on the user's photos."""
+"""The command `regraft backbones --rank`: every network on this machine, tried on the user's photos."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +18,13 @@ from regraft.models.feature_search import Trial, feature_configs_of, larger, pho
 
 @dataclass(frozen=True)
 class Ranked:
-    """A network and a way of getting features from it. photos_per_s: through the network, decoding not counted."""
+    """A network and a features configuration of it, tried on photos.
+
+    Attributes:
+        backbone: The network's name.
+        trials: The features configuration and the head that was solved on it.
+        photos_per_s: Photos a second through the network, decoding not counted.
+    """
 
     backbone: str
     trials: Trial
@@ -26,11 +32,11 @@ class Ranked:
 
     @property
     def accuracy(self) -> Accuracy:
-        """Cross-validated over all photos."""
+        """Accuracy, cross-validated over all photos."""
         return accuracy(self.trials.score.num_right, self.trials.score.n, "cross-validated")
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft backbones --rank --json`."""
+        """Return what `regraft backbones --rank --json` prints of it."""
         feature_config = {
             "backbone": self.backbone,
             "features": self.trials.feature_config.name,
@@ -40,10 +46,21 @@ class Ranked:
 
 
 def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ranked]:
-    """Networks whose weights are here, at their own input size and a larger one, with and without all levels.
+    """Rank the networks whose weights are on this machine by how well they suit some photos.
 
-    Best log loss first; each is cross-validated over all photos.  Raises DataError for photos of which none can be set
-    apart.
+    Each is tried at its own input size and a larger one, with and without all levels of its features, and
+    cross-validated over all photos.
+
+    Args:
+        folder: The photos, laid out as for a training.
+        config: Folds, seed, and how the folder is read.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        Networks and features configurations, best log loss first.
+
+    Raises:
+        DataError: No photo can be set apart, because each class has one only.
     """
     dataset = scan(folder, options=config.folder_options, progress=progress)
     folds = folds_of(dataset, config.num_folds, config.seed)
@@ -60,7 +77,7 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
 
 
 def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, Backbone]]:
-    """Those of packages, also at a larger size; and what the cache holds besides."""
+    """Yield the networks of installed packages, also at a larger size, and what the cache holds besides."""
     names = packaged_here()
     for name in names:
         own = replace(config, backbone=name, weights=None, offline=True)

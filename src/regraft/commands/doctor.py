@@ -1,4 +1,4 @@
-"""The story of `regraft doctor`: what this machine has for regraft, and what it lacks."""
+"""The command `regraft doctor`: what this machine has for regraft, and what it lacks."""
 
 import os
 import shutil
@@ -33,19 +33,25 @@ TIGHT_BYTES, TIGHT_SHM_BYTES = 2 * GIGA, 64 * MEGA
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. problem: what is wrong with it and how to mend it, "" where nothing is."""
+    """One thing of this machine that was looked at.
+
+    Attributes:
+        name: What it is.
+        value: What was found.
+        problem: What is wrong with it and how to mend it; "" where nothing is.
+    """
 
     name: str
     value: str
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft doctor --json`."""
+        """Return what `regraft doctor --json` prints of it."""
         return vars(self)
 
 
 def check_machine() -> list[Check]:
-    """Versions, processor, memory, cache, and weights that need no download."""
+    """Look at versions, extras, processor, memory, cache, and weights that need no download."""
     return [*_versions(), *_extras(), *_processor(), *_memory(), *_cache(), *_weights()]
 
 

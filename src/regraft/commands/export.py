@@ -1,7 +1,8 @@
-"""The story of `regraft export`: a model for another runtime, which first proves that it says what the bundle says.
+"""The command `regraft export`: a model for another runtime, proven first to give the same answers as the bundle.
 
-The proof is from file bytes to probabilities, on the user's own photos, by the program that goes with the model, in a
-process of its own where regraft is not. What that program makes of a photo of every kind is compared too.
+The proof covers everything from a file's bytes to probabilities, on the user's own photos. It is run by the program
+that goes with the model, in a process of its own that does not have regraft. How that program reads photos of every
+kind is compared too.
 """
 
 import json
@@ -31,7 +32,7 @@ from regraft.exporters.standalone_proof import digest
 from regraft.exporters.standalone_script import RUNTIMES, script
 
 TIE = 1e-4  # between the two most probable classes: which comes first is then chance
-BATCH = 32  # photos judged at a time
+BATCH = 32  # photos compared at a time
 NOTHING = "Nothing was written."
 NUM_RANGES = 64  # photos that show an int8 model what its numbers reach
 
@@ -40,8 +41,12 @@ NUM_RANGES = 64  # photos that show an int8 model what its numbers reach
 class ExportTolerance:
     """How far an exported model may be from its bundle.
 
-    agree: share of photos, 0..1, whose label has to be the same.  largest, mean: of the photos' largest differences of
-    a probability, 0..1.
+    Of each photo, the largest difference of any probability counts.
+
+    Attributes:
+        agree: Share of photos, 0..1, whose label has to be the same.
+        largest: The largest of the photos' differences that is allowed, 0..1.
+        mean: The mean of the photos' differences that is allowed, 0..1.
     """
 
     agree: float
@@ -58,12 +63,20 @@ EXACT, INT8 = ExportTolerance(1.0, 1e-4, 1e-4), ExportTolerance(0.98, 1.0, 0.02)
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported model and its proof. files: all of them, the model first.
+    """An exported model and its proof.
 
-    num_photos: judged.  num_agree: with the same label as the bundle's.  num_ties: labels that differ where two classes
-    are equally probable.  max_difference: of any probability, 0..1.  mean_difference: of the photos' largest ones.
-    size_bytes: of the model.  seconds: of the proof.  precision: "f32" or "int8".  speedup: of an int8 model, beside
-    the same in f32 in the same runtime; None for others.
+    Attributes:
+        files: All files, the model first.
+        format: "onnx", "openvino" or "torch".
+        num_photos: Photos that bundle and exported model were compared on.
+        num_agree: Photos that got the same label from both.
+        num_ties: Photos whose labels differ, but whose two classes are equally probable.
+        max_difference: Largest difference of any probability, 0..1.
+        mean_difference: Mean over photos of the largest difference of a probability, 0..1.
+        size_bytes: Size of the model.
+        seconds: Duration of the proof.
+        precision: "f32" or "int8".
+        speedup: How many times as fast an int8 model is as the same model in f32 in the same runtime; None for others.
     """
 
     files: tuple[Path, ...]
@@ -79,7 +92,7 @@ class Exported:
     speedup: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft export --json`."""
+        """Return what `regraft export --json` prints."""
         return {**asdict(self), "files": [str(path) for path in self.files]}
 
     def __str__(self) -> str:
@@ -98,23 +111,26 @@ def export(
     int8: bool = False,
     progress: Progress = QUIET,
 ) -> Exported:
-    """Write a model for another runtime, and the program that feeds it photos, if both say what the bundle says.
+    """Write a model for another runtime, and the program that feeds it photos, if both answer as the bundle does.
 
     Args:
         bundle: What is exported.
         out: The model's file; the program gets the same name with .py. Files of an earlier export are replaced, no
             others.
         format: "onnx", "openvino" or "torch".
-        photos: A folder or file to prove it on; None for the photos that the training kept for judging.
-        int8: In whole numbers of eight bits, their ranges from photos that were learned from, or from every second one
-            of `photos`; INT8 is what it may differ by.
-        progress: Where talk goes.
+        photos: A folder or file of photos to prove it on; None for those that the training kept to evaluate the bundle.
+        int8: Whether to write whole numbers of eight bits. Their ranges come from photos that the bundle has learned
+            from, or from every second one of `photos`. `INT8` says how far the answers may differ.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        The files and the proof.
 
     Raises:
-        ExportError: An answer differs by more, or the program does not read a photo as the bundle does; nothing is
-            written.
+        ExportError: Answers differ by more than is allowed, the program does not read a photo as the bundle does, or
+            int8 is wanted for format "torch"; nothing is written.
         OutputError: Something else has one of the files' names; it stays.
-        BundleError: A network that torch does not have.
+        BundleError: The network is one that torch does not have.
         DataError: There are no photos.
         MissingExtra: What runs the model is not installed.
     """
@@ -157,7 +173,7 @@ def export(
 def _photos(
     bundle: Bundle, photos: str | Path | None, progress: Progress, int8: bool
 ) -> tuple[list[Path], list[np.ndarray]]:
-    """Photos to prove it on, and for int8 inputs `(H, W, 3)` of others for its ranges. Raises DataError."""
+    """Return photos for the proof, and for int8 inputs `(H, W, 3)` of others for its ranges. Raises DataError."""
     cure = "Give some with --photos DIR"
     if photos is None:
         judged = _paths(judged_photos(bundle, progress, cure))
@@ -173,7 +189,7 @@ def _paths(dataset: Dataset) -> list[Path]:
 
 
 def _ranges(bundle: Bundle, paths: list[Path]) -> list[np.ndarray]:
-    """Inputs of some photos, evenly spread. Raises DataError."""
+    """Return the inputs of some photos, evenly spread. Raises DataError where none can be read."""
     found = []
     for path in paths[:: 1 + len(paths) // NUM_RANGES]:
         with suppress(DataError):
@@ -184,7 +200,7 @@ def _ranges(bundle: Bundle, paths: list[Path]) -> list[np.ndarray]:
 
 
 def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:  # noqa: A002
-    """The model; in int8 where there are inputs for its ranges."""
+    """Write the model, in int8 where there are inputs for its ranges."""
     if format == "torch":
         if bundle.manifest["backbone"]["levels"]:
             raise BundleError(
@@ -202,7 +218,7 @@ def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarr
 
 
 def _speedup(bundle: Bundle, format: Format, model: Path, inputs: list[np.ndarray]) -> float:  # noqa: A002
-    """How many times as fast an int8 model is as the same in f32, photo by photo, on one core, in turns."""
+    """Measure how many times as fast an int8 model is as the same in f32, photo by photo, on one core, in turns."""
     whole = model.with_name(f"f32-{model.name}")
     _write(bundle, format, whole)
     start = _onnx_session if format == "onnx" else Engine
@@ -227,7 +243,16 @@ def _onnx_session(model: Path) -> Callable[[np.ndarray], Any]:
 
 @dataclass
 class _Agreement:
-    """Answers of an exported model beside its bundle's. total: of the photos' largest differences.  worst: a photo."""
+    """How the answers of an exported model agree with its bundle's, on the photos so far.
+
+    Attributes:
+        num_photos: Photos compared.
+        num_agree: Photos that got the same label from both.
+        num_ties: Photos whose labels differ, but whose two classes are equally probable.
+        largest: Largest difference of a probability, 0..1.
+        total: Sum over photos of the largest difference of a probability.
+        worst: The photo with the largest difference.
+    """
 
     num_photos: int = 0
     num_agree: int = 0
@@ -237,7 +262,7 @@ class _Agreement:
     worst: str = ""
 
     def add(self, paths: list[Path], expected: np.ndarray, said: np.ndarray) -> None:
-        """Of some photos: probabilities `(B, C)` of both."""
+        """Count B more photos, from the probabilities `(B, C)` of the bundle and of the exported model."""
         differences = np.abs(expected - said).max(axis=1)
         if not np.isfinite(said).all() or differences.max() >= self.largest:
             self.largest, self.worst = float(differences.max()), str(paths[int(differences.argmax())])
@@ -249,12 +274,12 @@ class _Agreement:
         self.total += float(differences.sum())
 
     def is_within(self, allowed: ExportTolerance) -> bool:
-        """Whether the bundle and the exported model say the same, as far as is wanted."""
+        """Return whether the exported model answers as the bundle does, as far as is wanted."""
         agree = self.num_agree + self.num_ties >= allowed.agree * self.num_photos
         return agree and self.largest <= allowed.largest and self.total <= allowed.mean * self.num_photos
 
     def refusal(self, name: str, allowed: ExportTolerance) -> str:
-        """What is wrong with it, in a sentence, and the cure."""
+        """Say in a sentence how the answers differ, and what to do."""
         cure = "without --int8" if allowed is INT8 else "with another --format"
         return (
             f"The {name} model answers otherwise than the bundle: {self.num_agree} of {self.num_photos} labels agree, "
@@ -264,7 +289,7 @@ class _Agreement:
 
 
 def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], progress: Progress) -> _Agreement:  # noqa: A002
-    """What the exported model says in a process of its own, beside what the bundle says."""
+    """Compare the answers of the exported model, in a process of its own, with those of the bundle."""
     tally = _Agreement()
     judge = _independent(bundle, progress) if format == "openvino" else _own(bundle)
     with (
@@ -283,7 +308,7 @@ def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], 
 
 
 def _prove_reading(bundle: Bundle, program: RunningProgram, folder: Path) -> None:
-    """Photos of every kind, read by both. Raises ExportError."""
+    """Have both read photos of every kind. Raises ExportError where they differ."""
     place = folder / "samples"
     place.mkdir()
     _read_alike(bundle, program, write_samples(place), predict=False)
@@ -292,7 +317,7 @@ def _prove_reading(bundle: Bundle, program: RunningProgram, folder: Path) -> Non
 def _read_alike(
     bundle: Bundle, program: RunningProgram, paths: Sequence[Path], *, predict: bool = True
 ) -> tuple[list[Path], list[np.ndarray], np.ndarray]:
-    """Photos that the bundle can read, their inputs, and the program's probabilities `(N, C)` for these.
+    """Return the photos that the bundle can read, their inputs, and the program's probabilities `(N, C)` for them.
 
     Raises ExportError where the program reads a photo otherwise than the bundle.
     """
@@ -315,9 +340,9 @@ def _own(bundle: Bundle) -> Any:
 
 
 def _independent(bundle: Bundle, progress: Progress) -> Any:
-    """The bundle's own graph in a runtime of other make: the judge where the exported model runs in ours.
+    """Run the bundle's own graph in ONNX Runtime, where the exported model runs in OpenVINO, as the bundle itself does.
 
-    Where there is none, our own runtime on that graph, which proves the file and not the runtime.
+    Without ONNX Runtime, OpenVINO runs that graph too, which proves the exported file but not the runtime.
     """
     try:
         import onnxruntime
@@ -331,7 +356,7 @@ def _independent(bundle: Bundle, progress: Progress) -> Any:
 
 
 def _publish(draft: Path, final: Path) -> None:
-    """Written through to the disk, then renamed into place."""
+    """Write a file through to the disk, then rename it into place."""
     with open(draft, "rb") as file:
         os.fsync(file.fileno())
     os.replace(draft, final)

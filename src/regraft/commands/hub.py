@@ -1,8 +1,8 @@
-"""Bundles on the Hugging Face Hub, or on a server that speaks its language: push one, pull one.
+"""The commands `regraft push` and `regraft pull`: bundles on the Hugging Face Hub, or a server with the same interface.
 
-The package huggingface_hub does the talking, over plain HTTP and silently: without its bars, and without what it and
-its other protocol, Xet, would report about each transfer. A bundle's card goes up as it is:
-`bundle.model_card` has written above it what a hub reads.
+The package huggingface_hub exchanges the files, over plain HTTP and silently: without its progress bars, and without
+what it and its other protocol, Xet, would report about each transfer. A bundle's model card is uploaded as it is:
+`bundle.model_card` has written what a hub reads at its top.
 """
 
 import logging
@@ -30,7 +30,7 @@ _LONGEST = 300  # characters of what a server says
 
 @dataclass(frozen=True)
 class _Repository:
-    """One repository on one hub. revision: a branch, tag or commit; None for the main branch."""
+    """One repository on one hub, at a revision: a branch, tag or commit; None for the main branch."""
 
     repo_id: str
     endpoint: str
@@ -58,12 +58,24 @@ def push(
     endpoint: str | None = None,
     progress: Progress = QUIET,
 ) -> str:
-    """Upload a bundle, every file verified, to the repository OWNER/NAME in one commit. Returns its address.
+    """Upload a bundle, every file verified, to a repository in one commit.
 
-    private: whether only its owner sees it; a repository that is there already must be so.  revision: a branch, made
-    where it is missing; None for the main one.  token: None for HF_TOKEN, or the one that `hf auth login` keeps.
-    endpoint: None for HF_ENDPOINT, or the Hugging Face Hub.  Raises BundleError; HubError when offline, without a
-    token, when the hub cannot be reached or refuses; MissingExtra.
+    Args:
+        bundle: A bundle, or its folder.
+        repo_id: The repository, OWNER/NAME; made where it is missing.
+        private: Whether only its owner sees it; a repository that is there already must be so.
+        revision: A branch, made where it is missing; None for the main branch.
+        token: None for that in HF_TOKEN, or the one that `hf auth login` keeps.
+        endpoint: Address of the hub; None for that in HF_ENDPOINT, or the Hugging Face Hub.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        The web address of what was uploaded.
+
+    Raises:
+        BundleError: It is no bundle, or damaged.
+        HubError: regraft is offline, there is no token, or the hub cannot be reached or refuses.
+        MissingExtra: huggingface_hub is not installed.
     """
     repository = _repository(repo_id, revision, token, endpoint)
     if not repository.token:
@@ -92,11 +104,24 @@ def pull(
     endpoint: str | None = None,
     progress: Progress = QUIET,
 ) -> Bundle:
-    """Download a bundle from the repository OWNER/NAME: its files and nothing else, verified, or nothing at all.
+    """Download a bundle from a repository: its files and nothing else, verified, or nothing at all.
 
-    out: a folder that is not there yet, or empty; None for ./NAME.  revision: a branch, tag or commit.  token,
-    endpoint: as for `push`, and a public repository needs no token.  Raises BundleError for what is no bundle or
-    damaged; OutputError; HubError as `push` does; MissingExtra.
+    Args:
+        repo_id: The repository, OWNER/NAME.
+        out: A folder that is not there yet, or empty; None for ./NAME.
+        revision: A branch, tag or commit; None for the main branch.
+        token: As for `push`; a public repository needs none.
+        endpoint: As for `push`.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        The bundle, in its new folder.
+
+    Raises:
+        BundleError: The repository holds no bundle, or a damaged one.
+        OutputError: Something is in the folder already, or it cannot be written.
+        HubError: regraft is offline, or the hub cannot be reached or refuses.
+        MissingExtra: huggingface_hub is not installed.
     """
     repository = _repository(repo_id, revision, token, endpoint)
     folder = Path(repo_id.rpartition("/")[2] if out is None else out).expanduser()
@@ -110,7 +135,7 @@ def pull(
 
 
 def _library() -> Any:
-    """huggingface_hub, imported when it is needed. Raises MissingExtra."""
+    """Import huggingface_hub, when it is needed. Raises MissingExtra."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -122,7 +147,7 @@ def _library() -> Any:
 
 
 def _repository(repo_id: str, revision: str | None, token: str | None, endpoint: str | None) -> _Repository:
-    """What was asked for, checked before anything is sent, with the token to send. Raises HubError."""
+    """Check what was asked for before anything is sent, and find the token to send. Raises HubError."""
     repository = _Repository(repo_id, (endpoint or os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"), revision, token)
     if is_offline():
         raise HubError(f"REGRAFT_OFFLINE forbids to ask for {repository}. Unset it to go online.")
@@ -148,13 +173,13 @@ def _is_name(repo_id: str) -> bool:
 
 
 def _kept_token() -> str | None:
-    """The token of this machine, if it may be used: HF_TOKEN, or the one that was logged in with."""
+    """Return the token of this machine, if it may be used: HF_TOKEN, or the one that was logged in with."""
     library = _library()
     return None if library.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token()
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether nothing is there, or an empty folder."""
+    """Return whether nothing is there, or an empty folder."""
     try:
         return not any(folder.iterdir())
     except FileNotFoundError:
@@ -164,7 +189,7 @@ def _is_free(folder: Path) -> bool:
 
 
 def _make(repository: _Repository, private: bool) -> None:
-    """Make the repository and its branch where they are missing. Raises HubError where it is, but not as private."""
+    """Make the repository and its branch where missing. Raises HubError for one that is not as private as wanted."""
     api, repo_id = repository.api, repository.repo_id
     api.create_repo(repo_id, private=private, exist_ok=True)
     if bool(api.model_info(repo_id, timeout=TIMEOUT_S).private) != private:
@@ -179,7 +204,7 @@ def _make(repository: _Repository, private: bool) -> None:
 
 
 def _download(repository: _Repository, folder: Path, progress: Progress) -> None:
-    """The files of a bundle, all of one commit, into a folder. Raises BundleError where the repository lacks one."""
+    """Download a bundle's files, all of one commit, into a folder. Raises BundleError where one is missing."""
     api, repo_id = repository.api, repository.repo_id
     found = api.model_info(repo_id, revision=repository.revision, timeout=TIMEOUT_S, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
@@ -192,11 +217,11 @@ def _download(repository: _Repository, folder: Path, progress: Progress) -> None
         for name in PUSHED:
             api.hf_hub_download(repo_id, name, revision=found.sha, local_dir=folder)
             advance(sizes[name])
-    remove(folder / ".cache")  # the library's notes
+    remove(folder / ".cache")  # what the library keeps for itself
 
 
 def _verified(folder: Path, repository: _Repository) -> Bundle:
-    """The bundle that was downloaded. Raises BundleError that names the repository."""
+    """Load and verify what was downloaded. Raises BundleError that names the repository."""
     try:
         return load(folder)
     except BundleError as error:
@@ -206,7 +231,7 @@ def _verified(folder: Path, repository: _Repository) -> Bundle:
 
 @contextmanager
 def _explained(repository: _Repository) -> Iterator[None]:
-    """Within the block the Hub's library is silent, and whatever it raises becomes one HubError."""
+    """Silence the Hub's library within the block, and turn whatever it raises into one HubError."""
     try:
         with _silenced(_library()):
             yield
@@ -219,7 +244,7 @@ def _explained(repository: _Repository) -> Iterator[None]:
 
 @contextmanager
 def _silenced(library: Any) -> Iterator[None]:
-    """The library without bars, warnings of retries, telemetry and Xet, which has telemetry of its own."""
+    """Switch off the library's bars, warnings of retries, telemetry, and Xet, which has telemetry of its own."""
     constants, utils, logger = library.constants, library.utils, logging.getLogger("huggingface_hub")
     before = constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_DISABLE_XET, logger.level
     had_bars = not utils.are_progress_bars_disabled()
@@ -237,7 +262,7 @@ def _silenced(library: Any) -> Iterator[None]:
 
 
 def _reason(error: BaseException, repository: _Repository) -> str:
-    """What went wrong and its cure, from an error of the library and the errors behind it."""
+    """Say what went wrong and its cure, from an error of the library and the errors behind it."""
     errors, causes = _library().errors, list(_causes(error))
     for cause in causes:
         if isinstance(cause, errors.HfHubHTTPError):
@@ -255,7 +280,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _refusal(error: Any, repository: _Repository) -> str:
-    """What a hub has answered instead of what was asked for, and the cure. error: HfHubHTTPError."""
+    """Say what a hub has answered instead of what was asked for, and the cure, from an HfHubHTTPError."""
     errors, status = _library().errors, error.response.status_code
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository} has no revision {repository.revision!r}. Expected a branch, a tag or a commit of it."

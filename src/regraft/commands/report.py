@@ -1,4 +1,4 @@
-"""The story of `regraft report`: a bundle, judged again, to one HTML file that shows what it can do."""
+"""The command `regraft report`: a bundle, evaluated again, and one HTML file that shows what it can do."""
 
 import shlex
 from dataclasses import dataclass, fields
@@ -27,13 +27,18 @@ NAME = "report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """A written report. path: of the HTML file.  evaluation: what it shows."""
+    """A written report.
+
+    Attributes:
+        path: The HTML file.
+        evaluation: What it shows.
+    """
 
     path: Path
     evaluation: Evaluation
 
     def _repr_html_(self) -> str:
-        """The page itself, in a notebook."""
+        """Return the page itself, for a notebook to show."""
         from markupsafe import escape
 
         page = self.path.read_text(encoding="utf-8")
@@ -44,10 +49,17 @@ class Report:
 def report(
     bundle: Bundle, folder: str | Path | None = None, out: str | Path | None = None, *, progress: Progress = QUIET
 ) -> Report:
-    """Judge a bundle and write what it can do, photos included, into one HTML file.
+    """Evaluate a bundle and write what it can do, photos included, into one HTML file.
 
-    folder: photos in a folder for each class, None for those that the training kept for judging.  out: the file,
-    default report.html beside the bundle.  Raises DataError where the photos are gone.
+    Args:
+        bundle: The model.
+        folder: Photos in a folder for each class; None for those that the training kept to evaluate the bundle.
+        out: The HTML file; None for report.html beside the bundle.
+        progress: Where messages and progress bars go.
+
+    Raises:
+        DataError: The photos are gone, or cannot be used.
+        OutputError: The file cannot be written, or something else is there, which stays.
     """
     run = bundle.folder.parent
     summary, path = read_summary(run), _checked(Path(out) if out else run / NAME, progress)
@@ -62,7 +74,7 @@ def report(
 
 
 def _checked(path: Path, progress: Progress) -> Path:
-    """The same path, once it is known that a report may be written there. Raises OutputError."""
+    """Return the path, once it is known that a report may be written there. Raises OutputError."""
     if is_of_earlier_version(path.parent):
         claim_run(path.parent, progress)
     refuse_foreign(path)
@@ -70,20 +82,49 @@ def _checked(path: Path, progress: Progress) -> Path:
 
 
 def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
-    """The photos that a training kept for judging its bundle. cure: what to do without. Raises DataError."""
+    """Return the photos that a training kept to evaluate its bundle.
+
+    Args:
+        bundle: The model, in the folder of its run.
+        progress: Where messages and progress bars go.
+        cure: What to do without them, for the message of an error.
+
+    Raises:
+        DataError: The run has no record of them, or they are gone or have changed.
+    """
     record = read_record(bundle.folder.parent, cure)
     return photos_of(record, (record.judged,), cure, progress)
 
 
 def learned_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
-    """The photos that a bundle has learned from. cure: what to do without. Raises DataError."""
+    """Return the photos that a bundle has learned from.
+
+    Args:
+        bundle: The model, in the folder of its run.
+        progress: Where messages and progress bars go.
+        cure: What to do without them, for the message of an error.
+
+    Raises:
+        DataError: The run has no record of them, or they are gone or have changed.
+    """
     return photos_of(read_record(bundle.folder.parent, cure), ("train",), cure, progress)
 
 
 def write_report(
     bundle: Bundle, evaluation: Evaluation, summary: dict[str, Any], path: Path, progress: Progress = QUIET
 ) -> Report:
-    """The HTML file of a bundle that has been judged. summary: of its run, {} where there is none."""
+    """Write the HTML file of a bundle that has been evaluated.
+
+    Args:
+        bundle: The model.
+        evaluation: How good it is.
+        summary: What its run's result.json says; {} where there is none.
+        path: The file.
+        progress: Where messages and progress bars go.
+
+    Raises:
+        OutputError: The file cannot be written, or something else is there, which stays.
+    """
     command = _command(bundle.folder.parent) if "photos" in summary else ""
     record = Record(summary, command, _before(bundle.manifest["provenance"]))
     with progress.step("write report"):
@@ -91,7 +132,7 @@ def write_report(
 
 
 def _command(run: Path) -> str:
-    """What trains the same model again; "" where a run does not say, or has grown since."""
+    """Return the command that trains the same model again; "" where the run does not say, or has grown since."""
     try:
         record = read_record(run, "")
     except DataError:
@@ -100,7 +141,12 @@ def _command(run: Path) -> str:
 
 
 def repeat_command(photos: str, config: dict[str, Any]) -> str:
-    """`regraft train ...` with every setting that is not the default."""
+    """Return the command `regraft train ...` with every setting that is not the default.
+
+    Args:
+        photos: The folder or list of photos.
+        config: What `TrainConfig.to_json` gives; fields that are missing count as the default.
+    """
     words = ["regraft", "train", photos]
     settings = {field.name: config[field.name] for field in fields(TrainConfig) if field.name in config}
     chosen = {**settings.pop("settings", {})}
@@ -118,6 +164,6 @@ def repeat_command(photos: str, config: dict[str, Any]) -> str:
 
 
 def _before(provenance: dict[str, Any]) -> np.ndarray | None:
-    """The first layer as it was before training, where the cache still has it."""
+    """Return the first layer as it was before training; None where the cache no longer has it."""
     trunk = cache_folder() / "graphs" / Path(str(provenance.get("first_layer", ""))).name / "trunk.safetensors"
     return first_layer(load_file(trunk)) if trunk.is_file() else None

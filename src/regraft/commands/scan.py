@@ -1,4 +1,4 @@
-"""The story of `regraft scan`: what is there, what may be wrong with it, and a copy without what is."""
+"""The command `regraft scan`: which photos there are, what may be wrong with them, and a copy without those."""
 
 import os
 import shutil
@@ -28,18 +28,22 @@ from regraft.data.splits import folds_of
 from regraft.models.linear_head import Head, out_of_fold, solve
 from regraft.training.shift import split_shift
 
-WRITTEN = ("scan.json", "quarantine.csv", "suspects.csv", "photos.png")  # beside a picture of each kind of finding
-SHOWN = 40  # findings of a kind on one contact sheet
+WRITTEN = ("scan.json", "quarantine.csv", "suspects.csv", "photos.png")  # beside a picture for each kind of issue
+SHOWN = 40  # issues of a kind on one contact sheet
 QUICK = 1500  # photos that are run through the backbone without asking
-RARE = 5.0  # times that a class may have fewer photos than another before it is said
+RARE = 5.0  # how many times fewer photos than another a class may have before that is reported
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What `regraft scan` finds. dataset: what can be used.  findings: most serious first.
+    """What `regraft scan` finds.
 
-    suspects: all photos that a model which has not seen them gives to another class, the surest first.  leak_cost:
-    accuracy on the judged photos with and without those that stand in train too; None where there are none.
+    Attributes:
+        dataset: The photos that can be used.
+        findings: The issues, most serious first.
+        suspects: All photos that a model which has not seen them gives to another class, the surest first.
+        leak_cost: Accuracy on the photos kept for evaluation, with and without those that are in train too; None where
+            there are none.
     """
 
     dataset: Dataset
@@ -48,14 +52,14 @@ class Examination:
     leak_cost: tuple[Accuracy, Accuracy] | None = None
 
     def of(self, kind: Kind) -> list[Issue]:
-        """Findings of one kind."""
+        """Return the issues of one kind."""
         return [one for one in self.findings if one.kind == kind]
 
     def __str__(self) -> str:
         return "\n".join(in_words(self)) or "nothing suspicious was found"
 
     def to_json(self) -> dict[str, Any]:
-        """What `regraft scan --json` prints."""
+        """Return what `regraft scan --json` prints."""
         d = self.dataset
         groups = [one for one in self.findings if one.kind in CERTAIN]
         return d.to_json() | {
@@ -85,9 +89,15 @@ def examine(
 ) -> Examination:
     """Read a folder, try every file in it, and look for what may be wrong.
 
-    config: backbone, weights, seed and folds.  with_features: also look for doubtful labels and photos unlike all
-    others, which takes one pass through the backbone, once for each photo; None to do so unless it takes long.
-    Raises RegraftError.
+    Args:
+        folder: The photos, laid out as for a training.
+        config: Backbone, weights, seed, folds, and how the folder is read.
+        with_features: Whether to look also for doubtful labels and for photos unlike all others. That takes one pass
+            of each photo through the backbone, which later runs need not repeat. None to do so unless it takes long.
+        progress: Where messages and progress bars go.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
     config = config or TrainConfig()
     dataset, stats = _looked(list_photos(folder, options=config.folder_options, progress=progress), progress)
@@ -98,16 +108,16 @@ def examine(
 def quick_audit(
     dataset: Dataset, learned: Dataset, head: Head | None, table: FeatureTable | None = None
 ) -> tuple[Issue, ...]:
-    """What a training sees of its photos from what it knows anyway.
+    """Look for issues in the photos of a training, with nothing but what the training has computed anyway.
 
     Args:
         dataset: All photos.
-        learned: Those that `head` was solved on, some of the data set's.
+        learned: Those of them that `head` was solved on.
         head: None where none was solved.
         table: Features of all photos, None where there are none.
 
     Returns:
-        Findings, the most serious first.
+        Issues, the most serious first.
     """
     found = findings.copies(dataset, findings.groups_of_copies(dataset))
     found += split_shift(dataset, table.of(dataset)) if table is not None else []
@@ -120,12 +130,25 @@ def quick_audit(
 
 
 def counted(found: Iterable[Issue]) -> str:
-    """How many there are of each kind; "" for none."""
+    """Say how many issues there are of each kind; "" for none."""
     return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in found).items())
 
 
 def drop_issues(dataset: Dataset, features: FeatureTable | None, config: TrainConfig, progress: Progress) -> Dataset:
-    """The photos without those that `config.drop` names, which are quarantined. Raises RegraftError."""
+    """Audit a data set and leave out the photos with issues of the kinds that `config.drop` names.
+
+    Args:
+        dataset: All photos.
+        features: Of all photos; None where there are none, which leaves out kinds that are found by features.
+        config: The kinds to drop, seed and folds.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        The data set without those photos, which are quarantined.
+
+    Raises:
+        RegraftError: What stands in the way, such as an unknown kind, or too few photos that would be left.
+    """
     kinds = chosen_kinds(config.drop)
     if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
         progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
@@ -140,7 +163,7 @@ def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, ImageStats]:
 
 
 def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> FeatureTable | None:
-    """Of all photos; None where that would take long and nobody asked for it."""
+    """Compute features of all photos; None where that would take long and nobody asked for it."""
     backbone = configured(config, progress)
     if not in_any_case and (new := num_new(backbone, dataset)) > QUICK:
         progress.say(f"{new} photos have not been through the backbone: labels are not doubted; --deep does that")
@@ -167,7 +190,14 @@ def _examined(
 
 
 def chosen_kinds(text: str) -> tuple[Kind, ...]:
-    """Kinds of findings by name, separated by commas; "all", or "none". Raises ConfigError."""
+    """Parse a choice of kinds of issues.
+
+    Args:
+        text: Their names, separated by commas, with spaces or hyphens inside; or "all", or "none".
+
+    Raises:
+        ConfigError: There is no kind of such a name.
+    """
     if text in ("all", "none"):
         return KINDS if text == "all" else ()
     kinds = tuple(part.strip().replace("-", " ") for part in text.split(",") if part.strip())
@@ -180,15 +210,15 @@ def chosen_kinds(text: str) -> tuple[Kind, ...]:
 
 
 def check_places(photos: Path, out: Path | None = None, fix: Path | None = None) -> None:
-    """Make sure, before anything long begins, that findings and a copy can go where the user wants them.
+    """Make sure, before anything long begins, that issues and a copy can be written where the user wants them.
 
     Args:
         photos: The folder or list of photos.
-        out: Folder for the findings, None for none.
+        out: Folder for the issues, None for none.
         fix: Folder for the cleaned copy, None for none.
 
     Raises:
-        OutputError: A place lies among the photos, or holds something that is not regraft's.
+        OutputError: A folder lies among the photos, or holds something that is not regraft's.
     """
     root = (photos.parent if photos.is_file() else photos).resolve()
     if out is not None and not photos.is_file() and out.resolve().is_relative_to(root):
@@ -216,18 +246,18 @@ def _picture_of(kind: Kind) -> str:
 
 
 def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
-    """Write a copy without the photos of some kinds of findings.
+    """Write a copy without the photos that have some kinds of issues.
 
-    Photos are hard links: no byte is copied, and the original is not touched. Where a list named the photos, the copy
-    has the list too, with the rows of its photos.
+    Photos are hard links where the file system has them: no byte is copied, and the original is not touched. Where a
+    list named the photos, the copy has the list too, with the rows of its photos.
 
     Args:
         found: What `examine` has found.
         folder: The new folder.
-        kinds: Of the findings whose photos are left out.
+        kinds: Kinds of the issues whose photos are left out.
 
     Returns:
-        Path -> reason of what was left out, which is also written to `<folder>.left-out.csv`.
+        Why each photo was left out, by path; also written to `<folder>.left-out.csv`.
 
     Raises:
         OutputError: The folder is not empty, lies among the photos, or cannot be written.
@@ -245,7 +275,18 @@ def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAI
 
 
 def write_examination(found: Examination, folder: Path) -> list[Path]:
-    """scan.json, quarantine.csv, a picture of the photos and one of each kind of finding. Returns the pictures."""
+    """Write scan.json, quarantine.csv, suspects.csv, a picture of the photos, and one for each kind of issue.
+
+    Args:
+        found: What `examine` has found.
+        folder: Made where it is missing.
+
+    Returns:
+        Paths of the pictures.
+
+    Raises:
+        OutputError: Something of another's has one of these names, or they cannot be written.
+    """
     from regraft.reporting.plots import contact_sheet, dataset_grid, save_picture
 
     check(folder, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
@@ -263,7 +304,7 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
 
 
 def _suspects_csv(found: Examination) -> bytes:
-    """The surest doubts, to be looked at and put right: `regraft relabel` takes the label column."""
+    """Return the surest suspects as a table to be looked at and put right: `regraft relabel` takes its label column."""
     d = found.dataset
     sure = [s for s in found.suspects if s.probability >= findings.CONFIDENT]
     rows = [
@@ -273,7 +314,7 @@ def _suspects_csv(found: Examination) -> bytes:
 
 
 def in_words(found: Examination) -> list[str]:
-    """A line for each kind of finding, with its first examples."""
+    """Describe what was found, in lines: each kind of issue with its first examples, leaks, and unbalanced classes."""
     lines, counts = [], Counter(one.kind for one in found.findings)
     for kind, count in counts.items():
         first = found.of(kind)[:3]
@@ -299,14 +340,14 @@ def _ordered(found: list[Issue]) -> tuple[Issue, ...]:
 
 
 def _leak(dataset: Dataset, finding: Issue) -> list[str]:
-    """The photo to learn from first, then the one to judge on."""
+    """Return the photo to learn from first, then those kept for evaluation."""
     inside = [i for i in finding.photos if dataset.splits[i] == "train"] or list(finding.photos[:1])
     outside = [i for i in finding.photos if i not in inside]
     return [dataset.paths[inside[0]], *(dataset.paths[i] for i in outside)]
 
 
 def _outliers(features: Features, found: list[Issue]) -> list[Issue]:
-    """A photo is not less of an outlier for having a copy: of copies, one is looked at."""
+    """Find outliers. Of copies one is looked at: a photo is not less of an outlier for having a copy."""
     again = set(findings.left_out(found, CERTAIN))
     kept = [i for i in range(len(features.hashes)) if i not in again]
     return [
@@ -316,7 +357,7 @@ def _outliers(features: Features, found: list[Issue]) -> list[Issue]:
 
 
 def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:
-    """Accuracy of a head solved on train, on all judged photos and on those that did not leak."""
+    """Return the accuracy of a head solved on train: on all photos outside it, and on those that did not leak."""
     train = np.array([split == "train" for split in dataset.splits])
     judged = ~train
     clean = judged & ~np.isin(np.arange(len(dataset)), leaked)

@@ -1,9 +1,11 @@
-"""The story of `regraft train`: from what takes seconds to what takes minutes, each result usable at once.
+"""The command `regraft train`: from what takes seconds to what takes minutes, each result usable at once.
 
-photos -> features -> solved head -> bundle                          frozen
-                           \\-> last stages trained -> bundle         auto, where it pays
-                           \\-> fine-tuned network -> bundle          full, and auto where it pays
-photos -> network from random weights -> bundle                      scratch
+The modes are on the right::
+
+    photos -> features -> solved head -> bundle                          frozen
+                               \\-> last stages trained -> bundle         auto, where it pays
+                               \\-> fine-tuned network -> bundle          full, and auto where it pays
+    photos -> network from random weights -> bundle                      scratch
 """
 
 import time
@@ -113,18 +115,17 @@ def train_run(
 
     Args:
         folder: The photos.
-        out: Where everything goes; None for a place below `runs`.
+        out: Folder of the run; None for one below `runs`.
         config: How to train.
-        progress: What is told.
-        trackers: Are told beside those that `config` names.
-        earlier: A run whose photos, labels and splits count, with what `config` names beyond it; then nothing else in
-            `folder` does.
+        progress: Where messages and progress bars go.
+        trackers: Are called beside those that `config` names.
+        earlier: A run to go on from: its photos, labels and splits count, and what `config` adds, but not `folder`.
 
     Raises:
         RegraftError: What stands in the way, and the cure.
     """
     out, config = place(Path(folder), out, progress=progress), config.located()
-    choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is told before anything begins
+    choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is refused before anything begins
     chosen_kinds(config.drop)
     _check_installed(config)
     with create_trackers(config.track, trackers, progress) as listening:
@@ -200,7 +201,7 @@ def _train(
 
 @contextmanager
 def _held(out: Path, world: ProcessGroup, config: TrainConfig, progress: Progress) -> Iterator[None]:
-    """The run's folder for this run alone, freed of what killed ones left."""
+    """Hold the run's folder for this run alone, freed of what killed ones left."""
     if not world.is_main:
         world.barrier()
         yield
@@ -218,7 +219,7 @@ def _held(out: Path, world: ProcessGroup, config: TrainConfig, progress: Progres
 
 
 def _prepare(context: RunContext) -> TrainInputs:
-    """Photos, the backbone, and its features where a head is solved on them."""
+    """Read the photos, load the backbone, and compute its features where a head is solved on them. Raises DataError."""
     config, progress = context.config, context.progress
     dataset = _photos(context)
     backbone = None if config.mode == "scratch" else _backbone(context).with_grey_bits(grey_bits(dataset, progress))
@@ -241,7 +242,7 @@ def _prepare(context: RunContext) -> TrainInputs:
 
 
 def _step(folder: Path, config: TrainConfig, earlier: RunRecord | None) -> Step:
-    """What this training is in the record of its run."""
+    """Return what this training is in the record of its run."""
     if earlier is None:
         return Step("train", str(folder.resolve()), now())
     added = _beyond(config.also, earlier.config.also)
@@ -251,7 +252,7 @@ def _step(folder: Path, config: TrainConfig, earlier: RunRecord | None) -> Step:
 
 
 def _beyond(all_of_them: tuple[str, ...], earlier: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that have come after the earlier ones."""
+    """Return those that have come after the earlier ones."""
     return all_of_them[len(earlier) :]
 
 
@@ -263,7 +264,7 @@ def _split(dataset: Dataset, context: RunContext) -> Splits:
 
 
 def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
-    """The photos of an earlier run, as it has them, and those that have come since."""
+    """Return the photos of an earlier run, as it has them, and those that have come since."""
     config, progress = context.config, context.progress
     parts = [unchanged(earlier.dataset(), progress)]
     options = replace(config.folder_options, known_classes=parts[0].classes)
@@ -278,7 +279,7 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
 
 
 def _photos(context: RunContext) -> Dataset:
-    """All photos, as the folders say or as somebody has put right. Those that no head is solved on are decoded once."""
+    """List all photos, with corrected labels; decode each to check it where no features will be computed of them."""
     config = context.config
     if context.earlier is not None:
         return _grown(context, context.earlier)
@@ -298,7 +299,7 @@ def _backbone(context: RunContext) -> Backbone:
 
 
 def _main_first(context: RunContext, work: Callable[[], T]) -> T:
-    """The main process first: what it fetches and computes, the others find in the cache."""
+    """Let the main process work first: what it fetches and computes, the others find in the cache."""
     if not context.world.is_main:
         context.world.barrier()
     done = work()
@@ -308,7 +309,7 @@ def _main_first(context: RunContext, work: Callable[[], T]) -> T:
 
 
 def _features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
-    """Features of all photos, each computed by one of the processes."""
+    """Compute features of all photos, each by one of the processes."""
     rank, size = context.world.rank, context.world.size
     if size > 1:
         fill(backbone, dataset.subset(range(rank, len(dataset), size)), progress=context.progress)
@@ -318,7 +319,7 @@ def _features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tupl
 
 
 def _run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -> Outcome | None:
-    """Up the ladder as far as mode, time and gain allow. None in processes that do not write."""
+    """Run the phases as far as mode, time and gain allow. None in processes that do not write."""
     if solved is None or context.config.mode == "full":
         return _climbed_alone(inputs, solved.head if solved else None, context)
     selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
@@ -343,13 +344,13 @@ def _run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) 
     if best is None:
         return None
     if has_begun:
-        finished(inputs.photos_split, best.outcome, context)  # a kill from here on costs nothing
+        finished(inputs.photos_split, best.outcome, context)  # a kill from now on costs nothing
         _forget(context.out)
     return best.outcome
 
 
 def _climbed_alone(inputs: TrainInputs, head: Head | None, context: RunContext) -> Outcome | None:
-    """Gradient descent that nothing is compared with. None in processes that do not write."""
+    """Run one phase of gradient descent that is compared with nothing. None in processes that do not write."""
     tuned = tuned_on_split(inputs, head, FULL, context)
     if not context.world.is_main:
         return None
@@ -364,7 +365,7 @@ def _climbed_alone(inputs: TrainInputs, head: Head | None, context: RunContext) 
 def _first(
     inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext
 ) -> tuple[Candidate | None, bool]:
-    """The frozen model, None in processes that do not write; and whether val is so far from train that it cannot do."""
+    """Return the frozen model, None in processes that do not write; and whether val is too unlike train for it."""
     config, progress = context.config, context.progress
     selected = selection.count(correct_frozen(solved, selection, inputs))
     is_far = config.mode == "auto" and is_shifted(selected, solved.head.cross_validated)
@@ -380,7 +381,7 @@ def _first(
 
 
 def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext) -> Head:
-    """A head solved without the photos that choose."""
+    """Return a head solved without the photos that choose between models."""
     train = learning.photos_split.splits.train
     if learning.features is None or len(train) == len(solved.held_out):
         return solved
@@ -390,7 +391,7 @@ def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext
 def _run_phase(
     inputs: TrainInputs, head: Head, best: Candidate | None, selection: Selection, phase: Phase, context: RunContext
 ) -> Candidate | None:
-    """The better of what is there and what a training gives. None in processes that do not write."""
+    """Train one phase and return the better of its model and the best so far. None in processes that do not write."""
     learning = learning_from(inputs, selection.learned)
     tuned = tuned_on_split(learning, head, phase, context)
     if best is None:
@@ -402,7 +403,7 @@ def _run_phase(
 
 @contextmanager
 def _traced(tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> Iterator[TrainedModel]:
-    """A trained network as what bundles are made of, while it lasts."""
+    """Yield a trained network as what bundles are made of; its files last as long as the block."""
     with workspace(context.out) as folder:
         yield traced(folder, tuned, inputs, unseen, context)
 
@@ -412,7 +413,7 @@ def _decided(best: Candidate, why: str) -> Candidate:
 
 
 def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
-    """What the doctor sees, unless it has been seen to. It decides nothing."""
+    """Audit the photos quickly and say what is found; not where issues were dropped already. It decides nothing."""
     photos_split = inputs.photos_split
     seen = (
         ()
@@ -429,9 +430,9 @@ def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[
 
 
 def _why_stop(best: Candidate, has_begun: bool, context: RunContext) -> str | None:
-    """Why the model that is there is the last rung, in one sentence; None to climb on. Photos that judge have no say.
+    """Say why no further phase is run, in one sentence, "" in mode frozen; None to run the next one.
 
-    has_begun: whether another training has been before.
+    Photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has been run.
     """
     if context.config.mode == "frozen":
         return ""
@@ -449,6 +450,6 @@ def _why_stop(best: Candidate, has_begun: bool, context: RunContext) -> str | No
 
 
 def _forget(out: Path) -> None:
-    """A finished training has nothing to continue."""
+    """Remove what an unfinished training would continue from."""
     for name in SCRATCH:
         remove_made(out / name)

@@ -1,4 +1,4 @@
-"""The stories of `regraft add` and `regraft relabel`: a model learns from more, or better labelled, photos in seconds.
+"""The commands `regraft add` and `regraft relabel`: learn from more, or better labelled, photos in seconds.
 
 Photos, labels and splits are those of the run's record, with what is new. Features of known photos are in the cache, so
 only new ones go through the backbone, and the head is solved again.
@@ -24,10 +24,16 @@ from regraft.run_dir import RunRecord, read_record
 
 @dataclass(frozen=True)
 class Updated:
-    """A model after it has learned again. run: the new training.
+    """A model after it has learned again, beside what it was before.
 
-    before, after: accuracy of the old and the new model on the judged photos of the classes that the old one knows.
-    pair: whether they differ there.  added: classes that it did not know.
+    Both models are compared on those photos kept for evaluation whose classes the old one knows.
+
+    Attributes:
+        run: The new training.
+        before: Accuracy of the old model.
+        after: Accuracy of the new model.
+        pair: Whether they differ.
+        added: Classes that the old model did not know.
     """
 
     run: Run
@@ -37,7 +43,7 @@ class Updated:
     added: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """What `regraft add --json` prints."""
+        """Return what `regraft add --json` prints."""
         ends = {"before": self.before.to_json(), "after": self.after.to_json()}
         return {**self.run.summary, **ends, "verdict": self.pair.verdict, "added": list(self.added)}
 
@@ -45,14 +51,17 @@ class Updated:
 def add(run: str | Path, folder: str | Path, out: str | Path | None = None, *, progress: Progress = QUIET) -> Updated:
     """Train the model of a run on the photos in a folder too: new ones of its classes, or classes that it lacks.
 
-    Every photo of the run keeps its label and its side: what was learned from never judges. Only for new photos is it
-    drawn which are kept for judging; copies of known photos go where those are.
+    Every photo of the run keeps its label and its split: the model is never evaluated on what was learned from. Only of
+    the new photos some are drawn and kept for evaluation; copies of known photos join the split of those.
 
     Args:
         run: Folder of a run of mode frozen.
         folder: Photos, laid out as for a training.
         out: Folder for the new run; None for the run itself, whose bundle is replaced when the new one is there.
-        progress: What is told.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        The new training, and how its model compares with the old one.
 
     Raises:
         RegraftError: What stands in the way, and the cure.
@@ -65,14 +74,17 @@ def add(run: str | Path, folder: str | Path, out: str | Path | None = None, *, p
 def relabel(run: str | Path, file: str | Path, out: str | Path | None = None, *, progress: Progress = QUIET) -> Updated:
     """Train the model of a run again with labels put right.
 
-    Labels that were put right before stay so, unless this list names their photos too. Every photo keeps its side; of a
-    class that would have no photo to learn from, those kept for judging are learned from.
+    Labels that were put right before stay so, unless this list names their photos too. Every photo keeps its split; of
+    a class that would have no photo to learn from, those kept for evaluation are learned from.
 
     Args:
         run: Folder of a run of mode frozen.
         file: A CSV or JSON-lines list of path and label.
         out: As for `add`.
-        progress: What is told.
+        progress: Where messages and progress bars go.
+
+    Returns:
+        The new training, and how its model compares with the old one.
 
     Raises:
         RegraftError: What stands in the way, and the cure.
@@ -83,7 +95,7 @@ def relabel(run: str | Path, file: str | Path, out: str | Path | None = None, *,
 
 
 def _growable(run: Path) -> RunRecord:
-    """The record of a run that can go on. Raises DataError or ConfigError."""
+    """Return the record of a run that can go on. Raises DataError or ConfigError."""
     bundle = load(run)
     record = read_record(bundle.folder.parent, "Expected the folder of a run, with its result.json and photos.jsonl")
     provenance = bundle.manifest["provenance"]
@@ -98,13 +110,13 @@ def _growable(run: Path) -> RunRecord:
 
 def _again(record: RunRecord, out: str | Path | None, config: TrainConfig, progress: Progress) -> Updated:
     old = load(record.run)
-    _ = old.head, old.engine  # the model as it is now: its folder may be replaced before it is judged
+    _ = old.head, old.engine  # the model as it is now: its folder may be replaced before it is evaluated
     updated = train_run(record.folder, out or record.run, config, progress, earlier=record)
     return _compared(old, updated, progress)
 
 
 def _compared(old: Bundle, updated: Run, progress: Progress) -> Updated:
-    """Old and new on the judged photos of the classes that both know."""
+    """Compare old and new on the photos kept for evaluation, of the classes that both know. Raises ConfigError."""
     evaluation = updated.evaluation
     if evaluation is None:
         raise ConfigError("One process does this. Start it without torchrun.")

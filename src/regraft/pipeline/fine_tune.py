@@ -1,4 +1,4 @@
-"""The last rungs of a training: gradient descent, its network as a bundle, and whether that beats what is there."""
+"""The last phases of a training: gradient descent, its network as a bundle, and whether that beats the best so far."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,16 +30,19 @@ from regraft.training.recipe import Recipe, choose, decide
 if TYPE_CHECKING:
     from regraft.training.finetune import Tuned
 
-NUM_KNOWN = 500  # photos that tell what a tuned network knows
+NUM_KNOWN = 500  # photos whose features show which photos a tuned network knows
 VIEWS = 6  # versions of each photo that the last stages learn from, in turn
-FEW = 50  # photos that choose; with fewer, an open comparison is repeated by cross-validation
+FEW = 50  # photos that choose between models; with fewer, an open comparison is repeated by cross-validation
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One training by gradient descent. name: in comparisons.  folder: in the run's, for what it continues from.
+    """One training by gradient descent.
 
-    in_part: whether the last stages alone learn, behind frozen ones that run once.
+    Attributes:
+        name: What it is called in comparisons.
+        folder: Where it keeps what it continues from, relative to the run's folder.
+        in_part: Whether the last stages alone learn, behind frozen ones that run once.
     """
 
     name: str
@@ -56,8 +59,9 @@ class Candidate:
 
     Attributes:
         outcome: The model as the run's bundle.
-        correct: `(N,)` bool, which of the photos that choose it has right.
-        counts: How many photos it has right that it has not seen, of several kinds; none of them judge.
+        correct: `(N,)` bool, which of the photos that choose between models it has right.
+        counts: How many it has right of photos that it has not seen, of several kinds; the reported accuracy comes from
+            none of them.
     """
 
     outcome: Outcome
@@ -66,22 +70,35 @@ class Candidate:
 
 
 def phases(config: TrainConfig, is_shifted: bool = False) -> tuple[Phase, ...]:
-    """What is trained in turn. Whoever fixes something of the recipe wants that training alone.
+    """List what is trained in turn; one training alone where the user has fixed something of the recipe.
 
-    is_shifted: whether val is answered much worse than cross-validation says: then all layers have to learn, at once.
+    Args:
+        config: How to train.
+        is_shifted: Whether val is answered much worse than cross-validation says: then all layers learn, at once.
     """
     is_direct = config.mode != "auto" or config.recipe != "regraft" or config.settings or is_shifted
     return (FULL,) if is_direct else (LAST_STAGES, FULL)
 
 
 def learning_from(inputs: TrainInputs, learned: Dataset) -> TrainInputs:
-    """The same, but that gradient descent learns from some of the photos to learn from."""
+    """Return the same inputs, but with gradient descent learning from `learned` instead of the whole train split."""
     photos_split = inputs.photos_split
     return replace(inputs, photos_split=replace(photos_split, splits=replace(photos_split.splits, train=learned)))
 
 
 def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context: RunContext) -> "Tuned":
-    """Gradient descent on the photos to learn from. Raises TooLittleTime where auto had better not begin."""
+    """Train a network by gradient descent on the photos to learn from.
+
+    Args:
+        inputs: The photos, and the backbone to begin from.
+        head: Solved on the backbone's features, for a recipe that begins with it; None where none was solved.
+        phase: Which layers learn.
+        context: Of the run.
+
+    Raises:
+        TooLittleTime: In mode auto, where less than half of the epochs would fit into the time that is left.
+        ConfigError: The recipe keeps the best epoch, and no photo can be set apart to choose it by.
+    """
     splits = inputs.photos_split.splits
     network = _network(inputs, context.config)
     decided = decide(context.mode, len(splits.train), from_solved=head is not None and context.config.weights != RANDOM)
@@ -98,7 +115,7 @@ def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context
 
 
 def _network(inputs: TrainInputs, config: TrainConfig) -> Any:
-    """Where gradient descent begins: the pretrained network, or random weights."""
+    """Return the network that gradient descent begins with: the pretrained one, or one of random weights."""
     networks = import_torch_module("backbones.network")
     if inputs.backbone is None:
         network = networks.build(config.backbone, RANDOM, seed=config.seed)
@@ -110,7 +127,7 @@ def _network(inputs: TrainInputs, config: TrainConfig) -> Any:
 def _tuned(
     network: Any, inputs: TrainInputs, head: Head | None, recipe: Recipe, job: dict[str, Any], context: RunContext
 ) -> "Tuned":
-    """Gradient descent from a network. job: the parts of a Job that differ."""
+    """Train a network by gradient descent; `job` has the fields of FineTuneJob that differ from phase to phase."""
     finetuning, config = import_torch_module("training.finetune"), context.config
     whole = finetuning.FineTuneJob(
         **job, seed=config.seed, workers=config.workers, identity=_identity(inputs, context), force=config.force
@@ -120,7 +137,10 @@ def _tuned(
 
 
 def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) -> tuple[Dataset, Dataset]:
-    """Photos to learn from, and those judged after each epoch. What chooses an epoch never judges the model."""
+    """Return the photos to learn from, and those that the network is evaluated on after each epoch.
+
+    The reported accuracy never comes from photos that chose an epoch. Raises ConfigError where none can be set apart.
+    """
     _, judged = splits.judged
     watched = splits.val if len(splits.val) else judged
     if recipe.keep == "last" or watched is not judged:
@@ -133,7 +153,7 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
 
 
 def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
-    """What must be the same for an unfinished training to be continued."""
+    """Return what must be the same for an unfinished training to be continued."""
     config = context.config
     return {
         "photos": inputs.photos_split.fingerprint,
@@ -149,9 +169,15 @@ def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
 
 
 def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> TrainedModel:
-    """A trained network as a backbone's graph and a head, which is what bundles are made of.
+    """Turn a trained network into a backbone's graph and a head, which is what bundles are made of.
 
-    unseen: photos that it has not learned from, which tell how far those may lie that are like them.
+    Args:
+        folder: For the backbone's files.
+        tuned: The network, and how its training went.
+        inputs: The photos that it has learned from, and the backbone that it began with.
+        unseen: Photos that it has not learned from, which set the limit beyond which a photo is unlike the training
+            photos.
+        context: Of the run.
     """
     network = tuned.network
     layer: Any = network.module.get_submodule(network.heads[0])
@@ -164,7 +190,7 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         "history": tuned.rows,
     }
     backbone = from_network(folder, network)
-    if inputs.backbone is not None:  # where it began
+    if inputs.backbone is not None:  # of the backbone that it began with
         backbone = replace(backbone, info={**backbone.info, "loaded": inputs.backbone.info["loaded"]})
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
@@ -177,20 +203,20 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
 
 
 def _known(backbone: Backbone, train: Dataset, unseen: Features, context: RunContext) -> FamiliarRegion | None:
-    """Where features lie of photos that the network has learned from, as far as they tell of those it has not."""
+    """Find where features of training photos lie, with a limit set by photos that the network has not learned from."""
     some = sorted(range(len(train)), key=lambda i: train.hashes[i])[:NUM_KNOWN]
     _, learned = extract(backbone, train.subset(some), progress=context.progress)
     return familiar(learned, unseen)
 
 
 def name_of(best: Outcome) -> str:
-    """What the model that is there is called in comparisons."""
+    """Return what the best model so far is called in comparisons."""
     recipe = best.model.details.get("recipe")
     return "frozen" if recipe is None else LAST_STAGES.name if recipe["views"] else FULL.name
 
 
 def correct_of(model: TrainedModel, photos: Dataset, context: RunContext) -> np.ndarray:
-    """`(N,)` bool: which photos a model has right."""
+    """Tell which of N photos a model has right, as `(N,)` bool."""
     if not len(photos):
         return np.zeros(0, bool)
     features = extract(model.backbone, photos, progress=context.progress)[1]
@@ -200,9 +226,21 @@ def correct_of(model: TrainedModel, photos: Dataset, context: RunContext) -> np.
 def better(
     model: TrainedModel, phase: Phase, best: Candidate, selection: Selection, inputs: TrainInputs, context: RunContext
 ) -> Candidate:
-    """The tuned model as the bundle if it is clearly better on the photos that choose, else the one that is there.
+    """Make the tuned model the bundle if it is clearly better on the photos that choose; else keep the best so far.
 
-    Photos that judge have no part in it: a model that is not chosen is never judged.
+    Photos that the reported accuracy comes from have no part in it: on them, only a model that is chosen is evaluated.
+    In one process, an open comparison with a frozen model on few photos set aside is repeated by cross-validation.
+
+    Args:
+        model: The tuned model.
+        phase: What it was trained in.
+        best: The best model so far.
+        selection: The photos that choose.
+        inputs: The photos to learn from, for cross-validation.
+        context: Of the run.
+
+    Returns:
+        The better one, its decision with a sentence more.
     """
     name, correct = name_of(best.outcome), correct_of(model, selection.photos, context)
     compared, how = pair(name, best.correct, phase.name, correct), selection.name
@@ -221,14 +259,18 @@ def better(
 
 
 def sentences(*parts: str) -> str:
-    """In a row, empty ones left out."""
+    """Join sentences by full stops, empty ones left out."""
     return ". ".join(part.removesuffix(".") for part in parts if part)
 
 
 def _cross_validated(
     inputs: TrainInputs, features: FeatureTable, model: TrainedModel, phase: Phase, context: RunContext
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which photos to learn from frozen and tuned have right, `(n,)` bool each, by models that have not seen them."""
+    """Cross-validate the frozen and the tuned model on the photos to learn from.
+
+    Returns:
+        Which of n photos either has right, `(n,)` bool each, by models that have not seen them.
+    """
     photos, recipe = inputs.photos_split.splits.train, Recipe(**model.details["recipe"])
     folds = folds_for(photos, context.config)
     said = np.full(len(photos), -1)

@@ -1,4 +1,4 @@
-"""The first rungs of a training: a head solved on frozen features, then on the best of several kinds of them."""
+"""The first phase of a training: a head solved on frozen features, then on the best of several kinds of them."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,20 @@ from regraft.models.ood import familiar
 from regraft.pipeline.selection import Selection, right_frozen
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered
 
-MANY = 1000  # photos to judge on, beside which cross-validation over all photos tells nothing new
+MANY = 1000  # photos to evaluate on, beside which cross-validation over all photos tells nothing new
 SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
 
 
 def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
-    """The frozen regime: the head of a convex problem on the features, where there are any."""
+    """Solve a head, which is a convex problem, on the frozen features.
+
+    Args:
+        inputs: The photos and the backbone's features.
+        context: Of the run.
+
+    Returns:
+        The features configuration and its head; None where there are no features.
+    """
     if inputs.backbone is None or inputs.features is None:
         return None
     feature_config = FeatureConfig(f"{inputs.backbone.preprocessing.height} px", inputs.backbone, inputs.features)
@@ -32,7 +40,20 @@ def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
 
 
 def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context: RunContext) -> tuple[Outcome, Trial]:
-    """The solved head as the bundle; where it is wanted and there is room, that of the best features instead."""
+    """Make the solved head the bundle, then the head on the best features of several kinds, if it is another.
+
+    Nothing is searched where the solved head was not cross-validated, or leaves too few photos wrong for any other to
+    be shown to be better.
+
+    Args:
+        plain: The head that was solved on the usual features.
+        inputs: The photos and the backbone's features.
+        is_searching: Whether other features of the same network are tried.
+        context: Of the run.
+
+    Returns:
+        What became the bundle, and the features configuration and head that it was made of.
+    """
     frozen = _delivered(plain, [plain], inputs, context)
     if not is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
         return frozen, plain
@@ -53,13 +74,22 @@ def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context:
 
 
 def correct_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> np.ndarray:
-    """`(N,)` bool: which of the photos that choose a solved head has right without having seen them."""
+    """Tell which of the photos that choose between models a solved head has right without having seen them.
+
+    Args:
+        one: The features configuration and its head.
+        selection: The N photos that choose.
+        inputs: The photos that the head was solved on.
+
+    Returns:
+        `(N,)` bool.
+    """
     x = one.feature_config.features.of(selection.photos).x
     return right_frozen(selection, one.head, inputs.photos_split.splits.train, x)
 
 
 def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Outcome:
-    """One of the heads tried as the bundle."""
+    """Make one of the heads that were tried the bundle."""
     head, photos_split = one.head, inputs.photos_split
     is_told = photos_split.splits.given or len(photos_split.splits.judged[1]) >= MANY
     whole = None if is_told else _cross_validated(one.feature_config.features, photos_split.dataset, head, context)
@@ -76,18 +106,18 @@ def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: Ru
 
 
 def head_of(features: FeatureTable, photos: Dataset, config: TrainConfig) -> Head:
-    """The head solved on some of the photos that there are features of."""
+    """Solve a head on some of the photos that there are features of."""
     own = features.of(photos)
     return solve(own, len(photos.classes), folds_for(photos, config))
 
 
 def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
-    """`(N,)` int64: which fold judges a photo, -1 for none."""
+    """Assign N photos to the folds that evaluate them, as `(N,)` int64; -1 for none."""
     return folds_of(photos, config.num_folds, config.seed)
 
 
 def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, context: RunContext) -> Accuracy | None:
-    """Accuracy over all photos, each judged by a head that has not seen it, at the penalty the train split chose."""
+    """Cross-validate over all photos, each by a head that has not seen it, at the penalty chosen on the train split."""
     folds = folds_for(photos, context.config)
     if not (folds >= 0).any():
         return None

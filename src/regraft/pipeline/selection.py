@@ -1,4 +1,4 @@
-"""Which photos choose between models: never those that judge, so no choice touches the accuracy that is reported."""
+"""Which photos choose between models: never those of the reported accuracy, so that no choice can flatter it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from regraft.data.splits import Splits
 from regraft.evaluation.comparison import no_room
 from regraft.models.linear_head import Head, Score
 
-ENOUGH = 300  # photos that choose; of more, the rest is learned from
+ENOUGH = 300  # photos that choose between models; of more, the rest is learned from
 CLEARLY = 0.05  # of accuracy, by which photos from elsewhere are answered worse than those of the same kind
 SET_ASIDE = "set-aside"
 
@@ -22,7 +22,7 @@ class Selection:
     """What chooses between models, and what is left for gradient descent to learn from.
 
     Attributes:
-        photos: N photos that choose. Neither learned from by gradient descent, nor judged on.
+        photos: N photos that choose. Gradient descent does not learn from them; nor is the model evaluated on them.
         learned: The photos that gradient descent learns from.
         name: What they are called: "val", or "set-aside".
     """
@@ -33,31 +33,38 @@ class Selection:
 
     @property
     def is_set_aside(self) -> bool:
-        """Whether they were taken from the photos to learn from."""
+        """Whether the photos that choose were taken from the photos to learn from."""
         return self.name == SET_ASIDE
 
     def to_json(self) -> dict[str, Any]:
-        """As stored with a model that was chosen."""
+        """Return what is stored with a model that was chosen."""
         return {"photos": self.name, "n": len(self.photos), "sha256": sha256_json(sorted(self.photos.hashes))}
 
     def count(self, correct: np.ndarray) -> Accuracy | None:
-        """How many a model has right, None where there is nothing to count. correct: `(N,)` bool."""
+        """Count how many of the photos a model has right.
+
+        Args:
+            correct: `(N,)` bool, which of them it has right.
+
+        Returns:
+            The accuracy; None where there are no photos.
+        """
         return accuracy(int(correct.sum()), len(correct), self.name) if len(correct) else None
 
 
 def select(splits: Splits, folds: np.ndarray) -> Selection:
-    """The photos that choose between models.
+    """Select the photos that choose between models.
 
-    Where the owner gave both, val chooses and test judges. Else the first of the folds of the photos to learn from is
-    set aside, as far as it takes: heads cross-validated on those folds have answers to its photos, and so can models
-    that never learned them.
+    Where the photos' owner gave both val and test, val chooses and the model is evaluated on test. Else photos of the
+    first fold of the photos to learn from are set aside, `ENOUGH` at most: heads cross-validated on those folds have
+    answers to them, and so can models that never learned them.
 
     Args:
-        splits: What is learned from and what is judged.
+        splits: What is learned from, and what the model is evaluated on.
         folds: `(N,)` int64 of the photos to learn from; -1 for those always learned from.
 
     Returns:
-        The photos that choose. None of them has the content of a photo that judges, or that is learned from.
+        The photos that choose. None has the content of a photo that is learned from, or that the model is evaluated on.
     """
     train, judged = splits.train, set(splits.judged[1].hashes)
     if splits.test is not None and len(splits.val):
@@ -74,7 +81,7 @@ def select(splits: Splits, folds: np.ndarray) -> Selection:
 
 
 def right_frozen(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> np.ndarray:
-    """Which of the photos that choose a solved head has right, as far as it has not seen them.
+    """Tell which of the photos that choose between models a solved head has right, as far as it has not seen them.
 
     Args:
         selection: The photos that choose.
@@ -83,7 +90,7 @@ def right_frozen(selection: Selection, head: Head, train: Dataset, x: np.ndarray
         x: `(N, D)` float32, features of the photos that choose.
 
     Returns:
-        `(N,)` bool. Of photos set aside: by the folds' answers, and wrong where no fold has one.
+        `(N,)` bool. For photos set aside the folds' answers count, and a photo without one counts as wrong.
     """
     if not selection.is_set_aside:
         return np.asarray(head.logits(x).argmax(axis=1) == selection.photos.labels)
@@ -94,10 +101,14 @@ def right_frozen(selection: Selection, head: Head, train: Dataset, x: np.ndarray
 
 
 def is_shifted(selected: Accuracy | None, cross_validated: Score | None) -> bool:
-    """Whether val is answered clearly worse than cross-validation on the photos to learn from says.
+    """Return whether val is answered clearly worse than cross-validation on the photos to learn from says.
 
-    Then the photos come from elsewhere, and only a backbone that learns can make up for it: what is searched and
-    chosen among frozen features is chosen by photos of the other kind.
+    Then the photos of val come from elsewhere, and only a backbone that learns can make up for it: a search among
+    frozen features would choose by photos of the other kind.
+
+    Args:
+        selected: Accuracy on the photos that choose between models; None where there are none.
+        cross_validated: Score on the photos to learn from; None where there is none.
     """
     if selected is None or selected.split == SET_ASIDE or cross_validated is None:
         return False
@@ -106,7 +117,7 @@ def is_shifted(selected: Accuracy | None, cross_validated: Score | None) -> bool
 
 
 def without_room(*counts: Accuracy | None) -> Accuracy | None:
-    """The last of several counts where all leave so few photos wrong that no model could be shown to be better."""
+    """Return the last of several counts if all leave so few photos wrong that no model could be shown to be better."""
     known = [one for one in counts if one is not None]
     full = known and all(no_room(round(one.value * one.n), one.n) for one in known)
     return known[-1] if full else None
