@@ -284,7 +284,7 @@ def test_a_cold_cache_without_torch_names_the_cure(empty_cache):
 @pytest.mark.slow
 def test_processes_that_start_together_trace_once(empty_cache):
     code = (
-        "from regraft.backbones import trace; from regraft.backbones.backbone import load_backbone\n"
+        "from regraft.backbones import onnx_export as trace; from regraft.backbones.backbone import load_backbone\n"
         "export = trace.export\n"
         "trace.export = lambda *a: (print('traced'), export(*a))\n"
         f"print(load_backbone({SMALL!r}, 'random').graph_sha256)"
