@@ -315,13 +315,13 @@ class Served:
 
 @contextmanager
 def serving(folder: Path, *flags: object, options: dict[str, Any] | None = None, forbid: str = "", **more: Any):
-    """`regraft serve` on a free port. options: for `tests/server/limited.py` in its place.  more: the environment, and
+    """`regraft serve` on a free port. options: for `tests/serving/limited.py` in its place.  more: the environment, and
     cwd.
     """
     cwd = more.pop("cwd", None)
     command = [sys.executable, "-m", "regraft", "serve", folder, "--port", "0", *flags]
     if options is not None:
-        command = [sys.executable, TESTS / "server" / "limited.py", folder, json.dumps(options)]
+        command = [sys.executable, TESTS / "serving" / "limited.py", folder, json.dumps(options)]
     env = {**os.environ, "PYTHONPATH": str(TESTS / "blocked"), "REGRAFT_TEST_FORBID": forbid, **more}
     with tempfile.TemporaryDirectory(prefix="regraft-said-") as temporary:
         said = Path(temporary) / "stderr"

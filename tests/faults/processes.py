@@ -30,7 +30,7 @@ INTERVAL = "regraft.training.loop.CHECKPOINT_SECONDS"
 
 @dataclass(frozen=True)
 class Trip:
-    """At the call-th call of a function, such as "regraft.commands.train.solve": a signal to the process itself, then
+    """At the call-th call of a function, such as "regraft.commands.train.list_photos": a signal to the process itself, then
     sleep, then the call. signum: 0 for none.  pause: in seconds.
     """
 
@@ -117,7 +117,7 @@ class Nursery:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="regraft-nursery-")
         env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        command = [sys.executable, str(Path(__file__).with_name("serving.py"))]
+        command = [sys.executable, str(Path(__file__).with_name("server.py"))]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self._count = 0
 

@@ -29,12 +29,12 @@ PHASES = {
     "last step": ("regraft.training.loop.gradients", 15),
     "judge an epoch": ("regraft.training.loop.judge", 2),
     "judge the last epoch": ("regraft.training.loop.judge", 5),
-    "write a checkpoint": ("regraft.training.checkpoint.published", 4),
+    "write a checkpoint": ("regraft.training.checkpoint.output_folder", 4),
     "trace what was trained": ("regraft.pipeline.fine_tune.from_network", 1),
     "write the bundle": ("regraft.run.write_model", 1),
     "judge the bundle": ("regraft.run.evaluate_dataset", 1),
     "seal the bundle": ("regraft.run.seal", 2),
-    "list the photos": ("regraft.run.write_atomic", 1),
+    "list the photos": ("regraft.run_dir.write_output", 1),
     "forget checkpoints": ("regraft.commands.train._forget", 1),
 }
 
