@@ -35,6 +35,26 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 200), 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 
 
+HEAVY = ("torch", "torchvision", "timm", "sklearn")
+STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only what imports no torch and starts no process")
+
+
+def pytest_configure(config):
+    """In the quick tier a file or test is left out at the moment in which it imports torch or starts a process."""
+    starts_the_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if config.getoption("--quick") and not starts_the_workers:
+        sys.addaudithook(_only_what_is_quick)
+
+
+def _only_what_is_quick(event: str, values: tuple[Any, ...]) -> None:
+    if event in STARTS or (event == "import" and values[0].partition(".")[0] in HEAVY):
+        pytest.skip(f"not quick: {event} {values[0] if values else ''}", allow_module_level=True)
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Only this machine can be reached."""
@@ -218,7 +238,6 @@ class Opened:
     """
 
     page: Any
-    seconds: float = 0.0
     requests: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
@@ -250,9 +269,7 @@ def opened(chromium):
         seen.page.on("console", lambda one: seen.messages.append(one.text))
         seen.page.on("pageerror", lambda one: seen.messages.append(str(one)))
         seen.page.on("dialog", lambda one: (seen.dialogs.append(one.message), one.dismiss()))
-        began = time.perf_counter()
         seen.page.goto(own)
-        seen.seconds = time.perf_counter() - began
         seen.requests[:] = [address for address in seen.requests if not address.startswith("data:")]
         return seen
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Trip:
 
 @dataclass(frozen=True)
 class Ended:
-    """code: as a shell gives it.  seconds: from the start."""
+    """code: as a shell gives it.  seconds: from the start, by which moments to kill the next one are drawn."""
 
     code: int
     stdout: str
@@ -83,7 +84,14 @@ class Child:
         """Processes that it started."""
         return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
+    def after_signal(self) -> Counter[str]:
+        """How often what `server.WATCHED` names was called after the first signal was sent."""
+        names = (self.folder / "events").read_text().split()
+        return Counter(names[names.index("signal") + 1 :])
+
     def kill(self, signum: int = signal.SIGKILL, *, group: bool = False) -> None:
+        with (self.folder / "events").open("ab", buffering=0) as file:
+            file.write(b"signal\n")
         with suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, signum)
 
