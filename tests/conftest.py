@@ -43,10 +43,9 @@ def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="only what imports no torch and starts no process")
 
 
-def pytest_configure(config):
+def pytest_collection(session):
     """In the quick tier a file or test is left out at the moment in which it imports torch or starts a process."""
-    starts_the_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    if config.getoption("--quick") and not starts_the_workers:
+    if session.config.getoption("--quick"):
         sys.addaudithook(_only_what_is_quick)
 
 

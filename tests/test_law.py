@@ -181,9 +181,10 @@ def test_the_quick_tier_has_no_torch_and_no_processes(request):
 
 def test_help_is_light():
     """What it waits for is what it imports: little, and little of it not Python's own."""
-    code = "import runpy, sys; sys.argv[1:] = ['--help']; "
-    code += "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); runpy.run_module('regraft', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = """import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+runpy.run_module("regraft", run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: ")
     loaded = done.stderr.split()
     others = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names

@@ -31,8 +31,8 @@ INTERVAL = "regraft.training.loop.CHECKPOINT_SECONDS"
 
 @dataclass(frozen=True)
 class Trip:
-    """At the call-th call of a function, such as "regraft.commands.train.list_photos": a signal to the process itself, then
-    sleep, then the call. signum: 0 for none.  pause: in seconds.
+    """At the call-th call of a function, such as "regraft.commands.train.list_photos": a signal to the process itself,
+    then sleep, then the call. signum: 0 for none.  pause: in seconds.
     """
 
     at: str
