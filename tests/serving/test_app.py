@@ -541,7 +541,14 @@ def test_what_is_compressed_takes_no_more_than_a_body_may():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"red", gzip.compress(b"red", mtime=0)[:-5], gzip.compress(b"red")[:12], gzip.compress(b"red") + b"x"]
+    "body",
+    [
+        b"",
+        b"red",
+        gzip.compress(b"red", mtime=0)[:-5],
+        gzip.compress(b"red", mtime=0)[:12],
+        gzip.compress(b"red", mtime=0) + b"x",
+    ],
 )
 def test_what_is_no_gzip_is_refused(body):
     reply = Client().ask("POST", "/v1/predict", *PACKED, body=body)

@@ -85,12 +85,10 @@ def by_hand(net, parts):
     return [(1 - m) * old + m * new for m, old, new in zip(momenta, buffers(net), expected, strict=True)]
 
 
-NUM_TERMS = (
-    18  # photos that are added up, in other groups; rows of a channel are added up by torch, the same way each time
-)
+CLOSE = rounding(18)  # photos are added up in other groups; within a photo torch adds up as always
 
 
-def same(one, other, atol=rounding(NUM_TERMS)):
+def same(one, other, atol=CLOSE):
     return all(torch.allclose(a, b, rtol=atol, atol=atol) for a, b in zip(one, other, strict=True))
 
 
