@@ -231,10 +231,7 @@ def regraft_main(monkeypatch, capfd) -> Callable[..., SimpleNamespace]:
 
 @dataclass
 class Opened:
-    """A page in a browser. requests: addresses it asked for.  messages: what the console says.  dialogs: their texts.
-
-    seconds: until it was loaded.
-    """
+    """A page in a browser. requests: what it asked for.  messages: what the console says.  dialogs: their texts."""
 
     page: Any
     requests: list[str] = field(default_factory=list)
