@@ -1,6 +1,7 @@
 """What every test stands on: no network, a cache of its own, photos that it draws itself."""
 
 import json
+import multiprocessing.process
 import os
 import re
 import shutil
@@ -47,6 +48,13 @@ def pytest_collection(session):
     """In the quick tier a file or test is left out at the moment in which it imports torch or starts a process."""
     if session.config.getoption("--quick"):
         sys.addaudithook(_only_what_is_quick)
+        multiprocessing.process.BaseProcess.start = lambda self: pytest.skip("not quick: multiprocessing")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where threads start the processes, skipping would come too late."""
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if not item.get_closest_marker("processes")]
 
 
 def _only_what_is_quick(event: str, values: tuple[Any, ...]) -> None:

@@ -29,6 +29,8 @@ from regraft.serving.worker import NO_NUMBER, TOO_LARGE, guarded_answer, warm_up
 from regraft.serving.worker import answer as answer_of
 from serving.odd_worker import GOOD
 
+pytestmark = pytest.mark.processes
+
 LIMITS = Limits(workers=1)
 HASTY = Limits(workers=1, photo_s=0.5, request_s=20.0)
 TESTS = str(Path(__file__).parents[1])

@@ -30,6 +30,8 @@ from regraft.serving.model import SealedModel
 from regraft.serving.server import LOCAL, Models, serve
 from serving.test_pool import ODD, children, until
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize(
     ("host", "port", "why"),
