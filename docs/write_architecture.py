@@ -15,7 +15,7 @@ LAYERS = (
     "training",
     "bundle",
     "evaluation",
-    "export",
+    "exporters",
     "reporting",
     "run_ownership",
     "run_dir",

@@ -139,6 +139,16 @@ def test_the_table_of_folders_is_that_of_the_tree(monkeypatch):
     assert write_architecture.PAGE.read_text() == write_architecture.page(), "run: python docs/write_architecture.py"
 
 
+def test_every_promise_of_security_names_a_test_that_exists():
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.rpartition(" | ")[2])
+        assert named, row
+        for path, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.M), f"{path}::{name}"
+
+
 def test_the_api_reference_has_every_public_name():
     listed = re.findall(r"^\.\. auto(?:class|function):: regraft\.(\w+)$", (ROOT / "docs/api.rst").read_text(), re.M)
     assert sorted(listed) == regraft.__all__

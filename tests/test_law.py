@@ -203,13 +203,15 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "data.feature_cache": "the cache",
     "models.head_cache": "the cache",
     "data.fetch": "a folder that is not published yet",
-    "data.orchard.photos": "a folder that is not published yet",
+    "data.orchard": "a folder that is not published yet",
     "bundle.write": "a folder that is not published yet",
-    "export.formats": "a folder that is not published yet",
-    "export.sample_photos": "a folder that is not published yet",
-    "hub": "a folder that is not published yet",
+    "exporters.formats": "a folder that is not published yet",
+    "exporters.sample_photos": "a folder that is not published yet",
+    "commands.hub": "a folder that is not published yet",
+    "commands.scan": "a folder that is not published yet",
     "training.checkpoint": "a folder that is not published yet",
-    "exporting": "asks ExportedFiles first",
+    "commands.export": "asks ExportedFiles first",
+    "serving.model": "a folder of the server's own",
 }
 
 
@@ -221,5 +223,5 @@ def test_what_overwrites_or_removes_files_is_where_nothing_of_the_users_is():
                 text = ast.unparse(node.func)
                 of_files = text in OVERWRITERS or text.rpartition(".")[2] in OVERWRITERS - {"remove", "replace_any"}
                 found |= {place} if of_files and not text.startswith("self.") else set()
-    assert found <= OWN_PLACES.keys(), "use ground.ownership.write_output or remove_made"
+    assert found <= OWN_PLACES.keys(), "use core.ownership.write_output or remove_made"
     assert OWN_PLACES.keys() <= found, "no longer writes"

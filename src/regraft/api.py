@@ -1,4 +1,7 @@
-"""The stories, one screen each: how the rooms work together. That of training is long, and has its own module."""
+"""Whole tasks in one call: train, compare and demo, built from the other modules.
+
+Training itself is long and has its own module, `commands.train`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -61,7 +64,14 @@ def train(
 
 
 def configure(**settings: Any) -> TrainConfig:
-    """Settings by name, sorted into those of the run and those of the recipe. Raises ConfigError."""
+    """Sort settings by name into those of the run and those of the recipe.
+
+    Args:
+        settings: Fields of TrainConfig and of Recipe.
+
+    Raises:
+        ConfigError: A name is unknown, or a value is not allowed.
+    """
     own = {field.name for field in fields(TrainConfig)}
     of_recipe = {name: value for name, value in settings.items() if name not in own}
     check_names(of_recipe)
@@ -73,16 +83,23 @@ def configure(**settings: Any) -> TrainConfig:
 
 
 def start_of(bundle: str | Path) -> dict[str, Any]:
-    """Settings that make a training begin with a bundle's backbone and weights. Raises BundleError."""
+    """Return the settings that make a training begin with a bundle's backbone and weights.
+
+    Raises:
+        BundleError: The bundle cannot be loaded.
+    """
     loaded = load(bundle)
     return {"backbone": loaded.manifest["backbone"]["name"], "weights": str(loaded.folder / "model.safetensors")}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Modes side by side on one split. runs: by mode.  pairs: every two of them, tested on the same photos.
+    """Several trainings side by side on one split.
 
-    page: the HTML file that shows them; None in processes other than the main one.
+    Attributes:
+        runs: The runs, by mode; by mode and backbone where backbones were named.
+        pairs: Every two of them, tested on the same photos.
+        page: The HTML file that shows them; None in processes other than the main one.
     """
 
     runs: dict[str, Run]
@@ -90,7 +107,7 @@ class Comparison:
     page: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What `regraft compare --json` prints."""
+        """Return what `regraft compare --json` prints."""
         modes = {
             mode: {
                 "accuracy": run.summary["accuracy"],
@@ -113,11 +130,19 @@ def compare(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Train in several modes on the same photos and split, and test which differ.
+    """Train in several modes on the same photos and the same split, and test which differ.
 
-    out: holds a run for each mode, compare.json and compare.html.  modes: of "frozen", "full" and "scratch".
-    backbones: each in every mode; () for the config's own.  config: for all of them.  settings: as for `train`, where
-    there is no config.  Raises RegraftError.
+    Args:
+        folder: The photos, as for `train`.
+        out: Folder for a run of each mode, compare.json and compare.html; default `runs/<folder's name>-compared`.
+        modes: Some of "frozen", "full" and "scratch".
+        backbones: Networks, each trained in every mode; () for the config's own.
+        config: Settings of all trainings.
+        progress: Is told what is done; None for lines on stderr.
+        settings: As for `train`; used where there is no `config`.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
     progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:
@@ -147,9 +172,16 @@ def _folder_of(name: str) -> str:
 
 
 def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: Progress = QUIET) -> SideBySide:
-    """Models by name, all judged on the same photos, and which of them really differ.
+    """Evaluate models on the same photos, and test which of them really differ.
 
-    folder: as for `evaluate`.  Raises DataError for a class that a model does not know, ConfigError without models.
+    Args:
+        models: Bundles by name.
+        folder: The photos, as for `evaluate`.
+        progress: Is told what is done.
+
+    Raises:
+        DataError: There is a class that a model does not know, or the folder cannot be read in one way only.
+        ConfigError: There are no models.
     """
     if not models:
         raise ConfigError("There are no models to put side by side. Expected one or more, by name.")
@@ -159,7 +191,7 @@ def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: 
 
 
 def _made(bundle: Bundle) -> dict[str, str]:
-    """How a model was made, in words."""
+    """Say in words how a model was made."""
     provenance = bundle.manifest["provenance"]
     seconds = read_summary(bundle.folder.parent).get("seconds", {}).get("total")
     epochs = str(len(provenance["history"])) if provenance.get("history") else "none: solved"
@@ -167,7 +199,7 @@ def _made(bundle: Bundle) -> dict[str, str]:
 
 
 def _configs(config: TrainConfig, modes: tuple[str, ...], backbones: tuple[str, ...]) -> dict[str, TrainConfig]:
-    """A training for each mode and backbone, by name."""
+    """Return a training's settings for each mode and backbone, by name."""
     own = {mode: _in_mode(config, mode) for mode in modes}
     if not backbones:
         return own
@@ -175,13 +207,20 @@ def _configs(config: TrainConfig, modes: tuple[str, ...], backbones: tuple[str, 
 
 
 def _in_mode(config: TrainConfig, mode: Any) -> TrainConfig:
-    """A file of weights is for the modes that begin with weights."""
+    """Set the mode; a file of weights is kept only for modes that begin with weights."""
     return replace(config, mode=mode, weights=None if mode == "scratch" else config.weights)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What `regraft demo` leaves: the photos, a picture of them, the run, and a picture of six predictions."""
+    """What `regraft demo` leaves.
+
+    Attributes:
+        photos: Folder of the photos.
+        grid: A picture of some of them.
+        run: The training.
+        predictions: A picture of six predictions.
+    """
 
     photos: Path
     grid: Path
@@ -190,7 +229,7 @@ class Demo:
 
 
 def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress: Progress | None = None) -> Demo:
-    """The main job on photos that need no download: unpack, look, train, predict, look again.
+    """Show the main job on photos that need no download: unpack, look, train, predict, look again.
 
     Args:
         folder: Where photos, pictures and the model go.
@@ -200,6 +239,9 @@ def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress
 
     Returns:
         What it left in the folder.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
     """
     progress = progress or Progress()
     folder = Path(folder)
@@ -227,7 +269,7 @@ def _demo_photos(folder: Path, data: str, progress: Progress) -> Path:
 
 
 def _spread(dataset: Dataset, count: int) -> list[tuple[Path, str]]:
-    """`count` photos taken evenly from a data set, the classes in turn."""
+    """Take `count` photos evenly from a data set, from the classes in turn."""
     per_class = [[i for i in range(len(dataset)) if dataset.labels[i] == c] for c in range(len(dataset.classes))]
     chosen = [members[(k * 7) % len(members)] for k in range(count) for members in per_class if members][:count]
     return [(dataset.root / dataset.paths[i], dataset.classes[dataset.labels[i]]) for i in chosen]

@@ -22,7 +22,7 @@ from regraft.reporting import terminal
 
 
 def main() -> NoReturn:
-    """Entry point. Exit 0 done, 1 an error that the user can mend, 2 wrong usage, 128 + n stopped by signal n."""
+    """Run the command line and exit: 0 done, 1 an error that the user can mend, 2 wrong usage, 128 + n for signal n."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     streams.open_streams()
     signals.install()
@@ -31,7 +31,7 @@ def main() -> NoReturn:
 
 
 def _run(debug: bool) -> int:
-    """Run the command, and say in one line what has gone wrong. Returns the exit code."""
+    """Run the command, say in one line what has gone wrong, and return the exit code."""
     try:
         return cli.main(standalone_mode=False) or 0
     except SystemExit as error:
@@ -61,7 +61,7 @@ def _told(message: str, code: int) -> int:
 
 
 def _leave_a_lost_folder() -> None:
-    """Where the working folder has been deleted, MKL, among others, does not start."""
+    """Leave a working folder that has been deleted: there MKL, among others, does not start."""
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError:

@@ -14,12 +14,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_json(command: Command) -> Command:
-    """`--json`: what there is to say, as data."""
+    """Add `--json`, which prints the result as data."""
     return click.option("--json", "as_json", is_flag=True, help="Print data as JSON to stdout.")(command)
 
 
 def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """`90`, `90s`, `3m` or `1h` in seconds."""
+    """Convert `90`, `90s`, `3m` or `1h` to seconds."""
     if text is None:
         return None
     units = {"s": 1, "m": 60, "h": 3600}
@@ -34,7 +34,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
 
 
 def _part(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """`2%` or `0.02` as a share, between 0 and 1."""
+    """Convert `2%` or `0.02` to a share between 0 and 1."""
     if text is None:
         return None
     try:
@@ -54,13 +54,13 @@ _PROMISES = (
 
 
 def with_coverage(command: Command) -> Command:
-    """`--coverage`, of what answers photo by photo."""
+    """Add `--coverage`, for commands that answer photo by photo."""
     text = "Name as many classes as it takes for the right one to be among them so often, such as 95%."
     return click.option("--coverage", callback=_part, metavar="SHARE", help=text)(command)
 
 
 def with_promises(command: Command) -> Command:
-    """Options of what answers through a bundle."""
+    """Add the options of commands that answer through a bundle: `--precision` and `--max-error`."""
     for option in reversed(_PROMISES):
         command = option(command)
     return command
@@ -77,7 +77,7 @@ _NOT_SHARED = ("mode", "settings", "restart", "force")  # of `train` alone, or n
 
 
 def with_training_options(command: Command) -> Command:
-    """Options of `train` and `compare`, made from the fields of TrainConfig and of Recipe."""
+    """Add the options of `train` and `compare`, made from the fields of TrainConfig and of Recipe."""
     own = [_option(one) for one in settings_of(TrainConfig) if one.name not in _NOT_SHARED]
     places = [
         click.option("--out", metavar="DIR", help="Folder for the run.  [default: in runs/]"),
@@ -90,7 +90,11 @@ def with_training_options(command: Command) -> Command:
 
 
 def with_settings(*names: str) -> Callable[[Command], Command]:
-    """Options made from some fields of TrainConfig, by name."""
+    """Return a decorator that adds options made from some fields of TrainConfig.
+
+    Args:
+        names: Names of the fields.
+    """
 
     def decorate(command: Command) -> Command:
         known = {one.name: one for one in settings_of(TrainConfig)}
@@ -102,7 +106,7 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
 
 
 def _option(one: Setting) -> Callable[[Command], Command]:
-    """The option of a setting: its name with dashes, its text as help."""
+    """Make the option of a setting: its name with dashes, its text as help."""
     flag = "--" + one.name.removesuffix("_s").replace("_", "-")
     if one.kind is bool:
         words = flag if one.default is False else f"{flag}/--no-{flag[2:]}"

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 import regraft
 import regraft.run
@@ -27,6 +26,7 @@ from regraft.data.scan import list_photos
 from regraft.data.splits import folds_of
 from regraft.evaluation.evaluate import evaluate, evaluate_dataset
 from regraft.models import feature_search as search
+from regraft.models.linear_head import floored
 from regraft.pipeline import linear_probe
 from regraft.run_dir import read_record
 from regraft.serving.worker import WorkItem, answer
@@ -47,7 +47,7 @@ def backbone(tmp_path_factory):
         return tiny
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training", "doctor", "models.feature_search"):
+        for module in ("commands.train", "commands.scan", "models.feature_search"):
             patch.setattr(f"regraft.{module}.configured", only)
         yield tiny
 
@@ -443,10 +443,12 @@ def test_the_cross_validated_figure_is_the_score_of_refits(backbone, colours, tm
     penalty = run.bundle.manifest["provenance"]["head"]["penalty"]
     dataset, features = extract(backbone, list_photos(colours))
     folds = folds_of(dataset, 5, 0)
-    z = StandardScaler().fit_transform(features.x.astype(np.float64))
+    x = features.x.astype(np.float64)
     right = 0
     for fold in range(5):
         seen = folds != fold
+        mean, spread = x[seen].mean(axis=0), x[seen].std(axis=0)
+        z = (x - mean) / floored(mean, spread)
         model = LogisticRegression(C=1 / (penalty * seen.sum()), tol=1e-8, max_iter=5000)
         right += (model.fit(z[seen], dataset.labels[seen]).predict(z[~seen]) == dataset.labels[~seen]).sum()
     assert (told["n"], told["value"]) == (len(dataset), pytest.approx(right / len(dataset)))
@@ -459,7 +461,7 @@ def test_no_photo_both_chooses_and_judges(colours, tmp_path, monkeypatch, is_giv
     """Penalty, features, temperature and thresholds come from other photos than the figure that is reported."""
     chose, calibrated_on = set(), []
     solve, calibrate = search.cached_head, linear_probe.calibrated
-    monkeypatch.setattr(search, "solve_once", lambda f, *more: chose.update(f.hashes) or solve(f, *more))
+    monkeypatch.setattr(search, "cached_head", lambda f, *more: chose.update(f.hashes) or solve(f, *more))
     monkeypatch.setattr(linear_probe, "calibrated", lambda p, y: calibrated_on.append(len(y)) or calibrate(p, y))
     run = _given(colours, tmp_path, search=searched) if is_given else _plain(colours, tmp_path, search=searched)
     judged = judged_photos(load(run), QUIET, "")

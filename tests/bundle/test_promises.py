@@ -54,11 +54,11 @@ def suggested(message):
     return [float(text) / 100 for text in re.findall(r"([\d.e+-]+) %", message.partition("Expected")[2])]
 
 
-def test_it_is_unsure_below_the_probability_that_keeps_the_error(bundle):
+def test_it_is_unsure_below_the_probability_that_keeps_the_error(bundle, photos):
     careful = load(bundle.folder, max_error=0.2)
     error, least, share = bundle.manifest["thresholds"]["max_error"][0]
     assert (error <= 0.2, share, careful.least_sure) == (True, 1, least)
-    said = [careful.predict(photo) for photo in blends()]
+    said = [careful.predict(photo) for photo in (*blends(), *sorted(photos.rglob("*.jpg")))]
     assert [one.unsure for one in said] == [one.probability < least for one in said]
     assert {one.unsure for one in said} == {True, False}
 

@@ -20,9 +20,9 @@ from regraft.bundle.bundle import Bundle, load
 from regraft.bundle.write import manifest_of, seal, write_model
 from regraft.commands import export as export_command
 from regraft.core.errors import DataError, ExportError, MissingExtra, OutputError
-from regraft.export.output_files import ExportedFiles
-from regraft.export.proof import running
-from regraft.export.standalone_script import script
+from regraft.exporters.output_files import ExportedFiles
+from regraft.exporters.proof import running
+from regraft.exporters.standalone_script import script
 
 BACKBONES = (
     "resnet18",

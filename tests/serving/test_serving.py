@@ -345,6 +345,8 @@ def test_it_needs_nobody_to_listen_to_what_it_says(bundle, streams):
     with subprocess.Popen(["bash", "-c", f"{command} {to}"]) as program:
         served = Process(program, port, Path("/dev/null"))
         served.wait_until(lambda: program.poll() is not None or listens(port))
+        taken = {str(Path(f"/proc/{program.pid}/fd/{number}").readlink()) for number in range(3)}
+        assert taken == {"/dev/null"} or streams == "full"
         assert served.ask("GET", "/healthz").json == {"status": "ok"}
         assert served.predict(b"nonsense").status == 400
         program.send_signal(signal.SIGHUP)

@@ -33,14 +33,14 @@ LAYOUTS = {
     "test": splits_of(range(60), [], range(200, 230)),
     "val and test": splits_of(range(60), range(100, 120), range(200, 230)),
     "copies everywhere": splits_of([*range(60), 100, 101, 200], [*range(100, 120), 5, 6, 200, 201], range(200, 230)),
-    "copies in val": splits_of([*range(60), 100, 101], range(100, 120)),
+    "copies in val": splits_of(range(60), [*range(100, 120), *range(0, 60, 4)]),
 }
 
 
 @pytest.mark.parametrize("splits", LAYOUTS.values(), ids=LAYOUTS)
 def test_no_photo_chooses_and_judges_or_chooses_and_is_learned_from(splits):
     chosen = select(splits, folds_of(splits.train, 5, 0))
-    assert len(chosen.photos) >= 10
+    assert len(chosen.photos) >= 5
     assert not set(chosen.photos.hashes) & set(splits.judged[1].hashes)
     assert not set(chosen.photos.hashes) & set(chosen.learned.hashes)
     assert set(chosen.learned.hashes) <= set(splits.train.hashes)

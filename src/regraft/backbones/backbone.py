@@ -52,7 +52,9 @@ FORMAT = 1  # raise it when tracing changes what a graph computes or holds
 class Backbone:
     """A traced network without its head.
 
-    folder: where graph and weights lie.  info: content of backbone.json.
+    Attributes:
+        folder: Where graph and weights lie.
+        info: Content of backbone.json.
     """
 
     folder: Path
@@ -65,7 +67,7 @@ class Backbone:
 
     @property
     def num_features(self) -> int:
-        """Width D of the features."""
+        """Number D of the features."""
         return int(self.info["num_features"])
 
     @property
@@ -74,7 +76,7 @@ class Backbone:
         return Preprocessing.from_json(self.info["preprocessing"])
 
     def with_grey_bits(self, grey_bits: int | None) -> "Backbone":
-        """The same, for photos whose 16-bit greys use so many bits; None for all."""
+        """Return the same backbone for photos whose 16-bit greys use so many bits; None for all."""
         preprocessing = replace(self.preprocessing, grey_bits=grey_bits)
         return replace(self, info={**self.info, "preprocessing": preprocessing.to_json()})
 
@@ -90,7 +92,7 @@ class Backbone:
 
     @property
     def first_layer(self) -> np.ndarray | None:
-        """The filters that see the photo itself, `(K, 3, h, w)` float32; None for a network that has none."""
+        """The filters applied to the photo itself, `(K, 3, h, w)` float32; None for a network that has none."""
         return first_layer(load_file(self.trunk))
 
     @property
@@ -100,7 +102,7 @@ class Backbone:
 
     @property
     def precision(self) -> Precision:
-        """bf16 where it was found to agree and this processor has it."""
+        """Arithmetic of the features: bf16 where it was found to agree and this processor has it, else f32."""
         return usable_precision(self.info["precision"])
 
     @property
@@ -109,7 +111,10 @@ class Backbone:
         return f"torch {version_of('torch')} cuda f32" if self._is_for_torch else engine_identity(self.precision)
 
     def engine(self) -> AnyEngine:
-        """OpenVINO on the processor, torch on a GPU; levels are known to the graph alone."""
+        """Start what computes the features: torch on a GPU, OpenVINO on the processor.
+
+        Features of all levels are computed by OpenVINO everywhere: the graph alone knows the levels.
+        """
         if self._is_for_torch:
             engine: AnyEngine = import_torch_module("backbones.torch_engine").TorchEngine(self.info, self.trunk, "cuda")
             return engine
@@ -121,7 +126,14 @@ class Backbone:
 
 
 def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The filters `(K, 3, h, w)` that see the photo itself."""
+    """Return the filters that are applied to the photo itself.
+
+    Args:
+        tensors: Weights of a network, by name.
+
+    Returns:
+        `(K, 3, h, w)` float32; None where there are none.
+    """
     seeing = [tensor for _, tensor in sorted(tensors.items()) if tensor.ndim == 4 and tensor.shape[1] == 3]
     return np.asarray(seeing[0], np.float32) if seeing else None
 
@@ -135,7 +147,7 @@ def load_backbone(
     size: int | None = None,
     progress: Progress = QUIET,
 ) -> Backbone:
-    """A backbone from the cache, or put there: the default one out of the package, any other traced once.
+    """Load a backbone from the cache; the default one is put there out of the package, any other is traced once.
 
     Args:
         name: As `regraft backbones` lists it.
@@ -150,7 +162,7 @@ def load_backbone(
 
     Raises:
         BackboneError: The network is unknown, or takes no such size.
-        WeightsError: The weights are not here, or damaged.
+        WeightsError: The weights are not on this machine, or damaged.
         MissingExtra: The backbone has to be traced, and torch is not installed.
     """
     weights = None if weights is None else str(weights)
@@ -170,7 +182,7 @@ def load_backbone(
 
 
 def _unpacked(size: int | None, progress: Progress) -> Backbone:
-    """The backbone that comes with regraft, in the cache as one that was traced."""
+    """Put the backbone that comes with regraft into the cache, as one that was traced."""
     key = sha256_json([packaged_key(size), tracing_identity()[-1]])[:32]
     if kept := intact(cache_folder() / "graphs" / key):
         return Backbone(cache_folder() / "graphs" / key, kept)
@@ -191,7 +203,7 @@ def _unpacked(size: int | None, progress: Progress) -> Backbone:
 
 
 def _kept(graphs: Path, key: str) -> Backbone:
-    """What has just been put into the cache, read back. Raises WeightsError where it is not there."""
+    """Read back what has just been put into the cache. Raises WeightsError where it is not there."""
     info = intact(graphs / key)
     if info is None:
         raise WeightsError(
@@ -201,13 +213,24 @@ def _kept(graphs: Path, key: str) -> Backbone:
 
 
 def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | None = None) -> Backbone:
-    """The backbone of a run. size: height of its input in pixels, None for the network's own."""
+    """Load the backbone of a run.
+
+    Args:
+        config: Of the run.
+        progress: Is told what is done.
+        size: Height of its input in pixels, None for the network's own.
+
+    Raises:
+        BackboneError: The network is unknown, or takes no such size.
+        WeightsError: The weights are not on this machine, or damaged.
+        MissingExtra: The backbone has to be traced, and torch is not installed.
+    """
     c = config
     return load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
 
 
 def traced() -> Iterator[Backbone]:
-    """Networks in the cache with weights that were not random, each once, at the size they were first traced at."""
+    """Yield the networks in the cache whose weights are not random, each once, at the size it was first traced at."""
     seen: set[tuple[str, str]] = set()
     for place in sorted((cache_folder() / "graphs").glob("*/backbone.json"), key=lambda path: path.stat().st_mtime):
         info = intact(place.parent)
@@ -218,9 +241,16 @@ def traced() -> Iterator[Backbone]:
 
 
 def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
-    """The backbone whose features are those of all its levels, its own at the end (`backbones.multilevel_features`).
+    """Load the backbone whose features are those of all levels of another, that one's own at the end.
 
-    Raises BackboneError for a network without levels.
+    See `backbones.multilevel_features`.
+
+    Args:
+        backbone: The network with its own features.
+        progress: Is told what is done.
+
+    Raises:
+        BackboneError: The network has no levels.
     """
     grey_bits, backbone = backbone.preprocessing.grey_bits, backbone.with_grey_bits(None)  # the cache knows no photos
     key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
@@ -241,9 +271,14 @@ def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
 
 
 def from_network(folder: Path, network: Any) -> Backbone:
-    """A trained network, traced into an empty folder. network: `backbones.network.Network`; its head is left out.
+    """Trace a trained network into an empty folder; its head is left out.
 
-    Raises WeightsError where the folder does not keep what is written to it.
+    Args:
+        folder: The empty folder.
+        network: A `backbones.network.Network`.
+
+    Raises:
+        WeightsError: The folder does not keep what is written to it.
     """
     import_torch_module("backbones.onnx_export").trace_into(folder, network)
     info = intact(folder)
@@ -253,7 +288,7 @@ def from_network(folder: Path, network: Any) -> Backbone:
 
 
 def _request_hash(name: str, weights: str | None, seed: int, size: int | None = None) -> str:
-    """Everything that the traced graph depends on, known without importing torch."""
+    """Hash everything that the traced graph depends on, known without importing torch."""
     return sha256_json(
         {
             "name": name,
@@ -267,9 +302,10 @@ def _request_hash(name: str, weights: str | None, seed: int, size: int | None = 
 
 
 def tracing_identity() -> list[str | None]:
-    """What a traced graph depends on besides the network and its weights: who builds and exports it, and the processor.
+    """Return what a traced graph depends on besides the network and its weights.
 
-    The latter because whether bf16 agrees with single precision can only be found out where there is bf16.
+    These are the versions of the libraries that build and export it, and whether the processor has bf16: only there can
+    it be found out whether bf16 agrees with single precision.
     """
     return [*map(version_of, ("timm", "torchvision", "torch")), "bf16" if is_bf16_native() else "f32"]
 
@@ -291,7 +327,7 @@ def _identity(name: str, weights: str | None) -> str:
 
 
 def _cached(graphs: Path, request: Path) -> Backbone | None:
-    """What a request led to, if all of it is intact; a damaged entry counts as absent and is traced again."""
+    """Return what a request led to, if all of it is intact; a damaged entry counts as absent and is traced again."""
     try:
         folder = graphs / json.loads((graphs / request).read_text())["key"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -301,7 +337,7 @@ def _cached(graphs: Path, request: Path) -> Backbone | None:
 
 
 def intact(folder: Path) -> dict[str, Any] | None:
-    """backbone.json of a folder whose files all have the content that it states, else None."""
+    """Return backbone.json of a folder whose files all have the content that it states, else None."""
     try:
         info = json.loads((folder / "backbone.json").read_text())
         good = info.pop("seal") == sha256_json(info)
@@ -312,5 +348,5 @@ def intact(folder: Path) -> dict[str, Any] | None:
 
 
 def sealed(info: dict[str, Any]) -> dict[str, Any]:
-    """Content for backbone.json, with the hash that shows damage to it."""
+    """Return content for backbone.json, with the hash that shows damage to it."""
     return {**info, "seal": sha256_json(info)}

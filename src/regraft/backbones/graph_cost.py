@@ -64,7 +64,7 @@ def _key(value: Any) -> Key:
 
 
 def _size(value: Any) -> int:
-    """How many numbers. Raises GraphError where that is not known."""
+    """Return how many numbers a value has. Raises GraphError where that is not known."""
     try:
         return math.prod(value.shape)
     except RuntimeError as error:
@@ -73,7 +73,13 @@ def _size(value: Any) -> int:
 
 
 def _work(node: Any, given: list[int], made: list[int]) -> int:
-    """Multiplications, or what takes as long. given, made: how many numbers each input and output has."""
+    """Count multiplications, or what takes as long.
+
+    Args:
+        node: OpenVINO's.
+        given: How many numbers each input has.
+        made: How many numbers each output has.
+    """
     kind = node.get_type_name()
     if kind == "Einsum":
         return _einsum(node)
@@ -89,7 +95,7 @@ def _work(node: Any, given: list[int], made: list[int]) -> int:
 
 
 def _einsum(node: Any) -> int:
-    """As many multiplications as there are choices of all its letters; an ellipsis stands for the axes not named."""
+    """Count a multiplication for each choice of all its letters; an ellipsis stands for the axes not named."""
     sides: dict[str, int] = {}
     terms = node.get_attributes()["equation"].replace(" ", "").partition("->")[0].split(",")
     for term, value in zip(terms, node.input_values(), strict=True):

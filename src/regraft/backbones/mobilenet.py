@@ -1,6 +1,7 @@
 """The first MobileNet, as the tutorial builds it: names `model.0.0.weight` to `fc.weight`.
 
-A. G. Howard et al., "MobileNets: Efficient convolutional neural networks for mobile vision applications", 2017.
+References:
+    A. G. Howard et al., "MobileNets: Efficient convolutional neural networks for mobile vision applications", 2017.
 """
 
 from itertools import pairwise
@@ -13,7 +14,7 @@ HALVED = (0, 2, 4, 6, 12)  # layers that halve height and width
 
 
 class MobileNet(nn.Module):
-    """Depthwise separable convolutions: `(B, 3, H, W)` float32 to `(B, num_classes)`; made for 224 x 224 pixels."""
+    """Depthwise separable convolutions from `(B, 3, H, W)` float32 to `(B, num_classes)`; made for 224 x 224 pixels."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class MobileNet(nn.Module):
         self.fc = nn.Linear(WIDTHS[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a normalised batch."""
+        """Return the logits of a normalised batch."""
         return torch.as_tensor(self.fc(self.model(images).flatten(1)))
 
 

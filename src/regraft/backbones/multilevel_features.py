@@ -16,9 +16,17 @@ SHRINKS = 0.6  # of one level's size, the next one's at most
 
 
 def with_levels(graph: Path) -> tuple[bytes, int]:
-    """An ONNX file whose features are mean and maximum of each level, and last those it had; and how many they are.
+    """Extend a graph so that its features are those of all its levels.
 
-    Raises BackboneError for a network without levels, such as a ViT.
+    Args:
+        graph: The ONNX file.
+
+    Returns:
+        An ONNX file whose features are mean and maximum of each level, and at the end those it had; and how many they
+        are.
+
+    Raises:
+        BackboneError: The network has no levels, such as a ViT.
     """
     levels = find_levels(activations(graph))
     if len(levels) < 2:
@@ -42,7 +50,14 @@ def with_levels(graph: Path) -> tuple[bytes, int]:
 
 
 def find_levels(computed: list[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-    """Names of the levels and their channels, from the finest. computed: names and shapes, as `activations` gives."""
+    """Find the levels of a network, from the finest.
+
+    Args:
+        computed: Names and shapes, as `activations` gives them.
+
+    Returns:
+        The number of channels of each level, by its name.
+    """
     (_, (_, height, width, _)), *rest = computed
     levels: list[tuple[int, str, int]] = []
     for name, shape in rest:

@@ -35,8 +35,14 @@ IMAGENET = Preprocessing(224, 224, (256, 256), "bilinear", "center", (0.485, 0.4
 class Network:
     """A network with its head still on.
 
-    module: in evaluation mode, on the CPU.  heads: names of the layers that give the logits (two for distilled
-    networks).  origin: where the weights came from.  loaded: what was taken from the file, None for random weights.
+    Attributes:
+        reference: Its full name.
+        module: In evaluation mode, on the CPU.
+        heads: Names of the layers that give the logits (two for distilled networks).
+        preprocessing: What photos go through before it.
+        licence: Of the weights.
+        origin: Where the weights came from.
+        loaded: What was taken from the file, None for random weights.
     """
 
     reference: Reference
@@ -49,17 +55,24 @@ class Network:
 
     @property
     def num_features(self) -> int:
-        """Width D of what the head receives, read from the head itself."""
+        """Number D of the features that the head receives, read from the head itself."""
         weight = cast(Tensor, self.module.get_submodule(self.heads[0]).weight)
         return weight.shape[1]
 
 
 @torch_defaults()
 def build(name: str, weights: str | None = None, *, offline: bool = False, seed: int = 0) -> Network:
-    """A network by its name, with pretrained weights, weights from a file, or random ones.
+    """Build a network by its name, with pretrained weights, weights from a file, or random ones.
 
-    weights: None for the library's pretrained weights, "random", or the path of a file.
-    Raises BackboneError, WeightsError.
+    Args:
+        name: As `regraft backbones` lists it.
+        weights: None for the library's pretrained weights, "random", or the path of a file.
+        offline: Whether no weights may be fetched.
+        seed: Of random weights.
+
+    Raises:
+        BackboneError: The network is unknown, or cannot be used.
+        WeightsError: The weights are not on this machine, damaged, or of another network.
     """
     reference = catalog.resolve(name)
     torch.manual_seed(seed)
@@ -77,9 +90,11 @@ def build(name: str, weights: str | None = None, *, offline: bool = False, seed:
 
 @torch_defaults()
 def restore(info: dict[str, Any], trunk_file: Path) -> Network:
-    """The network of a traced backbone, with its pretrained trunk; the head is a random one.
+    """Build the network of a traced backbone, with its pretrained weights; the head is a random one.
 
-    info: content of backbone.json.
+    Args:
+        info: Content of backbone.json.
+        trunk_file: The weights beside it.
     """
     network = _skeleton(catalog.resolve(info["name"]), _preprocessing_of(info["config"]))
     loaded = load_into(network.module, read_weights(trunk_file), network.heads, str(trunk_file))
@@ -88,9 +103,12 @@ def restore(info: dict[str, Any], trunk_file: Path) -> Network:
 
 
 def with_new_head(network: Network, weight: Tensor, bias: Tensor | None = None) -> Network:
-    """A copy of a network whose last layer answers for other classes; two heads of a distilled network become one.
+    """Copy a network with a last layer for other classes; two heads of a distilled network become one.
 
-    weight: `(C, D)` float32.  bias: `(C,)` float32, zeros if not given.
+    Args:
+        network: Stays as it is.
+        weight: `(C, D)` float32.
+        bias: `(C,)` float32, zeros if not given.
     """
     module = copy.deepcopy(unwrap(network.module))
     old = module.get_submodule(network.heads[0])
@@ -107,15 +125,24 @@ def with_new_head(network: Network, weight: Tensor, bias: Tensor | None = None) 
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The network inside DataParallel or DistributedDataParallel, whose attributes are not the network's own."""
+    """Return the network inside DataParallel or DistributedDataParallel, whose attributes are not the network's own."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     return unwrap(module.module) if isinstance(module, parallel) else module
 
 
 def find_heads(module: nn.Module, height: int, width: int) -> tuple[str, ...]:
-    """Names of the last linear layers: timm's `get_classifier`, elsewhere the last linear layer that runs.
+    """Find the last linear layers: timm's `get_classifier`, elsewhere the last linear layer that runs.
 
-    Raises BackboneError when the network has none.
+    Args:
+        module: The network.
+        height: Pixels of its input.
+        width: Pixels of its input.
+
+    Returns:
+        Their names.
+
+    Raises:
+        BackboneError: The network has none.
     """
     network: Any = unwrap(module)  # timm's contract is not typed
     if hasattr(network, "get_classifier"):
@@ -131,7 +158,7 @@ def find_heads(module: nn.Module, height: int, width: int) -> tuple[str, ...]:
 
 
 def trunk(module: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-    """A copy of a network without its head: what it returns are the features that the head would receive."""
+    """Copy a network without its head: what the copy returns are the features that the head would receive."""
     body = copy.deepcopy(unwrap(module))
     for head in heads:
         body.set_submodule(head, nn.Identity())
@@ -139,7 +166,7 @@ def trunk(module: nn.Module, heads: tuple[str, ...]) -> nn.Module:
 
 
 class Normalise(nn.Module):
-    """Pixels `(B, 3, H, W)` uint8 to what a network was trained on, float32."""
+    """Scales pixels `(B, 3, H, W)` uint8 to what a network was trained on, float32."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -148,12 +175,12 @@ class Normalise(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The batch, normalised."""
+        """Normalise a batch."""
         return (pixels.float() - cast(Tensor, self.mean)) / cast(Tensor, self.std)
 
 
 class FeatureGraph(nn.Module):
-    """Photos `(B, H, W, 3)` uint8 to features `(B, D)` float32, normalisation inside."""
+    """A module from photos `(B, H, W, 3)` uint8 to features `(B, D)` float32, normalisation inside."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -161,18 +188,27 @@ class FeatureGraph(nn.Module):
         self.trunk = trunk(network.module, network.heads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of a batch."""
+        """Compute the features of a batch."""
         return cast(Tensor, self.trunk(self.normalised(images))).flatten(1)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What the network itself takes: `(B, 3, H, W)` float32."""
+        """Return what the network itself takes: `(B, 3, H, W)` float32."""
         return cast(Tensor, self.normalise(images.permute(0, 3, 1, 2)))
 
 
 def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> Tensor:
-    """Prove that logits are features times the head's weight, and return the features `(B, D)`.
+    """Prove that logits are features times the head's weight, plus its bias.
 
-    images: `(B, H, W, 3)` uint8.  Raises BackboneError for a network built otherwise.
+    Args:
+        network: With its head on.
+        graph: What gives its features.
+        images: `(B, H, W, 3)` uint8, to prove it on.
+
+    Returns:
+        The features `(B, D)`.
+
+    Raises:
+        BackboneError: The network is built otherwise.
     """
     module = copy.deepcopy(network.module)
     first = module.get_submodule(network.heads[0])
@@ -195,7 +231,7 @@ def check_linear(network: Network, graph: FeatureGraph, images: Tensor) -> Tenso
 
 
 def _skeleton(reference: Reference, overlay: dict[str, Any] | None) -> Network:
-    """The network with random weights, and what its library says of it."""
+    """Build the network with random weights, and with what its library says of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if reference.library == "torchvision":
@@ -226,7 +262,7 @@ def _from_file(network: Network, path: Path) -> Network:
 
 
 def _recognised(reference: Reference, path: Path) -> Reference:
-    """The reference with the tag of torchvision's published weights, where a file holds such."""
+    """Add the tag of torchvision's published weights to the reference, where a file holds such."""
     if reference.library == "torchvision" and path.is_file():
         digest = sha256_file(path)
         for published in models.get_model_weights(reference.architecture):
@@ -273,12 +309,12 @@ def _download(url: str, path: Path, reference: Reference, offline: bool) -> None
 
 
 def _hash_in(url: str) -> str:
-    """torchvision ends the names of its files with eight or ten digits of their SHA-256."""
+    """Return the eight or ten digits of its SHA-256 with which torchvision ends the name of a file."""
     return Path(url).stem.rpartition("-")[2]
 
 
 def _from_timm(network: Network, offline: bool) -> Network:
-    """timm loads its own weights: it knows each network's renamings."""
+    """Let timm load its own weights: it knows each network's renamings."""
     untyped: Any = network.module
     reference, config = network.reference, untyped.pretrained_cfg
     repository, url = config.get("hf_hub_id"), config.get("url")
@@ -310,7 +346,7 @@ def _not_here(reference: Reference, expected: str) -> str:
 
 
 def _config_beside(weights: Path) -> dict[str, Any] | None:
-    """Preprocessing that timm or regraft saved beside a weights file."""
+    """Read the preprocessing that timm or regraft saved beside a weights file."""
     try:
         return _preprocessing_of(json.loads((weights.parent / "config.json").read_text()))
     except (OSError, ValueError):
@@ -318,7 +354,7 @@ def _config_beside(weights: Path) -> dict[str, Any] | None:
 
 
 def _preprocessing_of(config: Any) -> dict[str, Any] | None:
-    """What timm's config.json says of the input; the size is part of the network too."""
+    """Return what timm's config.json says of the input; the size is part of the network too."""
     wanted = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode", "license")
     try:
         return {key: config["pretrained_cfg"][key] for key in wanted if key in config["pretrained_cfg"]}

@@ -28,7 +28,7 @@ UINT8, FLOAT32 = 2, 1
 
 
 class GraphError(ValueError):
-    """A graph is damaged, or no plain network."""
+    """Raised for a graph that is damaged, or no plain network."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Tensor:
 
     @property
     def count(self) -> int:
-        """How many numbers."""
+        """How many numbers it has."""
         return math.prod(self.shape)
 
     def numbers(self) -> np.ndarray:
-        """As an array of its shape. Raises GraphError for a type that numpy lacks."""
+        """Return it as an array of its shape. Raises GraphError for a type that numpy lacks."""
         if self.type not in NUMPY_TYPES:
             raise GraphError(f"a tensor of type {self.type} is no array")
         kind = NUMPY_TYPES[self.type]
@@ -94,7 +94,7 @@ def check_graph(data: bytes) -> Graph:
         The graph, ready for an engine.
 
     Raises:
-        GraphError: With a reason, for everything else.
+        GraphError: It is anything else; the text says what.
     """
     try:
         model = read_model(data)
@@ -117,7 +117,7 @@ def check_graph(data: bytes) -> Graph:
 
 
 def _head(nodes: list[Message], constants: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Weight and bias of the one layer from features to logits."""
+    """Return weight and bias of the one layer from features to logits."""
     node = next((one for one in nodes if one.get("output") == ["logits"]), {})
     attributes = {(one.get("name"), one.get("i")) for one in node.get("attribute", [])}
     features, *names = node.get("input", [""])
@@ -141,7 +141,15 @@ def _constants(graph: Message) -> dict[str, Tensor]:
 
 
 def tensor(message: Message) -> Tensor:
-    """A tensor whose numbers are all there. Raises GraphError."""
+    """Read a tensor whose numbers are all there.
+
+    Args:
+        message: As `read_model` gives it.
+
+    Raises:
+        GraphError: It is of an unknown type, has an impossible shape or too many axes, lies in another file, or has
+            more or fewer numbers than its shape says.
+    """
     kind, shape = message.get("data_type", 0), tuple(message.get("dims", []))
     if message.get("data_location", 0) != 0:
         raise GraphError("it keeps weights in another file")
@@ -163,7 +171,7 @@ def _named(values: list[Message]) -> dict[str, Message]:
 
 
 def _image_size(inputs: dict[str, Message], constants: dict[str, Tensor]) -> tuple[int, int]:
-    """Height and width. Raises GraphError unless the one input is `images (B, H, W, 3)` uint8."""
+    """Return height and width. Raises GraphError unless the one input is `images (B, H, W, 3)` uint8."""
     given = {name: one for name, one in inputs.items() if name not in constants}
     kind = given.get("images", {}).get("type", {}).get("tensor_type", {})
     sizes = [dim.get("dim_value", 0) for dim in kind.get("shape", {}).get("dim", [])]
@@ -175,11 +183,11 @@ def _image_size(inputs: dict[str, Message], constants: dict[str, Tensor]) -> tup
 
 
 class _Walk:
-    """Nodes in their order.
+    """The nodes in their order, each checked against those before it.
 
     Attributes:
         small: What is known of each tensor so far; None for one that may be large.
-        run: How many operators on single numbers lie in a row before it.
+        run: For each tensor, how many operators on single numbers lie in a row before it.
     """
 
     def __init__(self, constants: dict[str, Tensor], inputs: Iterable[str]) -> None:
@@ -188,7 +196,7 @@ class _Walk:
         self.run: dict[str, int] = {}
 
     def add(self, node: Message) -> None:
-        """One node more. Raises GraphError where it may not follow those before it."""
+        """Add one more node. Raises GraphError where it may not follow those before it."""
         kind, names = node.get("op_type", ""), node.get("input", [])
         if kind not in OPERATORS or node.get("domain", "") not in OWN_DOMAINS:
             raise GraphError(f"operator {kind[:80]!r} is not allowed")
@@ -213,7 +221,7 @@ class _Walk:
 
 
 def _of_attributes(node: Message) -> Small | None:
-    """What a node `Constant` gives."""
+    """Return what is known of the value that a node `Constant` gives."""
     for one in node.get("attribute", []):
         if "t" in one:
             return _of_constant(tensor(one["t"]))
@@ -231,7 +239,7 @@ def _of_constant(value: Tensor) -> Small | None:
 def _check_nodes(
     nodes: list[Message], constants: dict[str, Tensor], inputs: Iterable[str], outputs: Iterable[str]
 ) -> None:
-    """Operators are allowed, values are computed before they are used, and sizes come from shapes and constants."""
+    """Check that operators are allowed, values are computed before use, and sizes come from shapes and constants."""
     walk = _Walk(constants, inputs)
     for node in nodes:
         for attribute in node.get("attribute", []):

@@ -46,9 +46,23 @@ def trace(
     size: int | None = None,
     progress: Progress = QUIET,
 ) -> str:
-    """Build a network, trace it into `graphs/<key>/` and return the key: a hash of network, weights, preprocessing.
+    """Build a network and trace it into `graphs/<key>/`, unless it is there already.
 
-    size: height of the input, None for the network's own.  Raises BackboneError where it takes no other.
+    Args:
+        graphs: The folder of the cache.
+        name: As `regraft backbones` lists it.
+        weights: None for the library's pretrained weights, "random", or the path of a file.
+        offline: Whether no weights may be fetched.
+        seed: Of random weights.
+        size: Height of the input in pixels, None for the network's own.
+        progress: Is told what is done.
+
+    Returns:
+        The key: a hash of network, weights and preprocessing.
+
+    Raises:
+        BackboneError: The network takes no input of that size, or is unknown or unusable.
+        WeightsError: The weights are not on this machine, damaged, or of another network.
     """
     network = networks.build(name, weights, offline=offline, seed=seed)
     if size is not None:
@@ -70,7 +84,16 @@ def trace(
 
 @torch_defaults()
 def trace_into(folder: Path, network: Network) -> None:
-    """Write graph, weights and description of a network, head left out, into an empty folder."""
+    """Write graph, weights and description of a network, head left out, into an empty folder.
+
+    Args:
+        folder: The empty folder.
+        network: With its head on.
+
+    Raises:
+        BackboneError: The network does not end in one linear layer, or gives other features in the engine than in
+            torch.
+    """
     images = probe_images(network.preprocessing.height, network.preprocessing.width)
     graph = FeatureGraph(network).eval()
     expected = check_linear(network, graph, torch.from_numpy(images)).numpy()
@@ -85,6 +108,11 @@ def export(graph: torch.nn.Module, images: np.ndarray, path: Path) -> None:
 
     The exporter by tracing takes 0.8 s where the one by torch.export takes 10 s, so the latter is kept for networks
     that the first cannot translate, or not into a plain graph.
+
+    Args:
+        graph: Takes `images (B, H, W, 3)` uint8 and gives `features`.
+        images: `(B, H, W, 3)` uint8, to trace it with.
+        path: The file to write.
     """
     example = torch.from_numpy(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
@@ -107,7 +135,7 @@ def _key(network: Network) -> str:
 
 
 def tensor_hash(value: torch.Tensor) -> list[str]:
-    """dtype, shape and SHA-256 of a tensor's content."""
+    """Return dtype, shape and SHA-256 of a tensor's content."""
     content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     return [str(value.dtype), str(tuple(value.shape)), sha256_bytes(content.tobytes())]
 
@@ -152,7 +180,7 @@ def _info(network: Network, images: np.ndarray, folder: Path) -> dict[str, Any]:
 
 
 def _config(network: Network) -> dict[str, Any]:
-    """timm's config.json without the classes; for torchvision, the names that build the network again."""
+    """Return timm's config.json without the classes; for torchvision, the names that build the network again."""
     if network.reference.library != "timm":
         return {"library": network.reference.library, "architecture": network.reference.architecture}
     module: Any = network.module

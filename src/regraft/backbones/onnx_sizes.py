@@ -1,7 +1,7 @@
-"""Which tensors of an ONNX graph are small, told without computing them.
+"""Which tensors of an ONNX graph are small, found out without computing them.
 
 An engine that reads a graph computes whatever the size of a tensor depends on. So those values may only come from
-shapes and constants by way of tensors that are small themselves, and here is followed how large they can get.
+shapes and constants by way of tensors that are small themselves. This module follows how large they can get.
 """
 
 import math
@@ -42,7 +42,7 @@ Rule = Callable[[list[Small]], Small | None]
 
 
 def of_constant(values: np.ndarray) -> Small | None:
-    """A constant, or one that fills a tensor; None for a large one."""
+    """Return what is known of a constant, or of the value that fills a tensor; None for a large one."""
     side = max(values.shape, default=1)
     if values.size > SMALL or side > SMALL:
         return None
@@ -54,12 +54,15 @@ def of_constant(values: np.ndarray) -> Small | None:
 
 
 def of_node(kind: str, given: list[Small | None], node: Message) -> Small | None:
-    """What an operator gives, from what it is given; None where that may be large.
+    """Find what is known of an operator's output from what is known of its inputs.
 
     Args:
         kind: The operator.
         given: Its inputs that are there, in order.
         node: Its attributes.
+
+    Returns:
+        None where the output may be large.
     """
     if kind == "Shape":
         return _shape(given[0], node) if given else None
@@ -82,7 +85,7 @@ def _shape(of: Small | None, node: Message) -> Small:
 
 
 def _is_exact(cast: Message) -> bool:
-    """Whether numbers stay what they are."""
+    """Tell whether a cast leaves numbers as they are."""
     return any(one.get("name") == "to" and one.get("i") in TYPES for one in cast.get("attribute", []))
 
 
@@ -91,7 +94,7 @@ def _same(given: list[Small]) -> Small:
 
 
 def _part(given: list[Small]) -> Small:
-    """Some of the numbers, or all in another order."""
+    """Follow an operator that gives some of the numbers, or all in another order."""
     return replace(given[0], product=None)
 
 
@@ -101,12 +104,12 @@ def _unsqueezed(given: list[Small]) -> Small:
 
 
 def _changed(given: list[Small]) -> Small:
-    """As many other numbers, or fewer."""
+    """Follow an operator that gives as many other numbers, or fewer."""
     return Small(given[0].count, given[0].rank, given[0].side)
 
 
 def _reshaped(given: list[Small]) -> Small | None:
-    """Axes are no longer than there are numbers, unless there are none."""
+    """Follow a reshaping: axes are no longer than there are numbers, unless there are none."""
     if len(given) != 2:
         return None
     values, sizes = given
@@ -133,7 +136,11 @@ def _joined(given: list[Small]) -> Small:
 
 
 def _elementwise(bounds: Callable[[Range, Range], Range] | None = None) -> Rule:
-    """Inputs are spread to a common shape. bounds: of the result, from those of two inputs."""
+    """Return the rule of an operator whose inputs are spread to a common shape.
+
+    Args:
+        bounds: Gives the range of the result from those of two inputs.
+    """
 
     def rule(given: list[Small]) -> Small:
         counts, rank = [max(one.count, 1) for one in given], max(one.rank for one in given)
@@ -149,7 +156,7 @@ def _elementwise(bounds: Callable[[Range, Range], Range] | None = None) -> Rule:
 
 
 def _filled(given: list[Small]) -> Small | None:
-    """A tensor of the shape that is given."""
+    """Follow an operator that gives a tensor of the shape that it is given."""
     sizes = given[0]
     if sizes.product is None or sizes.range is None or sizes.range[1] > SMALL:
         return None
@@ -157,7 +164,7 @@ def _filled(given: list[Small]) -> Small | None:
 
 
 def _one_hot(given: list[Small]) -> Small | None:
-    """As many numbers for each place as the second input says."""
+    """Follow an operator that gives as many numbers for each place as its second input says."""
     if len(given) != 3 or given[1].range is None or given[1].range[1] > SMALL:
         return None
     depth, side = max(0, int(given[1].range[1])), given[0].side

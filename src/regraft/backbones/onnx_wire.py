@@ -96,7 +96,10 @@ _MESSAGES: dict[str, tuple[tuple[int, str, int | str, bool], ...]] = {
 
 
 def _wire_type(kind: int | str) -> int:
-    """How a field is written: 0 a number of seven-bit bytes, 1 and 5 eight and four bytes, 2 a length and so many."""
+    """Return how a field is written.
+
+    0 is a number of seven-bit bytes, 1 and 5 are eight and four bytes, 2 is a length and so many bytes.
+    """
     return {INT: 0, FLOAT: 5, DOUBLE: 1}.get(kind, 2) if isinstance(kind, int) else 2
 
 
@@ -109,7 +112,7 @@ _FIELDS = {
 
 
 class WireError(ValueError):
-    """Bytes are no ONNX file, or hold what a plain network has no need of."""
+    """Raised for bytes that are no ONNX file, or that hold what a plain network has no need of."""
 
 
 def read_model(data: bytes) -> Message:
@@ -129,13 +132,13 @@ def read_model(data: bytes) -> Message:
 
 
 class _Reader:
-    """One walk over a file; `left` is how many values it may still hold."""
+    """One pass over a file; `left` is how many values it may still hold."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.view, self.left = data, memoryview(data), MAX_VALUES
 
     def message(self, position: int, end: int, kind: str, depth: int) -> Message:
-        """The message that lies between two positions."""
+        """Read the message that lies between two positions. Raises WireError."""
         if depth > MAX_DEPTH:
             raise WireError("it is nested too deep")
         fields, found = _FIELDS[kind], {}
@@ -157,7 +160,7 @@ class _Reader:
         return found
 
     def value(self, position: int, end: int, what: int | str, depth: int) -> tuple[Any, int]:
-        """What lies at a position, and the position behind it."""
+        """Read what lies at a position; return it and the position behind it. Raises WireError."""
         self.count(1)
         if what == INT:
             value, position = self.varint(position, end)
@@ -174,7 +177,7 @@ class _Reader:
         return (self.view[position:behind] if what == BYTES else self.packed(position, behind, what)), behind
 
     def packed(self, position: int, end: int, what: int) -> list[Any]:
-        """Numbers one after the other."""
+        """Read numbers one after the other. Raises WireError."""
         if what != PACKED_INT:
             width, code = (4, "f") if what == PACKED_FLOAT else (8, "d")
             count, rest = divmod(end - position, width)
@@ -190,20 +193,23 @@ class _Reader:
         return found
 
     def count(self, number: int) -> None:
-        """So many values more. Raises WireError for too many."""
+        """Count so many more values. Raises WireError for too many."""
         self.left -= number
         if self.left < 0:
             raise WireError(f"it holds more than {MAX_VALUES} values")
 
     @staticmethod
     def behind(position: int, length: int, end: int) -> int:
-        """The position behind so many bytes. Raises WireError where there are fewer."""
+        """Return the position behind so many bytes. Raises WireError where there are fewer."""
         if length > end - position:
             raise WireError("it is cut off")
         return position + length
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """A number of at most ten bytes, seven bits each, lowest first; and the position behind it."""
+        """Read a number of at most ten bytes, seven bits each, lowest first; return it and the position behind it.
+
+        Raises WireError where it is cut off or has more than 64 bits.
+        """
         value = shift = 0
         while position < end and shift < 70:
             byte = self.data[position]

@@ -26,17 +26,24 @@ TRUNK, STRUCTURE, DESCRIPTION = (FOLDER / f"{DEFAULT}{suffix}" for suffix in (".
 
 
 def is_packaged(name: str, weights: str | None) -> bool:
-    """Whether a backbone by this name and with these weights is the one that comes with regraft."""
+    """Tell whether a backbone by this name and with these weights is the one that comes with regraft."""
     return weights is None and name.removeprefix("timm/") == DEFAULT
 
 
 def packaged_key(size: int | None) -> str:
-    """Name of its folder in the cache. size: height of the input in pixels, None for the network's own."""
+    """Return the name of the default backbone's folder in the cache.
+
+    Args:
+        size: Height of the input in pixels, None for the network's own.
+
+    Raises:
+        WeightsError: The description in the installation cannot be read.
+    """
     return sha256_json([_description(), size])[:32]
 
 
 def packaged_graph(size: int | None) -> bytes:
-    """The ONNX file that gives features, weights inside.
+    """Build the ONNX file that gives features, weights inside.
 
     Args:
         size: Height of the input in pixels, None for the network's own. The graph computes its padding from what it is
@@ -65,7 +72,14 @@ def packaged_graph(size: int | None) -> bytes:
 
 
 def packaged_info(size: int | None) -> dict[str, Any]:
-    """What backbone.json says, but for what this machine adds. size: as above."""
+    """Return what backbone.json says, but for what this machine adds.
+
+    Args:
+        size: Height of the input in pixels, None for the network's own.
+
+    Raises:
+        WeightsError: The description in the installation cannot be read.
+    """
     info: dict[str, Any] = _description()["info"]
     if size is not None:
         info["preprocessing"] = Preprocessing.from_json(info["preprocessing"]).scaled(size).to_json()
@@ -75,7 +89,7 @@ def packaged_info(size: int | None) -> dict[str, Any]:
 def folded(
     tensors: dict[str, np.ndarray], convolution: str, norm: str, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias of a convolution that does what it and the BatchNorm behind it do.
+    """Compute weight and bias of a convolution that does what it and the BatchNorm behind it do.
 
     Args:
         tensors: Of the network, by name.
@@ -94,7 +108,7 @@ def folded(
 
 
 def _intact_description() -> dict[str, Any]:
-    """The description, once the files that it speaks of have the content that it states."""
+    """Return the description, once the files that it speaks of have the content that it states."""
     description = _description()
     for path in (TRUNK, STRUCTURE):
         if not path.is_file() or sha256_file(path) != description["sha256"][path.name]:

@@ -7,7 +7,7 @@ GRID = 7  # colours along each side, between which the rest is interpolated
 
 
 def probe_images(height: int, width: int, count: int = 2) -> np.ndarray:
-    """Smooth coloured noise: always the same, and nearer to photos than white noise.
+    """Draw smooth coloured noise: always the same, and nearer to photos than white noise.
 
     Args:
         height: Pixels.

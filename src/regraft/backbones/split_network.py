@@ -22,10 +22,13 @@ ENGINE_SAME: dict[Precision, float] = {"f32": 1e-3, "bf16": 0.1}  # the same of 
 
 @dataclass(frozen=True)
 class SplitNetwork:
-    """whole: the network.  first: name of the first part that learns.
+    """A network in two: the first stages, which stay as they are, and those behind, which learn.
 
-    rest: the network with all that runs before that part taken out. It takes what `before` gives, and its tensors have
-    the names that they have in the whole.
+    Attributes:
+        whole: The network.
+        first: Name of the first part that learns.
+        rest: The network with all that runs before that part taken out. It takes what `before` gives, and its tensors
+            have the names that they have in the whole.
     """
 
     whole: Network
@@ -33,7 +36,17 @@ class SplitNetwork:
     rest: Network
 
     def before(self, images: Tensor) -> Tensor:
-        """What the first part that learns receives, `(B, C, h, w)`, of what the network takes, `(B, 3, H, W)`."""
+        """Compute what the first part that learns receives.
+
+        Args:
+            images: `(B, 3, H, W)`, what the network takes.
+
+        Returns:
+            `(B, C, h, w)`.
+
+        Raises:
+            RuntimeError: The network does not run that part.
+        """
 
         def leave(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             raise _Reached(inputs[0])
@@ -49,7 +62,7 @@ class SplitNetwork:
 
 
 class FrontGraph(nn.Module):
-    """Photos `(B, H, W, 3)` uint8 to what the first part that learns receives, `(B, h, w, C)` float32."""
+    """A module from photos `(B, H, W, 3)` uint8 to what the first part that learns receives, `(B, h, w, C)` float32."""
 
     def __init__(self, division: SplitNetwork) -> None:
         super().__init__()
@@ -58,15 +71,18 @@ class FrontGraph(nn.Module):
         self._division = division
 
     def forward(self, images: Tensor) -> Tensor:
-        """The maps of a batch, channels last as they are kept."""
+        """Compute the maps of a batch, channels last as they are kept."""
         normalised = cast(Tensor, self.normalise(images.permute(0, 3, 1, 2)))
         return self._division.before(normalised).permute(0, 2, 3, 1)
 
 
 def front_engine(division: SplitNetwork) -> Engine | None:
-    """The stages that stay as they are, in the engine that extracts features: several times as fast as torch.
+    """Start the stages that stay as they are in the engine that extracts features: several times as fast as torch.
 
     They are exported like any backbone, and proven on two photos.
+
+    Args:
+        division: The network in two.
 
     Returns:
         What gives `{"features": (B, h, w, C) float32}` of photos; None for stages that cannot be exported, or whose
@@ -89,7 +105,7 @@ def front_engine(division: SplitNetwork) -> Engine | None:
 
 
 class _Reached(Exception):
-    """The end of the stages that stay as they are."""
+    """Raised at the end of the stages that stay as they are."""
 
     def __init__(self, activations: Tensor) -> None:
         super().__init__()
@@ -97,9 +113,14 @@ class _Reached(Exception):
 
 
 def divide(network: Network, learning: Iterable[str]) -> SplitNetwork | None:
-    """Divide a network before the first of the parameters that learn, in their order, and prove it on two photos.
+    """Divide a network before the first of the parameters that learn, and prove it on two photos.
 
-    None where it is not a row of parts of which each takes a map from the one before and nothing else.
+    Args:
+        network: The whole.
+        learning: Names of the parameters that learn, in their order.
+
+    Returns:
+        None where the network is not a row of parts of which each takes a map from the one before and nothing else.
     """
     names = list(learning)
     first = _outermost(network.module, names)
@@ -116,7 +137,7 @@ def divide(network: Network, learning: Iterable[str]) -> SplitNetwork | None:
 
 
 def _outermost(module: nn.Module, learning: list[str]) -> str:
-    """Name of the largest part that the first parameter lies in and that learns as a whole."""
+    """Return the name of the largest part that the first parameter lies in and that learns as a whole."""
     still = [name for name, _ in module.named_parameters() if name not in set(learning)]
     parts = learning[0].split(".")[:-1]
     prefixes = (".".join(parts[: i + 1]) for i in range(len(parts)))
@@ -124,7 +145,7 @@ def _outermost(module: nn.Module, learning: list[str]) -> str:
 
 
 def _done_before(module: nn.Module, first: str, images: Tensor) -> list[str]:
-    """Names of the parts that have run when `first` begins, each without the parts that it consists of."""
+    """List the parts that have run when `first` begins, each without the parts that it consists of."""
     done: list[str] = []
     names = {part: name for name, part in module.named_modules()}
 
@@ -148,7 +169,7 @@ def _done_before(module: nn.Module, first: str, images: Tensor) -> list[str]:
 
 
 def _is_whole(division: SplitNetwork, learning: list[str], images: Tensor) -> bool:
-    """Whether one half after the other says what the network says, and nothing that learns was taken out."""
+    """Tell whether one half after the other gives what the network gives, and nothing that learns was taken out."""
     with torch.inference_mode():
         expected = cast(Tensor, division.whole.module(images))
         activations = division.before(images)

@@ -11,7 +11,10 @@ from regraft.backbones.network import Network, unwrap
 
 
 def stages(network: Network) -> list[list[str]]:
-    """Names of the parameters of each stage, in order: timm's own grouping, elsewhere the blocks as they are nested."""
+    """List the names of the parameters of each stage, from the first to the last, the head's left out.
+
+    The stages are timm's own groups, elsewhere the blocks as they are nested.
+    """
     module: Any = unwrap(network.module)
     named = dict(module.named_parameters())
     in_head = tuple(f"{head}." for head in network.heads)
@@ -26,7 +29,7 @@ def stages(network: Network) -> list[list[str]]:
 
 
 def last_half(network: Network) -> int:
-    """How many of the last stages hold half of the parameters, and so most of what a network knows of its classes."""
+    """Count the last stages that hold half of the parameters, and so most of what a network knows of its classes."""
     named = dict(network.module.named_parameters())
     sizes = [sum(named[name].numel() for name in stage) for stage in stages(network)]
     held = list(accumulate(reversed(sizes)))
@@ -34,7 +37,7 @@ def last_half(network: Network) -> int:
 
 
 def _block_of(name: str, module: nn.Module) -> str:
-    """`features.3` of `features.3.conv.weight`; the child's own name where it is not a row of blocks."""
+    """Return `features.3` of `features.3.conv.weight`; the child's own name where it is not a row of blocks."""
     first, _, rest = name.partition(".")
     child = getattr(module, first)
     if hasattr(child, "layers"):  # the encoder of a ViT

@@ -10,7 +10,9 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """float32, on the processor, with gradients and without autocast; afterwards as before. Also a decorator.
+    """Compute in float32, on the processor, with gradients and without autocast; afterwards as before.
+
+    It is a decorator too.
 
     The default type is the process's, the others this thread's. A default device that is the processor already is left
     alone: to set one slows every call of torch.

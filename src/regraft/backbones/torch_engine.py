@@ -18,7 +18,7 @@ from regraft.core.progress import QUIET
 
 @contextmanager
 def _single_precision() -> Iterator[None]:
-    """Without TF32, which training may have switched on: what is kept must not depend on what ran before."""
+    """Switch off TF32, which training may have switched on: what is kept must not depend on what ran before."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -31,7 +31,10 @@ def _single_precision() -> Iterator[None]:
 class TorchEngine:
     """A backbone on a torch device. Safe to call from many threads: decoding overlaps, batches take turns.
 
-    info: content of backbone.json.  trunk: the weights beside it.
+    Args:
+        info: Content of backbone.json.
+        trunk: The weights beside it.
+        device: In torch's words.
     """
 
     batch_size = 32
@@ -42,7 +45,7 @@ class TorchEngine:
         self._lock = threading.Lock()
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """`{"features": (B, D) float32}` of `images (B, H, W, 3)` uint8."""
+        """Return `{"features": (B, D) float32}` of `images (B, H, W, 3)` uint8."""
         with self._lock:
             features, _ = in_pieces(len(images), partial(self._features, images), QUIET)
             return {"features": features}

@@ -13,7 +13,7 @@ from regraft.backbones.torch_defaults import torch_defaults
 
 
 class Program(nn.Module):
-    """Photos `(B, H, W, 3)` uint8 to probabilities `(B, C)` float32."""
+    """A module from photos `(B, H, W, 3)` uint8 to probabilities `(B, C)` float32."""
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Program(nn.Module):
         self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities of a batch."""
+        """Compute the probabilities of a batch."""
         logits = cast(Tensor, self.network(self.normalise(images.permute(0, 3, 1, 2))))
         return (logits / self.temperature).softmax(dim=1)
 

@@ -29,7 +29,15 @@ DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a weights file gave to a network. Lists name tensors with their shapes, as text."""
+    """What a weights file gave to a network. Lists name tensors with their shapes, as text.
+
+    Attributes:
+        num_loaded: How many of the network's tensors come from the file.
+        num_tensors: How many the network has.
+        missing: Those of the network that the file lacks.
+        unexpected: Those of the file that the network lacks.
+        mismatched: Those whose shapes differ, with both shapes.
+    """
 
     num_loaded: int
     num_tensors: int
@@ -45,9 +53,13 @@ class Loaded:
 
 
 def read_weights(path: Path) -> StateDict:
-    """State dict in a `.safetensors`, `.pth`, `.pt` or `.pth.tar` file, taken out of a checkpoint's wrapper.
+    """Read the state dict in a `.safetensors`, `.pth`, `.pt` or `.pth.tar` file, taken out of a checkpoint's wrapper.
 
-    Raises WeightsError when the file is missing, damaged, unsafe, or holds no tensors.
+    Args:
+        path: The file.
+
+    Raises:
+        WeightsError: The file is missing, damaged, unsafe, or holds no tensors.
     """
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}. Expected a .safetensors, .pth or .pth.tar file.")
@@ -60,7 +72,7 @@ def read_weights(path: Path) -> StateDict:
 
 
 def unwrapped(content: Any) -> StateDict:
-    """The state dict inside a checkpoint such as `{"state_dict": ..., "epoch": ...}`; empty if there is none."""
+    """Return the state dict inside a checkpoint such as `{"state_dict": ..., "epoch": ...}`; empty if there is none."""
     for _ in range(MAX_WRAPPERS):
         content = content if isinstance(content, Mapping) else {}
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
@@ -68,7 +80,12 @@ def unwrapped(content: Any) -> StateDict:
 
 
 def without_prefix(state: StateDict, names: Iterable[str]) -> StateDict:
-    """Names freed of the prefixes that wrappers put before them (`module.` of DataParallel), where that helps."""
+    """Free names of the prefixes that wrappers put before them (`module.` of DataParallel), where that helps.
+
+    Args:
+        state: Tensors by name.
+        names: The network's own names.
+    """
     known = set(names)
     for _ in range(MAX_WRAPPERS):
         for prefix in PREFIXES:
@@ -84,8 +101,17 @@ def without_prefix(state: StateDict, names: Iterable[str]) -> StateDict:
 def load_into(network: nn.Module, state: StateDict, heads: Iterable[str], source: str) -> Loaded:
     """Copy a state dict into a network by name and shape, whatever the size of its head.
 
-    heads: names of the network's last linear layers, which may differ.  source: for messages.
-    Raises WeightsError when less than MIN_LOADED of the backbone's tensors fit, or any value is not finite.
+    Args:
+        network: Is changed.
+        state: Tensors by name.
+        heads: Names of the network's last linear layers, which may differ.
+        source: Where the tensors come from, for messages.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        WeightsError: Less than MIN_LOADED of the backbone's tensors fit, or a value is not finite.
     """
     own = network.state_dict()
     state = without_prefix(state, own)
@@ -116,7 +142,16 @@ def load_into(network: nn.Module, state: StateDict, heads: Iterable[str], source
 
 
 def in_order(state: StateDict, network: nn.Module, source: str) -> StateDict:
-    """Rename tensors to the network's names by position. Raises WeightsError unless every shape agrees."""
+    """Rename tensors to the network's names by position.
+
+    Args:
+        state: Tensors in order.
+        network: Whose names are taken.
+        source: Where the tensors come from, for messages.
+
+    Raises:
+        WeightsError: The number of tensors or a shape differs.
+    """
     own = network.state_dict()
     if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
         raise WeightsError(f"{source} does not fit: its tensors differ in number or shape from the network's.")
@@ -150,13 +185,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """A dense tensor of real numbers, which any layer can take."""
+    """Tell whether a value is a dense tensor of real numbers, which any layer can take."""
     is_dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
     return is_dense and value.dtype in DTYPES
 
 
 def _counts(name: str) -> bool:
-    """Old checkpoints lack BatchNorm's step counters, which inference does not use."""
+    """Tell whether a tensor counts: old checkpoints lack BatchNorm's step counters, which inference does not use."""
     return not name.endswith("num_batches_tracked")
 
 

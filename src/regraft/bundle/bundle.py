@@ -1,4 +1,4 @@
-"""The delivered model: a folder that predicts by itself. No pickle anywhere, and no torch.
+"""The saved model: a folder that predicts by itself. No pickle anywhere, and no torch.
 
 regraft.json        what it is, and the sha256 of every other file; written last
 model.onnx          images (B, H, W, 3) uint8 -> logits (B, C), features (B, D), novelty (B,); normalisation inside
@@ -30,11 +30,17 @@ from regraft.data.transforms import Preprocessing
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one photo. Probabilities are 0..1 and sum to 1; `probability` is the label's.
+    """What a model says of one photo.
 
-    novelty: how far the photo is from those learned from, beside what all but 1 % of them keep; None where the model
-    cannot tell.  unsure: whether an answer so probable is wrong more often than was allowed.  labels: classes that hold
-    the right one as often as was asked for, most probable first; None where nothing was asked.
+    Attributes:
+        label: The most probable class.
+        probability: Of the label, 0..1.
+        probabilities: Of each class, 0..1; they sum to 1.
+        novelty: How far the photo is from those learned from, relative to the distance that all but 1 % of them keep;
+            None where the model cannot tell.
+        unsure: Whether an answer with this probability is wrong more often than was allowed.
+        labels: Classes that hold the right one as often as was asked for, most probable first; None where nothing was
+            asked for.
     """
 
     label: str
@@ -46,11 +52,11 @@ class Prediction:
 
     @property
     def looks_new(self) -> bool:
-        """Whether it looks like nothing that was learned from: the label then means little."""
+        """Whether the photo is unlike the training photos: the label then means little."""
         return self.novelty is not None and self.novelty > 1
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft predict --json` and sent by a server."""
+        """Return what `regraft predict --json` prints and a server sends."""
         return {**vars(self), "looks_new": self.looks_new}
 
 
@@ -63,9 +69,9 @@ class Bundle:
     Attributes:
         folder: Where it was loaded from, absolute.
         content: What was read and verified there.
-        wanted_precision: None for the one it was made with.
-        max_error: 0..1, share of wrong answers above which it is rather unsure; None for never.
-        coverage: 0..1, how often the right class is to be among `Prediction.labels`; None for no such list.
+        wanted_precision: Arithmetic that was asked for; None for the one that it was made with.
+        max_error: Share of wrong answers, 0..1, above which it rather says that it is unsure; None for never.
+        coverage: How often the right class is to be among `Prediction.labels`, 0..1; None for no such list.
     """
 
     folder: Path
@@ -86,11 +92,11 @@ class Bundle:
 
     @property
     def graph(self) -> bytes:
-        """model.onnx, as it was verified."""
+        """The bytes of model.onnx, as they were verified."""
         return self.content.graph.data
 
     def read(self, name: str) -> bytes:
-        """One of the bundle's files: manifest and graph from memory, others from the folder, verified once more.
+        """Read one of the bundle's files: manifest and graph from memory, others from the folder, verified once more.
 
         Raises:
             BundleError: It was replaced since the model was loaded.
@@ -111,7 +117,7 @@ class Bundle:
         return tuple(self.manifest["classes"])
 
     def _repr_html_(self) -> str:
-        """What it is and how good, in a notebook."""
+        """Show what the model is, and how good, in a notebook."""
         m = self.manifest
         facts = {
             "classes": ", ".join(self.classes),
@@ -137,22 +143,38 @@ class Bundle:
 
     @cached_property
     def least_sure(self) -> float:
-        """Probability, 0..1, below which it is unsure; 0 for never. Raises BundleError for what it cannot promise."""
+        """Probability, 0..1, below which an answer is unsure; 0 for never.
+
+        Raises:
+            BundleError: The model cannot promise `max_error`.
+        """
         return 0.0 if self.max_error is None else threshold(self.manifest, "max_error", self.max_error)
 
     @cached_property
     def least_likely(self) -> float | None:
-        """Probability, 0..1, from which on a class is among `Prediction.labels`. Raises BundleError as above."""
+        """Probability, 0..1, from which on a class is among `Prediction.labels`; None where no list is asked for.
+
+        Raises:
+            BundleError: The model cannot promise `coverage`.
+        """
         return None if self.coverage is None else threshold(self.manifest, "coverage", self.coverage)
 
     @cached_property
     def engine(self) -> Engine:
-        """The compiled graph; compiling takes a moment, once. Raises BundleError for one that is none."""
+        """The compiled graph; compiling takes a moment, once.
+
+        Raises:
+            BundleError: The graph cannot be run.
+        """
         return self._compiled(self.precision)
 
     @cached_property
     def quick_engine(self) -> Engine:
-        """The compiled graph with all cores for one photo: for the one that nothing else waits beside."""
+        """The compiled graph that uses all cores for one photo: for use while no other photo waits.
+
+        Raises:
+            BundleError: The graph cannot be run.
+        """
         return self._compiled(self.precision, threads=num_cores())
 
     @cached_property
@@ -165,6 +187,9 @@ class Bundle:
         """The compiled graph in f32, with the maps that its features are pooled from among its outputs.
 
         In bf16 places would add up to the answer only roughly, and what a covered place costs would drown in rounding.
+
+        Raises:
+            BundleError: The graph cannot be run.
         """
         names = dict.fromkeys(part.name for part in self.pooled or ())
         return self._compiled("f32", tuple(names))
@@ -182,11 +207,11 @@ class Bundle:
 
     @property
     def head(self) -> tuple[np.ndarray, np.ndarray]:
-        """weight `(C, D)` and bias `(C,)` float32 of the last layer, as saved."""
+        """Weight `(C, D)` and bias `(C,)` float32 of the last layer, as saved."""
         return self.content.head
 
     def predict(self, photo: Photo) -> Prediction:
-        """Label and probabilities of one photo.
+        """Predict the label and the probabilities of one photo.
 
         Args:
             photo: A path, a file's bytes, an open binary file, a Pillow image, an array `(H, W, 3)`, `(H, W)` or
@@ -199,15 +224,27 @@ class Bundle:
         return self.to_prediction(said["logits"][0], float(said["novelty"][0]) if "novelty" in said else None)
 
     def to_input(self, photo: Photo) -> np.ndarray:
-        """`(H, W, 3)` uint8 as the graph takes it. Raises DataError."""
+        """Convert a photo, as `predict` takes it, to `(H, W, 3)` uint8 as the graph takes it.
+
+        Raises:
+            DataError: It cannot be read, or is nothing that `predict` takes.
+        """
         return to_input(photo, self.preprocessing)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """`(N, C)` float64 in 0..1 of logits `(N, C)`, with the bundle's temperature."""
+        """Return `(N, C)` float64 probabilities, 0..1, of logits `(N, C)`, with the bundle's temperature."""
         return softmax(logits.astype(np.float64) / self.manifest["temperature"])
 
     def to_prediction(self, logits: np.ndarray, novelty: float | None = None) -> Prediction:
-        """Prediction from the logits `(C,)` of one photo. Raises BundleError where they are not one for each class."""
+        """Make a prediction from the logits of one photo.
+
+        Args:
+            logits: `(C,)`.
+            novelty: See Prediction.
+
+        Raises:
+            BundleError: There are not as many logits as classes.
+        """
         if logits.shape != (len(self.classes),):
             raise BundleError(
                 f"{self.folder} contradicts itself: {len(self.classes)} classes and {logits.size} logits. "
@@ -223,9 +260,15 @@ class Bundle:
 
 
 def threshold(manifest: dict[str, Any], kind: Literal["max_error", "coverage"], wanted: float) -> float:
-    """The probability that keeps a promise: no more errors, or no less coverage, than wanted, both 0..1.
+    """Return the probability that keeps a promise: no more errors, or no less coverage, than wanted.
 
-    Raises BundleError, with what could be promised, where the photos that were learned from do not allow it.
+    Args:
+        manifest: Of the bundle.
+        kind: Which promise.
+        wanted: Share of errors or coverage, 0..1.
+
+    Raises:
+        BundleError: The photos that were learned from do not allow it; the message says what could be promised.
     """
     thresholds = manifest["thresholds"]
     steps = thresholds.get(kind, [])
@@ -245,7 +288,7 @@ def threshold(manifest: dict[str, Any], kind: Literal["max_error", "coverage"], 
 
 
 def _rounded_up(percent: float) -> float:
-    """To three digits or so."""
+    """Round up, to one decimal from 10 % on and to two below."""
     steps = 10 if percent >= 10 else 100
     return ceil(percent * steps) / steps
 
@@ -266,10 +309,10 @@ def load(
 
     Args:
         folder: The bundle's, or a run's.
-        precision: Arithmetic, None for that which it was made with.
-        max_error: See Bundle.
-        coverage: See Bundle.
-        expected_sha256: `Bundle.sha256` of the only model that will do, None for any.
+        precision: Arithmetic; None for that which it was made with.
+        max_error: Share of wrong answers, 0..1, above which it rather says that it is unsure; None for never.
+        coverage: How often the right class is to be among `Prediction.labels`, 0..1; None for no such list.
+        expected_sha256: `Bundle.sha256` of the only model that will do; None for any.
 
     Raises:
         BundleError: It is missing, damaged, of a newer format, another model than expected, or cannot promise what is

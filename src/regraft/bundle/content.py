@@ -28,7 +28,7 @@ Head = tuple[np.ndarray, np.ndarray]  # weight (C, D) and bias (C,) float32
 
 @dataclass(frozen=True)
 class Content:
-    """What of a bundle's files stays in memory, as it was verified. Pickled with all of it, and verified again.
+    """The part of a bundle that stays in memory, as it was verified. It is pickled whole, and then verified again.
 
     Attributes:
         manifest: Content of regraft.json.
@@ -75,7 +75,7 @@ def read_content(folder: Path, expected_sha256: str | None = None) -> Content:
 
 
 def read_again(folder: Path, name: str, sha256: str) -> bytes:
-    """One file of a bundle that was loaded before, if it is still the same.
+    """Read one file of a bundle that was loaded before, if it is still the same.
 
     Raises:
         BundleError: It was replaced since, or cannot be read.
@@ -115,7 +115,7 @@ def _verified(folder: Path, data: bytes, expected_sha256: str | None) -> Content
 
 
 def _agreeing(folder: Path, content: Content, head: Head | None) -> Content:
-    """The content, if manifest, graph and head say the same. Raises BundleError."""
+    """Return the content if manifest, graph and head say the same; else raise BundleError."""
     if problem := contradiction(content, head):
         raise BundleError(f"{folder} contradicts itself: {problem}. {RESTORE}")
     return content
@@ -141,7 +141,7 @@ def _graph(path: Path, data: bytes, hashes: dict[str, str]) -> Graph:
 
 
 def _head(path: Path, hashes: dict[str, str], name: str) -> Head:
-    """Weight `(C, D)` and bias `(C,)`; the whole file is hashed, and no more than these two are kept."""
+    """Read weight `(C, D)` and bias `(C,)`; the whole file is hashed, and no more than these two are kept."""
     wanted, digest = (f"{name}.weight", f"{name}.bias"), hashlib.sha256()
     try:
         with _opened(path) as (file, size):
@@ -153,7 +153,12 @@ def _head(path: Path, hashes: dict[str, str], name: str) -> Head:
 
 
 def contradiction(content: Content, head: Head | None) -> str | None:
-    """Where manifest, graph and the head among the weights do not say the same; None where they do."""
+    """Say where manifest, graph and the head among the weights differ; None where they do not.
+
+    Args:
+        content: Manifest and graph.
+        head: Weight and bias as model.safetensors has them; None to leave them out.
+    """
     manifest, graph = content.manifest, content.graph
     p, num_classes, num_features = (
         manifest["preprocessing"],
@@ -178,7 +183,7 @@ def contradiction(content: Content, head: Head | None) -> str | None:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """A bundle is its own files and nothing else; what systems and hubs leave behind is let be, and never read."""
+    """Refuse a folder with other files than a bundle's; what systems and hubs leave behind is never read."""
     known = {MANIFEST, *FILES}
     others = sorted(name for name in os.listdir(folder) if name not in known and not is_junk(name))
     if others:
@@ -195,7 +200,7 @@ def _same(path: Path, found: str, hashes: dict[str, str]) -> None:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A regular file's bytes, or those that a link to one leads to. Raises BundleError."""
+    """Read a regular file's bytes, or those that a link to one leads to; raise BundleError above `most` bytes."""
     with _opened(path) as (file, size):
         if size > most:
             raise BundleError(f"{path} has {size} bytes, expected at most {most}. {RESTORE}")
@@ -204,7 +209,7 @@ def _read(path: Path, most: int) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file, and its size; pipes and devices are never waited for. Raises BundleError."""
+    """Open a regular file, and give its size; never wait for pipes and devices. Raises BundleError."""
     missing = f"{path} is missing, or not a plain file. The bundle is incomplete: restore a copy."
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

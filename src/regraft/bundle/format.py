@@ -39,7 +39,15 @@ class Input(Struct, forbid_unknown_fields=True):
 
 
 class Interval(Struct):
-    """A share of photos with its 95 % interval. n: how many photos.  split: what they are called."""
+    """A share of photos with its 95 % interval.
+
+    Attributes:
+        value: The share, 0..1.
+        low: Lower end of the interval, 0..1.
+        high: Upper end of the interval, 0..1.
+        n: How many photos.
+        split: What the photos are called.
+    """
 
     value: Share
     low: Share
@@ -80,7 +88,19 @@ class Thresholds(Struct):
 
 
 class BackboneInfo(Struct):
-    """The network below the head. num_features: D.  graph_sha256: of its own graph, without a head."""
+    """The network below the head.
+
+    Attributes:
+        name: By which `load_backbone` finds it.
+        num_features: D.
+        num_params: How many numbers its weights are.
+        licence: Of the weights.
+        origin: Where the weights come from.
+        levels: Whether the features are mean and maximum of all its levels, beside the usual ones.
+        graph_sha256: Hash of its own graph, without a head.
+        loaded: How much of the file of weights was loaded, in words; None for random weights.
+        bf16_agreement: Worst cosine between its features in bf16 and in f32; None where the processor has no bf16.
+    """
 
     name: str
     num_features: Annotated[int, Meta(ge=1, le=2**20)]
@@ -102,7 +122,13 @@ class Images(Struct):
 
 
 class SplitCounts(Struct):
-    """How many photos were learned from and judged on. given: whether the folder itself said which."""
+    """How many photos were learned from and evaluated on.
+
+    Attributes:
+        given: Whether the folder itself said which.
+        train: Photos learned from.
+        judged: Photos that the model was evaluated on.
+    """
 
     given: bool
     train: Count
@@ -126,7 +152,20 @@ class HeadCurve(Struct):
 
 
 class Provenance(Struct):
-    """Where the model comes from. history: a row for each epoch.  searched: a row for each kind of features tried."""
+    """Where the model comes from.
+
+    Attributes:
+        mode: How it was trained.
+        config: The settings of the training.
+        data_sha256: Fingerprint of the photos.
+        images: How many files were found.
+        split: How many photos were learned from and evaluated on.
+        versions: Of regraft, Python and libraries, and the machine.
+        history: A row for each epoch.
+        searched: A row for each kind of features tried.
+        head: How the penalty of the head was chosen.
+        first_layer: Name of the cache folder that holds the backbone before training; "" for none.
+    """
 
     mode: Literal["frozen", "full", "scratch"]
     config: Row
@@ -156,14 +195,14 @@ class Manifest(Struct):
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the hash that shows a change to any of it."""
+    """Return a manifest with the hash that shows a change to any of it."""
     return {**manifest, SEAL: manifest_sha256(manifest)}
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """The identity of a model: the hash of its manifest, which holds those of the files; the seal itself left out.
+    """Return a model's identity: the hash of its manifest, which holds those of the files, without the seal itself.
 
-    Whatever the order of keys and the white space in the file.
+    It is the same whatever the order of keys and the white space in the file.
     """
     return sha256_json({key: value for key, value in manifest.items() if key != SEAL})
 
@@ -200,7 +239,11 @@ def parse_manifest(data: bytes) -> dict[str, Any]:
 
 
 class FormatError(ValueError):
-    """A manifest is of a version that this release does not read. version: what it says."""
+    """A manifest is of a version that this release does not read.
+
+    Attributes:
+        version: What the manifest says.
+    """
 
     def __init__(self, version: object) -> None:
         super().__init__(f"its format is {str(version)[:40]!r}")
@@ -208,7 +251,7 @@ class FormatError(ValueError):
 
 
 def _check_schema(found: dict[str, Any]) -> None:
-    """Raises ValueError for what does not fit, or where two parts do not say the same."""
+    """Raise ValueError for what does not fit, or where two parts do not say the same."""
     manifest = _converted(found, Manifest, "")
     if manifest.thresholds:
         _converted(manifest.thresholds, Thresholds, "thresholds")
@@ -227,7 +270,7 @@ def _check_schema(found: dict[str, Any]) -> None:
 
 
 def _converted(value: Any, schema: type[Part], where: str) -> Part:
-    """A part of the manifest by its schema. Raises ValueError that says where it does not fit."""
+    """Convert a part of the manifest by its schema; raise a ValueError that says where it does not fit."""
     try:
         return msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
@@ -239,5 +282,5 @@ def _converted(value: Any, schema: type[Part], where: str) -> Part:
 
 
 def _is_square(matrix: list[list[int]], size: int) -> bool:
-    """Whether it is of so many rows and columns; an empty one stands for none."""
+    """Return whether a matrix has so many rows and columns; an empty one stands for none."""
     return not matrix or (len(matrix) == size and all(len(row) == size for row in matrix))

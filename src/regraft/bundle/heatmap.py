@@ -1,10 +1,13 @@
 """Where a model looks: how much each place of a photo speaks for a class.
 
 Features that are means and maxima of maps leave no doubt: the logit is a sum over the places of those maps, and the
-heat map shows its summands. It costs nothing (the class activation map of B. Zhou et al., "Learning deep features for
-discriminative localization", CVPR 2016, here also for maxima and for several maps). For other networks places are
-covered, and the heat is what the class loses by it (M. Zeiler, R. Fergus, "Visualizing and understanding convolutional
-networks", ECCV 2014).
+heat map shows its summands, at no cost. This is the class activation map, here also for maxima and for several maps.
+For other networks places are covered, and the heat is what the class loses by it.
+
+References:
+    B. Zhou et al., "Learning deep features for discriminative localization", CVPR 2016.
+
+    M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +22,18 @@ CELLS = 7  # a side, where photos are covered in part
 
 
 def heat_map(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
-    """`(h, w)` float32: what each place adds to the logit of class number `label`, below 0 where it speaks against.
+    """Compute what each place of a photo adds to the logit of a class.
 
-    image: `(H, W, 3)` uint8, as `Bundle.to_input` gives it.  For networks with pooled features the sum over all places
-    and the head's bias make up the logit; for others it is the mean loss in log-probability when the place is covered.
+    For networks with pooled features the sum over all places and the head's bias make up the logit; for others the heat
+    is the mean loss in log-probability when the place is covered.
+
+    Args:
+        bundle: The model.
+        image: `(H, W, 3)` uint8, as `Bundle.to_input` gives it.
+        label: Number of the class.
+
+    Returns:
+        `(h, w)` float32, below 0 where a place speaks against the class.
     """
     if bundle.pooled is None:
         return _by_covering(bundle, image, label)
@@ -32,7 +43,7 @@ def heat_map(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
 
 
 def _summands(parts: tuple[Pooled, ...], outputs: dict[str, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """Of `features @ weight`, weight `(D,)`: what each place adds, on the grid of the coarsest map."""
+    """Return what each place adds to `features @ weight`, weight `(D,)`, on the grid of the coarsest map."""
     maps = [np.moveaxis(outputs[p.name][0], -1, 0) if p.is_last else outputs[p.name][0] for p in parts]
     height, width = min(m.shape[1:] for m in maps)
     heat, start = np.zeros((height, width), np.float32), 0
@@ -50,7 +61,7 @@ def _summands(parts: tuple[Pooled, ...], outputs: dict[str, np.ndarray], weight:
 
 
 def _by_covering(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
-    """Windows two cells wide, half of which overlap: a cell's heat is the mean over those that cover it."""
+    """Cover windows two cells wide, half of which overlap: a cell's heat is the mean over those that cover it."""
     height, width, _ = image.shape
     rows = np.linspace(0, height, CELLS + 1).round().astype(int)
     columns = np.linspace(0, width, CELLS + 1).round().astype(int)

@@ -16,7 +16,7 @@ NO_LICENCES = {"none", "not stated", "the file's own", "unknown"}
 
 
 def card(manifest: dict[str, Any]) -> str:
-    """README.md of a bundle, Markdown with YAML before it, from its manifest."""
+    """Write README.md of a bundle, Markdown with YAML before it, from its manifest."""
     backbone, provenance = manifest["backbone"], manifest["provenance"]
     lines = [
         "---",
@@ -54,7 +54,7 @@ def card(manifest: dict[str, Any]) -> str:
 
 
 def _front_matter(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the Hugging Face Hub reads at the head of a card, as JSON values, which are YAML too.
+    """Return what the Hugging Face Hub reads at the head of a card, as JSON values, which are YAML too.
 
     library_name is timm where timm can load the bundle. The licence is that of the backbone's weights.
     """
@@ -70,7 +70,7 @@ def _front_matter(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _licence(name: str) -> dict[str, str]:
-    """As the Hub wants it: one of its identifiers, or `other` and a name in small letters."""
+    """Name a licence as the Hub wants it: one of its identifiers, or `other` and a name in small letters."""
     if name in NO_LICENCES:
         return {"license": "unknown"}
     if name in HUB_LICENCES:
@@ -79,7 +79,7 @@ def _licence(name: str) -> dict[str, str]:
 
 
 def _model_index(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The measured accuracy as a row of the Hub's table; nothing where it was not measured."""
+    """Return the measured accuracy as a row of the Hub's table; nothing where it was not measured."""
     if not manifest["metrics"]:
         return {}
     accuracy = Accuracy(**manifest["metrics"]["accuracy"])

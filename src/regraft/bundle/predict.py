@@ -15,14 +15,20 @@ from regraft.data.scan import map_photos
 
 @dataclass(frozen=True)
 class Answer:
-    """path: as given or found.  Either a prediction, or the reason why there is none."""
+    """What came of one photo: either a prediction, or the reason why there is none.
+
+    Attributes:
+        path: As given or found.
+        prediction: What the model says; None where the photo cannot be read.
+        error: Why it cannot be read; None where there is a prediction.
+    """
 
     path: str
     prediction: Prediction | None
     error: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft predict --json`."""
+        """Return what `regraft predict --json` prints."""
         if self.prediction is None:
             return {"path": self.path, "error": self.error}
         return {"path": self.path, **self.prediction.to_json()}
@@ -37,7 +43,7 @@ def predict(
         bundle: The model.
         sources: Photos and folders.
         follow_links: Whether links to folders, in the folders named, are followed.
-        progress: Where talk goes.
+        progress: Is told what is done.
 
     Yields:
         An Answer for each photo: of each source that is a folder, for every file below it.
@@ -97,7 +103,15 @@ def find_photos(
 
 @dataclass
 class _Walk:
-    """Through one folder. walked: device and inode of the folders read.  unfollowed, skipped: what was not read."""
+    """What has been met in one folder.
+
+    Attributes:
+        follow_links: Whether links to folders are followed.
+        walked: Device and inode of the folders read.
+        unfollowed: Links that were not followed.
+        skipped: Things that are no files.
+        num_files: Files found.
+    """
 
     follow_links: bool
     walked: set[tuple[int, int]] = field(default_factory=set)
@@ -106,7 +120,7 @@ class _Walk:
     num_files: int = 0
 
     def enters(self, path: Path) -> bool:
-        """Whether a folder is read: links only by wish, and no folder twice."""
+        """Return whether a folder is to be read: links only where wanted, and no folder twice."""
         if path.is_symlink() and not self.follow_links:
             self.unfollowed.append(str(path))
             return False
@@ -115,7 +129,7 @@ class _Walk:
         return len(self.walked) > known
 
     def notes(self, folder: Path) -> list[str]:
-        """What there is to say at the end."""
+        """Return what there is to say at the end."""
         notes = note_on_links(f"to folders are not followed in {folder}", self.unfollowed)
         if self.skipped:
             notes.append(f"skipped in {folder}: {len(self.skipped)} that are no files, such as {self.skipped[0]}")

@@ -21,7 +21,13 @@ class TensorError(ValueError):
 
 
 class Entry(Struct, forbid_unknown_fields=True):
-    """One tensor of the header. data_offsets: begin and end behind the header, in bytes."""
+    """One tensor of the header.
+
+    Attributes:
+        dtype: In the format's words, such as "F32".
+        shape: Of the tensor.
+        data_offsets: Begin and end behind the header, in bytes.
+    """
 
     dtype: str
     shape: Annotated[list[Size], Meta(max_length=16)]
@@ -29,7 +35,7 @@ class Entry(Struct, forbid_unknown_fields=True):
 
     @property
     def num_bytes(self) -> int:
-        """Of its numbers."""
+        """Bytes of the tensor's numbers."""
         return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
 
@@ -38,7 +44,7 @@ def read_tensors(file: BinaryIO, size: int, wanted: tuple[str, ...], digest: Any
 
     Args:
         file: Open at its start; read to its end.
-        size: Of the file in bytes.
+        size: Of the file, in bytes.
         wanted: Names of tensors.
         digest: A hash of `hashlib`, fed with every byte of the file.
 
@@ -67,14 +73,14 @@ def read_tensors(file: BinaryIO, size: int, wanted: tuple[str, ...], digest: Any
 
 
 def _copy(block: bytes, position: int, into: bytearray, begin: int) -> None:
-    """What a block that lies at `position` holds of a tensor that begins at `begin`."""
+    """Copy what a block that lies at `position` holds of a tensor that begins at `begin`."""
     first, last = max(begin, position), min(begin + len(into), position + len(block))
     if first < last:
         into[first - begin : last - begin] = memoryview(block)[first - position : last - position]
 
 
 def _header(file: BinaryIO, size: int, digest: Any) -> tuple[dict[str, Entry], int]:
-    """Tensors by name, and where their numbers begin. Raises TensorError."""
+    """Read the tensors by name, and where their numbers begin; raise TensorError for a damaged header."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
@@ -92,7 +98,7 @@ def _header(file: BinaryIO, size: int, digest: Any) -> tuple[dict[str, Entry], i
 
 
 def _check_layout(entries: dict[str, Entry], size: int) -> None:
-    """Tensors fill the file one after the other, without gap or overlap. Raises TensorError."""
+    """Raise TensorError unless the tensors fill the file one after the other, without gap or overlap."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, end = entry.data_offsets

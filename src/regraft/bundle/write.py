@@ -1,4 +1,4 @@
-"""A backbone's graph and a head to a bundle's files. Needs no torch: the head is one Gemm more."""
+"""Write a backbone's graph and a head as a bundle's files. Needs no torch: the head is one Gemm more."""
 
 import json
 from pathlib import Path
@@ -28,9 +28,16 @@ def write_model(
     classes: tuple[str, ...],
     known: FamiliarRegion | None = None,
 ) -> None:
-    """Write model.onnx, model.safetensors and config.json. weight: `(C, D)` float32.  bias: `(C,)` float32.
+    """Write model.onnx, model.safetensors and config.json.
 
-    known: where the features of the photos that were learned from lie; None for a model that cannot say what is new.
+    Args:
+        folder: Of the bundle.
+        backbone: The network below the head.
+        weight: `(C, D)` float32.
+        bias: `(C,)` float32.
+        classes: Names of the C classes.
+        known: Where the features of the photos that were learned from lie; None for a model that cannot say what is
+            unlike them.
     """
     write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes, known))
     write_atomic(folder / "model.safetensors", _weights(backbone, weight, bias))
@@ -52,7 +59,15 @@ def manifest_of(
     thresholds: dict[str, Any],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """A manifest without metrics and hashes."""
+    """Make a manifest without metrics and hashes.
+
+    Args:
+        backbone: The network below the head.
+        classes: Names of the classes.
+        temperature: What divides the logits.
+        thresholds: As `models.calibration.thresholds` gives them.
+        provenance: Where the model comes from, without versions.
+    """
     info = backbone.info
     return {
         "format": FORMAT,
@@ -74,7 +89,7 @@ def manifest_of(
 
 
 def _library_config(backbone: Backbone) -> dict[str, Any]:
-    """What builds the network in its own library, with an input as the bundle takes it."""
+    """Return what builds the network in its own library, with an input as the bundle takes it."""
     config, p = backbone.info["config"], backbone.preprocessing
     if "pretrained_cfg" not in config:
         return dict(config)
@@ -91,9 +106,9 @@ def _library_config(backbone: Backbone) -> dict[str, Any]:
 
 
 def _crop_pct(p: Preprocessing, stated: float) -> float:
-    """The share of the resized photo that is kept, from which timm's rounding makes just this size to resize to.
+    """Return the share of the resized photo that is kept, from which timm's rounding makes just this size to resize to.
 
-    stated: the network's own, which is taken where it does.
+    The network's own, `stated`, is taken where it does.
     """
     sides = tuple(zip((p.height, p.width), p.resize, strict=True))
     upper = min(size / resize for size, resize in sides)
@@ -119,7 +134,7 @@ def _with_head(
 
 
 def _add_novelty(graph: Any, known: FamiliarRegion) -> None:
-    """`Familiar.novelty` as an output `(B,)`, in operators that every version of ONNX writes alike."""
+    """Add `FamiliarRegion.novelty` as an output `(B,)`, in operators that every version of ONNX writes alike."""
     constants = {
         "ones": np.ones((len(known.mean), 1), np.float32),
         "least": np.array([LEAST], np.float32),

@@ -24,11 +24,11 @@ from regraft.core.files import workspace
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import import_torch_module
 from regraft.data.scan import Dataset
-from regraft.export.output_files import SUFFIXES, ExportedFiles, Format
-from regraft.export.proof import RunningProgram, running
-from regraft.export.sample_photos import write_samples
-from regraft.export.standalone_proof import digest
-from regraft.export.standalone_script import RUNTIMES, script
+from regraft.exporters.output_files import SUFFIXES, ExportedFiles, Format
+from regraft.exporters.proof import RunningProgram, running
+from regraft.exporters.sample_photos import write_samples
+from regraft.exporters.standalone_proof import digest
+from regraft.exporters.standalone_script import RUNTIMES, script
 
 TIE = 1e-4  # between the two most probable classes: which comes first is then chance
 BATCH = 32  # photos judged at a time
@@ -196,7 +196,7 @@ def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarr
         config = json.loads(bundle.read("config.json"))
         import_torch_module("backbones.torch_export").write_program(bundle.manifest, config, weights, bundle.head, path)
         return
-    from regraft.export.formats import write_onnx, write_openvino  # takes onnx along
+    from regraft.exporters.formats import write_onnx, write_openvino  # takes onnx along
 
     (write_onnx if format == "onnx" else write_openvino)(bundle, path, ranges)
 

@@ -210,8 +210,9 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
     """The photos of an earlier run, as it has them, and those that have come since."""
     config, progress = context.config, context.progress
     parts = [unchanged(earlier.dataset(), progress)]
+    options = replace(config.folder_options, known_classes=parts[0].classes)
     for folder in _beyond(config.also, earlier.config.also):
-        new = list_photos(folder, min_classes=1, progress=progress)
+        new = list_photos(folder, min_classes=1, options=options, progress=progress)
         parts.append(with_known_sides(new, earlier.sides, earlier.judged))
     dataset = merged(parts)
     roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
@@ -296,7 +297,8 @@ def _climbed_alone(inputs: TrainInputs, head: Head | None, context: RunContext) 
     tuned = tuned_on_split(inputs, head, FULL, context)
     if not context.world.is_main:
         return None
-    with _traced(tuned, inputs, inputs.photos_split.splits.judged[1], context) as model:
+    splits = inputs.photos_split.splits
+    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.judged[1], context) as model:
         outcome = delivered(model, inputs.photos_split, context)
     finished(inputs.photos_split, outcome, context)
     _forget(context.out)

@@ -1,4 +1,4 @@
-"""What can be chosen about a training run. One dataclass, saved with the result."""
+"""What can be chosen about a training run: one dataclass, saved with the result."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,10 +31,10 @@ class FolderOptions:
 
     @classmethod
     def recorded(cls, config: Mapping[str, Any]) -> "FolderOptions":
-        """Those that a model was trained with.
+        """Return the options that a model was trained with.
 
         Args:
-            config: As `TrainConfig.to_json` gives it, perhaps by an older version.
+            config: As `TrainConfig.to_json` gives it, perhaps written by an older version.
         """
         level = config.get("class_level")
         return cls(level if level in get_args(ClassLevel) else None, config.get("follow_links") is True)
@@ -45,7 +45,11 @@ AS_FOUND = FolderOptions()
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `regraft train`."""
+    """Settings of `regraft train`.
+
+    Raises:
+        ConfigError: A value is unknown or out of range, or weights are named for mode "scratch".
+    """
 
     mode: Mode = "auto"
     """What learns: "frozen" solves the head on the backbone's features; "full" trains all layers; "scratch" all from
@@ -140,26 +144,26 @@ class TrainConfig:
 
     @property
     def limit_s(self) -> float | None:
-        """Seconds that the run may take."""
+        """Seconds that the run may take; None for no limit."""
         return AUTO_SECONDS if self.time_s is None and self.mode == "auto" else self.time_s
 
     @property
     def is_searching(self) -> bool:
-        """Whether better features are looked for."""
+        """Whether better features are looked for: as `search` says, or where that is not set, in mode auto."""
         return self.mode == "auto" if self.search is None else self.search
 
     @property
     def is_solved(self) -> bool:
-        """Whether a head is solved first: not from random weights, and not where the notebook takes steps."""
+        """Whether a head is fitted first: not in mode "scratch", and not with the recipe "tutorial"."""
         return self.mode != "scratch" and self.recipe == "regraft"
 
     @property
     def folder_options(self) -> FolderOptions:
-        """How its folders of photos are read."""
+        """How the run's folders of photos are read."""
         return FolderOptions(self.class_level, self.follow_links)
 
     def located(self) -> "TrainConfig":
-        """The same with files named so that they are found from any folder."""
+        """Return the same settings with absolute paths of files and folders, which are found from any folder."""
         return replace(
             self,
             weights=_located(self.weights),
@@ -168,21 +172,24 @@ class TrainConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in the record of a run."""
+        """Return the settings as they are stored in the record of a run."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def portable(self) -> dict[str, Any]:
-        """As stored in manifests: without folders and files of this machine, which the record of the run has."""
+        """Return the settings as they are stored in manifests.
+
+        Folders and files of this machine are left out, or named without their folder; the record of the run has them.
+        """
         weights = self.weights and PureWindowsPath(self.weights).name
         own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel")}
         return {**own, "weights": weights}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "TrainConfig":
-        """The opposite of `to_json`. Settings that are not known are left out.
+        """Return the settings that `to_json` stored, without those that are not known.
 
         Raises:
-            ConfigError: A value is none that can be.
+            ConfigError: A value is unknown or out of range.
         """
         known = {one.name for one in fields(TrainConfig)}
         found = {name: value for name, value in values.items() if name in known}

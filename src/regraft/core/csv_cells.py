@@ -14,7 +14,7 @@ _ESCAPES = re.compile(r"(?:[^\\]|\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9
 
 
 def to_cell(text: str) -> str:
-    """Text as a cell.
+    """Write text as a cell.
 
     Args:
         text: Any text, such as a class name or a path.
@@ -28,13 +28,13 @@ def to_cell(text: str) -> str:
 
 
 def from_cell(cell: str) -> str:
-    """The text of a cell, whether `to_cell` or a person wrote it; blanks around it are not part of it.
+    """Read the text of a cell, whether `to_cell` or a person wrote it.
 
     Args:
         cell: What stands in the cell.
 
     Returns:
-        The text.
+        The text. Blanks around it are not part of it, unless `to_cell` marked the cell with an apostrophe.
     """
     escaped = cell.removeprefix(_ESCAPED)
     if escaped != cell and escaped.isascii() and _ESCAPES.fullmatch(escaped):

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 
 class RegraftError(Exception):
-    """Base class. The command line prints its message in one line and exits with 1."""
+    """Base class of errors that a user can cause; the command line prints the message in one line and exits with 1."""
 
 
 class DataError(RegraftError):
@@ -52,11 +52,11 @@ class TrainError(RegraftError):
 
 
 class ExportError(RegraftError):
-    """An exported model does not say what the bundle says; it was not kept."""
+    """An exported model does not answer as the bundle does; it was not kept."""
 
 
 class ResourceError(RegraftError):
-    """The machine, or what this process may use of it, has too little memory."""
+    """The machine has too little memory, or this process may not use enough of it."""
 
 
 class ServeError(RegraftError):
@@ -68,7 +68,12 @@ class HubError(RegraftError):
 
 
 class MissingExtra(RegraftError):
-    """A command needs packages that the light core does not install."""
+    """A command needs packages that the light core does not install.
+
+    Args:
+        package: The one that is not installed.
+        extra: The extra of regraft that installs it.
+    """
 
     def __init__(self, package: str, extra: str = "train") -> None:
         super().__init__(
@@ -78,6 +83,15 @@ class MissingExtra(RegraftError):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A hint for a misspelt name: ` Did you mean 'a' or 'b'?`, or an empty string."""
+    """Suggest known names that are similar to a misspelt one.
+
+    Args:
+        name: What was written.
+        known: The names that there are.
+        count: How many are suggested at most.
+
+    Returns:
+        ` Did you mean 'a' or 'b'?`, with the blank at its beginning; "" where no known name is similar.
+    """
     matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -36,28 +36,36 @@ _IS_PARTIAL = re.compile(re.escape(PARTIAL) + "[0-9a-f]{32}")
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hexadecimal SHA-256 of `data`."""
+    """Return the hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return the hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True).encode())
 
 
 def json_bytes(value: Any) -> bytes:
-    """`value` as readable UTF-8 JSON with a final newline; bytes of file names that are not UTF-8 as JSON escapes."""
+    """Write a value as readable UTF-8 JSON with a final newline; bytes of file names that are no UTF-8 are escaped."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes:
-    """A CSV file that `regraft.core.csv_cells.from_cell` reads back, and no spreadsheet takes for a program."""
+    """Write a CSV file whose cells `csv_cells.from_cell` reads back, and that no spreadsheet takes for a program.
+
+    Args:
+        header: Names of the columns.
+        rows: As many cells each as there are columns.
+
+    Returns:
+        The file's content, UTF-8.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)  # also where a semicolon ends a cell
     writer.writerow(header)
@@ -66,12 +74,16 @@ def csv_bytes(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> bytes
 
 
 def marker_bytes(**facts: Any) -> bytes:
-    """Content of a marker: who made the folder around it, and facts about it that are plain JSON values."""
+    """Return the content of a marker: which version of regraft made the folder around it, and facts about the folder.
+
+    Args:
+        **facts: Plain JSON values.
+    """
     return json_bytes({"made_by": f"regraft {__version__}", **facts})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
-    """Facts of the marker in a folder; None where there is none, or a file of that name that regraft has not made."""
+    """Return the facts of the marker in a folder; None where there is none, or one that regraft has not made."""
     path = folder / MARKER
     try:
         if path.is_symlink() or not path.is_file():
@@ -104,7 +116,18 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path, *, kind: str = "folder") -> Path:
-    """Create a folder with its parents. Raises OutputError that names the folder and what it was for."""
+    """Create a folder with its parents, unless it is there, and make sure that files can be written in it.
+
+    Args:
+        path: The folder.
+        kind: What it is for, as the error calls it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: It cannot be created or written to; names the folder and what it was for.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / _partial_name()
@@ -118,7 +141,16 @@ def make_folder(path: Path, *, kind: str = "folder") -> Path:
 
 
 def writable_cache(name: str, progress: Progress) -> Path:
-    """The cache's folder `name`; where it cannot be written, a temporary one that lives as long as the process."""
+    """Return the cache's folder `name`, or a temporary one where that cannot be written.
+
+    Args:
+        name: Of the folder within the cache.
+        progress: Says once if nothing is kept for the next run.
+
+    Returns:
+        A folder that exists; leftovers in it that are older than a day are removed. A temporary one lives as long as
+        the process.
+    """
     try:
         folder = make_folder(cache_folder() / name, kind="cache")
         sweep(folder, older_than_s=DAY_S)
@@ -135,11 +167,14 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 @contextmanager
 def workspace(parent: Path, final: str = "") -> Iterator[Path]:
-    """A folder for what is being written, inside `parent`, on the same disk; gone at the end.
+    """Provide a folder for what is being written, inside `parent`, on the same disk; it is removed at the end.
 
     Args:
         parent: Where it is made.
-        final: Name in `parent` of what comes of it, for `sweep`.
+        final: Name in `parent` of what comes of it, so that `sweep` can restore what had that name.
+
+    Yields:
+        The folder.
 
     Raises:
         OutputError: It cannot be made.
@@ -157,12 +192,12 @@ def workspace(parent: Path, final: str = "") -> Iterator[Path]:
 
 
 def replace_any(final: Path) -> None:
-    """For `published`: whatever is there may be replaced. For the cache, whose names nobody else gives."""
+    """Allow `published` to replace whatever is there: for the cache, whose names nobody else gives."""
 
 
 @contextmanager
 def published(final: Path, replace: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A temporary folder that becomes `final` in one rename when the block ends well, and vanishes when it does not.
+    """Provide a temporary folder that becomes `final` in one rename when the block ends well, and else vanishes.
 
     Args:
         final: The folder to be.
@@ -185,10 +220,15 @@ def published(final: Path, replace: Callable[[Path], None] | None = None) -> Ite
 
 
 def sweep(folder: Path, *, older_than_s: float = 0.0) -> None:
-    """Remove what killed writers left in a folder; where others may be writing, only what is old.
+    """Remove what killed writers left in a folder.
 
-    Only what bears regraft's own names and markers is touched. A folder that stood aside comes back if its writer was
-    killed before the new one took its place.
+    Only what bears regraft's own names and markers is touched. A folder that was moved aside to be replaced comes back
+    if its writer was killed before the new one took its place.
+
+    Args:
+        folder: Where they wrote.
+        older_than_s: Seconds since it was last changed, below which something stays, because another process may still
+            be writing it; 0 removes everything.
     """
     for leftover in folder.glob(f"{PARTIAL}*"):
         with suppress(OSError):
@@ -198,7 +238,7 @@ def sweep(folder: Path, *, older_than_s: float = 0.0) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether this is what a writer of regraft's left, or is writing: by its name, and a folder by its marker too."""
+    """Return whether a writer of regraft's left this, or is writing it: by its name, and a folder by its marker too."""
     if not _IS_PARTIAL.fullmatch(path.name) or path.is_symlink():
         return False
     if not path.is_dir():
@@ -208,7 +248,7 @@ def is_partial(path: Path) -> bool:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process.
+    """Hold a folder for this process until the block ends.
 
     Raises:
         OutputError: Another run has it, which is named, or its lock is no plain, empty file.
@@ -236,7 +276,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _plain_lock(path: Path) -> Path:
-    """The same path, once it is sure that locking it changes nothing. Raises OutputError."""
+    """Return the same path, once it is sure that locking it changes nothing. Raises OutputError."""
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size:
             raise OutputError(

@@ -1,4 +1,4 @@
-"""Where memory runs out: the same work with fewer photos at once."""
+"""What to do where memory runs out: the same work with fewer photos at once."""
 
 import errno
 from collections.abc import Callable
@@ -20,9 +20,18 @@ WORDS = (
 
 
 def in_pieces(size: int, work: Callable[[int], Result], progress: Progress) -> tuple[Result, int]:
-    """What `work` gives when it takes at most `size` photos at once, or half as many, and so on; and how many it took.
+    """Do work with at most `size` photos at once; where memory runs out, begin anew with half as many, and so on.
 
-    work: begins anew each time, and may run out of memory.  Raises TrainError where not even one photo fits.
+    Args:
+        size: How many photos to take at first.
+        work: Called with the number of photos to take at once. It begins anew each time, and may run out of memory.
+        progress: Says each time that memory ran out.
+
+    Returns:
+        What `work` returned, and how many photos it took at once.
+
+    Raises:
+        TrainError: Not even one photo fits.
     """
     while True:
         try:
@@ -39,7 +48,7 @@ def in_pieces(size: int, work: Callable[[int], Result], progress: Progress) -> t
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: by its kind, or the words of an allocator, a runtime or a linker."""
+    """Return whether an error means that memory ran out: by its kind, or words of an allocator, runtime or linker."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -49,7 +58,11 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 def too_little(what: str) -> ResourceError:
-    """The error for a user. what: that could not be done, as "Cannot load pets/bundle"."""
+    """Return the error that tells a user that memory ran out.
+
+    Args:
+        what: What could not be done, as "Cannot load pets/bundle".
+    """
     return ResourceError(
         f"{what}: there is not enough memory. Free some, raise the limit of this process (`ulimit -v`, or that of its "
         "container), or choose a smaller backbone."

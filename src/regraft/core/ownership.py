@@ -1,4 +1,4 @@
-"""What was there stays: only files that regraft made itself, and nobody has changed since, are replaced or removed.
+"""Only files that regraft made itself, and nobody has changed since, are replaced or removed; all others stay.
 
 A folder that regraft writes to has a marker, `.regraft`, with the SHA-256 of every file that regraft wrote there. A
 file that is sent or moved on its own, such as a report or a program, bears a seal in its last line instead: the SHA-256
@@ -32,24 +32,31 @@ _LEVELS = 6  # folders above a file whose markers may name it
 
 
 def sealed(text: str, suffix: str) -> bytes:
-    """A page or a program as UTF-8, with a seal as its last line, by which `foreign` knows it again.
+    """Write a page or a program as UTF-8, with a seal as its last line, by which `foreign` knows it again.
 
     Args:
         text: Its content.
-        suffix: Which of SEALS says how a comment is written.
+        suffix: ".html" or ".py": which of `SEALS` says how a comment is written.
     """
     data = (text if text.endswith("\n") else text + "\n").encode(errors="backslashreplace")
     return data + SEALS[suffix].format(sha256_bytes(data)).encode()
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether a file's content is as `sealed` gave it."""
+    """Return whether a file's content is still as `sealed` wrote it."""
     seal = _SEAL.search(data)
     return seal is not None and seal[1].decode() == sha256_bytes(data[: seal.start()])
 
 
 def foreign(path: Path) -> Path | None:
-    """The first thing at `path`, or below it, that regraft did not make or that was changed since; None for none."""
+    """Find what regraft did not make, or what was changed since.
+
+    Args:
+        path: A file, or a folder that is searched with all that is below it. It need not exist.
+
+    Returns:
+        The first file or folder that is the user's, or that cannot be looked into; None where there is none.
+    """
     if not os.path.lexists(path) or is_partial(path):
         return None
     try:
@@ -65,8 +72,12 @@ def foreign(path: Path) -> Path | None:
 def check(folder: Path, names: Iterable[str]) -> None:
     """Make sure that files and folders of some names in a folder may be replaced and removed. Changes nothing.
 
+    Args:
+        folder: Where they are.
+        names: Of files and folders, which need not exist.
+
     Raises:
-        OutputError: One of them is not regraft's; the first is named.
+        OutputError: One of them, or the folder's marker, is not regraft's; the first is named.
     """
     _refuse_foreign_marker(folder)
     for name in names:
@@ -74,7 +85,11 @@ def check(folder: Path, names: Iterable[str]) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """As `check`, for one path. Raises OutputError."""
+    """Make sure that one file or folder may be replaced and removed, as `check` does for several.
+
+    Raises:
+        OutputError: It, or something in it, is not as regraft wrote it.
+    """
     if found := foreign(path):
         raise OutputError(
             f"{found} is there already, and is not as regraft wrote it: it stays. "
@@ -87,7 +102,8 @@ def record(folder: Path, files: Mapping[str, Hashes]) -> None:
 
     Args:
         folder: Made where it is missing.
-        files: By path from the folder, with "/" between names.
+        files: SHA-256 of each file's possible contents, or None for any content; by path from the folder, with "/"
+            between names.
 
     Raises:
         OutputError: The marker cannot be written, or is a file of somebody else's.
@@ -112,11 +128,17 @@ def write_output(path: Path, data: bytes) -> None:
 
 @contextmanager
 def output_folder(final: Path, *, any_content: bool = False) -> Iterator[Path]:
-    """As `files.published`, for a folder that the user chose: one that regraft wrote is replaced, no other.
+    """Publish a folder that the user chose, as `files.published` does: one that regraft wrote is replaced, no other.
 
     Args:
         final: The folder to be.
         any_content: Whether its files stay regraft's when they are changed, as those of a checkpoint do by damage.
+
+    Yields:
+        A temporary folder to write to, which becomes `final` when the block ends well.
+
+    Raises:
+        OutputError: It cannot be written, or what is there is not regraft's and stays.
     """
     with published(final, refuse_foreign) as partial:
         yield partial
@@ -130,7 +152,7 @@ def output_folder(final: Path, *, any_content: bool = False) -> Iterator[Path]:
 
 
 def remove_made(path: Path) -> None:
-    """Remove a file, or what a folder holds, as far as it is regraft's; what is not stays where it is."""
+    """Remove a file, or what a folder holds, as far as it is regraft's; everything else stays where it is."""
     with suppress(OSError):
         if is_partial(path):
             remove(path)
@@ -145,7 +167,7 @@ def remove_made(path: Path) -> None:
 
 
 def _content(folder: Path) -> list[Path]:
-    """What is in a folder, in order of names, but its marker."""
+    """List what is in a folder, in order of names, without its marker."""
     return sorted(one for one in folder.iterdir() if one.name != MARKER or read_marker(folder) is None)
 
 

@@ -6,9 +6,14 @@ KEPT = 1e-10  # of the largest square; less is rounding
 
 
 def principal_axes(z: np.ndarray, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Axes `(R, A)` along which centred points `z (n, R)` spread, A <= min(n, R), and their variances `(A,)`.
+    """Compute the axes along which centred points spread, from the eigenvectors of the smaller of two products.
 
-    count: no more than so many, the largest.  They ascend; they are the eigenvectors of the smaller of two products.
+    Args:
+        z: `(n, R)`, points whose mean is 0.
+        count: How many axes at most, those with the largest variances; None for all.
+
+    Returns:
+        Axes `(R, A)` and their variances `(A,)`, both float64, in ascending order of variance; A <= min(n, R).
     """
     z = z.astype(np.float64, copy=False)
     n, r = z.shape

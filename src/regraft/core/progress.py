@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Advance = Callable[[int], None]
-SILENT_S = 1.0  # that a step may take before it is said
+SILENT_S = 1.0  # seconds that a step may take before it is announced
 
 
 @dataclass
 class Progress:
-    """Where talk goes. `quiet` says nothing.
+    """Where messages and progress bars go: stderr, or nowhere.
 
-    seconds: how long each step took, in seconds, filled as steps end.
+    Attributes:
+        quiet: Whether nothing is said.
+        seconds: How long each step took, in seconds, filled as steps end; steps of one name are added up.
     """
 
     quiet: bool = False
@@ -29,7 +31,7 @@ class Progress:
     _topics: set[str] = field(default_factory=set)
 
     def say_once(self, topic: str, message: str) -> None:
-        """Like `say`, for what would be said again and again."""
+        """Print one line as `say` does, unless something was said on the same topic before."""
         if topic not in self._topics:
             self._topics.add(topic)
             self.say(message)
@@ -45,7 +47,7 @@ class Progress:
 
     @contextmanager
     def step(self, name: str, total: int = 0, unit: str = "photos", *, is_announced: bool = True) -> Iterator[Advance]:
-        """Time a step.
+        """Time a step, and show how far it is.
 
         Args:
             name: What is done.
@@ -81,21 +83,24 @@ QUIET = Progress(quiet=True)
 
 
 def printable(text: str) -> str:
-    """`text` in one line, control and direction-changing characters escaped: file names cannot drive a terminal."""
+    """Return `text` in one line, control and direction-changing characters escaped.
+
+    So file names cannot drive a terminal.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def talk(message: str) -> None:
-    """One line to stderr. Where that is closed or full nothing can be said, and the work goes on."""
+    """Print one line to stderr. Where that is closed or full nothing can be said, and the work goes on."""
     with suppress(OSError):
         print(printable(message), file=sys.stderr or io.StringIO(), flush=True)
 
 
 @contextmanager
 def _announced(say: Callable[[], None]) -> Iterator[None]:
-    """Say something unless the block has ended by then."""
+    """Say something unless the block has ended within SILENT_S seconds."""
     timer = threading.Timer(SILENT_S, say)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Where we run: cores, cache folder, versions, switches from the environment."""
+"""The machine and process that regraft runs in: cores, cache folder, versions, switches from the environment."""
 
 import ctypes
 import logging
@@ -22,7 +22,7 @@ PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "t
 
 
 def num_cores() -> int:
-    """Number of processor cores that this process may use: of its affinity, within its container's quota."""
+    """Return the number of processor cores that this process may use: of its affinity, within its container's quota."""
     if hasattr(os, "process_cpu_count"):  # also minds -X cpu_count and PYTHON_CPU_COUNT
         allowed = os.process_cpu_count() or 1
     else:
@@ -32,11 +32,14 @@ def num_cores() -> int:
 
 
 def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores' worth of time that control groups give this process, as a container's `--cpus` sets it; None for no limit.
+    """Return how many cores' worth of time control groups give this process, as a container's `--cpus` sets it.
 
     Args:
         mount: Where control groups are mounted, of version 1 or 2.
         own: File that names the groups of this process.
+
+    Returns:
+        Cores, perhaps a fraction; None for no limit.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -62,18 +65,18 @@ def _quota_of(group: Path) -> float | None:
 
 
 def cache_folder() -> Path:
-    """Folder for graphs and features: `REGRAFT_CACHE`, or the user's cache folder."""
+    """Return the folder for exported networks and features: `REGRAFT_CACHE`, or the user's cache folder."""
     chosen = os.environ.get("REGRAFT_CACHE")
     return Path(chosen) if chosen else user_cache_path("regraft")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Number of this process and how many work together, as torchrun sets them; (0, 1) for one alone."""
+    """Return the number of this process and how many work together, as torchrun sets them; (0, 1) for one alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def missing_for_training() -> list[str]:
-    """Packages of the [train] extra that are not installed, found without importing those that are."""
+    """Return the packages of the [train] extra that are not installed, without importing those that are."""
     return [name for name in TRAINING if not _can_be_found(name)]
 
 
@@ -85,9 +88,13 @@ def _can_be_found(package: str) -> bool:
 
 
 def import_torch_module(module: str) -> Any:
-    """A module of regraft that imports torch, such as "backbones.onnx_export". Raises MissingExtra without torch.
+    """Import a module of regraft that imports torch. All of them are imported here; everything else runs without torch.
 
-    Only from here: everything before and after it runs without.
+    Args:
+        module: Its name within regraft, such as "backbones.onnx_export".
+
+    Raises:
+        MissingExtra: torch, or another package that the module needs, is not installed.
     """
     let_threads_yield()
     try:
@@ -118,10 +125,13 @@ def let_threads_yield() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep what is freed for the next use. Returns whether it took it.
+    """Tell the C library to keep what is freed for the next use.
 
     Training frees and asks for the same gigabyte at every step; handing it back to the system in between, as glibc
     does by default, cost half of the time (LOG.md).
+
+    Returns:
+        Whether the C library is glibc and took all of the settings.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -134,17 +144,17 @@ def keep_freed_memory() -> bool:
 
 
 def is_offline() -> bool:
-    """Whether `REGRAFT_OFFLINE` forbids every download."""
+    """Return whether `REGRAFT_OFFLINE` forbids every download."""
     return os.environ.get("REGRAFT_OFFLINE", "") not in ("", "0")
 
 
 def is_full_precision() -> bool:
-    """Whether `REGRAFT_PRECISION=f32` asks for the same single precision on every processor."""
+    """Return whether `REGRAFT_PRECISION=f32` asks for the same single precision on every processor."""
     return os.environ.get("REGRAFT_PRECISION", "") == "f32"
 
 
 def version_of(package: str) -> str | None:
-    """Installed version of a distribution, without importing it; None where it is absent."""
+    """Return the installed version of a distribution, without importing it; None where it is absent."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -152,6 +162,6 @@ def version_of(package: str) -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, as recorded in every bundle."""
+    """Return the versions of Python and packages, and the kind of machine, as recorded in every bundle."""
     versions = {name: version for name in PACKAGES if (version := version_of(name))}
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}

@@ -1,4 +1,4 @@
-"""Settings read back from their dataclass: kind, default and explanation of each, so that nothing spells them twice."""
+"""Settings read back from their dataclass: type, default and explanation of each, so that nothing spells them twice."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ class Setting:
     """One field of a dataclass of settings.
 
     Attributes:
-        name: Of the field.
+        name: Name of the field.
         kind: Its type without `None`, or the tuple of what can be chosen.
         default: What it is when nobody sets it.
         text: The string below the field, in one line.
@@ -28,7 +28,7 @@ class Setting:
 
 
 def settings_of(config: type) -> tuple[Setting, ...]:
-    """The fields of a dataclass, in order.
+    """List the fields of a dataclass, in order.
 
     Args:
         config: A dataclass with a string below each field, such as `TrainConfig` or `Recipe`.
@@ -46,7 +46,7 @@ def settings_of(config: type) -> tuple[Setting, ...]:
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """A type hint without `None`, and whether it is a tuple of many."""
+    """Return a type hint without `None`, and whether it is a tuple of any length: then it is the hint of its parts."""
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (one for one in get_args(hint) if one is not NoneType)
     if get_origin(hint) is tuple:
@@ -55,7 +55,7 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 
 def _texts(config: type) -> dict[str, str]:
-    """The string below each field, which Python itself throws away."""
+    """Return the string below each field, by the field's name; Python itself throws these strings away."""
     body: Any = ast.parse(inspect.getsource(config)).body[0]
     return {
         field.target.id: " ".join(text.value.value.split())

@@ -12,7 +12,11 @@ _holders: list[bool] = []
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked us to stop. signum: which."""
+    """A signal asked this process to stop.
+
+    Attributes:
+        signum: The signal's number.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -20,7 +24,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Turn SIGINT and SIGTERM into `Interrupted`. For programs; a library leaves signals alone."""
+    """Turn SIGINT and SIGTERM into `Interrupted`. For programs; a library leaves signals alone.
+
+    The first signal raises `Interrupted`, at once or where `held_back` ends; a second one ends the process. Does
+    nothing outside the main thread.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _handle)
         signal.signal(signal.SIGTERM, _handle)
@@ -28,7 +36,15 @@ def install() -> None:
 
 @contextmanager
 def held_back() -> Iterator[Callable[[], bool]]:
-    """Within the block a signal raises nothing; yields a function that tells whether one came. It raises at the end."""
+    """Hold signals back: within the block they raise nothing.
+
+    Yields:
+        A function that tells whether a signal came.
+
+    Raises:
+        Interrupted: At the end of the block, if a signal came and no block around this one holds it back. It takes the
+            place of an error of the block.
+    """
     _holders.append(True)
     try:
         yield is_stopping
@@ -39,7 +55,7 @@ def held_back() -> Iterator[Callable[[], bool]]:
 
 
 def is_stopping() -> bool:
-    """Whether a signal has come: for threads that have several things to do, before each."""
+    """Return whether a signal has come: for threads that have several things to do, to ask before each."""
     return bool(_pending)
 
 

@@ -1,4 +1,4 @@
-"""How far a number can be trusted."""
+"""How far a measured number can be trusted: intervals, bounds and corrected p-values."""
 
 from dataclasses import asdict, dataclass
 from math import log, log1p, sqrt
@@ -17,7 +17,12 @@ LARGE = 20_000  # photos whose mean needs none
 class Accuracy:
     """A share of right answers with its 95 % interval.
 
-    value, low, high: 0..1.  n: number of photos scored.  split: which photos, e.g. "val".
+    Attributes:
+        value: The share, 0..1.
+        low: Lower end of the interval, 0..1.
+        high: Upper end of the interval, 0..1.
+        n: Number of photos scored.
+        split: Which photos, e.g. "val".
     """
 
     value: float
@@ -27,7 +32,7 @@ class Accuracy:
     split: str
 
     def to_json(self) -> dict[str, Any]:
-        """As printed and stored."""
+        """Return the fields as they are printed and stored."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -36,10 +41,21 @@ class Accuracy:
 
 
 def wilson_interval(num_right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval `(low, high)` in 0..1 for a proportion.
+    """Compute an interval for a proportion.
 
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
-    Raises ValueError unless `0 <= num_right <= n` and `n > 0`.
+    Args:
+        num_right: How many of `n` were right.
+        n: Number of trials, above 0.
+        confidence: 0..1, how sure the interval is.
+
+    Returns:
+        `(low, high)` in 0..1.
+
+    Raises:
+        ValueError: Unless `0 <= num_right <= n` and `n > 0`.
+
+    References:
+        E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
     if not 0 <= num_right <= n or n == 0:
         raise ValueError(f"Expected 0 <= num_right <= n and n > 0, got num_right={num_right}, n={n}")
@@ -51,16 +67,20 @@ def wilson_interval(num_right: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def accuracy(num_right: int, n: int, split: str) -> Accuracy:
-    """Accuracy with its Wilson interval."""
+    """Return the accuracy of `num_right` out of `n` photos of a split, with its Wilson interval.
+
+    Raises:
+        ValueError: Unless `0 <= num_right <= n` and `n > 0`.
+    """
     low, high = wilson_interval(num_right, n)
     return Accuracy(num_right / n, low, high, n, split)
 
 
 def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
-    """The largest rate at which no more than `num_wrong` of `n` still happens with probability 1 - certainty.
+    """Compute the largest rate at which no more than `num_wrong` of `n` still happens with probability 1 - certainty.
 
-    Exact: C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934), one-sided. The rate
-    is halved in on, because scipy, which inverts the beta distribution, is half as large as all that regraft needs.
+    Exact and one-sided. The rate is found by bisection, because scipy, which inverts the beta distribution, is half as
+    large as all that regraft needs.
 
     Args:
         num_wrong: How often it happened, from 0 to n.
@@ -68,7 +88,10 @@ def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
         certainty: 0..1.
 
     Returns:
-        0..1.
+        The rate, 0..1.
+
+    References:
+        C. Clopper, E. Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934).
     """
     if num_wrong >= n:
         return 1.0
@@ -83,10 +106,19 @@ def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
 
 
 def difference_interval(a_only: int, b_only: int, n: int) -> tuple[float, float]:
-    """95 % interval of the share of b minus that of a, on the same n photos that one of them alone has right.
+    """Compute a 95 % interval of the share that b has right minus the share that a has right, on the same photos.
 
-    A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine
-    24 (2005).
+    Args:
+        a_only: Photos that a alone has right.
+        b_only: Photos that b alone has right.
+        n: All photos.
+
+    Returns:
+        `(low, high)` in -1..1.
+
+    References:
+        A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in
+        Medicine 24 (2005).
     """
     a, b, n = a_only + 0.5, b_only + 0.5, n + 2
     centre = (b - a) / n
@@ -95,9 +127,13 @@ def difference_interval(a_only: int, b_only: int, n: int) -> tuple[float, float]
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values of several tests, corrected so that all of them together are wrong in as few cases as one alone.
+    """Correct the p-values of several tests so that all of them together are wrong in as few cases as one alone.
 
-    S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979).
+    Returns:
+        The corrected p-values, 0..1, in the given order.
+
+    References:
+        S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979).
     """
     corrected, so_far = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -107,9 +143,16 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a mean of `values (N,)`, by bootstrap percentiles.
+    """Compute a 95 % interval of a mean, by bootstrap percentiles, or by the normal distribution from 20,000 values on.
 
-    B. Efron, R. Tibshirani, "An introduction to the bootstrap", 1993.
+    Args:
+        values: `(N,)`.
+
+    Returns:
+        `(low, high)`.
+
+    References:
+        B. Efron, R. Tibshirani, "An introduction to the bootstrap", 1993.
     """
     rng, n = np.random.default_rng(0), len(values)
     means = [values[rng.integers(0, n, n)].mean() for _ in range(NUM_DRAWS)] if n < LARGE else None
@@ -121,24 +164,38 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, along the last axis: 0..1, and their sum is 1."""
+    """Turn logits into probabilities along the last axis: 0..1, and their sum is 1."""
     exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Mean F1, 0..1, over the classes that occur, of confusion matrices `(..., C, C)`, a row for each true class."""
+    """Compute the mean F1 over the classes that occur.
+
+    Args:
+        confusion: `(..., C, C)`, confusion matrices with a row for each true class.
+
+    Returns:
+        `(...)`, 0..1.
+    """
     return _mean_f1(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2))
 
 
 def _mean_f1(right: np.ndarray, n: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """Of counts `(..., C)`: photos of a class that were right, photos of it, and how often it was said."""
+    """Mean F1 of counts `(..., C)`: photos of a class predicted right, photos of it, and how often it was predicted."""
     f1 = 2 * right / np.maximum(n + said, 1)
     return np.asarray(np.where(n > 0, f1, 0).sum(axis=-1) / np.maximum((n > 0).sum(axis=-1), 1))
 
 
 def macro_f1_interval(confusion: np.ndarray) -> tuple[float, float]:
-    """95 % interval of macro F1, by bootstrap over the photos behind a confusion matrix `(C, C)` int64."""
+    """Compute a 95 % interval of macro F1, by bootstrap over the photos behind a confusion matrix.
+
+    Args:
+        confusion: `(C, C)` int64, a row for each true class.
+
+    Returns:
+        `(low, high)` in 0..1.
+    """
     cells = np.argwhere(confusion > 0)
     counts = confusion[tuple(cells.T)]
     rng = np.random.default_rng(0)
@@ -149,7 +206,7 @@ def macro_f1_interval(confusion: np.ndarray) -> tuple[float, float]:
 
 
 def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """`(K,)` of K confusion matrices, whose cells that are not empty `(n, 2)` hold `counts (K, n)`."""
+    """Macro F1 `(K,)` of K confusion matrices, whose cells that are not empty `(n, 2)` hold `counts (K, n)`."""
     size, (rows, columns) = len(confusion), cells.T
     right = rows == columns
     return _mean_f1(
@@ -161,7 +218,7 @@ def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -
 
 
 def _added_up(counts: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
-    """Counts `(K, n)` added up by their places `(n,)` among `size`: `(K, size)`. No matrix `(K, C, C)` is made."""
+    """Add up counts `(K, n)` by their places `(n,)` among `size`, to `(K, size)`. No matrix `(K, C, C)` is made."""
     found = np.zeros((len(counts), size), counts.dtype)
     order = np.argsort(places, kind="stable")
     names, starts = np.unique(places[order], return_index=True)

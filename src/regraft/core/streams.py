@@ -10,21 +10,21 @@ from regraft.core.progress import talk
 
 
 class _Closed(io.RawIOBase):
-    """Stands for a closed stdout: what is written to it is an error, as it is for every other program."""
+    """Stand-in for a closed stdout: writing to it is an error, as it is for every other program."""
 
     def writable(self) -> bool:
-        """Until it is asked to."""
+        """Return True: that it is closed shows only when it is written to."""
         return True
 
     def write(self, data: object) -> int:
-        """Raises OSError."""
+        """Raise OSError."""
         raise OSError(errno.EBADF, "closed")
 
 
 def open_streams() -> None:
-    """Give stdin, stdout and stderr to a process that was started without: else files that it opens take their place.
+    """Give stdin, stdout and stderr to a process that was started without them.
 
-    Names that are not UTF-8 are written with escapes.
+    Else files that the process opens would take their place. Names that are not UTF-8 are written with escapes.
     """
     for number in range(3):
         try:
@@ -40,7 +40,14 @@ def open_streams() -> None:
 
 
 def flushed(code: int) -> int:
-    """Write out what is left, and return the exit code: 1 in place of 0 where that fails, with the cause on stderr."""
+    """Write out what stdout and stderr still hold.
+
+    Args:
+        code: Exit code of the program so far.
+
+    Returns:
+        The exit code; 1 in place of 0 where stdout cannot be written, with the cause on stderr.
+    """
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -55,7 +62,16 @@ def flushed(code: int) -> int:
 
 
 def lost(error: OSError) -> int:
-    """What to do, and the exit code, where stdout cannot be written: nothing is said where its reader has gone."""
+    """Deal with a stdout that cannot be written: drop what is left for it.
+
+    The cause is named on stderr, unless it is that the reader of stdout has gone.
+
+    Args:
+        error: What writing to stdout raised.
+
+    Returns:
+        The exit code, 1.
+    """
     if not isinstance(error, BrokenPipeError):
         reason = (error.strerror or str(error)).lower()
         talk(f"error: cannot write to stdout: {reason}. What went to files is there.")
@@ -64,12 +80,12 @@ def lost(error: OSError) -> int:
 
 
 def is_of_stdout(error: OSError) -> bool:
-    """Whether an error came from writing to stdout: others name a file, or have become an OutputError."""
+    """Return whether an error came from writing to stdout: others name a file, or have become an OutputError."""
     return error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EDQUOT)
 
 
 def _to_nowhere(number: int) -> None:
-    """What Python still holds for a stream is dropped, so that ending the process does not fail again."""
+    """Drop what Python still holds for a stream, so that ending the process does not fail again."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     if number == 1 and isinstance(getattr(getattr(sys.stdout, "buffer", None), "raw", None), _Closed):

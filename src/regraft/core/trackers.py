@@ -1,7 +1,7 @@
 """Trackers: TensorBoard, MLflow, Weights & Biases, Trackio, or anything else with the same three methods.
 
 history.jsonl is written in any case. A tracker's library is imported when the tracker is asked for, and not before.
-What it fails at is said once, and costs no training.
+Where a tracker fails, that is said once, and the training goes on without it.
 """
 
 import json
@@ -27,27 +27,43 @@ SILENT = {
 
 
 class Tracker(Protocol):
-    """What a training tells, in this order: start, row after each epoch, finish. Any of them may raise."""
+    """What a training calls, in this order: start, row after each epoch, finish. Any of them may raise."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
-        """A training begins. out: its folder.  config: the fields of TrainConfig."""
+        """Begin: a training starts.
+
+        Args:
+            out: The training's folder.
+            config: The fields of `TrainConfig`.
+        """
 
     def row(self, row: dict[str, Any]) -> None:
-        """An epoch is over. row: its line of history.jsonl; losses in nats, accuracies 0..1, seconds, epochs from 1.
+        """Record an epoch that is over.
 
-        Where a training goes on, its earlier epochs come first. Mode auto trains twice: figures of its first training,
-        that of the last stages, are named `last_stages/...`, and epochs begin anew with the second.
+        Where a training is continued, its earlier epochs come first. Mode auto trains twice: figures of its first
+        training, that of the last stages, are named `last_stages/...`, and epochs begin anew with the second.
+
+        Args:
+            row: The epoch's line of history.jsonl; losses in nats, accuracies 0..1, seconds, epochs from 1.
         """
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """It is over. summary: what result.json says; empty where the training did not come to its end."""
+        """End: the training is over.
+
+        Args:
+            summary: What result.json says; empty where the training did not come to its end.
+        """
 
 
 @dataclass
 class TrackerSet:
-    """The trackers of one training, as one. One that fails is told nothing more.
+    """The trackers of one training, as one; a tracker that fails is called no more.
 
-    summary: what they are told at the end.
+    Attributes:
+        trackers: Those that have not failed.
+        progress: Says when one fails.
+        summary: What they are given at the end.
+        started: Whether the training has begun; until then, none of them is called.
     """
 
     trackers: list[Tracker]
@@ -56,12 +72,23 @@ class TrackerSet:
     started: bool = False
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
-        """A training begins; without this, nothing is told."""
+        """Tell the trackers that a training begins; without this, none of them is called.
+
+        Args:
+            out: The training's folder.
+            config: The fields of `TrainConfig`.
+        """
         self.started = True
         self._tell(lambda tracker: tracker.start(out, config))
 
     def row(self, row: dict[str, Any], part: str = "") -> None:
-        """An epoch is over. part: which of several trainings it belongs to, "" for the last one."""
+        """Tell the trackers that an epoch is over.
+
+        Args:
+            row: As for `Tracker.row`.
+            part: Which of several trainings the epoch belongs to, put before the names of its figures; "" for the last
+                one.
+        """
         named = {f"{part}/{name}" if part and name != "epoch" else name: value for name, value in row.items()}
         self._tell(lambda tracker: tracker.row(named))
 
@@ -83,7 +110,17 @@ class TrackerSet:
 
 
 def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Progress) -> TrackerSet:
-    """Trackers by name, and a user's own. Raises ConfigError for an unknown one, MissingExtra for one not installed."""
+    """Create trackers by name, and join them with a user's own.
+
+    Args:
+        names: Some of `TRACKERS`.
+        own: Further trackers.
+        progress: Says when one fails.
+
+    Raises:
+        ConfigError: A name is unknown.
+        MissingExtra: A tracker's library is not installed.
+    """
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(
@@ -94,7 +131,11 @@ def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Prog
 
 
 def figures(summary: dict[str, Any]) -> dict[str, float]:
-    """The numbers of result.json that runs are compared by: accuracies 0..1 and seconds."""
+    """Return the numbers of result.json that runs are compared by: accuracies 0..1 and seconds.
+
+    Args:
+        summary: What result.json says; where it is empty, so is what is returned.
+    """
     if not summary:
         return {}
     accuracy, whole = summary["accuracy"], summary["cross_validated"]
@@ -105,7 +146,7 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Writes `OUT/tensorboard`; look at it with `tensorboard --logdir OUT`."""
+    """Tracker that writes to `OUT/tensorboard`; look at it with `tensorboard --logdir OUT`."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
         """Begin anew: what an earlier training of the same folder wrote is hidden."""
@@ -114,24 +155,27 @@ class TensorBoard:
         self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```")
 
     def row(self, row: dict[str, Any]) -> None:
-        """A point in each curve."""
+        """Add a point to each curve."""
         for name, value in row.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The figures of the delivered model."""
+        """Record the figures of the delivered model."""
         for name, value in figures(summary).items():
             self._writer.add_scalar(f"result/{name}", value, 0)
         self._writer.close()
 
 
 class MLflow:
-    """A run of the experiment "regraft", where MLflow's own settings say, such as MLFLOW_TRACKING_URI."""
+    """Tracker with a run of the experiment "regraft", or of MLFLOW_EXPERIMENT_NAME.
+
+    The run is kept where MLflow's own settings say, such as MLFLOW_TRACKING_URI.
+    """
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
-        """A run with the settings as parameters."""
+        """Create a run with the settings as parameters."""
         self._client: Any = _library("mlflow").MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         found = self._client.get_experiment_by_name(name)
@@ -141,22 +185,22 @@ class MLflow:
             self._client.log_param(self._run, key, value)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Metrics of a step."""
+        """Log the metrics of an epoch."""
         for name, value in row.items():
             self._client.log_metric(self._run, name, value, step=row["epoch"])
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The figures, and how the run ended."""
+        """Log the figures, and how the run ended: FINISHED, or KILLED where the summary is empty."""
         for name, value in figures(summary).items():
             self._client.log_metric(self._run, name, value)
         self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
 
 
 class WandB:
-    """A run of the project "regraft", or of WANDB_PROJECT; with `--offline` it stays in `OUT/wandb`."""
+    """Tracker with a run of the project "regraft", or of WANDB_PROJECT; with `--offline` it stays in `OUT/wandb`."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
-        """A run; who is not logged in is not asked."""
+        """Create a run; users who are not logged in are not asked to."""
         wandb: Any = _library("wandb")
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -169,29 +213,29 @@ class WandB:
         self._run.define_metric("*", step_metric="epoch")  # its own steps may only grow
 
     def row(self, row: dict[str, Any]) -> None:
-        """Metrics of a step."""
+        """Log the metrics of an epoch."""
         self._run.log(row)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The figures, and how the run ended."""
+        """Log the figures, and how the run ended: exit code 0, or 1 where the summary is empty."""
         self._run.summary.update(figures(summary))
         self._run.finish(exit_code=0 if summary else 1)
 
 
 class Trackio:
-    """A run of the project "regraft" on this machine; look at it with `trackio show`."""
+    """Tracker with a run of the project "regraft" on this machine; look at it with `trackio show`."""
 
     def start(self, out: Path, config: dict[str, Any]) -> None:
-        """A run with the settings."""
+        """Create a run with the settings."""
         self._library = _library("trackio")
         self._run: Any = self._library.init(project=PROJECT, name=str(out), config=config, embed=False)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Metrics of a step."""
+        """Log the metrics of an epoch."""
         self._run.log(dict(row), step=row["epoch"])
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The figures."""
+        """Log the figures and end the run."""
         if summary:
             self._run.log({f"result/{name}": value for name, value in figures(summary).items()})
         self._library.finish()
@@ -206,7 +250,7 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def _library(name: str) -> Any:
-    """What a tracker stands on. Raises MissingExtra."""
+    """Import the library of a tracker, with its maker's statistics switched off. Raises MissingExtra."""
     for variable, value in SILENT.items():
         os.environ.setdefault(variable, value)
     try:

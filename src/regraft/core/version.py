@@ -1,3 +1,3 @@
-"""The version of regraft, for all that says which one made it."""
+"""The version of regraft, in one place for everything that records which version made it."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Which folder names the class, where class folders hold folders: what can be meant in two ways is refused."""
+"""Which folder names the class, where class folders hold folders; what can be meant in two ways is refused."""
 
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -24,7 +24,14 @@ GROUPS = (
 
 
 def without_containers(labels: Collection[str]) -> str:
-    """What all classes end in and no reader would call a part of a class, as `/images`; "" where there is nothing."""
+    """Find what all classes end in and no reader would call a part of a class, as `/images`.
+
+    Args:
+        labels: Folders below the class folders' folder that hold photos, as `birds/images`.
+
+    Returns:
+        The common end with its slash; "" where there is none.
+    """
     tails = {label.rpartition("/")[2] for label in labels if "/" in label}
     is_one = len(tails) == 1 and all("/" in label for label in labels)
     return f"/{min(tails)}" if is_one and is_container(min(tails)) else ""
@@ -65,7 +72,12 @@ def refuse_two_readings(folder: Path, labels: Collection[str]) -> None:
 
 
 def reading_note(folder: Path, labels: Collection[str]) -> list[str]:
-    """A sentence about folders in folders that are read as classes of their own; none where there are none."""
+    """Return a sentence about folders in folders that are read as classes of their own; [] where there are none.
+
+    Args:
+        folder: Where the class folders are.
+        labels: The folders below it that hold photos, as `birds/owl`.
+    """
     nested = min((label for label in labels if "/" in label), default=None)
     if nested is None:
         return []
@@ -93,6 +105,6 @@ def _levels(top: str, leaf: str, path: str) -> str:
 
 
 def _some(names: Iterable[str], count: int = 3) -> str:
-    """The first of some names."""
+    """List the first of some names, and how many more there are."""
     listed = list(names)
     return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")

@@ -8,7 +8,7 @@ from regraft.core.errors import DataError
 
 
 def refuse_twins(place: object, kind: str, names: Iterable[str], lines: Mapping[str, int] | None = None) -> None:
-    """Refuse names that a reader, or another file system, would take for one.
+    """Refuse names that a reader, or another file system, would take for the same name.
 
     Args:
         place: Folder or list that has them, for the message.
@@ -17,7 +17,7 @@ def refuse_twins(place: object, kind: str, names: Iterable[str], lines: Mapping[
         lines: The line of a list where each stands first.
 
     Raises:
-        DataError: Two of them differ in case, in blanks or in how letters are encoded alone.
+        DataError: Two of them differ only in case, in blanks or in how letters are encoded.
     """
     seen: dict[str, str] = {}
     for name in names:

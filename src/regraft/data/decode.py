@@ -1,7 +1,8 @@
 """File bytes to pixels: the only decoder, for training, predicting, serving and reports alike.
 
 A photo is either decoded whole, or refused with a reason. Nothing is guessed and nothing is replaced. What comes out
-depends on the bytes alone: not on the process's switches (`pillow_settings`), nor on what other threads decode.
+depends on the bytes alone: not on the process's settings of Pillow (`pillow_settings`), nor on what other threads
+decode.
 """
 
 import io
@@ -22,7 +23,7 @@ from regraft.data.pillow_settings import private_settings
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")  # an MPO opens as JPEG
 MAX_BYTES = 256 * 2**20
-PIECE = 2**20  # bytes that are read at a time of what does not tell its size
+PIECE = 2**20  # bytes that are read at a time where the size is not known
 MAX_PIXELS = 2**27  # that are decoded, 134 megapixels: every camera and scanner, and no decompression bomb
 MAX_STORED_PIXELS = 2**29  # of a JPEG, which is decoded at a reduced scale: phones take 200 megapixels
 MAX_SLOW_SAMPLES = 2**22  # of what Pillow decodes in Python, sample by sample: run-length BMP, odd PPM
@@ -46,11 +47,15 @@ VERSION = 1  # part of every feature's key: raise it when the same bytes decode 
 
 
 class Unreadable(Exception):
-    """A file that is not a readable photo. The message is the reason, fit for a user."""
+    """A file is not a readable photo. The message is the reason, fit for a user."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a regular file of at most MAX_BYTES. Raises Unreadable."""
+    """Read a regular file of at most MAX_BYTES.
+
+    Raises:
+        Unreadable: It is missing, empty, too large, not a regular file, or cannot be read.
+    """
     try:
         if not path.is_file():
             raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
@@ -63,10 +68,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:
-    """Content of an open binary file from where it stands, at most MAX_BYTES.
+    """Read an open binary file from where it stands, at most MAX_BYTES.
 
     Args:
-        file: Where its size can be known, one that is too large is not read at all.
+        file: If its size can be known and is too large, nothing is read.
+
+    Returns:
+        The content.
 
     Raises:
         Unreadable: It is empty or too large.
@@ -98,7 +106,7 @@ def decode(data: bytes, at_least: int | None = None, grey_bits: int | None = Non
         data: The file's content.
         at_least: Shorter side in pixels that the caller is going to resize to. A JPEG may then be decoded at a reduced
             scale, never below DRAFT_FACTOR times that.
-        grey_bits: How many bits 16-bit greys use, so what is white; None for all.
+        grey_bits: How many bits 16-bit greys use, which says what is white; None for all.
 
     Raises:
         Unreadable: It is no photo, damaged, or too large, by the pixels that would be decoded or by the memory that
@@ -115,7 +123,7 @@ def decode(data: bytes, at_least: int | None = None, grey_bits: int | None = Non
 
 
 def decoded_size(data: bytes, at_least: int | None = None) -> tuple[int, int]:
-    """Width and height in pixels at which `decode` decodes, before the photo is turned.
+    """Return the width and height in pixels at which `decode` decodes, before the photo is turned.
 
     Args:
         data: The file's content.
@@ -130,7 +138,7 @@ def decoded_size(data: bytes, at_least: int | None = None) -> tuple[int, int]:
 
 @contextmanager
 def _opened(data: bytes, at_least: int | None = None) -> Iterator[Image.Image]:
-    """A file whose header was read. Whatever goes wrong with it until the end is raised as Unreadable."""
+    """Open a file and read its header. Whatever goes wrong with it until the block ends is raised as Unreadable."""
     try:
         if reason := file_limits.refusal(data):
             raise Unreadable(reason)
@@ -150,7 +158,7 @@ def _opened(data: bytes, at_least: int | None = None) -> Iterator[Image.Image]:
 
 
 def grey_maximum(data: bytes) -> int | None:
-    """The largest value of a 16-bit grey picture; None for what is none.
+    """Return the largest value of a 16-bit grey picture; None for any other picture.
 
     Args:
         data: The file's content.
@@ -169,7 +177,7 @@ def grey_maximum(data: bytes) -> int | None:
 
 
 def pixels_of(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
-    """A picture that is in memory, upright and RGB, as `decode` would have made it of its file.
+    """Convert a picture that is in memory to upright RGB, as `decode` would have made it of its file.
 
     Args:
         image: Of any mode; one that was opened and not decoded yet is decoded.
@@ -190,7 +198,13 @@ def pixels_of(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. size: (width, height) in pixels, as stored.  camera: make and model, "" for none."""
+    """What a file says of itself.
+
+    Attributes:
+        format: Pillow's name of the file format; "" for none.
+        size: (width, height) in pixels, as stored.
+        camera: Make and model; "" for none.
+    """
 
     format: str
     size: tuple[int, int]
@@ -198,17 +212,21 @@ class Header:
 
     @property
     def format_number(self) -> int:
-        """Place among FORMATS, from 1; 0 for another."""
+        """Place of the format among FORMATS, from 1; 0 for another."""
         return FORMATS.index(self.format) + 1 if self.format in FORMATS else 0
 
     @property
     def camera_number(self) -> int:
-        """Of 24 bits, which a float32 holds exactly; 0 for none."""
+        """Number of 24 bits, which a float32 holds exactly, made from the camera's name; 0 for none."""
         return zlib.crc32(self.camera.encode()) >> 8 if self.camera else 0
 
 
 def header(data: bytes) -> Header:
-    """What is known of an image file before its pixels are. Raises Unreadable."""
+    """Read what is known of an image file before its pixels are decoded.
+
+    Raises:
+        Unreadable: It is no photo, or its header is damaged.
+    """
     with _opened(data) as image:
         return Header(image.format or "", image.size, _camera(image))
 
@@ -224,7 +242,7 @@ def _camera(image: Image.Image) -> str:
 
 
 def to_rgb(image: Image.Image, grey_bits: int | None = None) -> Image.Image:
-    """Any Pillow image as RGB: transparency on white, 16-bit and float greys scaled to their full range.
+    """Convert any Pillow image to RGB: transparency on white, 16-bit and float greys scaled to their full range.
 
     Args:
         image: Of any mode. A large one is converted in strips, so that no more than it and the outcome is in memory.
@@ -253,7 +271,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, i
 
 
 def _converted(image: Image.Image, limits: tuple[float, float]) -> Image.Image:
-    """limits: grey values that become black and white."""
+    """Convert one piece of an image to RGB; `limits` are the grey values that become black and white."""
     if image.mode.startswith(("I", "F")):
         return _grey_to_8_bit(image, limits).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -286,8 +304,10 @@ def _bytes_to_decode(image: Image.Image, data: bytes) -> int:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are
-    good."""
+    """Return the orientation that the EXIF names, None for none.
+
+    Pillow's own `exif_transpose` writes the EXIF back and fails where it is odd, on many a photo whose pixels are good.
+    """
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # whatever a damaged EXIF block raises, it says nothing about the pixels
@@ -295,13 +315,13 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _turned(image: Image.Image, orientation: Any) -> Image.Image:
-    """The image turned as its EXIF says."""
+    """Turn the image as its EXIF says."""
     turn = _TURNS.get(orientation or 1)
     return image if turn is None else image.transpose(turn)
 
 
 def _limits(image: Image.Image, grey_bits: int | None) -> tuple[float, float]:
-    """What is black and what is white: for 16-bit greys as given, for others their own range."""
+    """Return the values of black and white: 16-bit greys as given, others by their own range. Raises Unreadable."""
     white = WHITE if grey_bits is None else 2.0**grey_bits - 1
     if image.mode.startswith("I;16"):
         return 0.0, white
@@ -320,7 +340,10 @@ def _grey_to_8_bit(image: Image.Image, limits: tuple[float, float]) -> Image.Ima
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats that a file is tried as. A HEIC photo needs a library of its own, which is loaded for the first."""
+    """List the formats that a file is tried as. Raises Unreadable.
+
+    A HEIC photo needs a library of its own, which is loaded for the first one.
+    """
     if not _is_heic(data):
         return FORMATS
     if not _can_read_heic():

@@ -7,8 +7,11 @@ from regraft.data import decode
 
 
 def decoder_identity() -> list[int | str | None]:
-    """Versions of regraft's own decoding, of Pillow, and of the reader of HEIC files, None where that is absent.
+    """Return the versions of regraft's own decoding, of Pillow, and of the reader of HEIC files.
 
-    Part of the key of everything that is kept of photos: other versions may give other pixels.
+    They are part of the key of everything that is cached of photos: other versions may give other pixels.
+
+    Returns:
+        The versions in that order, the last one None where there is no reader of HEIC files.
     """
     return [decode.VERSION, PIL.__version__, version_of("pi-heif")]

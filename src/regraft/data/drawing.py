@@ -1,4 +1,7 @@
-"""Which units are held out: a share of every class, as near as whole units allow, drawn by their content."""
+"""Which units are held out: a share of every class, as near as whole units allow, drawn by their content.
+
+A unit is what is never parted: photos of equal content or of one group (`data.units`).
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +43,7 @@ class _Drawn:
             self.left[label] -= sign
 
     def cost(self, labels: Iterable[int]) -> tuple[int, float]:
-        """Classes with nothing to judge or to learn from, and squared distance from what is wanted."""
+        """Return how many classes lack photos to evaluate on or learn from, and the squared distance from the goal."""
         found = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
         lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in found)
         return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in found), 6)
@@ -64,7 +67,7 @@ class _Drawn:
 
 
 def draw_units(units: Sequence[Unit], fraction: float) -> set[int]:
-    """Units to hold out.
+    """Choose units to hold out.
 
     A unit that fits is taken, in the given order. Where units are not single photos of one class, what is then missing
     is sought by moving single units and by exchanging two, as long as that helps.
@@ -89,7 +92,7 @@ def draw_units(units: Sequence[Unit], fraction: float) -> set[int]:
 
 
 def _drawn_from(start: int, units: Sequence[Unit], wanted: dict[int, float]) -> _Drawn:
-    """What is held out when one unit in the order has the first turn."""
+    """Hold units out beginning with one in the order, then improve the choice as long as that helps."""
     drawn = _Drawn(units, wanted, Counter(label for own in units for label in own))
     for number in (*range(start, len(units)), *range(start)):
         if drawn.fits(number):

@@ -1,4 +1,4 @@
-"""Rows of numbers kept by the content of the photo they belong to: features, and how photos look.
+"""Rows of numbers cached by the content of the photo they belong to: features, and how photos look.
 
     <kind>/<key>/<hash>.safetensors    hashes (n, 32) uint8, rows (n, D) float32, checks (n,) uint32
 
@@ -34,10 +34,14 @@ LARGE_BYTES = 2**28  # from which on rows lie on disk instead of in memory
 
 
 class CachedRows(Mapping[str, np.ndarray]):
-    """Rows `(D,)` float32 by content hash, of those wanted the ones that are known.
+    """Rows `(D,)` float32 by content hash: of those wanted, the ones that are known.
 
-    table: `(M, D)` float32, a place for each one wanted, unknown ones anything.  A large one lies in a file without a
-    name, which goes when the process ends.
+    Args:
+        wanted: Content hashes; repeated ones count once.
+
+    Attributes:
+        table: `(M, D)` float32, a row for each different hash wanted; rows that are not known hold anything. A large
+            table lies in a file without a name, which goes when the process ends.
     """
 
     def __init__(self, wanted: Iterable[str]) -> None:
@@ -46,18 +50,23 @@ class CachedRows(Mapping[str, np.ndarray]):
         self._known = np.zeros(len(self._place), bool)
 
     def put(self, hashes: Sequence[str], rows: np.ndarray) -> None:
-        """Make rows `(n, D)` known."""
+        """Make rows known.
+
+        Args:
+            hashes: n content hashes, all of them wanted.
+            rows: `(n, D)`.
+        """
         if self.table.size == 0:
             self.table = _room(len(self._place), rows.shape[1])
         places = self.places(hashes)
         self.table[places], self._known[places] = rows, True
 
     def places(self, hashes: Iterable[str]) -> np.ndarray:
-        """`(n,)` int64: their rows of the table."""
+        """Return where hashes have their rows in `table`, `(n,)` int64."""
         return np.array([self._place[content] for content in hashes], np.int64)
 
     def unknown(self) -> set[str]:
-        """Those wanted that are not known."""
+        """Return the wanted hashes whose rows are not known."""
         return {content for content, i in self._place.items() if not self._known[i]}
 
     def __getitem__(self, content: str) -> np.ndarray:
@@ -77,13 +86,22 @@ class CachedRows(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Shards of one kind and key, which name their folder in the cache."""
+    """The shards of one kind and key.
+
+    Attributes:
+        kind: What the rows are; names the outer folder in the cache.
+        key: Hash of all that a row depends on besides the photo's bytes; names the inner folder.
+    """
 
     kind: str
     key: str
 
     def read(self, wanted: Iterable[str]) -> CachedRows:
-        """Of those wanted, the rows that are there and intact."""
+        """Return the rows that are there and intact, of those wanted.
+
+        Args:
+            wanted: Content hashes.
+        """
         found = CachedRows(wanted)
         missing = found.unknown()
         for path in self._shards():
@@ -96,7 +114,7 @@ class FeatureCache:
         return found
 
     def missing(self, wanted: Iterable[str]) -> set[str]:
-        """Those wanted that no shard has, as far as can be told without reading rows."""
+        """Return the wanted hashes that no shard has, as far as can be told without reading rows."""
         return set(wanted).difference(*map(_hashes, self._shards()))
 
     def _shards(self) -> list[Path]:
@@ -104,7 +122,16 @@ class FeatureCache:
 
     @contextmanager
     def writer(self, progress: Progress) -> Iterator[Callable[[str, np.ndarray], None]]:
-        """Yields `write(content hash, row)`. Rows reach the disk every few seconds, and at a bad end too."""
+        """Provide a function that adds rows.
+
+        They reach the disk every few seconds, and also when the block ends in an error.
+
+        Args:
+            progress: Says once if the cache cannot be written.
+
+        Yields:
+            `write(content hash, row)`.
+        """
         shard = _Shard(writable_cache(self.kind, progress) / self.key)
         try:
             yield shard.add
@@ -115,9 +142,18 @@ class FeatureCache:
 def look_up_or_compute(
     store: FeatureCache, dataset: Dataset, step: str, compute: Compute, progress: Progress = QUIET
 ) -> tuple[CachedRows, dict[int, str]]:
-    """Rows by content hash, from the store or computed, and photos for which there is none: index -> reason.
+    """Take rows from the cache, and compute and cache those that it does not have.
 
-    step: its name for the user.  compute: of indices and `advance(count)`; yields content hash, and row or reason.
+    Args:
+        store: The cache.
+        dataset: The photos.
+        step: What computing is called for the user.
+        compute: Gets indices of photos and `advance(count)`; yields each one's content hash, and its row or the reason
+            why there is none.
+        progress: Shows how far it is.
+
+    Returns:
+        Rows by content hash, and photos for which there is none: index -> reason.
     """
     rows = store.read(dataset.hashes)
     first = {content: i for i, content in reversed(list(enumerate(dataset.hashes)))}  # copies are computed once
@@ -157,7 +193,7 @@ class _Shard:
 
 
 def _read_shard(path: Path, wanted: set[str]) -> tuple[list[str], np.ndarray]:
-    """The wanted rows of one file; nothing from a file that has none of them, is damaged, or has just gone."""
+    """Read the wanted rows of one file; nothing from a file that has none of them, is damaged, or has just gone."""
     nothing: tuple[list[str], np.ndarray] = [], np.empty((0, 0), np.float32)
     try:
         with safe_open(path, framework="np") as shard:
@@ -173,7 +209,7 @@ def _read_shard(path: Path, wanted: set[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _hashes(path: Path) -> list[str]:
-    """What one file has rows of."""
+    """List the content hashes that one file has rows of."""
     try:
         with safe_open(path, framework="np") as shard:
             return _hex(shard.get_tensor("hashes"))

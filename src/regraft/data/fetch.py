@@ -21,10 +21,20 @@ _BLOCK = 1 << 16
 def fetch_hymenoptera(
     folder: Path, progress: Progress = QUIET, *, url: str = HYMENOPTERA_URL, sha256: str = HYMENOPTERA_SHA256
 ) -> Path:
-    """Download and unpack the photos of PyTorch's transfer-learning tutorial to `folder`, unless they are there.
+    """Download and unpack the photos of PyTorch's transfer-learning tutorial, unless they are there.
 
-    Raises DataError when offline, when the download fails, when its SHA-256 is another, or when `folder` holds
-    something else.
+    Args:
+        folder: Where they are put; one that has a folder `train` is left as it is.
+        progress: Shows how far it is.
+        url: Of the zip archive.
+        sha256: Of its content, hexadecimal.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: Downloads are forbidden by `REGRAFT_OFFLINE`, the download fails, its SHA-256 is another, or `folder`
+            holds something else.
     """
     if (folder / "train").is_dir():
         return folder
@@ -45,7 +55,19 @@ def fetch_hymenoptera(
 
 
 def download(url: str, sha256: str, progress: Progress = QUIET) -> bytes:
-    """Content of a URL, checked. Raises DataError."""
+    """Download a file and check its content.
+
+    Args:
+        url: Where it is.
+        sha256: Of its content, hexadecimal.
+        progress: Shows how far it is.
+
+    Returns:
+        The content.
+
+    Raises:
+        DataError: It cannot be fetched, or its SHA-256 is another.
+    """
     try:
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  # the caller's constant, never input
             total = int(response.headers.get("Content-Length") or 0)

@@ -43,7 +43,7 @@ RAW_SIGNATURES = (
 
 
 def refusal(data: bytes) -> str | None:
-    """Why a file is not to be decoded; None for one that may be.
+    """Return why a file is not to be decoded; None for one that may be.
 
     Args:
         data: The file's content.
@@ -58,13 +58,15 @@ def refusal(data: bytes) -> str | None:
 
 
 def coefficient_bytes(data: bytes) -> int:
-    """Bytes that a JPEG's coefficients take while it is decoded: all of them wait where there are several scans.
+    """Compute how many bytes a JPEG's coefficients take while it is decoded.
+
+    Where there are several scans, all coefficients wait in memory.
 
     Args:
         data: The file's content.
 
     Returns:
-        0 for what is no JPEG, or for one whose only scan is decoded as it is read.
+        The bytes; 0 for what is no JPEG, or for one whose only scan is decoded as it is read.
     """
     frame, scan = _frame_and_scan(data) if data.startswith(JPEG) else (b"", b"")
     if len(frame) < 13 or not _has_several_scans(frame, scan):
@@ -75,7 +77,7 @@ def coefficient_bytes(data: bytes) -> int:
 
 
 def _frame_and_scan(data: bytes) -> tuple[bytes, bytes]:
-    """The beginnings of a JPEG's segments that name its size and sampling, and what its first scan holds."""
+    """Return the beginnings of a JPEG's segments that name its size and sampling, and what its first scan holds."""
     frame = b""
     for start in _markers(data):
         if data[start] == 0xFF and data[start + 1] in FRAMES:
@@ -86,7 +88,7 @@ def _frame_and_scan(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _has_several_scans(frame: bytes, scan: bytes) -> bool:
-    """Whether a JPEG's first scan may not be all of it. After one that is all, decoders take no other."""
+    """Return whether a JPEG may have several scans; where its first one holds all, decoders take no other."""
     return len(frame) < 13 or len(scan) < 5 or frame[1] in PROGRESSIVE or scan[4] != frame[9]
 
 
@@ -159,7 +161,7 @@ def _chunks(data: bytes) -> Iterator[int]:
 
 
 def _check_gif(data: bytes) -> str | None:
-    """Whether the first picture comes early; Pillow puts the comments before it together piece by piece."""
+    """Check that the first picture comes early: Pillow puts the comments before it together piece by piece."""
     flags = data[10] if len(data) > 10 else 0
     start = 13 + (3 << (flags % 8 + 1) if flags & 128 else 0)
     while data[start : start + 1] == b"!" and start < MAX_GIF_TEXT:
@@ -187,7 +189,7 @@ def _boxes(data: bytes) -> Iterator[int]:
 
 
 def _check_icon(data: bytes) -> str | None:
-    """An icon's pictures are decoded as soon as it is opened, so their sizes are looked at here."""
+    """Check the sizes of an icon's pictures, because they are decoded as soon as it is opened."""
     count = int.from_bytes(data[4:6], "little")
     if count > MAX_ICONS:
         return f"an icon of {count} pictures"

@@ -26,7 +26,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A file that is not used. path: relative to the data set's root."""
+    """A file that is not used.
+
+    Attributes:
+        path: Relative to the data set's root.
+        reason: Why it is not used.
+    """
 
     path: str
     reason: str
@@ -34,7 +39,13 @@ class Quarantined:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A file with its class and its split, "" where there are none. path: relative to the data set's root."""
+    """A file with its class and its split.
+
+    Attributes:
+        split: "train", "val" or "test"; "" where there are none.
+        label: Name of its class.
+        path: Relative to the data set's root.
+    """
 
     split: str
     label: str
@@ -47,11 +58,11 @@ class Listing:
 
     Attributes:
         root: The folder that paths are relative to.
-        splits: Their names, [""] where there are none.
+        splits: Names of the splits, [""] where there are none.
         files: What is to be used.
         quarantine: What is not, and why.
         notes: Sentences about what else was seen.
-        loose: Files beside the classes.
+        loose: Files beside the class folders.
         options: How it was read.
         list_file: The list that named the files; None where folders did.
         walked: Device and inode of every folder that was read.
@@ -78,10 +89,10 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
         options: How folders in class folders, and links, are read.
 
     Returns:
-        Files with their classes, as text in the normal form C, and splits.
+        Files with their splits and classes, these as text in Unicode's normal form C.
 
     Raises:
-        DataError: It cannot be read in one way only.
+        DataError: It cannot be listed, or not be read in one way only.
     """
     listing = Listing(root, options=options)
     for split, folder in _split_folders(listing):
@@ -98,18 +109,18 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorting key under which "2" comes before "10"; the name itself decides between "01" and "1"."""
+    """Return a sorting key under which "2" comes before "10"; the name itself decides between "01" and "1"."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts], name
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file may be a list of labelled photos, by its name."""
+    """Return whether a file may be a list of labelled photos, by its name."""
     return path.suffix.lower() in MANIFESTS
 
 
 def is_junk(name: str) -> bool:
-    """Hidden files and folders, and what operating systems and editors leave behind."""
+    """Return whether a file or folder is hidden, or left behind by an operating system or editor, by its name."""
     return name.startswith(".") or name.lower() in JUNK or name.lower().endswith("~")
 
 
@@ -166,7 +177,7 @@ def _check_splits(
 
 
 def _leave_others(others: list[str], root: Path, named: Mapping[str, str], listing: Listing) -> None:
-    """Folders beside the splits are left out, unless they could be splits, or train a class. Raises DataError."""
+    """Leave out folders beside the splits, unless they could be splits, or train a class. Raises DataError."""
     if not others:
         return
     classes = set(_folders_in(root / _folder_of("train", named)))
@@ -203,7 +214,7 @@ def _has_photos_in_folders(folder: Path) -> bool:
 
 
 def _around_splits(root: Path) -> Path:
-    """The folder of the splits, where it is the only one in `root` and its name says that it is nothing else."""
+    """Return the folder of the splits: the only one in `root`, if its name says that it is nothing else, or `root`."""
     inner = _only_folder(root)
     if inner is None or not is_container(inner.name) or "train" not in splits_of(_folders_in(inner)).values():
         return root
@@ -211,7 +222,7 @@ def _around_splits(root: Path) -> Path:
 
 
 def _past_wrappers(folder: Path, listing: Listing) -> Path:
-    """The folder of the classes, with a note where it is another one; files on the way to it are set aside."""
+    """Return the folder of the classes, with a note where it is another one; files on the way to it are set aside."""
     place = _looked_through(folder, listing.options)
     if place != folder:
         listing.notes.append(f"the classes are the folders in {place}, which is alone in {place.parent}")
@@ -221,7 +232,7 @@ def _past_wrappers(folder: Path, listing: Listing) -> Path:
 
 
 def _looked_through(folder: Path, options: FolderOptions) -> Path:
-    """The folder of the classes: what is alone in another folder, and holds folders that are no splits, is no class."""
+    """Return the folder of the classes: one that is alone in another, and holds folders but no splits, is no class."""
     place = folder
     while (inner := _only_folder(place)) is not None:
         names = _folders_in(inner)
@@ -239,13 +250,13 @@ def _is_expected(name: str, inner: Sequence[str], options: FolderOptions) -> boo
 
 
 def _only_folder(folder: Path) -> Path | None:
-    """The one folder in a folder, files beside it not counted. Links are none."""
+    """Return the one folder in a folder, files beside it not counted; a link is not a folder here."""
     folders = [entry for entry in _entries(folder) if _is_folder(entry) and not is_junk(entry.name)]
     return Path(folders[0].path) if len(folders) == 1 and not folders[0].is_symlink() else None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A folder or a link to one. A link to itself is none."""
+    """Return whether this is a folder or a link to one; a link to itself is none."""
     try:
         return entry.is_dir()
     except OSError:
@@ -253,7 +264,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
-    """Why a test folder is not judged on: its photos are in no class folders. None where they are."""
+    """Why the model is not evaluated on a test folder: its photos are in no class folders. None where they are."""
     names, files = _folders_in(folder), [e for e in _visible(folder, []) if not _is_folder(e)]
     if len(names) == 1 and not _folders_in(folder / names[0]) and is_unlabelled(names[0]):
         if names[0] in {one.label for one in listing.files}:
@@ -288,7 +299,7 @@ def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]
 
 
 def _at_one_level(folder: Path, found: list[tuple[str, str]], listing: Listing) -> list[tuple[str, str]]:
-    """Files with classes named by the folders that were meant: refused where these are not clear. Raises DataError."""
+    """Files with classes named by the folders that were meant; refused where these are not clear. Raises DataError."""
     labels = {label for label, _ in found}
     if listing.options.class_level is not None or labels & set(listing.options.known_classes):
         return found
@@ -312,7 +323,7 @@ def _names_of_folders(folder: Path) -> list[str]:
 
 
 def _peeked(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder that may be left out; nothing where it cannot be listed."""
+    """List what is in a folder that may be left out; nothing where it cannot be listed."""
     try:
         return _visible(folder, [])
     except DataError:

@@ -1,4 +1,7 @@
-"""Cameras of 10, 12 and 14 bits write greys of 16 bits that are nearly black: how many bits a data set uses."""
+"""How many bits the 16-bit greys of a data set use.
+
+Cameras of 10, 12 and 14 bits write greys of 16 bits that are nearly black.
+"""
 
 from regraft.core.progress import QUIET, Progress
 from regraft.data.decode import Unreadable, grey_maximum
@@ -9,11 +12,11 @@ HEAD_BYTES = 32
 
 
 def grey_bits(dataset: Dataset, progress: Progress = QUIET) -> int | None:
-    """The bits that all 16-bit greys of a data set use together, and says so.
+    """Find the bits that all 16-bit greys of a data set use together, and say so.
 
     Args:
         dataset: All its photos count, so that two of them keep their relation to each other.
-        progress: Is told what was found.
+        progress: Says what was found.
 
     Returns:
         8, 10, 12 or 14; None where there are no such photos, or where they use more.
@@ -36,7 +39,7 @@ def grey_bits(dataset: Dataset, progress: Progress = QUIET) -> int | None:
 
 
 def may_be_16_bit(head: bytes) -> bool:
-    """Whether a file may be a grey picture of 16 bits, by its first HEAD_BYTES bytes."""
+    """Return whether a file may be a grey picture of 16 bits, by its first HEAD_BYTES bytes."""
     if head.startswith(b"\x89PNG"):
         return head[24:26] == b"\x10\0"
     return head.startswith((b"II", b"MM", b"P5", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"))

@@ -1,7 +1,8 @@
-"""Sides of photos when a data set grows: whoever has a side keeps it, and only new photos are drawn for.
+"""Splits of a data set that grows: photos that have a split keep it, and only new photos are drawn for.
 
-A new photo of a class that was there is drawn for by its own content, whatever comes with it: adding in two parts gives
-the sides of adding at once. A new class is drawn for as in a first training.
+A photo's side is its split: train, val or test. A new photo of a class that was there is drawn for by its own content,
+whatever comes with it: adding in two parts gives the sides of adding at once. A new class is drawn for as in a first
+training.
 """
 
 from collections.abc import Mapping
@@ -15,12 +16,13 @@ from regraft.data.units import share_at, units_of
 
 
 def with_known_sides(new: Dataset, sides: Mapping[str, str], judged: str) -> Dataset:
-    """New photos with the sides that they have already.
+    """Give new photos the sides that they have already.
 
     Args:
         new: Photos that are to be added; where their owner has split them, that counts.
         sides: Content hash -> split of the photos that are there: a copy of one goes where it is.
-        judged: The split that is reported. Where it is val, photos that the owner calls test are added to it.
+        judged: The split that the reported accuracy belongs to. Where it is val, photos that the owner calls test are
+            added to it.
 
     Returns:
         The same photos; those without a side have the split "".
@@ -30,20 +32,20 @@ def with_known_sides(new: Dataset, sides: Mapping[str, str], judged: str) -> Dat
 
 
 def split_grown(dataset: Dataset, *, val_fraction: float, seed: int, given: bool) -> Splits:
-    """Splits of a data set whose earlier photos have a side.
+    """Split a data set whose earlier photos have a side.
 
     Args:
         dataset: Photos; those with the split "" are drawn for.
-        val_fraction: 0..1, share of the new photos that is kept for judging.
+        val_fraction: 0..1, share of the new photos that is held out for evaluation.
         seed: Of the draw.
         given: Whether the owner has split the first photos.
 
     Returns:
-        Every earlier photo on its side. Where nothing was given, a class without a photo to learn from gets back those
-        that were kept for judging.
+        Splits with every earlier photo on its side. Where nothing was given, a class without a photo to learn from gets
+        back those that were held out.
 
     Raises:
-        DataError: A class has no photo to learn from, or none is left to judge on.
+        DataError: A class has no photo to learn from, or none is left to evaluate the model on.
     """
     sides = _drawn(dataset, val_fraction, seed)
     notes = dataset.notes
@@ -56,7 +58,7 @@ def split_grown(dataset: Dataset, *, val_fraction: float, seed: int, given: bool
 
 
 def _drawn(dataset: Dataset, val_fraction: float, seed: int) -> list[str]:
-    """A side for every photo."""
+    """Return a side for every photo."""
     judged = "test" if "test" in dataset.splits else "val"
     units = units_of(dataset.hashes, dataset.groups)
     sides = list(dataset.splits)
@@ -76,6 +78,6 @@ def _drawn(dataset: Dataset, val_fraction: float, seed: int) -> list[str]:
 
 
 def _sides_of_units(units: tuple[str, ...], sides: list[str]) -> dict[str, str]:
-    """Units that some photo with a side is of; "train" where one of them is learned from."""
+    """Sides of the units that have a photo with a side; "train" where one of their photos is learned from."""
     known = [(unit, side) for unit, side in zip(units, sides, strict=True) if side]
     return dict(known) | {unit: side for unit, side in known if side == "train"}

@@ -1,4 +1,4 @@
-"""How photos look: size, light, sharpness and a thumbnail, each photo measured once in its life."""
+"""How photos look: size, light, sharpness and a thumbnail, measured once for each photo and then cached."""
 
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
@@ -21,12 +21,17 @@ VERSION = 1  # raise it when a row means something else
 
 @dataclass(frozen=True)
 class ImageStats:
-    """A row for each of N photos.
+    """How N photos look, a row for each.
 
-    width, height: `(N,)` int64, in pixels.  brightness, contrast: `(N,)` float32, mean and standard deviation of the
-    grey levels, 0..1.  sharpness: `(N,)` float32, size of the finest detail beside all of it.  thumbnails:
-    `(N, 16, 16, 3)` float32, 0..1.  format, camera: `(N,)` int64, numbers that are equal where the file's format, and
-    the camera that its EXIF names, are.
+    Attributes:
+        width: `(N,)` int64, in pixels.
+        height: `(N,)` int64, in pixels.
+        brightness: `(N,)` float32, mean of the grey levels, 0..1.
+        contrast: `(N,)` float32, standard deviation of the grey levels, which are 0..1.
+        sharpness: `(N,)` float32, size of the finest detail relative to that of all detail.
+        thumbnails: `(N, 16, 16, 3)` float32, 0..1.
+        format: `(N,)` int64, numbers that are equal where the file's format is.
+        camera: `(N,)` int64, numbers that are equal where the camera that the file's EXIF names is.
     """
 
     width: np.ndarray
@@ -39,15 +44,23 @@ class ImageStats:
     camera: np.ndarray
 
     def without(self, indices: Container[int]) -> "ImageStats":
-        """The rows of all other photos."""
+        """Return the rows of all photos but those with the given indices."""
         kept = [i for i in range(len(self.width)) if i not in indices]
         return ImageStats(**{name: column[kept] for name, column in vars(self).items()})
 
 
 def look(dataset: Dataset, *, progress: Progress = QUIET) -> tuple[ImageStats, dict[int, str]]:
-    """Measure every photo, and return also those that cannot be decoded: index -> reason. Their rows are zeros.
+    """Measure every photo.
 
-    Raises DataError when a photo changed since it was scanned.
+    Args:
+        dataset: The photos.
+        progress: Shows how far it is.
+
+    Returns:
+        The measurements, and the photos that cannot be decoded: index -> reason. The rows of these are zeros.
+
+    Raises:
+        DataError: A photo changed since it was scanned.
     """
     store = FeatureCache("looks", sha256_json([VERSION, *decoder_identity()])[:32])
 
@@ -82,7 +95,16 @@ def _measured(dataset: Dataset, index: int) -> np.ndarray | str:
 
 
 def measure(image: Image.Image, header: Header) -> np.ndarray:
-    """A photo's row, `(7 + 16 * 16 * 3,)` float32."""
+    """Measure a photo.
+
+    Args:
+        image: Its pixels.
+        header: What its file says.
+
+    Returns:
+        Its row, `(7 + 16 * 16 * 3,)` float32: width, height, format, camera, brightness, contrast, sharpness, and the
+        thumbnail.
+    """
     scale = MEASURED / min(image.size)
     if scale < 1:
         longer = 4 * MEASURED  # of a line, no more than this is looked at
@@ -94,7 +116,10 @@ def measure(image: Image.Image, header: Header) -> np.ndarray:
 
 
 def _sharpness(grey: np.ndarray) -> float:
-    """Spread of the Laplacian beside the spread of the grey levels, as far as there is any."""
+    """Divide the standard deviation of the Laplacian by that of the grey levels, taken as 0.001 where it is smaller.
+
+    0 for pictures with fewer than 3 pixels a side.
+    """
     if min(grey.shape) < 3:
         return 0.0
     middle = grey[1:-1, 1:-1]

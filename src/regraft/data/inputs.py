@@ -26,10 +26,10 @@ CHANNELS = (1, 3, 4)
 
 
 def to_input(photo: Photo, preprocessing: Preprocessing) -> np.ndarray:
-    """A photo of any kind as a network takes it.
+    """Turn a photo of any kind into a network's input.
 
     Args:
-        photo: As this module says.
+        photo: A path, a file's content, an open binary file, a Pillow image, an array or a tensor.
         preprocessing: The network's.
 
     Returns:
@@ -46,10 +46,10 @@ def to_input(photo: Photo, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def content_of(photo: Photo, name: str = "The photo") -> bytes:
-    """A photo of any kind as a file's content; of pixels, that of a PNG file that holds them exactly.
+    """Turn a photo of any kind into a file's content; pixels into that of a PNG file that holds them exactly.
 
     Args:
-        photo: As this module says.
+        photo: A path, a file's content, an open binary file, a Pillow image, an array or a tensor.
         name: What an error calls it, where it has no path.
 
     Raises:
@@ -75,7 +75,7 @@ def _refused(photo: Photo, name: str, reason: Unreadable) -> DataError:
 
 
 def _held(photo: Photo, grey_bits: int | None = None) -> bytes | Image.Image:
-    """A file's content, or upright RGB. Raises Unreadable."""
+    """Return a file's content, or upright RGB. Raises Unreadable."""
     if isinstance(photo, str | os.PathLike):
         return _content_at(photo)
     if isinstance(photo, bytes | bytearray | memoryview):
@@ -119,7 +119,7 @@ def _content_in(file: Any) -> bytes:
 
 
 class _Stream(io.RawIOBase):
-    """What has `read` and no more, such as an answer from the network."""
+    """Wrapper for what has `read` and no more, such as an answer from the network."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -132,7 +132,10 @@ class _Stream(io.RawIOBase):
 
 
 def _of_pillow(image: Image.Image, grey_bits: int | None) -> bytes | Image.Image:
-    """The file of one that was opened and not yet decoded: so it is decoded as the file would be. Else its pixels."""
+    """Return the file of an image that was opened and not decoded yet, so that it is decoded as the file would be.
+
+    Of any other image, its pixels.
+    """
     file = getattr(image, "fp", None)
     is_untouched = isinstance(image, ImageFile.ImageFile) and bool(image.tile) and image.tell() == 0
     if is_untouched and file is not None and not getattr(file, "closed", True):
@@ -143,7 +146,7 @@ def _of_pillow(image: Image.Image, grey_bits: int | None) -> bytes | Image.Image
 
 
 def _channels_last(tensor: Any) -> np.ndarray:
-    """A tensor `(C, H, W)` or `(H, W)` as an array `(H, W, C)` or `(H, W)`."""
+    """Convert a tensor `(C, H, W)` or `(H, W)` to an array `(H, W, C)` or `(H, W)`."""
     held = tensor.detach().cpu()
     values = np.asarray(held.float().numpy() if held.is_floating_point() else held.numpy())
     if values.ndim == 3 and values.shape[0] not in CHANNELS:
@@ -152,7 +155,10 @@ def _channels_last(tensor: Any) -> np.ndarray:
 
 
 def _picture(values: np.ndarray, expected: str) -> Image.Image:
-    """An array `(H, W)`, or `(H, W, C)` with C of 1, 3 or 4: uint8, bool, uint16 of one channel, or float in 0..1."""
+    """Convert an array `(H, W)`, or `(H, W, C)` with C of 1, 3 or 4, to an image.
+
+    Its values are uint8, bool, uint16 of one channel, or float in 0..1.
+    """
     shape = values.shape
     if values.ndim == 3 and shape[2] == 1:
         values = values[..., 0]
@@ -172,7 +178,7 @@ def _advice(shape: tuple[int, ...]) -> str:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """uint8 of any kind of numbers whose range is sure."""
+    """Convert any kind of numbers whose range is sure to uint8."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == bool:

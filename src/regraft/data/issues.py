@@ -1,7 +1,7 @@
-"""What may be wrong with a set of photos: functions from hashes, looks, features and probabilities to findings.
+"""What may be wrong with a set of photos: hashes, image statistics, features and probabilities to issues.
 
-Nothing is changed here. A finding names photos, says in a sentence what it is about, and which of them to leave out if
-its kind is dropped.
+Nothing is changed here. An issue names photos, says in a sentence what it is about, and which of the photos to leave
+out if its kind is dropped.
 """
 
 from collections import defaultdict
@@ -31,7 +31,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BY_FEATURES: tuple[Kind, ...] = ("suspects", "outliers")
-CERTAIN: tuple[Kind, ...] = ("leaks", "conflicts", "duplicates")  # what a cleaned copy leaves out unless told otherwise
+CERTAIN: tuple[Kind, ...] = ("leaks", "conflicts", "duplicates")  # what a cleaned copy leaves out by default
 
 ALIKE = 0.97  # correlation of two thumbnails below which they are of different photos
 SAME = 0.025  # mean difference of their pixels, 0..1, above which they are
@@ -39,14 +39,21 @@ BLOCK = 2048  # photos whose thumbnails are compared with all others at once
 CONFIDENT = 0.8  # probability of another class at which a label is suspected
 OUTLYING, BLURRED = 4.0, 6.0  # times the usual spread at which a photo is an outlier, or blurred
 LEAST_SPREAD = 0.15  # of logarithms: sets more uniform than this have no outliers closer than that
-LEAKING = 0.25  # share of photos above chance from which a class is told by its files
+LEAKING = 0.25  # share of photos above chance from which files give a class away
 SIZE_STEPS = 3  # of sizes, for each doubling
 DARK, FLAT, TINY, LONG = 0.08, 0.01, 32, 5.0  # brightness and contrast, 0..1; pixels; aspect ratio
 
 
 @dataclass(frozen=True)
 class Issue:
-    """photos: indices into the data set.  drop: those to leave out if the kind is dropped."""
+    """Something that may be wrong with some photos.
+
+    Attributes:
+        kind: Which of `KINDS` it is.
+        photos: Indices into the data set; () for what concerns all of it.
+        text: What it is about, in a sentence.
+        drop: Indices of the photos to leave out if the kind is dropped.
+    """
 
     kind: Kind
     photos: tuple[int, ...]
@@ -54,14 +61,20 @@ class Issue:
     drop: tuple[int, ...] = ()
 
     def to_json(self, dataset: Dataset) -> dict[str, Any]:
-        """As printed by `regraft scan --json`, under "findings"."""
+        """Return what `regraft scan --json` prints of the issue, under "findings"."""
         paths = [dataset.paths[i] for i in self.photos]
         return {"kind": self.kind, "paths": paths, "text": self.text, "drop": [dataset.paths[i] for i in self.drop]}
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A photo whose label a model that has not seen it doubts. probability: of the class that it suggests."""
+    """A photo whose label is doubted by a model that has not seen it.
+
+    Attributes:
+        photo: Index into the data set.
+        suggested: The class that the model predicts, an index into the classes.
+        probability: Of that class, 0..1.
+    """
 
     photo: int
     suggested: int
@@ -69,7 +82,15 @@ class Suspect:
 
 
 def groups_of_copies(dataset: Dataset, pairs: Iterable[tuple[int, int]] = ()) -> list[list[int]]:
-    """Photos that are the same: equal files, and pairs that were found to be alike. Each group in the set's order."""
+    """Group photos that are the same: equal files, and pairs that were found to be alike.
+
+    Args:
+        dataset: The photos.
+        pairs: Indices of photos that are alike, two and two, as `alike` finds them.
+
+    Returns:
+        Groups of two or more indices, each in the set's order.
+    """
     by_content: dict[str, list[int]] = defaultdict(list)
     for i, content in enumerate(dataset.hashes):
         by_content[content].append(i)
@@ -78,7 +99,15 @@ def groups_of_copies(dataset: Dataset, pairs: Iterable[tuple[int, int]] = ()) ->
 
 
 def copies(dataset: Dataset, groups: list[list[int]]) -> list[Issue]:
-    """What each group is: a leak across splits, a conflict of labels, or mere copies."""
+    """Say what each group of copies is: a leak across splits, a conflict of labels, or mere duplicates.
+
+    Args:
+        dataset: The photos.
+        groups: As `groups_of_copies` returns them.
+
+    Returns:
+        An issue for each group.
+    """
     return [_of_group(dataset, group) for group in groups]
 
 
@@ -97,7 +126,11 @@ def _of_group(dataset: Dataset, group: list[int]) -> Issue:
 
 
 def alike(stats: ImageStats) -> Iterator[tuple[int, int]]:
-    """Pairs of photos whose pixels are the same up to compression and size."""
+    """Find photos whose pixels are the same up to compression and size.
+
+    Yields:
+        Pairs of indices, the smaller one first.
+    """
     rows = stats.thumbnails.reshape(len(stats.thumbnails), -1)
     centred = rows - rows.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
@@ -113,10 +146,18 @@ def alike(stats: ImageStats) -> Iterator[tuple[int, int]]:
 
 
 def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
-    """Photos that a model which has not seen them gives to another class, the surest first.
+    """Find photos that a model which has not seen them assigns to another class.
 
-    labels: `(N,)` int64.  probabilities: `(N, C)`, of held-out photos; rows of NaN for photos that were never held out.
-    C. Northcutt et al., "Confident Learning", JAIR 2021, order by the margin between the two classes.
+    Args:
+        labels: `(N,)` int64.
+        probabilities: `(N, C)`, predicted while the photo was held out; rows of NaN for photos that were never held
+            out.
+
+    Returns:
+        The photos, in the order of the margin between the two classes, the surest first.
+
+    References:
+        C. Northcutt et al., "Confident Learning", JAIR 2021.
     """
     judged = np.flatnonzero(np.isfinite(probabilities).all(axis=1))
     own = probabilities[judged, labels[judged]]
@@ -129,7 +170,15 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
 
 
 def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Issue]:
-    """The suspects of which the model is sure."""
+    """Select the suspects of which the model is sure.
+
+    Args:
+        dataset: The photos.
+        ranked: As `suspects` returns them.
+
+    Returns:
+        An issue for each one whose suggested class has a probability of at least 80 %.
+    """
     return [
         Issue(
             "suspects",
@@ -144,7 +193,14 @@ def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Issue]:
 
 
 def outliers(x: np.ndarray) -> list[Issue]:
-    """Photos that are like no others, by their mean distance to the three nearest. x: `(N, D)` features."""
+    """Find photos that are like no others, by their mean distance to the three nearest.
+
+    Args:
+        x: `(N, D)`, features.
+
+    Returns:
+        An issue for each, the furthest first; none where there are fewer than eight photos.
+    """
     if len(x) < 8:
         return []
     unit = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)
@@ -161,7 +217,7 @@ def outliers(x: np.ndarray) -> list[Issue]:
 
 
 def odd_looks(stats: ImageStats) -> list[Issue]:
-    """Photos that are blank, dark, blurred, tiny or very long."""
+    """Find photos that are blank, dark, blurred, tiny or very long."""
     found = []
     shorter, longer = np.minimum(stats.width, stats.height), np.maximum(stats.width, stats.height)
     blank = stats.contrast < FLAT
@@ -178,9 +234,18 @@ def odd_looks(stats: ImageStats) -> list[Issue]:
 
 
 def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
-    """Whether file format, size or camera alone tell the class better than chance: then a model may learn those.
+    """Find out whether file format, size or camera alone predict the class better than chance: a model may learn those.
 
-    Each photo is given the most frequent class of the others with the same value, sizes in steps of a third.
+    Each photo is given the most frequent class of the others with the same value, sizes in steps of a third of a
+    doubling.
+
+    Args:
+        dataset: The photos.
+        stats: How they look.
+
+    Returns:
+        An issue, without photos, for each of the three that does; none where there are fewer than 20 photos, one class
+        only, or fewer than 5 photos of some class.
     """
     y = dataset.labels
     counts = np.bincount(y)
@@ -213,7 +278,10 @@ def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _is_no_chance(right: float, n: int, chance: float) -> bool:
-    """H. Chernoff's bound on the tail of a binomial distribution, 1952. right > chance: shares of n."""
+    """Whether `right`, a share of n photos above `chance`, is too large for mere chance.
+
+    By H. Chernoff's bound on the tail of a binomial distribution, 1952.
+    """
     divergence = right * np.log(right / chance)
     if right < 1:
         divergence += (1 - right) * np.log((1 - right) / (1 - chance))
@@ -221,13 +289,24 @@ def _is_no_chance(right: float, n: int, chance: float) -> bool:
 
 
 def left_out(found: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
-    """Photos that are left out when these kinds are dropped, with the reason."""
+    """Select the photos that are left out when some kinds of issues are dropped.
+
+    Args:
+        found: The issues.
+        kinds: Some of `KINDS`.
+
+    Returns:
+        The reason for each of these photos, by index.
+    """
     chosen = set(kinds)
     return {i: f"{f.kind}: {f.text}" for f in found if f.kind in chosen for i in f.drop}
 
 
 def _far(values: np.ndarray, times: float) -> list[int]:
-    """Indices of values, logarithms, that lie far above the others, the furthest first: by median and its deviation."""
+    """Return the indices of values that lie far above the others, the furthest first; the values are logarithms.
+
+    "Far" is measured from the median, in median absolute deviations.
+    """
     if len(values) == 0:
         return []
     median = np.median(values)

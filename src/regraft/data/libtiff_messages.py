@@ -1,4 +1,7 @@
-"""What libtiff says of odd files. It writes to the process's stderr, megabytes for some, and Pillow lets it."""
+"""Messages of libtiff about odd files.
+
+It writes them to the process's stderr, megabytes for some files, and Pillow lets it.
+"""
 
 import ctypes
 from collections.abc import Callable

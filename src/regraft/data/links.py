@@ -1,7 +1,8 @@
 """Links among photos: which ones are followed, and why the others are not.
 
-Unless links are followed by wish, none leads out of the data set. With them, a link may lead anywhere, except in a
-circle: to a folder around itself or around the data set, or to one that is read already. No folder is read twice.
+Unless the user asks for links to be followed, none may lead out of the data set. If they are, a link may lead anywhere,
+except in a circle: to a folder around itself or around the data set, or to one that is read already. No folder is read
+twice.
 """
 
 import os
@@ -13,7 +14,7 @@ AROUND = "a link to a folder around it"
 
 
 def why_not_followed(path: Path, root: Path, *, anywhere: bool = False) -> str | None:
-    """Why a link is not followed.
+    """Return why a link is not followed.
 
     Args:
         path: A file or folder, link or not.
@@ -21,7 +22,7 @@ def why_not_followed(path: Path, root: Path, *, anywhere: bool = False) -> str |
         anywhere: Whether it may lead out of `root`.
 
     Returns:
-        The reason, None for what is followed or no link.
+        The reason; None for a link that is followed, or for no link.
     """
     if not path.is_symlink():
         return None
@@ -32,16 +33,16 @@ def why_not_followed(path: Path, root: Path, *, anywhere: bool = False) -> str |
 
 
 def why_not_entered(path: Path, root: Path, walked: set[tuple[int, int]], *, anywhere: bool = False) -> str | None:
-    """Why a folder is not read.
+    """Return why a folder is not read.
 
     Args:
         path: The folder, or a link to one.
         root: Of the data set.
-        walked: Device and inode of the folders that were read; this one's are added if it is.
+        walked: Device and inode of the folders that were read; this one's are added if it is to be read.
         anywhere: Whether links may lead out of `root`.
 
     Returns:
-        The reason, None for a folder that is to be read.
+        The reason; None for a folder that is to be read.
     """
     try:
         identity = identity_of(path)
@@ -56,7 +57,7 @@ def why_not_entered(path: Path, root: Path, walked: set[tuple[int, int]], *, any
 
 
 def why_not_regular(entry: os.DirEntry[str], root: Path, *, anywhere: bool = False) -> str | None:
-    """Why what is beside photos is not opened: a pipe would hang its reader, and a link may lead anywhere.
+    """Return why something beside photos is not opened: a pipe would hang its reader, and a link may lead anywhere.
 
     Args:
         entry: The file, link or whatever it is.
@@ -64,7 +65,7 @@ def why_not_regular(entry: os.DirEntry[str], root: Path, *, anywhere: bool = Fal
         anywhere: Whether links may lead out of `root`.
 
     Returns:
-        The reason, None for a file that may be opened.
+        The reason; None for a file that may be opened.
     """
     if entry.is_file(follow_symlinks=False):
         return None
@@ -78,13 +79,17 @@ def why_not_regular(entry: os.DirEntry[str], root: Path, *, anywhere: bool = Fal
 
 
 def identity_of(path: Path) -> tuple[int, int]:
-    """Device and inode of what a path leads to. Raises OSError."""
+    """Return the device and inode of what a path leads to.
+
+    Raises:
+        OSError: It leads to nothing that can be looked at.
+    """
     found = os.stat(path)  # noqa: PTH116
     return found.st_dev, found.st_ino
 
 
 def note_on_links(what: str, paths: list[str]) -> list[str]:
-    """A sentence about links that were not followed, none where there are none.
+    """Return a sentence about links that were not followed; [] where there are none.
 
     Args:
         what: What is with them, such as "lead out of photos".

@@ -36,7 +36,14 @@ Record = tuple[int, dict[str, str]]  # the line where it begins, from 1, and its
 
 @dataclass(frozen=True)
 class ListRow:
-    """One photo. line: where it stands in the list, from 1.  path: in its shortest form, `a/1.jpg` for `./a//1.jpg`."""
+    """One photo of a list.
+
+    Attributes:
+        line: Where it stands in the list, from 1.
+        path: In its shortest form, `a/1.jpg` for `./a//1.jpg`.
+        label: Name of its class.
+        split: "train", "val" or "test"; "" where the list has none.
+    """
 
     line: int
     path: str
@@ -55,7 +62,8 @@ def list_manifest(file: Path, options: FolderOptions = AS_FOUND) -> Listing:
         Files with their labels and splits.
 
     Raises:
-        DataError: By line, for what cannot be read in one way only, and where no photo is where a path says.
+        DataError: The list cannot be read, or not in one way only, whose line is named; or no photo is where a path
+            says.
     """
     rows = read_rows(file)
     listing = Listing(file.parent, splits=_splits(file, rows), options=options, list_file=file)
@@ -82,7 +90,14 @@ def list_manifest(file: Path, options: FolderOptions = AS_FOUND) -> Listing:
 
 
 def refuse_conflicts(listing: Listing) -> None:
-    """Raise DataError where a list that lies beside class folders gives a photo another class than its folder."""
+    """Refuse lists that lie beside class folders and give a photo another class than its folder does.
+
+    Args:
+        listing: What was found below a folder.
+
+    Raises:
+        DataError: Names the list, the line and both classes.
+    """
     labels = {one.path: one.label for one in listing.files}
     for file in listing.loose:
         try:
@@ -107,7 +122,7 @@ def read_rows(file: Path) -> list[ListRow]:
         Every row.
 
     Raises:
-        DataError: Naming the line, where one has no path or no label, or could be read in more than one way.
+        DataError: A row has no path or no label, or could be read in more than one way; its line is named.
     """
     rows = [_checked(file, line, values) for line, values in _records(file)]
     if not rows:
@@ -120,11 +135,11 @@ def read_rows(file: Path) -> list[ListRow]:
 
 
 def without_others(file: Path, paths: Collection[str]) -> bytes:
-    """A list with only some of its rows, for a copy of the photos in another folder.
+    """Write a list with only some of its rows, for a copy of the photos in another folder.
 
     Args:
         file: The list.
-        paths: Of the photos whose rows are kept, as in `Row.path`.
+        paths: Of the photos whose rows are kept, as in `ListRow.path`.
 
     Returns:
         The new list's bytes, in the same format and with the same columns.
@@ -164,7 +179,7 @@ def _records(file: Path) -> Iterator[Record]:
 
 
 def _dialect(file: Path, text: str) -> tuple[str, list[str]]:
-    """What parts the columns, and their names in small letters, by the first line. Raises DataError."""
+    """Find what parts the columns, and their names in small letters, in the first line. Raises DataError."""
     first = io.StringIO(text, newline=None).readline()
     found: list[str] = []
     for delimiter in DELIMITERS:
@@ -228,7 +243,7 @@ def _rows_of_json_lines(file: Path, text: str) -> Iterator[Record]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object whose keys stand there once."""
+    """Return the pairs as a JSON object. Raises ValueError where a key stands there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("a key stands there twice")
@@ -254,14 +269,14 @@ def _checked(file: Path, line: int, values: dict[str, str]) -> ListRow:
 
 
 def _shortest(path: str, root: Path) -> str:
-    """A path as it is told from others: relative where it is inside `root`, and without detours."""
+    """Return a path as it is told from others: relative where it is inside `root`, and without detours."""
     place = os.path.normpath(root.absolute() / path)
     top = os.path.normpath(root.absolute())
     return os.path.relpath(place, top) if PurePosixPath(place).is_relative_to(top) else os.path.normpath(path)
 
 
 def _as_text(value: object) -> str:
-    """Text and whole numbers as text; anything else is nothing."""
+    """Return text and whole numbers as text, "" for anything else."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
@@ -290,7 +305,7 @@ def _why_not_used(root: Path, path: str, options: FolderOptions) -> str | None:
 
 
 def _missing_note(missing: list[ListRow], is_any_there: bool, listing: Listing) -> list[str]:
-    """What is said of photos that are not where the list says. Raises DataError where none is."""
+    """Say which photos are not where the list says. Raises DataError where none is."""
     if not missing:
         return []
     row, named = missing[0], f"{listing.list_file} names {len(missing)} files that are not there"
@@ -305,7 +320,7 @@ def _missing_note(missing: list[ListRow], is_any_there: bool, listing: Listing) 
 
 
 def _cure(path: str, root: Path) -> str:
-    """What to do about a path that leads to no file."""
+    """Say what to do about a path that leads to no file."""
     if "\\" in path:
         return "Write / between folders, not \\"
     with suppress(OSError):  # where its folder is not there either

@@ -1,4 +1,4 @@
-"""How much memory decoding may take, all threads of a process together."""
+"""How much memory decoding may take, for all threads of a process together."""
 
 import os
 import threading
@@ -10,7 +10,11 @@ TOTAL = 2**30  # bytes, for all that is being decoded at a time, and so for one 
 
 
 class MemoryBudget:
-    """Bytes that threads take and give back; who finds too few waits, in the order of coming."""
+    """Bytes that threads take and give back; one that finds too few waits, in the order of coming.
+
+    Attributes:
+        total: All bytes that there are.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -23,7 +27,7 @@ class MemoryBudget:
 
     @contextmanager
     def take(self, size: int) -> Iterator[None]:
-        """Hold so many bytes, once they are free.
+        """Hold some bytes until the block ends, once they are free.
 
         Args:
             size: In bytes; at most `total` counts, so that none waits for ever.

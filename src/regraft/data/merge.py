@@ -17,9 +17,17 @@ from regraft.data.splits import held_out
 
 
 def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """One data set of all photos, its classes those of all. A file that several of them hold counts once.
+    """Join data sets into one of all photos; its classes are those of all.
 
-    Where some are split and others are not, a stratified part of the latter is kept for judging, as if they were alone.
+    Where some are split and others are not, a stratified part of the latter is held out, as if they were alone.
+
+    Args:
+        datasets: One or more. A file that several of them hold counts once.
+        val_fraction: 0..1, share of each class to hold out of those that are not split.
+        seed: Of the draw.
+
+    Raises:
+        DataError: Names of classes could be one class or two.
     """
     if any("train" in one.splits for one in datasets):
         judged = "test" if any("test" in one.splits for one in datasets) else "val"
@@ -28,13 +36,16 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
 
 
 def merged(datasets: Sequence[Dataset]) -> Dataset:
-    """One data set of all photos, each on the side that it has.
+    """Join data sets into one of all photos, each in the split that it has.
 
     Args:
         datasets: One or more. Where a file is in several of them, the first counts.
 
     Returns:
-        Its classes are those of all; its paths begin at the folder that all have in common.
+        A data set whose classes are those of all, and whose paths begin at the folder that all have in common.
+
+    Raises:
+        DataError: Names of classes could be one class or two.
     """
     if len(datasets) == 1:
         return datasets[0]
@@ -70,10 +81,18 @@ def _by_path(one: Quarantined) -> str:
 
 
 def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Dataset:
-    """The data set with the labels of a list of `path` and `label`. Raises DataError.
+    """Return the data set with the labels of a list of `path` and `label`.
 
-    roots: folders that the data set was joined from; paths are as in the data set, or relative to one of them.
     A label may be of a class that was not there before. Photos that the list does not name keep theirs.
+
+    Args:
+        dataset: The photos.
+        file: The list.
+        roots: Folders that the data set was joined from; paths are as in the data set, or relative to one of them.
+
+    Raises:
+        DataError: The list cannot be read in one way only, names a photo that is not there or that several of the
+            folders hold, or has names of classes that are not UTF-8 or could be one class or two.
     """
     place = {path: i for i, path in enumerate(dataset.paths)}
     prefixes = [root.resolve().relative_to(dataset.root.resolve()) for root in (dataset.root, *roots)]
@@ -113,6 +132,6 @@ def _meant(row: ListRow, file: Path, place: dict[str, int], prefixes: Sequence[P
 
 
 def _split(dataset: Dataset, judged: str, val_fraction: float, seed: int) -> Dataset:
-    """A data set that was not split, with a part of each class kept for judging."""
+    """Split a data set that was not split: a part of each class is held out as the split `judged`."""
     chosen = set(held_out(dataset, range(len(dataset)), val_fraction, seed))
     return replace(dataset, splits=tuple(judged if i in chosen else "train" for i in range(len(dataset))))

@@ -31,7 +31,7 @@ def unpack_orchard(
     Args:
         root: A folder, made where it is missing. Files of the same names are replaced.
         train_per_class: How many of each class to learn from, the first ones; 120 at most.
-        val_per_class: How many of each class to judge on, 40 at most.
+        val_per_class: How many of each class to evaluate on, 40 at most.
         on_photo: Called after each photo.
 
     Returns:
@@ -62,7 +62,7 @@ def _archive() -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """A file that is whole or not there."""
+    """Write a file that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}")
     hidden.write_bytes(data)

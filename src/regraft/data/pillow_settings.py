@@ -1,4 +1,4 @@
-"""Pillow as regraft wants it, whatever else this process wants of it.
+"""Pillow with regraft's own settings, whatever else this process sets.
 
 Pillow keeps its switches in variables of its modules, and Python its filters of warnings in one list: a notebook, a
 library or another thread may set them at any time. What is decoded, and so what is kept in the cache, must not depend
@@ -28,7 +28,7 @@ _thread = threading.local()
 
 
 class _State:
-    """lock: of what follows and of the list of filters.  num_active: decodings under way, in all threads."""
+    """What all threads share: the number of active decodings, and a lock for it and for Python's warning filters."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -42,13 +42,18 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class Messages:
-    """What decoders said of one file: how much, and the first of it."""
+    """What decoders said of one file.
+
+    Attributes:
+        count: How many messages.
+        first: The first of them; "" for none.
+    """
 
     count: int = 0
     first: str = ""
 
     def add(self, text: str) -> None:
-        """Count one more."""
+        """Count one more message, and keep it if it is the first."""
         self.first = self.first or text
         self.count += 1
 
@@ -58,7 +63,7 @@ def private_settings(max_pixels: int) -> Iterator[Messages]:
     """Decode with regraft's own settings, in this thread.
 
     Args:
-        max_pixels: Pictures within a file that Pillow itself refuses when they are larger.
+        max_pixels: Pictures within a file that Pillow itself refuses when they have more pixels.
 
     Yields:
         Messages: Warnings of Pillow and libtiff, which go nowhere else; at the end one line of the log, of level INFO,
@@ -80,6 +85,10 @@ class Switch:
     """A variable of one of Pillow's modules: regraft's value in a thread that decodes for it, else the user's.
 
     It knows the operations that Pillow uses on its variables. The user's None (no limit) counts as infinity.
+
+    Args:
+        own: Returns regraft's value for a limit of so many pixels.
+        users: The user's value.
     """
 
     def __init__(self, own: Callable[[int], Any], users: Any) -> None:
@@ -87,7 +96,7 @@ class Switch:
 
     @property
     def value(self) -> Any:
-        """What it stands for in this thread."""
+        """The variable's value in this thread."""
         current = getattr(_thread, "current", None)
         return self.users if current is None else self.own(current[0])
 
@@ -131,9 +140,9 @@ _SWITCHES: dict[tuple[ModuleType, str], Callable[[int], Any]] = {
 
 
 class _QuietFilter:
-    """Stands where a pattern of warnings' texts does: matches all of a thread that decodes, and counts them.
+    """Stands in for a pattern of warnings' texts: matches all warnings of a thread that decodes, and counts them.
 
-    pattern: for libraries that copy filters to other processes, where this one is to match nothing.
+    `pattern` is for libraries that copy filters to other processes, where this one is to match nothing.
     """
 
     pattern = "(?!)"
@@ -171,12 +180,12 @@ def _put_back() -> None:
 
 
 def _tell(text: str) -> bool:
-    """Takes a message of libtiff. Returns whether it was of a thread that decodes for regraft."""
+    """Take a message of libtiff, and return whether it was of a thread that decodes for regraft."""
     return _FILTER[1].match(text)  # type: ignore[no-any-return]
 
 
 def _replace(module: ModuleType, name: str, own: Callable[[int], Any]) -> None:
-    """Put a switch for a variable. Who reads or sets it from outside, through the module, meets the user's value."""
+    """Put a switch for a variable; code that uses it from outside, through the module, has the user's value."""
     switch = Switch(own, vars(module)[name])
 
     def get(_: ModuleType) -> Any:

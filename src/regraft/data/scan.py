@@ -46,12 +46,19 @@ class Labelling:
 class Dataset:
     """Photos on disk with their classes; holds no pixels.
 
-    root: the folder.  paths: N file paths relative to it.  labels: `(N,)` int64, index into `classes`.
-    classes: names, in natural order (2 before 10).  splits: N names among "train", "val", "test"; "" where the folder
-    is not split.  hashes: N SHA-256 of the files' contents, hexadecimal.  quarantine: files found and not used.
-    notes: sentences about what else was seen.  groups: N names of what a photo belongs with, such as a patient, and is
-    never parted from; () where each photo stands for itself.  labelled: N origins of the labels; () where nobody says.
-    list_file: the list that named the photos; None where folders did.
+    Attributes:
+        root: The folder.
+        paths: N file paths relative to it.
+        labels: `(N,)` int64, index into `classes`.
+        classes: Names, in natural order (2 before 10).
+        splits: N names among "train", "val", "test"; "" where the folder is not split.
+        hashes: N SHA-256 of the files' contents, hexadecimal.
+        quarantine: Files found and not used.
+        notes: Sentences about what else was seen.
+        groups: N names of what a photo belongs with, such as a patient, and is never parted from; () where each photo
+            stands for itself.
+        labelled: N origins of the labels; () where they are not known.
+        list_file: The list that named the photos; None where folders did.
     """
 
     root: Path
@@ -71,7 +78,7 @@ class Dataset:
 
     @property
     def num_found(self) -> int:
-        """Files found: used and quarantined."""
+        """Number of files found: used and quarantined."""
         return len(self.paths) + len(self.quarantine)
 
     @property
@@ -81,7 +88,11 @@ class Dataset:
         return {name: int(count) for name, count in zip(self.classes, counts, strict=True)}
 
     def subset(self, indices: Iterable[int]) -> "Dataset":
-        """The same classes with only some of the photos, in the given order."""
+        """Return the data set with only some of the photos, in the given order; its classes stay.
+
+        Args:
+            indices: Of the photos to keep.
+        """
         chosen = list(indices)
         return replace(
             self,
@@ -94,13 +105,22 @@ class Dataset:
         )
 
     def without(self, reasons: Mapping[int, str]) -> "Dataset":
-        """The data set with some photos, given by index, moved to the quarantine."""
+        """Return the data set with some photos moved to the quarantine.
+
+        Args:
+            reasons: Why each of these photos is not used, by index.
+        """
         moved = tuple(Quarantined(self.paths[i], reason) for i, reason in sorted(reasons.items()))
         kept = self.subset(i for i in range(len(self)) if i not in reasons)
         return replace(kept, quarantine=tuple(sorted((*self.quarantine, *moved), key=lambda q: q.path)))
 
     def read(self, index: int) -> bytes:
-        """Content of a photo. Raises DataError if it is no longer what was scanned, Unreadable if it is gone."""
+        """Read the content of a photo.
+
+        Raises:
+            DataError: It is no longer what was scanned.
+            Unreadable: It is gone, or cannot be read.
+        """
         path = self.root / self.paths[index]
         data = read_bytes(path)
         if sha256_bytes(data) != self.hashes[index]:
@@ -108,7 +128,11 @@ class Dataset:
         return data
 
     def head(self, index: int, size: int) -> bytes:
-        """The first `size` bytes of a photo's file, or fewer. Raises Unreadable if it is gone."""
+        """Read the first `size` bytes of a photo's file, or fewer where it is shorter.
+
+        Raises:
+            Unreadable: It is gone, or cannot be read.
+        """
         try:
             with open(self.root / self.paths[index], "rb") as file:
                 return file.read(size)
@@ -116,17 +140,17 @@ class Dataset:
             raise Unreadable(f"cannot be read: {error}") from error
 
     def quarantine_csv(self) -> bytes:
-        """Files found and not used, with the reason, as a CSV file."""
+        """Write the files found and not used, with the reason, as a CSV file."""
         return csv_bytes(("path", "reason"), [(q.path, q.reason) for q in self.quarantine])
 
     def _repr_html_(self) -> str:
-        """A table of classes and counts, in a notebook."""
+        """Show a table of classes and counts in a notebook."""
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{count}</td></tr>" for name, count in self.counts.items())
         seen = f"{len(self)} photos used of {self.num_found} found in {escape(str(self.root))}"
         return f"<table><caption>{seen}</caption><tr><th>class</th><th>photos</th></tr>{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft scan --json`."""
+        """Return what `regraft scan --json` prints of the data set."""
         return {
             "classes": self.counts,
             "found": self.num_found,
@@ -146,7 +170,7 @@ def scan(
             `dev`) and optionally `test`, or a list of photos (`data.list_manifest`).
         min_classes: How many there have to be.
         options: How folders in class folders, and links, are read.
-        progress: Where talk goes.
+        progress: Shows how far it is.
 
     Returns:
         Every file found, used or quarantined with a reason.
@@ -165,7 +189,22 @@ def scan(
 def list_photos(
     folder: str | Path, *, min_classes: int = 2, options: FolderOptions = AS_FOUND, progress: Progress = QUIET
 ) -> Dataset:
-    """Like `scan`, but reads the files only to hash them: damaged photos are still in. For callers that decode next."""
+    """Read a folder as `scan` does, but read the files only to hash them: damaged photos are still in.
+
+    For callers that decode the photos next.
+
+    Args:
+        folder: As for `scan`.
+        min_classes: How many there have to be.
+        options: How folders in class folders, and links, are read.
+        progress: Shows how far it is.
+
+    Returns:
+        Every file found, used or quarantined with a reason.
+
+    Raises:
+        DataError: As for `scan`.
+    """
     with progress.step("list photos"):
         listing = _listed(Path(folder).expanduser(), options)
     files = listing.files
@@ -189,7 +228,15 @@ def list_photos(
 
 
 def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
-    """The data set itself, without classes that have no photo, if enough is left. Raises DataError."""
+    """Return the data set without classes that have no photo, if enough is left.
+
+    Args:
+        dataset: Photos, perhaps after some were left out.
+        min_classes: How many classes with photos there have to be.
+
+    Raises:
+        DataError: It has no photos, or too few classes.
+    """
     empty = [name for name, count in dataset.counts.items() if count == 0]
     if len(dataset.classes) - len(empty) >= min_classes:
         return _without_classes(dataset, empty) if empty else dataset
@@ -205,12 +252,12 @@ def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
 
 
 def _place(dataset: Dataset) -> Path:
-    """What the user named: a folder or a list."""
+    """Return what the user named: a folder or a list."""
     return dataset.list_file or dataset.root
 
 
 def _expected(dataset: Dataset, found: str) -> str:
-    """What was expected instead of no photos, what was found, and what to do."""
+    """Say what was expected instead of no photos, what was found, and what to do."""
     if any(q.reason == LEADS_OUT for q in dataset.quarantine):
         return f"Found {found}. Follow the links with --follow-links."
     if dataset.list_file:
@@ -220,7 +267,16 @@ def _expected(dataset: Dataset, found: str) -> str:
 
 
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:
-    """`function(index)` for every photo in order, on all cores: Pillow and hashing release the interpreter."""
+    """Call `function(index)` for every photo, on all cores: Pillow and hashing release the interpreter.
+
+    Args:
+        function: Gets an index, 0 to `count - 1`.
+        count: Number of photos.
+        advance: Called with 1 after each photo.
+
+    Yields:
+        Results, in the order of the indices.
+    """
     with ThreadPoolExecutor(num_cores()) as pool:
         for start in range(0, count, WAITING):
             for result in pool.map(function, range(start, min(start + WAITING, count))):
@@ -229,7 +285,7 @@ def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int]
 
 
 def _listed(place: Path, options: FolderOptions) -> Listing:
-    """A folder, or a list of photos, as labelled files."""
+    """List a folder, or a list of photos, as labelled files."""
     if place.is_dir():
         listing = list_folder(place, options)
         refuse_conflicts(listing)

@@ -27,7 +27,7 @@ UNLABELLED = frozenset(("unknown", "unlabelled", "unlabeled", "all", "predict", 
 
 
 def split_of(name: str) -> str | None:
-    """The part of a data set that a name says.
+    """Return the part of a data set that a name says.
 
     Args:
         name: Of a folder, or in the column `split` of a list.
@@ -43,12 +43,12 @@ def split_of(name: str) -> str | None:
 
 
 def mentions_split(name: str) -> bool:
-    """Whether one of a name's words is of a split, whatever stands beside it, as in `public_test`."""
+    """Return whether one of a name's words is of a split, whatever stands beside it, as in `public_test`."""
     return any(map(_meaning, _tokens(name)))
 
 
 def splits_of(names: Sequence[str]) -> dict[str, str]:
-    """Which of some folders beside each other are splits.
+    """Find which of some folders beside each other are splits.
 
     Names that differ in nothing but the word for the split, as `fruit-train` and `fruit-test`, are some too.
 
@@ -66,18 +66,18 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def is_container(name: str) -> bool:
-    """Whether a folder's name says no more than that photos are in it, as `images` and `data`."""
+    """Return whether a folder's name says no more than that photos are in it, as `images` and `data`."""
     return name.lower() in CONTAINERS
 
 
 def is_unlabelled(name: str) -> bool:
-    """Whether a folder's name says that nobody has said what its photos are, as `test`, `images` and `unknown`."""
+    """Return whether a folder's name says nothing about what its photos are, as `test`, `images` and `unknown`."""
     tokens = set(_tokens(name))
     return bool(tokens) and all(token in AFFIXES | UNLABELLED or _meaning(token) for token in tokens)
 
 
 def _is_one_of_a_pair(name: str, names: Sequence[str]) -> bool:
-    """Whether there is a train folder, or another one if this is that, whose name is the same but for the split."""
+    """Whether another name is the same but for the split, and one of the two is of train."""
     own = _meanings(name)
     if len(own) != 1:
         return False
@@ -90,7 +90,7 @@ def _meanings(name: str) -> list[str]:
 
 
 def _tokens(name: str) -> list[str]:
-    """Words in small letters, of `TrainingSet 2` training and set; without numbers."""
+    """Words of a name in small letters, without numbers: of `TrainingSet 2`, training and set."""
     return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
@@ -99,7 +99,7 @@ def _rest(tokens: Sequence[str]) -> set[str]:
 
 
 def _meaning(token: str) -> str | None:
-    """Of a word, or of one with an affix grown to it, as trainset and testdata."""
+    """Return the part that a word names, also with an affix grown to it, as trainset and testdata."""
     if token in WORDS:
         return WORDS[token]
     updated = ((token[len(word) :], meaning) for word, meaning in WORDS.items() if token.startswith(word))

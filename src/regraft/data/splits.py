@@ -1,4 +1,4 @@
-"""Which photos are learned from, and which are kept to judge.
+"""Which photos are learned from, and which are held out to evaluate the model.
 
 A photo's place depends on its content, its class and the seed alone: not on its name, nor on the order of the files.
 Copies of one photo stay on one side, also under two labels, and so do photos of one group.
@@ -19,9 +19,13 @@ from regraft.data.units import drawn_at, units_of
 
 @dataclass(frozen=True)
 class Splits:
-    """train: what is learned from.  val: what the model is judged on.  test: judged on instead, where it was given.
+    """The photos that are learned from, and those that the model is evaluated on.
 
-    given: whether the folder was split by its owner.
+    Attributes:
+        train: What is learned from.
+        val: What the model is evaluated on.
+        test: What it is evaluated on instead, where it was given; else None.
+        given: Whether the folder was split by its owner.
     """
 
     train: Dataset
@@ -36,9 +40,17 @@ class Splits:
 
 
 def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Splits:
-    """The folder's own splits, or a stratified one: `val_fraction` of each class, at least one photo of each.
+    """Split a data set as its folders do, or else by drawing: `val_fraction` of each class, at least one photo of each.
 
-    A class with a single photo is only learned from.  Raises DataError when a class has no photo to learn from.
+    A class with a single photo, or whose photos all have to stay together, is only learned from.
+
+    Args:
+        dataset: Photos, with the names of their splits or without.
+        val_fraction: 0..1, share of each class to hold out where the folder has neither val nor test.
+        seed: Of the draw.
+
+    Raises:
+        DataError: A class has no photo to learn from, or none is left to evaluate the model on.
     """
     by_name = {name: [i for i, s in enumerate(dataset.splits) if s == name] for name in set(dataset.splits)}
     pool = by_name.get("train") or by_name.get("") or []
@@ -55,14 +67,14 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
 
 
 def splits_of(dataset: Dataset, *, given: bool) -> Splits:
-    """Splits of a data set in which every photo has one.
+    """Return the splits of a data set in which every photo has one.
 
     Args:
         dataset: Photos of train, val and test.
         given: Whether their owner has split them.
 
     Raises:
-        DataError: A class has no photo to learn from, or none is left to judge on.
+        DataError: A class has no photo to learn from, or none is left to evaluate the model on.
     """
     train, val, test = (
         dataset.subset(i for i, side in enumerate(dataset.splits) if side == name) for name in ("train", "val", "test")
@@ -73,7 +85,17 @@ def splits_of(dataset: Dataset, *, given: bool) -> Splits:
 
 
 def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Indices out of `pool` that are kept for judging: whole units, as near to a share of each class as they allow."""
+    """Draw photos to hold out for evaluation: whole units, as near to a share of each class as they allow.
+
+    Args:
+        dataset: All photos.
+        pool: Indices of the photos to draw from.
+        fraction: 0..1, share of each class to hold out.
+        seed: Of the draw.
+
+    Returns:
+        Indices out of `pool`, in its order.
+    """
     part = dataset.subset(pool)
     names = units_of(part.hashes, part.groups)
     found: dict[str, set[tuple[int, str]]] = {}
@@ -86,7 +108,7 @@ def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) 
 
 
 def _counted(photos: Iterable[tuple[int, str]]) -> Unit:
-    """Different photos of each class."""
+    """Count the different photos of each class."""
     counts: Unit = {}
     for label, _ in photos:
         counts[label] = counts.get(label, 0) + 1
@@ -96,10 +118,21 @@ def _counted(photos: Iterable[tuple[int, str]]) -> Unit:
 def fold_ids(
     labels: np.ndarray, hashes: Sequence[str], num_folds: int = 5, seed: int = 0, groups: Sequence[str] = ()
 ) -> np.ndarray:
-    """Stratified folds for cross-validation: `(N,)` int64 in 0..num_folds-1.
+    """Assign photos to stratified folds for cross-validation.
 
-    labels: `(N,)` int64.  hashes: N content hashes.  groups: N names of what is not to be parted, or none.  The only
-    photo, or the only group, of a class gets -1: always learned from, never judged.
+    Args:
+        labels: `(N,)` int64.
+        hashes: N content hashes.
+        num_folds: How many folds.
+        seed: Of the draw.
+        groups: N names of what is not to be parted, or none.
+
+    Returns:
+        `(N,)` int64 in 0..num_folds-1, the fold that evaluates a photo. The only photo, or the only group, of a class
+        gets -1: always learned from, never evaluated on.
+
+    Raises:
+        MissingExtra: There are groups, and scikit-learn is not installed.
     """
     units = units_of(hashes, groups)
     if groups:
@@ -119,12 +152,19 @@ def fold_ids(
 
 
 def folds_of(dataset: Dataset, num_folds: int, seed: int) -> np.ndarray:
-    """`fold_ids` of a data set's photos, whole groups where it has them."""
+    """Assign a data set's photos to folds as `fold_ids` does, by whole groups where it has them.
+
+    Returns:
+        `(N,)` int64 in 0..num_folds-1, or -1.
+
+    Raises:
+        MissingExtra: There are groups, and scikit-learn is not installed.
+    """
     return fold_ids(dataset.labels, dataset.hashes, num_folds, seed, dataset.groups)
 
 
 def grouped(dataset: Dataset, pattern: str) -> Dataset:
-    """The data set with photos grouped by what a regular expression finds in their paths.
+    """Group photos by what a regular expression finds in their paths.
 
     Args:
         dataset: Photos with paths such as `sick/patient7/1.png`, relative to the data set's folder.
@@ -135,7 +175,7 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
         The same photos with groups, and a note that says how many.
 
     Raises:
-        ConfigError: The pattern is none, or finds nothing at all.
+        ConfigError: The pattern is no regular expression, or finds nothing at all.
     """
     try:
         found = [re.search(pattern, path) for path in dataset.paths]
@@ -157,7 +197,7 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
 
 
 def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
-    """scikit-learn's stratified folds of whole groups; those that a class cannot do without are in none."""
+    """Assign whole groups to scikit-learn's stratified folds; groups that a class cannot do without are in none."""
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:

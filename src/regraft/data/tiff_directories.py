@@ -1,6 +1,7 @@
 """The directories of a TIFF file: what pictures there are, and how much the tags ask for.
 
-The layout is that of TIFF 6.0 (Adobe, 1992) and of BigTIFF; the tags of raw files are those of the DNG specification.
+References:
+    TIFF 6.0 (Adobe, 1992) and BigTIFF for the layout; the DNG specification for the tags of raw files.
 """
 
 import struct
@@ -31,8 +32,14 @@ MAKERS = {
 
 @dataclass(frozen=True)
 class Tag:
-    """One entry. kind: the number of its type.  count: of values.  first: its first value, where that is a number that
-    stands in the entry itself.  text: the first bytes of what it points to, for a text."""
+    """One entry of a directory.
+
+    Attributes:
+        kind: The number of its type.
+        count: Number of its values.
+        first: Its first value, where that is a number that stands in the entry itself; else 0.
+        text: The first bytes of what it points to, for a text.
+    """
 
     kind: int
     count: int
@@ -42,18 +49,34 @@ class Tag:
 
 @dataclass(frozen=True)
 class Directory:
-    """tags: by number; of a number that comes twice, the first, as decoders take it.  num_tags: as it claims."""
+    """The tags of one picture.
+
+    Attributes:
+        tags: Tags by number; of a number that comes twice, the first, as decoders take it.
+        num_tags: How many tags the directory claims to have.
+    """
 
     tags: dict[int, Tag]
     num_tags: int
 
     def first(self, number: int) -> int:
-        """A tag's first value; 0 without it."""
+        """Return a tag's first value; 0 without the tag.
+
+        Args:
+            number: The tag's number.
+        """
         return self.tags[number].first if number in self.tags else 0
 
 
 def read(data: bytes) -> list[Directory]:
-    """The directories, in the order of the file, those within others last; [] for what is no TIFF."""
+    """Read the directories of a file.
+
+    Args:
+        data: The file's content.
+
+    Returns:
+        At most MAX_DIRECTORIES, in the order of the file, those within others last; [] for what is no TIFF.
+    """
     form = _Form.of(data)
     if form is None:
         return []
@@ -72,7 +95,14 @@ def read(data: bytes) -> list[Directory]:
 
 
 def raw_name(directories: list[Directory]) -> str:
-    """The usual ending of such camera raw files, "raw" for one that is not known; "" for a usual TIFF."""
+    """Return the usual ending of the camera raw files that these directories are of.
+
+    Args:
+        directories: As `read` gives them.
+
+    Returns:
+        The ending, such as "NEF"; "for example NEF or ARW" for a raw file of an unknown kind, "" for a usual TIFF.
+    """
     first = directories[0] if directories else Directory({}, 0)
     if DNG_VERSION in first.tags:
         return "DNG"
@@ -85,7 +115,7 @@ def raw_name(directories: list[Directory]) -> str:
 
 
 def excess(directories: list[Directory]) -> str | None:
-    """Why the tags ask for too much work, or the first picture is not the photo; None where neither is so.
+    """Return why the tags ask for too much work, or the first picture is not the photo; None where neither is so.
 
     Args:
         directories: As `read` gives them.
@@ -103,7 +133,7 @@ def excess(directories: list[Directory]) -> str | None:
 
 @dataclass(frozen=True)
 class _Form:
-    """How numbers are written. order: "<" or ">".  is_big: whether it is a BigTIFF."""
+    """How numbers are written: `order` is "<" or ">", `is_big` says whether it is a BigTIFF."""
 
     order: str
     is_big: bool
@@ -123,7 +153,7 @@ class _Form:
         return int(struct.unpack_from(self.order + ("Q" if is_long else "I"), data, start)[0])
 
     def directory(self, data: bytes, start: int) -> tuple[Directory, int]:
-        """A directory, and where the next one begins; of one with too many tags, the first alone."""
+        """Read a directory, and where the next one begins; of one with too many tags, the first alone."""
         layout = struct.Struct(self.order + ("HHQ8s" if self.is_big else "HHI4s"))
         head = struct.Struct(self.order + ("Q" if self.is_big else "H"))
         if start + head.size > len(data):
@@ -146,7 +176,7 @@ class _Form:
         return Tag(kind, count, first, text)
 
     def inner(self, data: bytes, directory: Directory) -> list[int]:
-        """Where the directories within one begin."""
+        """List where the directories within one begin."""
         sub = directory.tags.get(SUB_IFDS, Tag(4, 0, 0))
         is_long = sub.kind in (16, 18)
         size = 8 if is_long else 4

@@ -1,4 +1,4 @@
-"""Pixels to what a backbone was trained on. The parameters belong to the weights and travel in the bundle."""
+"""Pixels to the input that a backbone was trained on; the parameters belong to the weights and travel in the bundle."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -25,13 +25,19 @@ FILTERS = {
 class Preprocessing:
     """How a photo becomes a network's input.
 
-    height, width: what the network takes, in pixels.
-    resize: what the shorter side ("center"), both sides ("squash") or the longer side ("border") is resized to first,
-        given as the pair (height, width), in pixels.
-    interpolation: Pillow's name of the resampling filter.
-    crop_mode: "center" cuts the middle out, "squash" ignores the aspect ratio, "border" pads with the mean colour.
-    mean, std: of each of red, green and blue, on the scale 0..1.  grey_bits: how many bits the 16-bit greys use that
-    were learned from, None for all.  Raises ValueError for what no network takes.
+    Attributes:
+        height: What the network takes, in pixels.
+        width: What the network takes, in pixels.
+        resize: What the shorter side ("center"), both sides ("squash") or the longer side ("border") is resized to
+            first, given as the pair (height, width), in pixels.
+        interpolation: Pillow's name of the resampling filter.
+        crop_mode: "center" cuts the middle out, "squash" ignores the aspect ratio, "border" pads with the mean colour.
+        mean: Mean of each of red, green and blue, on the scale 0..1.
+        std: Standard deviation of each of red, green and blue, on the scale 0..1.
+        grey_bits: How many bits the 16-bit greys that were learned from use, 8 to 15; None for all.
+
+    Raises:
+        ValueError: A value is one that no network takes.
     """
 
     height: int
@@ -55,12 +61,15 @@ class Preprocessing:
             raise ValueError(f"16-bit greys that use {self.grey_bits!r} bits")
 
     def scaled(self, height: int) -> "Preprocessing":
-        """The same for an input of another height, in pixels; everything grows alike."""
+        """Return the same for an input of another height, in pixels; everything grows alike."""
         width, *resize = (round(side * height / self.height) for side in (self.width, *self.resize))
         return replace(self, height=height, width=width, resize=(resize[0], resize[1]))
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in manifests, and part of keys in the cache: what is not used is not there."""
+        """Return the fields as stored in manifests and as part of keys in the cache.
+
+        `grey_bits` is there only where it is set.
+        """
         values = asdict(self)
         if self.grey_bits is None:
             del values["grey_bits"]
@@ -68,7 +77,12 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """From what `to_json` gave. Raises KeyError, TypeError or ValueError when something is missing or wrong."""
+        """Restore what `to_json` returned.
+
+        Raises:
+            TypeError: A field is missing, unknown or of another type.
+            ValueError: A value is one that no network takes.
+        """
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return cls(**plain)
 
@@ -81,15 +95,33 @@ class Preprocessing:
 
 
 def photo_to_input(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """File bytes to a network's input, `(H, W, 3)` uint8; normalisation is inside the graph. Raises Unreadable."""
+    """Decode a file and transform it to a network's input; normalisation is part of the network's graph.
+
+    Args:
+        data: The file's content.
+        preprocessing: The network's.
+
+    Returns:
+        `(H, W, 3)` uint8.
+
+    Raises:
+        Unreadable: It is no photo, damaged or too large.
+    """
     return transform(decode(data, max(preprocessing.resize), preprocessing.grey_bits), preprocessing)
 
 
 def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """An RGB image to `(H, W, 3)` uint8.
+    """Resize and crop an RGB image to a network's input.
 
     Bit for bit what torchvision's Resize and CenterCrop, and timm's evaluation transform, make of a Pillow image. They
     would resize a line of 65500 pixels to gigapixels; here its ends beyond MAX_ASPECT are cut off first.
+
+    Args:
+        image: Upright RGB.
+        preprocessing: The network's.
+
+    Returns:
+        `(H, W, 3)` uint8.
     """
     if preprocessing.crop_mode == "center":
         image = _middle(image)

@@ -1,4 +1,4 @@
-"""What is never parted: photos of equal content, and photos of one group, are one unit, whatever their labels."""
+"""Units of photos that are never parted: those of equal content, and those of one group, whatever their labels."""
 
 import hashlib
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def units_of(hashes: Sequence[str], groups: Sequence[str] = ()) -> tuple[str, ...]:
-    """The unit of each photo: photos joined by equal content or an equal group, directly or through others.
+    """Find the unit of each photo: photos joined by equal content or an equal group, directly or through others.
 
     Args:
         hashes: Content hashes of N photos.
@@ -30,7 +30,14 @@ def units_of(hashes: Sequence[str], groups: Sequence[str] = ()) -> tuple[str, ..
 
 
 def connected(links: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Connected components of two members or more, each sorted, in the order of their first members."""
+    """Find the connected components of a graph that have two members or more.
+
+    Args:
+        links: Pairs of members.
+
+    Returns:
+        The components, each sorted, in the order of their first members.
+    """
     group_of: dict[int, list[int]] = {}
     for ends in links:
         smaller, larger = sorted((group_of.setdefault(i, [i]) for i in ends), key=len)
@@ -41,10 +48,13 @@ def connected(links: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 
 def drawn_at(seed: int, unit: str) -> str:
-    """A unit's place in a random order: hexadecimal, uniformly distributed, a function of seed and content alone."""
+    """Return a unit's place in a random order, a function of seed and content alone.
+
+    It is hexadecimal, and uniformly distributed.
+    """
     return hashlib.sha256(f"{seed} {unit}".encode()).hexdigest()
 
 
 def share_at(seed: int, unit: str) -> float:
-    """The same as a number in 0..1."""
+    """Return the same place as `drawn_at`, as a number in 0..1."""
     return int(drawn_at(seed, unit)[:13], 16) / 16**13

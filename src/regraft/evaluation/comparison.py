@@ -1,4 +1,4 @@
-"""Two models on the same photos: is one better, or is the difference within what chance does?"""
+"""Two models on the same photos: whether one is better, or the difference is within what chance does."""
 
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -14,10 +14,20 @@ BETTER = 0.1  # largest one for which auto prefers the model that took longer: o
 
 @dataclass(frozen=True)
 class Pair:
-    """Models a and b on n photos. a_only, b_only: photos that one of them alone has right.  p_value: exact, two-sided.
+    """Models a and b compared on the same photos.
 
-    corrected: that p-value where the pair is one of several (Holm); the same where it is alone.
-    Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12 (1947).
+    Attributes:
+        a: Name of the one model.
+        b: Name of the other.
+        a_only: Number of photos that a alone has right.
+        b_only: Number of photos that b alone has right.
+        n: Number of photos.
+        p_value: Exact and two-sided.
+        corrected: That p-value where the pair is one of several (Holm's correction); the same where it is alone.
+
+    References:
+        Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12
+        (1947).
     """
 
     a: str
@@ -30,12 +40,12 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """Whether chance alone would hardly do this."""
+        """Whether chance alone would hardly make such a difference: the corrected p-value is at most 0.05."""
         return self.corrected <= DIFFERS
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Which model is better and by how much, or that they do not differ, in one sentence."""
         if not self.differs:
             return f"{self.a} and {self.b} do not differ on these {self.n} photos"
         (fewer, worse), (more, better) = sorted([(self.a_only, self.a), (self.b_only, self.b)])
@@ -54,7 +64,11 @@ class Pair:
         return self.b_only > self.a_only and self.p_value > BETTER
 
     def decision(self, how: str) -> str:
-        """Which one it is to be and why, in one sentence. how: which photos were compared."""
+        """Say in one sentence which model is chosen and why.
+
+        Args:
+            how: Which photos were compared, a word that stands before "photos".
+        """
         chosen, why = (self.b, "") if self.b_wins else (self.a, "; without a clear gain the simpler one stays")
         return (
             f"{chosen}: of {self.n} {how} photos {self.b} alone is right on {self.b_only}, {self.a} alone on "
@@ -62,24 +76,31 @@ class Pair:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As printed and stored."""
+        """Return the fields and the verdict, as printed and stored."""
         return {**asdict(self), "verdict": self.verdict}
 
 
 def _points(share: float) -> str:
-    """In hundredths, to one decimal; less than that as one digit."""
+    """Write a share in hundredths, with one decimal, or one digit where that would be nothing."""
     return f"{round(100 * share, 1) or float(f'{100 * share:.1g}'):g}"
 
 
 def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:
-    """Compare two models. right_a, right_b: `(N,)` bool, which photos each has right, the same photos in order."""
+    """Compare two models on the same photos.
+
+    Args:
+        a: Name of the one model.
+        right_a: `(N,)` bool, which photos it has right.
+        b: Name of the other.
+        right_b: `(N,)` bool, the same photos in the same order.
+    """
     a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p_value = exact_p(min(a_only, b_only), a_only + b_only)
     return Pair(a, b, a_only, b_only, len(right_a), p_value, p_value)
 
 
 def exact_p(fewer: int, n: int) -> float:
-    """Two-sided probability that of n fair throws so few, or so many, come out one way, rounded once.
+    """Return the two-sided probability that of n fair throws so few, or so many, come out one way, rounded once.
 
     scipy.stats has it too, and takes 0.8 s to import.
     """
@@ -91,12 +112,16 @@ def exact_p(fewer: int, n: int) -> float:
 
 
 def pairs(right: dict[str, np.ndarray]) -> tuple[Pair, ...]:
-    """Every two of several models, with p-values corrected for their number. right: name -> `(N,)` bool."""
+    """Compare every two of several models, with p-values corrected for their number.
+
+    Args:
+        right: By name, `(N,)` bool, which photos a model has right; the same photos in the same order.
+    """
     found = [pair(a, right[a], b, right[b]) for a, b in combinations(right, 2)]
     corrected = holm([one.p_value for one in found])
     return tuple(replace(one, corrected=p) for one, p in zip(found, corrected, strict=True))
 
 
 def no_room(num_right: int, n: int) -> bool:
-    """Whether a model leaves so few photos wrong that no other could be shown to be better on them."""
+    """Return whether a model leaves so few photos wrong that no other could be shown to be better on them."""
     return 2 * 0.5 ** (n - num_right) > BETTER

@@ -25,12 +25,20 @@ MAX_DIFFERENCE = 1e-3  # of logits, relative to the largest
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Quality on N photos of C classes.
+    """How good a model is on N photos of C classes.
 
-    accuracy: with its interval.  macro_f1, balanced_accuracy: means over the classes that occur, 0..1.
-    log_loss: nats a photo.  ece: expected calibration error, 0..1.  confusion: `(C, C)` int64, a row for each true
-    class.  per_class: rows of class, n, precision, recall, f1.  dataset: the photos judged.  probabilities: `(N, C)`.
-    uncalibrated: log_loss and ece without the temperature.  least_sure: probability below which an answer is "unsure".
+    Attributes:
+        accuracy: Share of right answers, with its interval.
+        macro_f1: Mean F1 of the classes that occur, 0..1.
+        balanced_accuracy: Mean recall of the classes that occur, 0..1.
+        log_loss: In nats per photo.
+        ece: Expected calibration error, 0..1.
+        confusion: `(C, C)` int64, a row for each true class, a column for each predicted one.
+        per_class: For each class a dict of class, n, precision, recall and f1.
+        dataset: The photos that the model was evaluated on.
+        probabilities: `(N, C)`, 0..1.
+        uncalibrated: log_loss and ece without the temperature.
+        least_sure: Probability below which an answer is "unsure"; 0 where there is no such limit.
     """
 
     accuracy: Accuracy
@@ -58,7 +66,11 @@ class Evaluation:
 
     @property
     def selective(self) -> dict[str, Any] | None:
-        """What comes of answering only where the model is sure; None where it always answers."""
+        """What comes of answering only where the model is sure; None where it always answers.
+
+        A dict of least_probability, answered and wrong (numbers of photos) and error, the share of wrong ones with its
+        interval, None where no photo is answered.
+        """
         if self.least_sure == 0.0:
             return None
         answered = int(self.answered.sum())
@@ -73,12 +85,12 @@ class Evaluation:
 
     @property
     def mistaken(self) -> list[tuple[int, int, int]]:
-        """Count, label and what was said in its place; the most frequent first."""
+        """Count, true class and predicted class (as numbers) of each confusion, the most frequent first."""
         found = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
         return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
 
     def _repr_html_(self) -> str:
-        """Accuracy, and a row for each class, in a notebook."""
+        """Show accuracy and a row for each class in a notebook."""
         rows = "".join(
             f"<tr><td>{escape(row['class'])}</td><td>{row['n']}</td><td>{row['precision']:.3f}</td>"
             f"<td>{row['recall']:.3f}</td><td>{row['f1']:.3f}</td></tr>"
@@ -88,7 +100,7 @@ class Evaluation:
         return f"<table><caption>{escape(str(self.accuracy))}</caption>{header}{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
-        """As printed by `regraft evaluate --json`."""
+        """Return what `regraft evaluate --json` prints."""
         return {
             "accuracy": self.accuracy.to_json(),
             **{name: getattr(self, name) for name in ("macro_f1", "balanced_accuracy", "log_loss", "ece")},
@@ -110,20 +122,22 @@ def evaluate(
     follow_links: bool = False,
     progress: Progress = QUIET,
 ) -> Evaluation:
-    """Judge a bundle on `folder/<class>/<image>`; of a split folder, on `test`, else on `val`.
+    """Evaluate a bundle on `folder/<class>/<image>`; of a split folder, on `test`, else on `val`.
 
     Args:
         bundle: The model.
         folder: Photos in a folder for each class, or a list of them.
         class_level: Which folder names the class where class folders hold folders; None for what it was trained with.
         follow_links: Whether links to photos and folders are followed, wherever they lead.
-        progress: Where talk goes.
+        progress: Is told what is done.
 
     Returns:
         How good the model is on these photos.
 
     Raises:
-        DataError: There is a class that the bundle does not know, or the folder cannot be read in one way only.
+        DataError: There is a class that the bundle does not know, the folder cannot be read in one way only, or no
+            photo is readable.
+        BundleError: The bundle's graph and its weights contradict each other.
     """
     known = FolderOptions.recorded(bundle.manifest["provenance"].get("config", {}))
     options = FolderOptions(class_level or known.class_level, follow_links, bundle.classes)
@@ -136,7 +150,18 @@ def evaluate(
 
 
 def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: Progress = QUIET) -> Evaluation:
-    """Judge a bundle on photos whose labels count in the bundle's order. split: their name, for the report."""
+    """Evaluate a bundle on photos whose labels are numbers of the bundle's classes.
+
+    Args:
+        bundle: The model.
+        dataset: The photos; `in_order_of` matches their classes to the bundle's.
+        split: What the photos are called in the result, such as "test".
+        progress: Is told what is done.
+
+    Raises:
+        DataError: No photo is readable.
+        BundleError: The bundle's graph and its weights contradict each other.
+    """
     dataset, logits = logits_of(bundle, dataset, progress)
     found = figures(dataset, bundle.probabilities(logits), split)
     before = bundle.probabilities(logits * np.float32(bundle.manifest["temperature"]))
@@ -148,7 +173,13 @@ def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: 
 
 
 def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
-    """How good probabilities `p (N, C)` are for the photos of a data set."""
+    """Compute how good probabilities are for the photos of a data set.
+
+    Args:
+        dataset: N photos of C classes.
+        p: `(N, C)` probabilities.
+        split: What the photos are called.
+    """
     y, num_classes = dataset.labels, len(dataset.classes)
     confusion = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(confusion, (y, p.argmax(axis=1)), 1)
@@ -174,11 +205,23 @@ def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
 
 
 def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[Dataset, np.ndarray]:
-    """Logits `(N, C)` float32 of a data set's photos, and the data set without those that cannot be decoded.
+    """Compute the logits of a data set's photos.
 
     The bundle's graph is its backbone and one linear layer, and the backbone's answer to a photo never changes. So
     features that the cache holds of the same backbone stand for running it again, and the saved head is applied to
-    them. That this is what the graph itself says is checked on a few photos each time. Raises BundleError if not.
+    them. That this is what the graph itself says is checked on a few photos each time.
+
+    Args:
+        bundle: The model, of C classes.
+        dataset: The photos.
+        progress: Is told what is done.
+
+    Returns:
+        The data set without the photos that cannot be decoded, and logits `(N, C)` float32 of the others.
+
+    Raises:
+        DataError: No photo is readable.
+        BundleError: The bundle's graph and its weights contradict each other.
     """
     graph = bundle.manifest["backbone"]["graph_sha256"]
     store = feature_store(graph, bundle.preprocessing, engine_identity(bundle.precision))
@@ -194,7 +237,11 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
 
 
 def in_order_of(bundle: Bundle, dataset: Dataset) -> Dataset:
-    """The data set with its classes matched to the bundle's by name. Raises DataError for an unknown one."""
+    """Return the data set with its classes matched to the bundle's by name.
+
+    Raises:
+        DataError: It has photos of a class that the bundle does not know.
+    """
     for name in dataset.classes:
         if name not in bundle.classes and dataset.counts[name]:
             hint = nearest(name, bundle.classes) or f" It knows {', '.join(bundle.classes)}."
@@ -207,19 +254,33 @@ def in_order_of(bundle: Bundle, dataset: Dataset) -> Dataset:
 
 
 def photo_losses(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`(N,)`: nats lost on each photo by probabilities `p (N, C)`, labels `y (N,)` int64."""
+    """Compute the nats lost on each photo.
+
+    Args:
+        p: `(N, C)` probabilities.
+        y: `(N,)` int64 labels.
+
+    Returns:
+        `(N,)`, of the type of `p`.
+    """
     return np.asarray(-np.log(np.maximum(p[np.arange(len(y)), y], np.finfo(p.dtype).eps)))
 
 
 def log_loss(p: np.ndarray, y: np.ndarray) -> float:
-    """Their mean."""
+    """Compute the mean of `photo_losses`, in nats."""
     return float(photo_losses(p, y).mean())
 
 
 def expected_calibration_error(p: np.ndarray, y: np.ndarray, num_bins: int = 15) -> float:
-    """Mean distance, 0..1, between confidence and accuracy in bins of equal width.
+    """Compute the mean distance between confidence and accuracy in bins of equal width, 0..1.
 
-    p: `(N, C)` probabilities.  y: `(N,)` int64.  Guo et al., "On calibration of modern neural networks", ICML 2017.
+    Args:
+        p: `(N, C)` probabilities.
+        y: `(N,)` int64 labels.
+        num_bins: Number of bins.
+
+    References:
+        Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
@@ -228,7 +289,7 @@ def expected_calibration_error(p: np.ndarray, y: np.ndarray, num_bins: int = 15)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Elementwise quotient, 0 of nothing."""
+    """Divide elementwise; nothing by nothing is 0."""
     return np.asarray(part / np.maximum(whole, 1))
 
 

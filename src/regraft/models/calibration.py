@@ -1,6 +1,7 @@
 """Probabilities that mean what they say: a temperature, and from which probability on an answer can be relied on.
 
-All from photos that the head in question has not seen, and none of them is scored with what it has set.
+All of it is found on photos that the head in question has not seen, and no photo is scored with values that it helped
+to set.
 """
 
 from collections.abc import Callable
@@ -20,12 +21,22 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
-    """What to divide logits by so that probabilities fit labels best; 1 where that is hardly likelier.
+    """Find what to divide logits by so that probabilities fit labels best; 1 where that is hardly likelier.
 
-    log_p: `(N, C)` float64, logarithms of probabilities of photos not seen; rows of NaN are left out.  y: `(N,)` int64.
-    C. Guo et al., "On calibration of modern neural networks", ICML 2017.  Below 1, one answer in n + 1 is
-    taken to be wrong beside those that are: that all were right is no reason to be certain (J. Platt, "Probabilistic
-    outputs for support vector machines", 1999).
+    Below 1, one answer in n + 1 is taken to be wrong beside those that are: that all were right is no reason to be
+    certain.
+
+    Args:
+        log_p: `(N, C)` float64, logarithms of probabilities of photos not seen; rows of NaN are left out.
+        y: `(N,)` int64, the labels.
+
+    Returns:
+        The temperature; 1 without photos.
+
+    References:
+        C. Guo et al., "On calibration of modern neural networks", ICML 2017.
+
+        J. Platt, "Probabilistic outputs for support vector machines", 1999.
     """
     log_p, y = _known(log_p, y)
     if len(y) == 0:
@@ -36,7 +47,13 @@ def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
 
 
 def _likeliest(log_p: np.ndarray, y: np.ndarray, doubt: float) -> float:
-    """The temperature of the lowest loss; 1 where that is hardly lower. doubt: share of answers taken to be wrong."""
+    """Return the temperature of the lowest loss; 1 where that is hardly lower.
+
+    Args:
+        log_p: `(N, C)` float64, without rows of NaN.
+        y: `(N,)` int64, the labels.
+        doubt: Share of answers that are taken to be wrong.
+    """
     n, num_classes = log_p.shape
 
     def loss(log_t: float) -> float:
@@ -50,23 +67,38 @@ def _likeliest(log_p: np.ndarray, y: np.ndarray, doubt: float) -> float:
 
 
 def calibrated(logits: np.ndarray, y: np.ndarray) -> tuple[float, dict[str, Any]]:
-    """Temperature, and thresholds with it applied, of photos not seen. logits: `(N, C)`.  y: `(N,)` int64."""
+    """Return the temperature, and the thresholds with it applied, of photos not seen.
+
+    Args:
+        logits: `(N, C)`.
+        y: `(N,)` int64, the labels.
+    """
     logits = logits.astype(np.float64)
     calibrated_log_p = temperature(logits, y)
     return calibrated_log_p, thresholds(log_softmax(logits / calibrated_log_p), y)
 
 
 def thresholds(log_p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """From which probability on a model's answers are to be relied on, as manifests keep it; {} of no photos.
+    """Find from which probability on a model's answers are to be relied on, as manifests keep it.
 
-    log_p: `(N, C)` float64 with the temperature applied, of photos not seen; rows of NaN are left out.  y: `(N,)`
-    int64.
+    Args:
+        log_p: `(N, C)` float64 with the temperature applied, of photos not seen; rows of NaN are left out.
+        y: `(N,)` int64, the labels.
 
-    "max_error": `[error, probability, share]`: of answers at least so probable, a share of all, no more than that error
-    is wrong; with 90 % certainty that holds for all shares at once, so the best one may be chosen (Y. Geifman,
-    R. El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017, with exact binomial bounds).
-    "coverage": `[coverage, probability]`: classes at least so probable hold the right one with that frequency (split
-    conformal prediction; M. Sadinle et al., "Least ambiguous set-valued classifiers", JASA 2019).
+    Returns:
+        Empty without photos, else
+
+        - "n": how many photos there are.
+        - "max_error": lists of `[error, probability, share]`. Of the answers that are at least so probable, which are
+          that share of all, no more than that error is wrong. With 90 % certainty that holds for all shares at once, so
+          the best one may be chosen. The bounds are exact binomial ones.
+        - "coverage": lists of `[coverage, probability]`. The classes that are at least so probable hold the right one
+          with that frequency (split conformal prediction).
+
+    References:
+        Y. Geifman, R. El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
+
+        M. Sadinle et al., "Least ambiguous set-valued classifiers", JASA 2019.
     """
     log_p, y = _known(log_p, y)
     if len(y) == 0:
@@ -82,7 +114,7 @@ def thresholds(log_p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def _risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> list[list[float]]:
-    """`[error, probability, share answered]` from answering all to answering only the surest."""
+    """Return `[error, probability, share answered]` from answering all to answering only the surest."""
     order = np.argsort(-confidence, kind="stable")
     confidence, num_wrong, n = confidence[order], np.cumsum(wrong[order]), len(confidence)
     places = np.unique(np.arange(1, SHARES + 1) * n // SHARES)[::-1]
@@ -96,13 +128,13 @@ def _risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> list[list[float
 
 
 def _known(log_p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are not of NaN."""
+    """Return the rows that are not of NaN."""
     known = np.isfinite(log_p).all(axis=1)
     return log_p[known], y[known]
 
 
 def _lowest(function: Callable[[float], float], low: float, high: float, steps: int = 30) -> float:
-    """Where a function that falls and then rises is lowest, by golden sections."""
+    """Find where a function that falls and then rises is lowest, by golden sections."""
     a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     at_a, at_b = function(a), function(b)
     for _ in range(steps):

@@ -1,7 +1,7 @@
-"""Frozen features other than the usual ones: a larger input, and all levels of the network, chosen by measurement.
+"""Features of the frozen network other than the usual ones: a larger input, or all levels, chosen by measurement.
 
-Every way of getting features is tried on the photos to learn from alone, by cross-validation, so that the photos which
-the model is judged on have no part in the choice.
+Every features configuration is tried on the training photos alone, by cross-validation, so that the photos that the
+model is evaluated on have no part in the choice.
 """
 
 import time
@@ -27,7 +27,13 @@ STEP = 32  # pixels that sizes are multiples of
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """A way of getting features. name: such as "320 px, all levels".  features: of all photos."""
+    """A features configuration: a network with its input size, and what it gives for all photos.
+
+    Attributes:
+        name: Such as "320 px, all levels".
+        backbone: The network that gives the features.
+        features: Of all photos.
+    """
 
     name: str
     backbone: Backbone
@@ -36,19 +42,19 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class Trial:
-    """A way and the head that was solved on it."""
+    """A features configuration and the head that was solved on it."""
 
     feature_config: FeatureConfig
     head: Head
 
     @property
     def score(self) -> Score:
-        """Cross-validated on the photos to learn from, of a head that was."""
+        """Quality of the head, cross-validated on the training photos; only for a head that was cross-validated."""
         assert self.head.cross_validated is not None
         return self.head.cross_validated
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in the manifest."""
+        """Return the configuration's name and score, as stored in the manifest."""
         return {"way": self.feature_config.name, **vars(self.score)}
 
     def __str__(self) -> str:
@@ -65,10 +71,19 @@ def search(
     budget_s: float,
     progress: Progress,
 ) -> list[Trial]:
-    """Every way that the time allows, the plain one first; the best is the one of the lowest log loss.
+    """Try every features configuration that the time allows; the best is the one of the lowest log loss.
 
-    dataset: all photos.  learned: those to learn from, which `folds (N,)` belong to.  budget_s: seconds at most,
-    estimated.
+    Args:
+        plain: The usual features with their head, which is the first trial.
+        dataset: All photos.
+        learned: The training photos, which `folds` belong to.
+        folds: `(N,)`, the fold that evaluates each of the training photos.
+        config: Of the run.
+        budget_s: Seconds that it may take at most, estimated.
+        progress: Is told what is done.
+
+    Returns:
+        The trials, the plain one first.
     """
     trials, deadline = [plain], time.monotonic() + budget_s
     for backbone in (plain.feature_config.backbone, larger(plain.feature_config.backbone, config, progress)):
@@ -86,7 +101,14 @@ def search(
 
 
 def solved(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, progress: Progress) -> Trial:
-    """A way with its head, solved on the photos to learn from, which `folds (N,)` belong to."""
+    """Solve a head on a features configuration.
+
+    Args:
+        feature_config: The features to use.
+        learned: The training photos, which `folds` belong to.
+        folds: `(N,)`, the fold that evaluates each of the training photos.
+        progress: Is told what is done.
+    """
     with progress.step("solve head"):
         return Trial(
             feature_config, cached_head(feature_config.features.of(learned), len(learned.classes), folds, progress)
@@ -94,16 +116,20 @@ def solved(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, p
 
 
 def best(trials: list[Trial]) -> Trial:
-    """The way of the lowest cross-validated log loss."""
+    """Return the trial of the lowest cross-validated log loss."""
     return min(trials, key=lambda one: one.score.log_loss)
 
 
 def feature_configs_of(
     backbone: Backbone, wide: Backbone, dataset: Dataset, progress: Progress
 ) -> Iterator[FeatureConfig]:
-    """The usual features, and where the network has levels those of all levels: one pass gives both.
+    """Yield the usual features, and where the network has levels those of all levels: one pass gives both.
 
-    wide: what `richest` gives.
+    Args:
+        backbone: The network as it is.
+        wide: What `richest` gives for it.
+        dataset: All photos.
+        progress: Is told what is done.
     """
     size = f"{backbone.preprocessing.height} px"
     features = extract(wide, dataset, progress=progress)[1].by_content
@@ -115,7 +141,7 @@ def feature_configs_of(
 
 
 def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backbone | None:
-    """The backbone of a run at a larger input; None for a network of a fixed size."""
+    """Return the backbone of a run at a larger input; None for a network of a fixed size."""
     size = round(backbone.preprocessing.height * LARGER / STEP) * STEP
     try:
         return configured(config, progress, size=size).with_grey_bits(backbone.preprocessing.grey_bits)
@@ -124,7 +150,7 @@ def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backb
 
 
 def richest(backbone: Backbone, progress: Progress) -> Backbone:
-    """With all its levels, or itself where it has none."""
+    """Return the backbone with all its levels, or itself where it has none."""
     try:
         return with_all_levels(backbone, progress)
     except BackboneError:
@@ -132,7 +158,7 @@ def richest(backbone: Backbone, progress: Progress) -> Backbone:
 
 
 def photos_per_s(backbone: Backbone) -> float:
-    """How many photos a second go through on all cores, as far as one of them tells."""
+    """Estimate how many photos a second go through on all cores, from the time that one photo takes."""
     p = backbone.preprocessing
     engine, photo = backbone.engine(), np.zeros((1, p.height, p.width, 3), np.uint8)
     engine(photo)
@@ -145,6 +171,6 @@ def photos_per_s(backbone: Backbone) -> float:
 
 
 def _is_affordable(backbone: Backbone, dataset: Dataset, deadline: float) -> bool:
-    """Whether features of all photos can be had in time."""
+    """Tell whether features of all photos can be had in time."""
     new = num_new(backbone, dataset)
     return new == 0 or time.monotonic() + new / photos_per_s(backbone) < deadline

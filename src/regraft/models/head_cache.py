@@ -3,7 +3,7 @@
     heads/<key>    SHA-256 of the rest, 32 bytes; then safetensors
 
 The key hashes all that a head depends on, to the last bit of every feature, and the solver's own code. Nothing else is
-looked up, and nothing is begun from: a head does not depend on which ones were solved before it.
+looked up, and no fit begins from a stored head: a head does not depend on which ones were solved before it.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ CODE = tuple(Path(getfile(module)) for module in (axes, lbfgs, logistic, heads))
 
 
 def cached_head(features: Features, num_classes: int, folds: np.ndarray, progress: Progress) -> Head:
-    """What `solve` gives, from the cache where it is there and intact."""
+    """Return what `solve` gives, from the cache where it is there and intact."""
     path = writable_cache("heads", progress) / _key(features, num_classes, folds)
     known = _read(path, features.y, num_classes)
     if known is None:
@@ -69,7 +69,7 @@ def _write(path: Path, head: Head, progress: Progress) -> None:
 
 
 def _read(path: Path, y: np.ndarray, num_classes: int) -> Head | None:
-    """A head of photos with labels `y (N,)`. None where there is none, or a damaged one."""
+    """Read the head of photos with labels `y (N,)`; None where there is none, or a damaged one."""
     try:
         whole = path.read_bytes()
         if hashlib.sha256(whole[32:]).digest() != whole[:32]:

@@ -1,4 +1,4 @@
-"""Minimising smooth convex functions with numpy alone: SciPy's own takes longer to import than this takes to run.
+"""Minimise smooth convex functions with numpy alone: SciPy's own takes longer to import than this takes to run.
 
 Several problems of the same size go in step, so that one product of matrices serves them all.
 """
@@ -25,11 +25,22 @@ def minimize(
     precondition: Map = np.copy,
     rounding: float = 1e-14,
 ) -> np.ndarray:
-    """Where the squared length of a gradient is at most `enough`, or rounding stops the descent. `(K, P)` float64.
+    """Minimise K smooth convex functions of P variables at once, by L-BFGS with backtracking.
 
-    function: of K points `(K, P)` float64; gives their losses `(K,)` and gradients `(K, P)`.  enough: `(K,)`, or one
-    for all.  precondition: a guess of the inverse Hessians times K vectors.  rounding: of a loss, beside 1 or itself.
-    L-BFGS with backtracking: J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
+    Args:
+        function: Takes K points `(K, P)` float64; gives their losses `(K,)` and gradients `(K, P)`.
+        start: `(K, P)` float64, the points to begin from.
+        enough: `(K,)`, or one for all: the squared length of a gradient that is small enough.
+        max_iterations: Steps at most.
+        precondition: A guess of the inverse Hessians times K vectors.
+        rounding: Rounding error of a loss, relative to the loss or to 1, whichever is larger.
+
+    Returns:
+        `(K, P)` float64: points where the squared length of the gradient is at most `enough`, or where rounding or
+        `max_iterations` stopped the descent.
+
+    References:
+        J. Nocedal and S. Wright, "Numerical Optimization", algorithms 7.4 and 3.1.
     """
     x, (loss, gradient) = start, function(start)
     best, idle, scale = loss, np.zeros(len(start), np.int64), np.ones(len(start))
@@ -59,7 +70,7 @@ def _backtrack(
     step: np.ndarray,
     rounding: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each step halved until its loss falls enough, or made nothing where it never does; with losses and gradients."""
+    """Halve each step until its loss falls enough, or make it zero where it never does; with losses and gradients."""
     slope = _dot(gradient, step)
     for _ in range(HALVINGS):
         new_loss, new_gradient = function(x + step)
@@ -73,7 +84,7 @@ def _backtrack(
 
 
 def _newton_like(gradient: np.ndarray, steps: deque[Step], precondition: Map, scale: np.ndarray) -> np.ndarray:
-    """The gradients times their inverse Hessians, as far as the guess and the last steps tell them."""
+    """Multiply the gradients by their inverse Hessians, as far as the guess and the last steps tell them."""
     direction, shares, product = gradient.copy(), [], np.empty_like(gradient)
     for step, change, inverse in reversed(steps):
         shares.append(inverse * _dot(step, direction))

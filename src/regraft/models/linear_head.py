@@ -1,10 +1,10 @@
-"""The last linear layer, solved: multinomial logistic regression on frozen features.
+"""The last linear layer, solved: multinomial logistic regression on features of a frozen network.
 
 The problem is convex, so there is no learning rate, no epoch and no luck: the same features give the same head. The
 penalty is chosen by stratified cross-validation, by log loss, which a few photos decide less coarsely than accuracy.
 
-Features are standardised, but none is divided by less than the median spread: what hardly ever moves in the photos that
-are learned from would be blown up into noise, and a photo not seen may move it by a hundred times its spread.
+Features are standardised, but none is divided by less than the median spread: a feature that hardly ever moves in the
+training photos would be blown up into noise, and a photo not seen may move it by a hundred times its spread.
 """
 
 from collections.abc import Callable, Iterable
@@ -38,12 +38,18 @@ MIDDLING = PENALTIES[4]  # 0.1, where nothing chooses
 FEW = 1000  # photos for which that is a good place to begin; for more, it is less in proportion
 MAX_HELD = 2**22  # numbers that features held in memory have at most; more are streamed
 ENOUGH = 20_000  # photos that choose the penalty where there are more
-MAX_WORK = 2**28  # photos times classes times features from which on a single fold is judged
+MAX_WORK = 2**28  # photos times classes times features from which on a single fold is evaluated
 
 
 @dataclass(frozen=True)
 class SolverTolerance:
-    """Nats above the least loss that do: for trying a penalty, for what is said of photos not seen, for the head."""
+    """How far above the least loss a fit may end, in nats.
+
+    Attributes:
+        loose: For trying a penalty.
+        firm: For the answers to photos not seen.
+        exact: For the head itself.
+    """
 
     loose: float
     firm: float
@@ -56,7 +62,14 @@ STREAMED = SolverTolerance(1e-3, 1e-4, 1e-6)
 
 @dataclass(frozen=True)
 class Score:
-    """Cross-validated quality at one penalty. log_loss: nats a photo.  num_right of n photos."""
+    """Cross-validated quality at one penalty.
+
+    Attributes:
+        penalty: Ridge penalty per photo, on standardised features.
+        log_loss: Nats a photo.
+        num_right: How many of the n photos are classified right.
+        n: How many photos were evaluated.
+    """
 
     penalty: float
     log_loss: float
@@ -66,11 +79,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Head:
-    """weight: `(C, D)` float32 and bias: `(C,)` float32, on raw features: logits = x @ weight.T + bias.
+    """A linear layer on raw features: logits = x @ weight.T + bias.
 
-    penalty: the chosen one.  curve: a Score for each penalty tried, the smallest first.  held_out: `(N, C)` float64, of
-    the photos it was solved on, logarithms of probabilities by fits to other folds, at the penalty that those folds
-    choose; NaN for photos without a part in that.  cross_validated: how good those are; None where there are none.
+    Attributes:
+        weight: `(C, D)` float32.
+        bias: `(C,)` float32.
+        penalty: The chosen one.
+        curve: A Score for each penalty tried, the smallest first.
+        held_out: `(N, C)` float64, for the photos that it was solved on: logarithms of probabilities by fits to other
+            folds, at the penalty that those folds choose; NaN for photos that were not evaluated.
+        cross_validated: How good those are; None where there are none.
     """
 
     weight: np.ndarray
@@ -81,16 +99,19 @@ class Head:
     cross_validated: Score | None
 
     def logits(self, x: np.ndarray) -> np.ndarray:
-        """`(N, C)` float32 of features `x (N, D)` float32."""
+        """Return `(N, C)` float32 of features `x (N, D)` float32."""
         return np.asarray(x @ self.weight.T + self.bias)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How raw features become what the regression sees, fitted to the photos that are learned from and to no others.
+    """How raw features become what the regression sees, fitted to the training photos and to no others.
 
-    mean, scale: `(D,)` float64: features are shifted and divided by these.  axes: `(D, R)` float64, the principal axes
-    to which they are turned then; None for features that stay as they are.
+    Attributes:
+        mean: `(D,)` float64, which is subtracted from features.
+        scale: `(D,)` float64, by which they are divided then.
+        axes: `(D, R)` float64, the principal axes to which they are turned then; None for features that stay as they
+            are.
     """
 
     mean: np.ndarray
@@ -98,28 +119,35 @@ class Frame:
     axes: np.ndarray | None = None
 
     def show(self, table: np.ndarray, rows: np.ndarray) -> Rows:
-        """Photos `rows (n,)` of a table `(M, D)` in this frame."""
+        """Return the photos `rows (n,)` of a table `(M, D)` in this frame."""
         if self.axes is None:
             return StreamedRows(table, rows, self.mean.astype(np.float32), self.scale.astype(np.float32))
         return RowsInMemory((table[rows] - self.mean) / self.scale @ self.axes)
 
     def to_raw(self, found: Solution) -> Solution:
-        """A fit `(1, C, R)` in this frame as one for raw features, `(1, C, D)`."""
+        """Convert a fit `(1, C, R)` in this frame to one for raw features, `(1, C, D)`."""
         weight = (found.weight if self.axes is None else found.weight @ self.axes.T) / self.scale
         return Solution(weight, found.bias - weight @ self.mean)
 
     def from_raw(self, found: Solution) -> Solution:
-        """A fit for raw features in this frame, as far as its axes show them."""
+        """Convert a fit for raw features to this frame, as far as its axes show them."""
         weight = found.weight * self.scale
         return Solution(weight if self.axes is None else weight @ self.axes, found.bias + found.weight @ self.mean)
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Some photos that a head is fitted to. rows: in their own frame, `(n, R)`.  y: `(n,)` int64.
+    """Some photos that a head is fitted to.
 
     A ridge penalty does not see rotations, so features in memory are turned to their principal axes, of which n photos
     have at most n: with fewer photos than features that makes the problem smaller, exactly.
+
+    Attributes:
+        rows: `(n, R)`, the photos in their own frame.
+        y: `(n,)` int64, the labels.
+        num_classes: Number C of classes.
+        frame: How `rows` came from raw features.
+        curvature: How `rows` spread.
     """
 
     rows: Rows
@@ -134,7 +162,7 @@ class _Problem:
         return HELD if isinstance(self.rows, RowsInMemory) else STREAMED
 
     def fit(self, penalty: float, start: Solution | None, above: float) -> Solution:
-        """One fit to all its photos, in single precision where that is exact enough: it takes half the time."""
+        """Make one fit to all its photos, in single precision where that is exact enough: it takes half the time."""
         is_coarse = isinstance(self.rows, RowsInMemory) and above >= HELD.loose
         rows = RowsInMemory(self.rows.block(slice(None)).astype(np.float32)) if is_coarse else self.rows
         task = Task(rows, self.y, np.ones((len(self.y), 1), bool), self.num_classes, penalty)
@@ -145,7 +173,11 @@ class _Problem:
 class _Fold:
     """One fold of a cross-validation.
 
-    problem: of the other photos.  judged: `(n,)` int64, its own.  rows, y: features and labels `(n,)` of those.
+    Attributes:
+        problem: The photos of the other folds.
+        judged: `(n,)` int64, the photos of this fold, which are evaluated.
+        rows: `(n, R)`, their features, in the problem's frame.
+        y: `(n,)` int64, their labels.
     """
 
     problem: _Problem
@@ -154,18 +186,18 @@ class _Fold:
     y: np.ndarray
 
     def try_at(self, penalty: float, start: Solution | None, above: float) -> "_Answers":
-        """Its photos by a fit to the others."""
+        """Classify its photos by a fit to the others."""
         found = self.problem.fit(penalty, start, above)
         return _Answers(found, log_probabilities(self.rows, found, np.zeros(len(self.judged), np.int64)))
 
     def loss(self, answers: "_Answers") -> float:
-        """Nats, added up over its photos."""
+        """Return the nats of its photos, added up."""
         return float(-answers.log_p[np.arange(len(self.y)), self.y].sum())
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a fit says of the photos of a fold that it has not seen. log_p: `(n, C)` float64."""
+    """What a fit answers for the photos of a fold that it has not seen: `log_p` is `(n, C)` float64."""
 
     found: Solution
     log_p: np.ndarray
@@ -173,7 +205,7 @@ class _Answers:
 
 @dataclass(frozen=True)
 class _Try:
-    """A penalty on every fold. losses: `(K,)` nats of each."""
+    """A penalty on every fold: `losses (K,)` are the nats of each."""
 
     penalty: float
     answers: list[_Answers]
@@ -188,16 +220,21 @@ class _Try:
 def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     """Solve the head and choose its penalty.
 
-    Of very many photos, some choose the penalty, by one fold.
+    Of more than `ENOUGH` photos, only that many choose the penalty, and by a single fold where photos times classes
+    times features exceed `MAX_WORK`.
 
     Args:
         features: x `(N, D)` float32, y `(N,)` int64 with every class present. Photos are taken by content: their names
             and order change no bit.
-        folds: `(N,)` int64, which fold judges a photo; -1 for photos that are never judged.
+        num_classes: Number C of classes.
+        folds: `(N,)` int64, the fold that evaluates a photo; -1 for photos that are never evaluated.
 
     Returns:
-        The head, its curve, and what is said of photos not seen. All that such an answer rests on was found without the
+        The head, its curve, and the answers for photos not seen. All that such an answer rests on was found without the
         photos of its fold: mean and spread of the features, the fit, and where there are several folds its penalty.
+
+    Raises:
+        ValueError: The folds are of other photos than the features.
     """
     _refuse_others(features, folds)
     order = np.lexsort((features.y, np.array(features.hashes)))
@@ -222,15 +259,19 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
 
 
 def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty: float = MIDDLING) -> np.ndarray:
-    """What heads say of photos that they have not seen.
+    """Return what heads answer for photos that they have not seen.
 
     Args:
         features: x `(N, D)` float32, y `(N,)` int64.
-        folds: `(N,)` int64, which fold judges a photo; -1 for none.
-        penalty: of all the heads.
+        num_classes: Number C of classes.
+        folds: `(N,)` int64, the fold that evaluates a photo; -1 for none.
+        penalty: Of all the heads.
 
     Returns:
         `(N, C)` float64, logarithms of each photo's probabilities; NaN where `folds` is -1.
+
+    Raises:
+        ValueError: The folds are of other photos than the features.
     """
     _refuse_others(features, folds)
     log_p = np.full((len(folds), num_classes), np.nan)
@@ -244,7 +285,13 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
 
 
 def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
-    """Quality of what `out_of_fold` gives. y: `(N,)` int64."""
+    """Score what `out_of_fold` gives.
+
+    Args:
+        log_p: `(N, C)` float64, logarithms of probabilities; rows of NaN are left out.
+        y: `(N,)` int64, the labels.
+        penalty: With which they were found.
+    """
     log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
     loss = -log_p[np.arange(len(y)), y].mean()
     return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
@@ -257,9 +304,9 @@ def _refuse_others(features: Features, folds: np.ndarray) -> None:
 
 
 def floored(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """What features are divided by: their spread, but not less than the median spread.
+    """Return what features are divided by: their spread, but not less than the median spread.
 
-    Over seven sets the floor took the log loss of photos not seen from 0.33 to 0.27 (bench/heads.py).
+    Over seven data sets the floor took the log loss of photos not seen from 0.33 to 0.27 (bench/heads.py).
 
     Args:
         mean: `(D,)` float64.
@@ -271,7 +318,7 @@ def floored(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 
 def _problem(features: Features, num_classes: int, chosen: np.ndarray) -> _Problem:
-    """Of the photos chosen `(n,)`, in that order."""
+    """Build the problem of the photos chosen `(n,)`, in that order."""
     table, y = features.table, features.y[chosen]
     rows = chosen if features.rows is None else features.rows[chosen]
     mean, spread = moments(table, rows)
@@ -285,16 +332,21 @@ def _problem(features: Features, num_classes: int, chosen: np.ndarray) -> _Probl
 
 
 def _names(folds: np.ndarray) -> list[int]:
-    """Numbers of the folds that judge."""
+    """Return the numbers of the folds that evaluate photos."""
     return [int(name) for name in np.unique(folds[folds >= 0])]
 
 
 def _cross_validation(
     features: Features, num_classes: int, order: np.ndarray, folds: np.ndarray, names: list[int]
 ) -> list[_Fold]:
-    """Folds, each with the problem of the other photos.
+    """Build the folds, each with the problem of the other photos.
 
-    order: `(n,)` int64, the photos that take part.  folds: `(N,)` int64 of all photos.  names: the folds wanted.
+    Args:
+        features: Of N photos.
+        num_classes: Number C of classes.
+        order: `(n,)` int64, the photos that take part.
+        folds: `(N,)` int64, of all photos.
+        names: The folds wanted.
     """
     own = folds[order]
 
@@ -307,7 +359,7 @@ def _cross_validation(
 
 
 def _tried(cross: list[_Fold], num_photos: int) -> list[_Try]:
-    """Penalties from the middle downwards and upwards, each begun where its neighbour ended.
+    """Try penalties from the middle downwards and upwards, each begun where its neighbour ended.
 
     Of many photos, only as far as the loss of photos not seen falls.
     """
@@ -331,7 +383,7 @@ def _tried(cross: list[_Fold], num_photos: int) -> list[_Try]:
 
 
 def _try(cross: list[_Fold], penalty: float, start: _Try | None, above: float) -> _Try:
-    """One penalty on all folds. start: where the fits begin."""
+    """Try one penalty on all folds; the fits begin where those of `start` ended."""
 
     def one(number: int) -> _Answers:
         return cross[number].try_at(penalty, start.answers[number].found if start else None, above)
@@ -341,7 +393,7 @@ def _try(cross: list[_Fold], penalty: float, start: _Try | None, above: float) -
 
 
 def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
-    """Each fold's answers at the penalty that the other folds choose, more exactly than for choosing."""
+    """Return each fold's answers at the penalty that the other folds choose, more exactly than for choosing."""
 
     def one(number: int) -> _Answers:
         others = np.arange(len(cross)) != number if len(cross) > 1 else np.ones(1, bool)
@@ -355,19 +407,19 @@ def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
 
 
 def _point(one: _Try, cross: list[_Fold]) -> Score:
-    """A penalty's place on the curve."""
+    """Return a penalty's place on the curve."""
     log_p, y = np.concatenate([said.log_p for said in one.answers]), np.concatenate([fold.y for fold in cross])
     return score(log_p, y, one.penalty)
 
 
 def _average(one: _Try, cross: list[_Fold]) -> Solution:
-    """The fits of all folds for raw features, on average: where a fit to all photos may begin."""
+    """Average the fits of all folds for raw features: a fit to all photos may begin there."""
     pairs = zip(one.answers, cross, strict=True)
     raw = [fold.problem.frame.to_raw(said.found) for said, fold in pairs]
     return Solution(np.mean([found.weight for found in raw], axis=0), np.mean([found.bias for found in raw], axis=0))
 
 
 def _side_by_side(work: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:
-    """Results in order, computed by a thread a core: folds know nothing of each other."""
+    """Return results in order, computed by one thread for each core: folds do not depend on each other."""
     with ThreadPoolExecutor(num_cores()) as pool:
         return list(pool.map(work, numbers))

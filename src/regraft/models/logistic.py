@@ -29,61 +29,69 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and R."""
+        """Number N of photos and R of features."""
         ...
 
     @property
     def dtype(self) -> "np.dtype[np.floating]":
-        """Of the numbers."""
+        """Type of the numbers."""
         ...
 
     def of(self, chosen: np.ndarray) -> "Rows":
-        """Only some of the photos, by index `(n,)` int64."""
+        """Return only some of the photos, by index `(n,)` int64."""
         ...
 
     def block(self, part: slice) -> np.ndarray:
-        """The features of some photos in a row."""
+        """Return the features of consecutive photos, `(n, R)`."""
         ...
 
     def parts(self) -> list[list[slice]]:
-        """All of them, in lists of blocks that can be worked on side by side."""
+        """Return slices that cover all photos, in lists that can be worked on side by side."""
         ...
 
 
 @dataclass(frozen=True)
 class RowsInMemory:
-    """z: `(N, R)` float64 or float32, in memory."""
+    """Standardised features held in memory.
+
+    Attributes:
+        z: `(N, R)` float64 or float32.
+    """
 
     z: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and R."""
+        """Number N of photos and R of features."""
         return self.z.shape[0], self.z.shape[1]
 
     @property
     def dtype(self) -> "np.dtype[np.floating]":
-        """Of the numbers."""
+        """Type of the numbers."""
         return self.z.dtype
 
     def of(self, chosen: np.ndarray) -> "RowsInMemory":
-        """Only some of the photos."""
+        """Return only some of the photos, by index `(n,)` int64."""
         return RowsInMemory(self.z[chosen])
 
     def block(self, part: slice) -> np.ndarray:
-        """The features of some photos in a row."""
+        """Return the features of consecutive photos, `(n, R)`."""
         return self.z[part]
 
     def parts(self) -> list[list[slice]]:
-        """One block."""
+        """Return one list of one slice: all photos."""
         return [[slice(None)]]
 
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """Rows of a table of raw features `(M, D)` float32, standardised when they are asked for.
+    """Rows of a table of raw features, standardised when they are asked for.
 
-    rows: `(N,)` int64, which ones.  mean, scale: `(D,)` float32.
+    Attributes:
+        table: `(M, D)` float32.
+        rows: `(N,)` int64, which rows of the table.
+        mean: `(D,)` float32, which is subtracted.
+        scale: `(D,)` float32, by which the rest is divided.
     """
 
     table: np.ndarray
@@ -93,36 +101,38 @@ class StreamedRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """N and D."""
+        """Number N of photos and D of features."""
         return len(self.rows), self.table.shape[1]
 
     @property
     def dtype(self) -> "np.dtype[np.floating]":
-        """float32."""
+        """Type of the numbers: float32."""
         return self.mean.dtype
 
     def of(self, chosen: np.ndarray) -> "StreamedRows":
-        """Only some of the photos; nothing is copied."""
+        """Return only some of the photos, by index `(n,)` int64; nothing is copied."""
         return replace(self, rows=self.rows[chosen])
 
     def block(self, part: slice) -> np.ndarray:
-        """`(n, D)` float32."""
+        """Return the features of consecutive photos, `(n, D)` float32."""
         z = np.take(self.table, self.rows[part], axis=0)
         z -= self.mean
         z /= self.scale
         return z
 
     def parts(self) -> list[list[slice]]:
-        """Blocks in a fixed number of lists."""
+        """Return slices that cover all photos, in a number of lists that does not depend on the machine."""
         starts = np.arange(0, len(self.rows), BLOCK)
         return [[slice(i, i + BLOCK) for i in some] for some in np.array_split(starts, NUM_PARTS) if len(some)]
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """How features spread. axes: `(R, A)` with orthonormal columns, None for those of the coordinates.
+    """How features spread.
 
-    variances: `(A,)` along them; elsewhere there is none.
+    Attributes:
+        axes: `(R, A)` with orthonormal columns; None for the axes of the coordinates.
+        variances: `(A,)`, along the axes; in all other directions there is none.
     """
 
     axes: np.ndarray | None
@@ -131,23 +141,34 @@ class Curvature:
 
 @dataclass(frozen=True)
 class Solution:
-    """K fits. weight: `(K, C, R)` and bias: `(K, C)` float64."""
+    """K fits.
+
+    Attributes:
+        weight: `(K, C, R)` float64.
+        bias: `(K, C)` float64.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
 
     @property
     def mean(self) -> "Solution":
-        """Where a fit to all photos may begin."""
+        """The average of the fits, where a fit to all photos may begin."""
         return Solution(self.weight.mean(axis=0, keepdims=True), self.bias.mean(axis=0, keepdims=True))
 
 
 class Task:
     """What K fits are made from.
 
-    rows, y: photos' features and labels `(N,)` int64.  chosen: `(N, K)` bool, the photos of each fit.  counts: `(K,)`,
-    how many.  present: `(K, C)` bool, the classes that they show.  ridge: `(K,)`; of two classes, the penalty is meant
-    for their difference.  bend: `(K,)`, the curvature along an axis of variance 1 where all classes are equally likely.
+    Attributes:
+        rows: Features of N photos.
+        y: `(N,)` int64, their labels.
+        chosen: `(N, K)` bool, the photos of each fit.
+        counts: `(K,)`, how many those are.
+        present: `(K, C)` bool, the classes that they show.
+        ridge: `(K,)`, the penalty of each fit; of two classes, the penalty is meant for the difference of their
+            weights.
+        bend: `(K,)`, the curvature along an axis of variance 1 where all classes are equally likely.
     """
 
     def __init__(self, rows: Rows, y: np.ndarray, chosen: np.ndarray, num_classes: int, penalty: float) -> None:
@@ -160,10 +181,14 @@ class Task:
 
 
 def fit(task: Task, curvature: Curvature, *, start: Solution | None = None, above: float) -> Solution:
-    """K fits of least loss. A class that none of a fit's photos show is never said.
+    """Make K fits of least loss. A class that none of a fit's photos show is never its answer.
 
-    above: nats that a loss, penalty included, may lie above its minimum; since the penalty bends it everywhere, the
-    gradient's length tells.
+    Args:
+        task: What they are made from.
+        curvature: How the features spread, to guess the curvature of the loss from.
+        start: Where to begin; None for zero.
+        above: Nats that a loss, penalty included, may lie above its minimum. Since the penalty bends the loss
+            everywhere, the gradient's length tells how far that is.
     """
     rows, present = task.rows, task.present
     rounding, noise = ROUNDING[rows.dtype.itemsize]
@@ -185,7 +210,13 @@ def fit(task: Task, curvature: Curvature, *, start: Solution | None = None, abov
 
 
 def log_probabilities(rows: Rows, fits: Solution, which: np.ndarray) -> np.ndarray:
-    """`(N, C)` float64 by one of the fits for each photo. which: `(N,)` int64, its number."""
+    """Return `(N, C)` float64, logarithms of probabilities by one of the fits for each photo.
+
+    Args:
+        rows: Features of N photos.
+        fits: K fits.
+        which: `(N,)` int64, the number of the fit to use for each photo.
+    """
     k, num_classes, size = fits.weight.shape
     flat, found = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
     for part in (part for blocks in rows.parts() for part in blocks):
@@ -196,13 +227,13 @@ def log_probabilities(rows: Rows, fits: Solution, which: np.ndarray) -> np.ndarr
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities, along the last axis."""
+    """Return logarithms of probabilities, along the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def moments(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation `(D,)` float64 of the chosen rows `(N,)` of a table `(M, D)`."""
+    """Return mean and standard deviation `(D,)` float64 of the chosen rows `(N,)` of a table `(M, D)`."""
 
     def blocks() -> Iterator[np.ndarray]:
         return (table[rows[i : i + BLOCK]] for i in range(0, len(rows), BLOCK))
@@ -213,7 +244,7 @@ def moments(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def sampled_curvature(rows: StreamedRows) -> Curvature:
-    """Of some photos out of many, which is enough for a guess."""
+    """Measure the curvature on some photos out of many, which is enough for a guess."""
     n, r = rows.shape
     every = -(-n // (SAMPLE if r <= FEW_SAMPLE else FEW_SAMPLE))
     return Curvature(*principal_axes(rows.block(slice(None, None, every))))
@@ -222,7 +253,7 @@ def sampled_curvature(rows: StreamedRows) -> Curvature:
 def _losses_and_gradients(
     task: Task, spread: Callable[..., Iterator[tuple[np.ndarray, ...]]], packed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
+    """Return mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
     weight, bias = _unpacked(packed, task)
     sums = [np.zeros(len(weight)), np.zeros_like(weight), np.zeros_like(bias)]
     for found in spread(partial(_sums, task, weight, bias), task.rows.parts()):
@@ -234,7 +265,7 @@ def _losses_and_gradients(
 
 
 def _sums(task: Task, weight: np.ndarray, bias: np.ndarray, blocks: list[slice]) -> tuple[np.ndarray, ...]:
-    """Losses `(K,)` and their gradients by weight and bias, summed over the photos of some blocks."""
+    """Return losses `(K,)` and their gradients by weight and bias, summed over the photos of some blocks."""
     k, num_classes, size = weight.shape
     flat, shift = weight.reshape(k * num_classes, size).astype(task.rows.dtype), bias.astype(task.rows.dtype)
     loss, of_weight, of_bias = np.zeros(k), np.zeros_like(weight), np.zeros_like(bias)
@@ -256,7 +287,7 @@ def _sums(task: Task, weight: np.ndarray, bias: np.ndarray, blocks: list[slice])
 
 
 def _newton_steps(task: Task, curvature: Curvature, packed: np.ndarray) -> np.ndarray:
-    """Gradients divided by the curvature that losses have where all classes are equally likely."""
+    """Divide gradients by the curvature that losses have where all classes are equally likely."""
     weight, bias = _unpacked(packed, task)
     ridge, bend = task.ridge[:, np.newaxis, np.newaxis], task.bend[:, np.newaxis, np.newaxis]
     inverse = 1 / (bend * curvature.variances + ridge)
@@ -268,11 +299,11 @@ def _newton_steps(task: Task, curvature: Curvature, packed: np.ndarray) -> np.nd
 
 
 def _packed(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """K vectors `(K, C * R + C)`."""
+    """Join weights and biases to K vectors `(K, C * R + C)`."""
     return np.concatenate([weight.reshape(len(weight), -1), bias], axis=1)
 
 
 def _unpacked(packed: np.ndarray, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Weights `(K, C, R)` and biases `(K, C)` out of K vectors."""
+    """Take weights `(K, C, R)` and biases `(K, C)` out of K vectors."""
     (k, c), size = task.present.shape, task.rows.shape[1]
     return packed[:, : c * size].reshape(k, c, size), packed[:, c * size :]

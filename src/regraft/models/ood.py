@@ -1,4 +1,4 @@
-"""Where the features of familiar photos lie, so that a model can say: this looks like nothing I have learned from."""
+"""Where the features of the training photos lie, so that a model can tell photos that are unlike all of them."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,18 @@ from regraft.core.pca import principal_axes
 NUM_AXES = 16
 PHOTOS_PER_AXIS = 4  # at least
 MANY = 1024  # photos that tell the axes where there are more; six eigendecompositions of as many
-SEEN_AS_NEW = 0.01  # share of familiar photos that may be taken for new ones
+SEEN_AS_NEW = 0.01  # share of photos like the training photos that may be taken for unlike ones
 LEAST = 1e-12  # length
 
 
 @dataclass(frozen=True)
 class FamiliarRegion:
-    """A subspace of features that are scaled to length 1.
+    """A subspace of features that are scaled to length 1, near which the features of the training photos lie.
 
-    mean: `(D,)` float32.  axes: `(A, D)` float32, orthonormal rows.  limit: the distance from it that all but 1 % of
-    familiar photos keep.
+    Attributes:
+        mean: `(D,)` float32.
+        axes: `(A, D)` float32, orthonormal rows.
+        limit: The distance from the subspace that all but 1 % of photos of the same kind keep.
     """
 
     mean: np.ndarray
@@ -28,16 +30,32 @@ class FamiliarRegion:
     limit: float
 
     def novelty(self, x: np.ndarray) -> np.ndarray:
-        """`(N,)` float32 of features `x (N, D)` float32: distance beside the limit, above 1 for what looks new."""
+        """Return how unlike the training photos others are.
+
+        Args:
+            x: `(N, D)` float32, their features.
+
+        Returns:
+            `(N,)` float32: distance from the subspace divided by the limit; above 1 for what is unlike the training
+            photos.
+        """
         return _distance(x, self.mean, self.axes) / np.float32(self.limit)
 
 
 def familiar(features: Features, unseen: Features | None = None) -> FamiliarRegion | None:
-    """The subspace of some photos' features; None for photos too few, or too much alike, to span one.
+    """Find the subspace of some photos' features.
 
-    unseen: photos of the same kind that the network has not learned from, to set the limit by; None for a network that
-    has learned from neither, whose limit comes from photos left out of the subspace that judges them.  The residual is
-    that of H. Wang et al., "ViM: Out-of-distribution with virtual-logit matching", CVPR 2022.
+    Args:
+        features: Of the photos.
+        unseen: Of photos of the same kind that the network has not learned from, to set the limit by. None for a
+            network that has learned from neither: its limit comes from photos left out of the subspace that they are
+            measured from.
+
+    Returns:
+        The subspace and its limit; None for photos too few, or too much alike, to span one.
+
+    References:
+        The residual of H. Wang et al., "ViM: Out-of-distribution with virtual-logit matching", CVPR 2022.
     """
     x = _by_content(features)
     if len(x) < 5 * PHOTOS_PER_AXIS:
@@ -55,7 +73,7 @@ def familiar(features: Features, unseen: Features | None = None) -> FamiliarRegi
 
 
 def _by_content(features: Features) -> np.ndarray:
-    """`(n, D)`: features in an order that does not depend on names, of some photos where there are many."""
+    """Return `(n, D)`: features in an order that does not depend on names, of some photos where there are many."""
     order = np.argsort(np.array(features.hashes), kind="stable")
     order = order[:: -(-len(order) // MANY)]
     return np.asarray(features.table[order if features.rows is None else features.rows[order]])
@@ -67,7 +85,7 @@ def _distance(x: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def _subspace(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, and the axes along which they spread most."""
+    """Return the mean, and the axes along which features spread most."""
     unit = _unit(x).astype(np.float64)
     mean = unit.mean(axis=0)
     axes, _ = principal_axes(unit - mean, min(NUM_AXES, len(x) // PHOTOS_PER_AXIS))

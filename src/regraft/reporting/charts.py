@@ -22,9 +22,15 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, or points alone. colour: number of one of the page's.
+    """A line through points, or points alone.
 
-    ranges: low and high end of a vertical bar at each point.  radii: of each dot, in units of the drawing.
+    Attributes:
+        name: Shown below the chart; "" for none.
+        points: Pairs of x and y, in the units of the axes.
+        colour: Number of one of the page's colours.
+        are_alone: Whether the points are drawn as dots, without a line.
+        ranges: Low and high end of a vertical bar at each point, in the units of the y axis.
+        radii: Of each dot, in units of the drawing.
     """
 
     name: str
@@ -37,7 +43,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """low, high: ends.  ticks: values and their labels."""
+    """An axis of a chart.
+
+    Attributes:
+        label: What is measured along it.
+        low: Value at its beginning.
+        high: Value at its end.
+        ticks: Values and their labels.
+    """
 
     label: str
     low: float
@@ -49,7 +62,8 @@ class Axis:
 class Chart:
     """A chart that stands by itself, in the page's light colours; a notebook draws it.
 
-    svg: as the functions below make it.
+    Attributes:
+        svg: As the functions of this module make it.
     """
 
     svg: Markup = field(repr=False)
@@ -63,7 +77,7 @@ class Chart:
 
 @cache
 def _style() -> str:
-    """What the page's style says of drawings, its names of colours resolved."""
+    """Return what the page's style says of drawings, its names of colours resolved."""
     css = files("regraft.reporting").joinpath("templates/style.css").read_text(encoding="utf-8")
     colours = dict(re.findall(r"--(\w+): (#\w+)", css.partition("@media")[0]))
     rules = "".join(line for line in css.splitlines() if line.startswith(("svg .", "svg text")))
@@ -71,7 +85,14 @@ def _style() -> str:
 
 
 def axis(label: str, values: Sequence[float], unit: str = "", *, from_zero: bool = False) -> Axis:
-    """An axis that holds all values, with ticks at round numbers. unit: written after them."""
+    """Make an axis that holds all values, with ticks at round numbers.
+
+    Args:
+        label: What is measured along it.
+        values: One or more.
+        unit: Written after the numbers.
+        from_zero: Whether it begins at 0, or below where values do.
+    """
     low, high = min(values), max(values)
     low = min(0.0, low) if from_zero else low
     if high - low < FLAT:
@@ -83,38 +104,46 @@ def axis(label: str, values: Sequence[float], unit: str = "", *, from_zero: bool
 
 
 def _number(value: float, step: float) -> str:
-    """With as many decimals as its neighbours, a step away, have."""
+    """Write a number with as many decimals as its neighbours, a step away, have."""
     return f"{value:.{-floor(log10(step))}f}" if value and 1e-5 <= step < 1 else f"{value:g}"
 
 
 def whole_axis(label: str, last: int) -> Axis:
-    """From 1 to `last`, in whole numbers."""
+    """Make an axis from 1 to `last`, in whole numbers."""
     step = max(1, round(_round_step(last / 6)))
     ticks = [1, *range(step if step > 1 else 2, last + 1, step)]
     return Axis(label, 1, max(last, 2), [(tick, str(tick)) for tick in ticks])
 
 
 def percent_axis(label: str, low: float = 0.0) -> Axis:
-    """From `low` to 1, in per cent."""
+    """Make an axis of shares from `low`, 0..1, to 1, labelled in per cent."""
     step = 20 if low < 0.5 else 10 if low < 0.8 else 5
     ticks = [k for k in range(0, 101, step) if k / 100 >= low]
     return Axis(label, low, 1.0, [(k / 100, f"{k} %") for k in ticks])
 
 
 def fifth_below(share: float) -> float:
-    """Where an axis of shares may begin: at 0, 20, 40, 60 or 80 per cent."""
+    """Return where an axis of shares may begin: at 0, 20, 40, 60 or 80 per cent, as a share."""
     return min(4, floor(5 * share)) / 5
 
 
 def power_axis(label: str, values: Sequence[float]) -> Axis:
-    """Of values that are logarithms to base ten."""
+    """Make an axis of values that are logarithms to base ten."""
     low, high = floor(min(values)), ceil(max(values))
     step = max(1, (high - low) // 6)
     return Axis(label, low, max(high, low + 1), [(k, f"{10.0**k:g}") for k in range(low, high + 1, step)])
 
 
 def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal: bool = False) -> Markup:
-    """Lines over one pair of axes. title: what a reader who cannot see it is told. diagonal: a dashed line of x = y."""
+    """Draw lines over one pair of axes.
+
+    Args:
+        title: What a reader who cannot see the chart is told.
+        lines: In the order in which they are drawn.
+        x: The horizontal axis.
+        y: The vertical axis.
+        diagonal: Whether there is a dashed line of x = y.
+    """
 
     def at(point: Point) -> Point:
         across = LEFT + (point[0] - x.low) / (x.high - x.low) * (WIDTH - LEFT - RIGHT)
@@ -133,9 +162,14 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, *, diagonal:
 
 
 def interval_bars(title: str, rows: Sequence[tuple[str, float, float, float]], *, low: float = 0.0) -> Markup:
-    """Shares with their intervals, one below the other: name, low end, value, high end, all 0..1.
+    """Draw shares with their intervals, one below the other.
 
     A name stands above its interval, with the value at its right; without one there is neither.
+
+    Args:
+        title: What a reader who cannot see the chart is told.
+        rows: Name, low end, value and high end, the last three 0..1.
+        low: Where the scale begins, 0..1.
     """
     row_height = NAMED_ROW if any(name for name, *_ in rows) else ROW
     height = row_height * len(rows) + 40
@@ -187,7 +221,7 @@ def _line(line: Line, at: Callable[[Point], Point]) -> Markup:
 
 
 def _legend(lines: Sequence[Line]) -> Markup:
-    """Names of the lines below the chart, in as many rows as they need."""
+    """Write the names of the lines below the chart, in as many rows as they need."""
     parts = []
     for line, (row, left) in zip(lines, _places(lines), strict=True):
         y = HEIGHT + LEGEND * row + 14
@@ -197,7 +231,7 @@ def _legend(lines: Sequence[Line]) -> Markup:
 
 
 def _places(lines: Sequence[Line]) -> list[tuple[int, float]]:
-    """Row and left end of each name."""
+    """Return row and left end of each name."""
     places, row, left = [], 0, 4.0
     for line in lines:
         width = 9.2 * min(len(line.name), LONGEST) + 30
@@ -213,7 +247,13 @@ def _num_rows(lines: Sequence[Line]) -> int:
 
 
 def svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
-    """A drawing of these parts. title: what who cannot see it is told."""
+    """Make a drawing of these parts.
+
+    Args:
+        title: What a reader who cannot see it is told.
+        height: In units of the drawing.
+        parts: Elements, one drawn over the other.
+    """
     return Markup('<svg viewBox="0 0 {} {:g}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, height, title, Markup("").join(parts)
     )
@@ -224,13 +264,21 @@ def _path(places: Sequence[Point], kind: str) -> Markup:
 
 
 def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Markup:
-    """Words, escaped. anchor: "start", "middle" or "end", which lies at x.  kind: class in the page's style."""
+    """Make an element of words, which are escaped.
+
+    Args:
+        x: Where the anchor lies, in units of the drawing.
+        y: Of the line that the words stand on, in units of the drawing.
+        words: As they are shown.
+        anchor: "start", "middle" or "end": which part of the words lies at x.
+        kind: Class in the page's style.
+    """
     attributes = {"x": x, "y": y, "text-anchor": anchor, "class": kind}
     return Markup("<text{}>{}</text>").format(_attributes(attributes), words)
 
 
 def tag(name: str, **attributes: object) -> Markup:
-    """An element without content; `_` stands for `-` in names of attributes."""
+    """Make an element without content; `_` stands for `-` in names of attributes."""
     own = {key.removesuffix("_").replace("_", "-"): value for key, value in attributes.items()}
     return Markup("<{}{}/>").format(Markup(name), _attributes(own))  # noqa: S704  # a name of ours
 
@@ -240,7 +288,12 @@ def _attributes(values: dict[str, object]) -> Markup:
 
 
 def shortened(name: str, length: int) -> str:
-    """Beginning and end: what begins alike often ends otherwise."""
+    """Shorten a name to its beginning and end: what begins alike often ends otherwise.
+
+    Args:
+        name: Any text.
+        length: Letters at most.
+    """
     if len(name) <= length:
         return name
     end = length // 2
@@ -248,6 +301,6 @@ def shortened(name: str, length: int) -> str:
 
 
 def _round_step(step: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """Return the next 1, 2 or 5 times a power of ten."""
     power = 10.0 ** floor(log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)

@@ -1,4 +1,4 @@
-"""The confusion matrix as a chart: rows are what photos are, columns what was said of them."""
+"""The confusion matrix as a chart: rows are what photos are, columns what the model predicted."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,15 @@ NAMES, TOP, LARGEST = 120, 40, 44  # width of the names, height above the cells,
 
 
 def confusion_chart(evaluation: Evaluation) -> Chart:
-    """How many photos of each class were taken for which; a row's cells are the darker, the larger their share of it.
+    """Draw how many photos of each class were taken for which.
 
-    Raises DataError for more than 20 classes, which `Evaluation.mistaken` lists instead.
+    A row's cells are the darker, the larger their share of it.
+
+    Args:
+        evaluation: Of at most 20 classes.
+
+    Raises:
+        DataError: There are more than 20 classes; `Evaluation.mistaken` lists what is taken for what instead.
     """
     names = evaluation.dataset.classes
     if len(names) > MOST:
@@ -28,7 +34,13 @@ def confusion_chart(evaluation: Evaluation) -> Chart:
 
 
 def matrix(title: str, names: Sequence[str], counts: np.ndarray) -> Markup:
-    """Of counts `(C, C)` int64: a square for each, numbers of the columns' classes above, names at the left."""
+    """Draw a square for each count, with numbers of the columns' classes above and names at the left.
+
+    Args:
+        title: What a reader who cannot see it is told.
+        names: Of the C classes.
+        counts: `(C, C)` int64, a row for each true class.
+    """
     side = min(LARGEST, (WIDTH - NAMES) / len(names))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     parts = [text(NAMES, TOP - 22, "said", "start", "name")]

@@ -15,7 +15,14 @@ Context = dict[str, Any]
 
 
 def learning_part(manifest: Context) -> Context:
-    """How it learned: curves over epochs, or of the penalty for a head that was solved. manifest: of its bundle."""
+    """Show how a model learned: curves over epochs, or over the penalty for a head that was fitted without epochs.
+
+    Args:
+        manifest: Of the model's bundle.
+
+    Returns:
+        A text and charts, for the page's template.
+    """
     provenance = manifest["provenance"]
     if history := provenance.get("history"):
         return {"text": _epochs_text(provenance), "charts": history_charts({"": history})}
@@ -45,7 +52,11 @@ def _epochs_text(provenance: Context) -> str:
 
 
 def history_charts(histories: dict[str, Sequence[Context]]) -> list[Context]:
-    """Loss, accuracy and learning rate over epochs, of one training or of several by name."""
+    """Draw loss, accuracy and learning rate over epochs.
+
+    Args:
+        histories: Rows of history by name of a training; "" for a single one.
+    """
     epochs = [row["epoch"] for rows in histories.values() for row in rows]
     x = whole_axis("epoch", max(epochs))
     charts = []
@@ -71,7 +82,15 @@ def _history_chart(what: str, label: str, lines: Sequence[Line], x: Axis) -> Con
 
 
 def trust_part(evaluation: Evaluation, manifest: Context) -> Context:
-    """What probabilities are worth: stated against right, and errors where only the surest answers are given."""
+    """Show what probabilities are worth: stated against right, and errors where only the surest answers are given.
+
+    Args:
+        evaluation: The model's answers.
+        manifest: Of the model's bundle.
+
+    Returns:
+        A text and charts, for the page's template.
+    """
     p, right = evaluation.probabilities, evaluation.right
     confidence, temperature = p.max(axis=1), manifest["temperature"]
     text = f"On average they are off by {100 * evaluation.ece:.1f} points on these photos."

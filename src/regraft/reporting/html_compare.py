@@ -26,7 +26,15 @@ def compared_html(
     pairs: Sequence[Pair],
     reports: Mapping[str, str],
 ) -> str:
-    """The page. evaluations, summaries: of each model by name, on the same photos.  reports: links to those of each."""
+    """Write the page of a comparison.
+
+    Args:
+        title: Of the page.
+        evaluations: Of each model by name, all on the same photos.
+        summaries: Of each model's run by name, as `train --json` has it.
+        pairs: Every two of the models, tested.
+        reports: Links to the models' own reports, by name.
+    """
     rows = []
     for name, evaluation in evaluations.items():
         figures = {"macro_f1": evaluation.macro_f1, "log_loss": evaluation.log_loss, "report": reports.get(name, "")}
@@ -53,9 +61,12 @@ def compared_html(
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Models judged on the same photos; a notebook shows a table. evaluations: of each by name.
+    """Models evaluated on the same photos; a notebook shows a table.
 
-    pairs: every two of them, tested.  made: by name, how each was made, as columns of the table.
+    Attributes:
+        evaluations: Of each model by name.
+        pairs: Every two of them, tested.
+        made: By name, how each was made, as columns of the table.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -77,10 +88,16 @@ class SideBySide:
 
 
 def learning_curve(models: Bundle | Mapping[str, Bundle], what: Literal["accuracy", "loss"] = "accuracy") -> Chart:
-    """Accuracy or loss after each epoch on the photos that were judged.
+    """Draw accuracy or loss after each epoch on the photos that the model was evaluated on.
 
-    models: one, whose photos to learn from are then drawn too, or several by name. A head that was solved has no
-    epochs; beside others its accuracy is a level line.  Raises DataError where no model has epochs.
+    A head that was fitted without epochs has no curve of its own; beside others its accuracy is a level line.
+
+    Args:
+        models: One model, whose training photos are then drawn too, or several by name.
+        what: Which figure.
+
+    Raises:
+        DataError: No model has epochs.
     """
     named = {"": models} if isinstance(models, Bundle) else models
     epochs = max(len(_epochs(bundle)) for bundle in named.values())
@@ -102,7 +119,12 @@ def _epochs(bundle: Bundle) -> Sequence[Context]:
 
 
 def headline(rows: Sequence[Context], pairs: Sequence[Pair]) -> str:
-    """Which model to take, in one sentence: the quickest of those that none is clearly better than."""
+    """Say in one sentence which model to take: the quickest of those that none is clearly better than.
+
+    Args:
+        rows: Of each model its name, value (accuracy, 0..1) and seconds.
+        pairs: Every two of the models, tested.
+    """
     if len(rows) == 1:
         return f"{rows[0]['name']}: {100 * rows[0]['value']:.1f} %."
     beaten = {one.b if one.a_only > one.b_only else one.a for one in pairs if one.differs}
@@ -123,13 +145,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _history(summary: Mapping[str, Any], epochs: int) -> Sequence[Context]:
-    """Its epochs; of a head that was solved, its accuracy as a level line."""
+    """Return a run's epochs; of a head that was fitted without epochs, its accuracy as a level line."""
     own = summary["accuracy"]["value"]
     return summary["history"] or [{"epoch": epoch, "val_accuracy": own} for epoch in (1, epochs)]
 
 
 def _disagreements(evaluations: Mapping[str, Evaluation]) -> tuple[list[int], int]:
-    """Photos that some have right and others wrong, where they are surest; and how many more there are."""
+    """Return photos that some have right and others wrong, where they are surest; and how many more there are."""
     right = np.stack([one.right for one in evaluations.values()])
     sure = np.max([one.probabilities.max(axis=1) for one in evaluations.values()], axis=0)
     mixed = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))

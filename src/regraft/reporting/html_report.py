@@ -1,4 +1,4 @@
-"""What a report shows, from a bundle and how it was judged: sentences, tables, charts and the photos behind them."""
+"""What a report shows of a bundle and its evaluation: sentences, tables, charts and the photos behind them."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -49,9 +49,12 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of the run beside the bundle. summary: as `train --json` has it, {} without a run.
+    """What is known of the run beside the bundle.
 
-    command: that trains the same again.  first_layer: weight `(K, 3, h, w)` before training, where it is known.
+    Attributes:
+        summary: As `train --json` has it; {} without a run.
+        command: That trains the same again.
+        first_layer: `(K, 3, h, w)`, weight of the first layer before training; None where it is not known.
     """
 
     summary: dict[str, Any]
@@ -60,7 +63,14 @@ class Record:
 
 
 def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress: Progress = QUIET) -> str:
-    """The whole page."""
+    """Write the whole page.
+
+    Args:
+        bundle: The model.
+        evaluation: Of the model.
+        record: What is known of its run.
+        progress: Is told what is done.
+    """
     ranked = _ranked(evaluation)
     mistakes, unsure = ranked["mistakes"][:NUM_MISTAKES], ranked["unsure"][:NUM_UNSURE]
     chosen, began = [*mistakes, *unsure], time.monotonic()
@@ -98,7 +108,7 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
 
 
 def verdict(evaluation: Evaluation) -> Context:
-    """What it comes to: a sentence, the interval as a bar, and what is to be said beside it."""
+    """Say what it comes to: a sentence, the interval as a bar, and what is to be said beside it."""
     a = evaluation.accuracy
     num_right = round(a.value * a.n)
     kind = "photos it has not seen" if a.split in ("val", "test") else "photos"
@@ -148,7 +158,7 @@ def _tiles(evaluation: Evaluation, manifest: Context) -> list[Context]:
 
 
 def _classes(evaluation: Evaluation) -> dict[str, list[Context]]:
-    """In their own order; where they are many, the weakest first and the others folded away."""
+    """List the classes in their own order; where they are many, the weakest first and the others folded away."""
     rows = [_class(row) for row in evaluation.per_class if row["n"]]
     if len(rows) <= NUM_CLASSES:
         return {"first": rows, "rest": []}
@@ -162,7 +172,7 @@ def _class(row: Context) -> Context:
 
 
 def _ranked(evaluation: Evaluation) -> dict[str, list[int]]:
-    """Photos it has wrong, the worst first; and those it has right, the least sure first."""
+    """Rank the photos it has wrong, the worst first; and those it has right, the least sure first."""
     p, y, right = evaluation.probabilities, evaluation.dataset.labels, evaluation.right
     own = p[np.arange(len(y)), y]
     by_own = np.argsort(own, kind="stable")
@@ -170,7 +180,7 @@ def _ranked(evaluation: Evaluation) -> dict[str, list[int]]:
 
 
 def _photo(evaluation: Evaluation, index: int, size: int) -> Context:
-    """What a caption says of a photo, and the photo."""
+    """Return what a caption says of a photo, and the photo."""
     dataset, p = evaluation.dataset, evaluation.probabilities[index]
     first, second = np.argsort(-p, kind="stable")[:2]
     label = int(dataset.labels[index])
@@ -188,12 +198,20 @@ def _photo(evaluation: Evaluation, index: int, size: int) -> Context:
 
 
 def thumb(data: bytes, size: int) -> str:
-    """A photo from a file's bytes as a data URI, its longer side `size` pixels. Raises Unreadable."""
+    """Return a photo as a data URI.
+
+    Args:
+        data: The bytes of its file.
+        size: Of its longer side, in pixels, at most.
+
+    Raises:
+        Unreadable: It cannot be decoded.
+    """
     return jpeg(decode(data, at_least=size), size)
 
 
 def _card(bundle: Bundle, evaluation: Evaluation, index: int, *, with_heat: bool) -> Context:
-    """A photo beside its heat map for what the model says."""
+    """Show a photo beside its heat map for what the model says."""
     heat = ""
     if with_heat:
         image = bundle.to_input(evaluation.dataset.read(index))
@@ -210,7 +228,7 @@ def _heat_note(bundle: Bundle) -> str:
 
 
 def _confusion(evaluation: Evaluation) -> Context:
-    """The matrix where it can be read, the most frequent confusions, and the photos behind them."""
+    """Show the matrix where it can be read, the most frequent confusions, and the photos behind them."""
     names, counts = evaluation.dataset.classes, evaluation.confusion
     listed = evaluation.mistaken
     is_drawn = len(names) <= WIDEST
@@ -256,7 +274,7 @@ def _known(i: int, j: int, ids: set[str]) -> str:
 
 
 def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Context]:
-    """Photos behind cells of the confusion matrix, the surest answers first, until there are enough."""
+    """Show photos behind cells of the confusion matrix, the surest answers first, until there are enough."""
     names, p, said = evaluation.dataset.classes, evaluation.probabilities, evaluation.probabilities.argmax(axis=1)
     cells, room = [], IN_ALL
     behind: list[list[int]] = []
@@ -276,7 +294,7 @@ def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Co
 
 
 def _findings(evaluation: Evaluation, found: Sequence[Context]) -> list[Context]:
-    """Those of each kind together, with a few photos."""
+    """Show the findings of each kind together, with a few photos."""
     kinds: dict[str, list[Context]] = {}
     for one in found:
         kinds.setdefault(one["kind"], []).append(one)
@@ -303,7 +321,7 @@ def _searched(manifest: Context) -> list[Context]:
 
 
 def _promises(manifest: Context) -> list[Context]:
-    """Each step that has fewer errors than all that answer more."""
+    """Return each step that has fewer errors than all that answer more."""
     steps = manifest["thresholds"].get("max_error", [])
     kept: list[Context] = []
     for error, probability, share in steps:
@@ -313,7 +331,7 @@ def _promises(manifest: Context) -> list[Context]:
 
 
 def _filters(bundle: Bundle, before: np.ndarray | None) -> Context | None:
-    """The filters of the first layer, and as they were before training where they have changed."""
+    """Show the filters of the first layer, and as they were before training where they have changed."""
     after = first_layer(load(bundle.read("model.safetensors")))
     if after is None:
         return None

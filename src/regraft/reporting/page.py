@@ -16,7 +16,12 @@ from regraft.core.version import __version__
 
 
 def render(template: str, **context: Any) -> str:
-    """A page. Everything in `context` is escaped, except what is markup."""
+    """Make a page from a template.
+
+    Args:
+        template: Name of a file among the templates.
+        context: What the template shows; everything is escaped, except what is markup.
+    """
     environment = Environment(
         loader=PackageLoader("regraft.reporting"),
         autoescape=True,
@@ -31,18 +36,25 @@ def render(template: str, **context: Any) -> str:
 
 
 def _path(text: str) -> Markup:
-    """A path that a browser breaks after its folders rather than within a name."""
+    """Let a browser break a path after its folders rather than within a name."""
     return Markup("/<wbr>").join(printable(part) for part in text.split("/"))
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page, whole or not at all, with a seal. Raises OutputError where something else is there."""
+    """Write a page, whole or not at all, with a seal.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OutputError: It cannot be written, or something else is there, which stays.
+    """
     write_output(path, sealed(html, ".html"))
     return path
 
 
 def jpeg(picture: Image.Image, size: int) -> Markup:
-    """A photo as a data URI, its longer side `size` pixels at most."""
+    """Return a photo as a data URI, its longer side `size` pixels at most."""
     small = picture.copy()
     small.info.clear()  # what a camera wrote is nobody's business
     small.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -50,7 +62,7 @@ def jpeg(picture: Image.Image, size: int) -> Markup:
 
 
 def png(picture: Image.Image) -> Markup:
-    """A drawing as a data URI."""
+    """Return a drawing as a data URI."""
     return _uri(picture, "png", optimize=True)
 
 

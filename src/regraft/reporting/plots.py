@@ -35,9 +35,15 @@ GLOWING = 0.6  # of the hottest place's colour, how much is heat
 
 @dataclass(frozen=True)
 class Tile:
-    """A photo with a caption below it, and an optional bar of length 0..1 above the caption.
+    """A photo with a caption below it, and an optional bar above the caption.
 
-    detail: at the right of the caption.  note: a line below it.
+    Attributes:
+        photo: Cut to a square when it is drawn.
+        caption: The line below it.
+        colour: Of caption and bar.
+        bar: Length of the bar, 0..1; None for no bar.
+        detail: At the right of the caption.
+        note: A line below the caption.
     """
 
     photo: Image.Image
@@ -49,7 +55,13 @@ class Tile:
 
 
 def dataset_grid(dataset: Dataset, *, per_class: int = 6, max_classes: int = 12) -> Image.Image:
-    """A row of example photos for each class. Every place holds a photo: classes with few photos have short rows."""
+    """Show a row of example photos for each class. Every place holds a photo: classes with few photos have short rows.
+
+    Args:
+        dataset: The photos.
+        per_class: Photos in a row at most.
+        max_classes: Rows at most; the title says where there are more classes.
+    """
     rows = []
     for label, name in list(enumerate(dataset.classes))[:max_classes]:
         members = [i for i in range(len(dataset)) if dataset.labels[i] == label]
@@ -62,9 +74,11 @@ def dataset_grid(dataset: Dataset, *, per_class: int = 6, max_classes: int = 12)
 
 
 def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, columns: int = 6) -> Image.Image:
-    """Photos with label and probability: green where the model agrees with the given label, red where not.
+    """Show photos with label and probability: green where the model agrees with the given label, red where not.
 
-    predictions: path, true label, prediction.
+    Args:
+        predictions: Path, true label and prediction of each photo.
+        columns: Photos in a row.
     """
     tiles = []
     for path, label, prediction in predictions:
@@ -86,16 +100,26 @@ def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, colu
 def photo_grid(
     photos: Sequence[Image.Image], captions: Sequence[str] = (), *, title: str = "", columns: int = COLUMNS
 ) -> Image.Image:
-    """Photos side by side, each cut to a square. captions: a line below each, or none at all."""
+    """Show photos side by side, each cut to a square.
+
+    Args:
+        photos: In the order in which they are shown.
+        captions: A line below each photo, or none at all.
+        title: Above them.
+        columns: Photos in a row.
+    """
     named = zip(photos, captions or [""] * len(photos), strict=True)
     tiles = [Tile(photo.convert("RGB"), caption) for photo, caption in named]
     return _stack(title, [("", tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
 
 
 def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequence[int], str]]) -> Image.Image:
-    """Photos and what was found about them: those that belong together in a row, single ones side by side.
+    """Show photos and what was found about them: those that belong together in a row, single ones side by side.
 
-    findings: indices of photos, and a sentence.
+    Args:
+        dataset: The photos.
+        title: Above them.
+        findings: Indices of photos, and a sentence.
     """
 
     def tile(index: int, note: str = "") -> Tile:
@@ -113,10 +137,15 @@ def contact_sheet(dataset: Dataset, title: str, findings: Sequence[tuple[Sequenc
 
 
 def heat_picture(bundle: Bundle, photo: Photo, label: str | None = None) -> Image.Image:
-    """A photo, as the network sees it, glowing where the model looks. photo: as `Bundle.predict` takes it.
+    """Show a photo, as the network sees it, glowing where the model looks.
 
-    label: the class that places speak for; None for the one that is predicted.  Raises DataError for what cannot be
-    read, or for an unknown class.
+    Args:
+        bundle: The model.
+        photo: As `Bundle.predict` takes it.
+        label: The class that places speak for; None for the one that is predicted.
+
+    Raises:
+        DataError: The photo cannot be read, or the model does not know the class.
     """
     image = bundle.to_input(photo)
     chosen = bundle.predict(photo).label if label is None else label
@@ -126,7 +155,12 @@ def heat_picture(bundle: Bundle, photo: Photo, label: str | None = None) -> Imag
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A photo `(H, W, 3)` uint8, greyed where its heat `(h, w)` is low or below 0 and glowing where it is highest."""
+    """Grey a photo where its heat is low or below 0, and let it glow where its heat is highest.
+
+    Args:
+        image: `(H, W, 3)` uint8.
+        heat: `(h, w)`, as `heat_map` gives it.
+    """
     photo = Image.fromarray(image)
     warm = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
     mask = Image.fromarray((255 * warm).astype(np.uint8)).resize(photo.size, Image.Resampling.BICUBIC)
@@ -136,7 +170,12 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
 
 
 def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
-    """Filters of a first layer, `(K, 3, h, w)`, as colours, each stretched to full contrast; nothing between them."""
+    """Show the filters of a first layer as colours, each stretched to full contrast, with nothing between them.
+
+    Args:
+        weight: `(K, 3, h, w)`.
+        tile: Pixels of a filter's side at most, by whole factors; filters larger than that keep their size.
+    """
     low, high = (end(axis=(1, 2, 3), keepdims=True) for end in (weight.min, weight.max))
     pixels = (255 * (weight - low) / np.maximum(high - low, 1e-12)).astype(np.uint8).transpose(0, 2, 3, 1)
     factor = max(1, tile // pixels.shape[1])
@@ -150,7 +189,11 @@ def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG, whole or not at all, and return its path.
+
+    Raises:
+        OutputError: It cannot be written, or something else is there, which stays.
+    """
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     write_output(path, buffer.getvalue())
@@ -158,7 +201,7 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
 
 
 def _stack(title: str, rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Image:
-    """Rows of tiles below a title; a row may have a heading of its own."""
+    """Draw rows of tiles below a title; a row may have a heading of its own."""
     columns = max(len(tiles) for _, tiles in rows)
     with_captions = any(tile.caption for _, tiles in rows for tile in tiles)
     with_notes = any(tile.note for _, tiles in rows for tile in tiles)
@@ -194,7 +237,7 @@ def _draw_tile(picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: i
 
 
 def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, width: float) -> None:
-    """One line, shortened with an ellipsis where it does not fit."""
+    """Write one line, shortened with an ellipsis where it does not fit."""
     font, text = ImageFont.load_default(size), printable(text[:LONGEST])
     while len(text) > 1 and draw.textlength(text, font=font) > width:
         text = text[:-2].rstrip() + "…"

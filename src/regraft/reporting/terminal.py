@@ -20,13 +20,18 @@ WIDE = 200  # columns where nobody's terminal is as wide as that
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
-    """One JSON value; without indent, in one line. What could drive a terminal, or end a line, is escaped."""
+    """Print one JSON value. What could drive a terminal, or end a line, is escaped.
+
+    Args:
+        value: What JSON can hold.
+        indent: Spaces a level; None for one line.
+    """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text), flush=True)
 
 
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows below a header."""
+    """Print rows below a header."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -41,7 +46,7 @@ def print_table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Non
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """What came of a training, as `train --json` has it."""
+    """Print what came of a training, as `train --json` has it."""
     print(f"\nmode     {summary['mode']}")
     print(f"accuracy {Accuracy(**summary['accuracy'])}")
     if summary["cross_validated"]:
@@ -52,7 +57,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 
 def print_evaluation(result: "Evaluation") -> None:
-    """Figures with their intervals, then a line for each class with a bar for its recall."""
+    """Print figures with their intervals, then a line for each class with a bar for its recall."""
     for name, label in (("macro_f1", "macro F1"), ("log_loss", "log loss")):
         low, high = result.intervals[name]
         print(f"{label} {getattr(result, name):.3f} ({low:.3f} to {high:.3f})")
@@ -71,12 +76,12 @@ def print_evaluation(result: "Evaluation") -> None:
 
 
 def bar(share: float) -> str:
-    """A share, 0..1, as a bar of blocks."""
+    """Draw a share, 0..1, as a bar of blocks."""
     return "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
 
 
 def said(prediction: "Prediction") -> str:
-    """A model's answer in words."""
+    """Say a model's answer in words."""
     sure = f"{prediction.label}  {100 * prediction.probability:.1f} %"
     text = f"unsure ({sure})" if prediction.unsure else sure
     if prediction.labels is not None:
@@ -85,7 +90,12 @@ def said(prediction: "Prediction") -> str:
 
 
 def print_bars(prediction: "Prediction", count: int = 5) -> None:
-    """The most probable classes, a line with a bar for each."""
+    """Print the most probable classes, a line with a bar for each.
+
+    Args:
+        prediction: Of one photo.
+        count: Classes at most.
+    """
     ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[:count]
     width = max(len(printable(name)) for name, _ in ranked)
     for name, share in ranked:
@@ -93,7 +103,11 @@ def print_bars(prediction: "Prediction", count: int = 5) -> None:
 
 
 def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Trainings in several modes, one below the other."""
+    """Print trainings in several modes, one below the other.
+
+    Args:
+        summaries: By mode, as `train --json` has them.
+    """
     rows = []
     for mode, summary in summaries.items():
         a = summary["accuracy"]
@@ -102,7 +116,7 @@ def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_ranked(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Networks and ways of getting features from them, as `backbones --rank --json` has them."""
+    """Print networks and kinds of features taken from them, as `backbones --rank --json` has them."""
     cells = []
     for row in rows:
         figures = f"{row['log_loss']:.3f}", *_with_interval(row["accuracy"]), f"{row['photos_per_s']:.0f}"
@@ -111,7 +125,7 @@ def print_ranked(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_photos(dataset: "Dataset") -> None:
-    """Classes and counts, what was noticed, and files that are not used."""
+    """Print classes and counts, what was noticed, and files that are not used."""
     splits: list[str] = [name for name in ("train", "val", "test") if name in dataset.splits]
     parts = [dataset.subset(i for i, s in enumerate(dataset.splits) if s == name).counts for name in splits]
     rows = [(name, *(part[name] for part in parts or [dataset.counts])) for name in dataset.classes]
@@ -122,5 +136,5 @@ def print_photos(dataset: "Dataset") -> None:
 
 
 def _with_interval(a: Mapping[str, Any]) -> tuple[str, str]:
-    """An accuracy and its interval in per cent."""
+    """Write an accuracy and its interval in per cent."""
     return f"{100 * a['value']:.1f} %", f"{100 * a['low']:.1f} to {100 * a['high']:.1f}"

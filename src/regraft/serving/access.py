@@ -20,7 +20,13 @@ MAX_AGE_S = 600  # that a browser remembers a preflight
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a request may not be made, and with which status that is said."""
+    """Why a request may not be made.
+
+    Attributes:
+        status: HTTP status of the answer.
+        why: What the answer says.
+        headers: Further ones of the answer.
+    """
 
     status: int
     why: str
@@ -42,10 +48,10 @@ class Access:
     token: str | None = None
 
     def check(self) -> None:
-        """Whether it can be kept.
+        """Make sure that these rules can be applied.
 
         Raises:
-            ServeError: The token is empty, or an origin is none.
+            ServeError: The token is empty, or an origin is not one.
         """
         if self.token is not None and not self.token.strip():
             raise ServeError("The token is empty, so it would keep nobody out. Give one, or unset REGRAFT_TOKEN.")
@@ -56,7 +62,12 @@ class Access:
                 )
 
     def refusal(self, scope: Scope, *, is_open: bool) -> Refused | None:
-        """Why a request may not be made; None where it may. is_open: it needs no token."""
+        """Say why a request may not be made; None where it may.
+
+        Args:
+            scope: Of the request.
+            is_open: Whether it needs no token.
+        """
         headers = dict(scope["headers"])
         if b"transfer-encoding" in headers and b"content-length" in headers:
             return Refused(400, "it has two lengths: Content-Length and Transfer-Encoding", {"Connection": "close"})
@@ -69,12 +80,12 @@ class Access:
         return None
 
     def _is_called(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether Host is one of the names: another is that of a page elsewhere which had its own name lead here."""
+        """Return whether Host is one of the names: another belongs to a page elsewhere that made its name lead here."""
         host = HOST.fullmatch(_text(headers, b"host").lower())
         return host is not None and host[1] in {name.lower() for name in self.hosts}
 
     def _is_asked_from_here(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether no browser asks, or for a page of ours, or for one that may."""
+        """Return whether no browser asks, or one for a page of ours, or for a page that may."""
         site, origin = _text(headers, b"sec-fetch-site"), _text(headers, b"origin").lower()
         if site in ("same-origin", "none"):  # a browser says so, and no page can make it
             return True
@@ -92,7 +103,7 @@ class Access:
 
 
 def with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
-    """The application, whose answers pages of some other origins may read; unchanged for none."""
+    """Return the application with answers that pages of these other origins may read; unchanged for none."""
     if not origins:
         return app
     return CORSMiddleware(

@@ -51,11 +51,11 @@ class Answering(Protocol):
 
     @property
     def num_waiting(self) -> int:
-        """Photos that wait for a worker."""
+        """Number of photos that wait for a worker."""
         ...
 
     async def answers(self, photos: list[bytes], with_heat: bool) -> list[WorkerAnswer]:
-        """What the model says of each photo."""
+        """Return what the model says of each photo."""
         ...
 
 
@@ -75,17 +75,24 @@ class Served:
 
 
 class Json(JSONResponse):
-    """JSON of whatever text: what is no Unicode, such as bytes of a file's name, is written as an escape."""
+    """JSON of whatever text: what is not Unicode, such as bytes of a file's name, is written as an escape."""
 
     def render(self, content: Any) -> bytes:
-        """UTF-8."""
+        """Return the content as UTF-8."""
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What /metrics tells."""
+    """What /metrics tells.
+
+    Attributes:
+        registry: Holds all of them, and what is counted elsewhere.
+        requests: By path and status.
+        photos: By outcome.
+        seconds: That predict requests took.
+    """
 
     registry: CollectorRegistry
     requests: Counter
@@ -94,7 +101,12 @@ class Metrics:
 
 
 def meters(current: Callable[[], Served], buffered: Buffered) -> Metrics:
-    """Counters from zero, in a registry of their own."""
+    """Make counters from zero, in a registry of their own.
+
+    Args:
+        current: The model that answers now, whose waiting photos are counted.
+        buffered: Bytes of bodies in memory.
+    """
     registry = CollectorRegistry()
     waiting = Gauge("regraft_photos_waiting", "Photos that wait for a worker.", registry=registry)
     waiting.set_function(lambda: current().pool.num_waiting)
@@ -109,7 +121,7 @@ def meters(current: Callable[[], Served], buffered: Buffered) -> Metrics:
 
 
 def create_app(current: Callable[[], Served], limits: Limits, access: Access) -> ASGIApp:
-    """The application.
+    """Make the application.
 
     Args:
         current: The model that answers now; asked once for each request, so that none is answered by two.
@@ -172,18 +184,18 @@ async def _answers(pool: Answering, photos: list[bytes], with_heat: bool) -> lis
 
 
 def _bearing(served: Served) -> dict[str, str]:
-    """The header that tells which model answered."""
+    """Return the header that tells which model answered."""
     return {"X-Model": served.sha256[:12]}
 
 
 def _refusal(access: Access, scope: Scope, open_paths: set[str]) -> Response | None:
-    """The answer to a request that may not be made; None for one that may."""
+    """Return the answer to a request that may not be made; None for one that may."""
     refused = access.refusal(scope, is_open=scope["path"] in open_paths)
     return Json({"error": refused.why}, refused.status, refused.headers) if refused else None
 
 
 def _checked(app: ASGIApp, refusal: Callable[[Scope], Response | None]) -> ASGIApp:
-    """The application, for those requests that may be made."""
+    """Let only those requests reach the application that may be made."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         await ((scope["type"] == "http" and refusal(scope)) or app)(scope, receive, send)
@@ -192,7 +204,7 @@ def _checked(app: ASGIApp, refusal: Callable[[Scope], Response | None]) -> ASGIA
 
 
 def _guarded(app: ASGIApp, paths: set[str], meter: Metrics) -> ASGIApp:
-    """Headers on every answer, and a count of all; a path may end in a slash."""
+    """Add headers to every answer, and count all; a path may end in a slash."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -226,7 +238,7 @@ def _guarded(app: ASGIApp, paths: set[str], meter: Metrics) -> ASGIApp:
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """A file of the page, read once."""
+    """Answer with a file of the page, read once."""
     content = (resources.files("regraft.serving") / "page" / name).read_bytes()
 
     async def answer(_: Request) -> Response:
@@ -236,7 +248,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _shortened(answer: dict[str, Any], top: int | None) -> dict[str, Any]:
-    """The answer with its most probable classes alone, in order. top: how many, None for all."""
+    """Return the answer with its `top` most probable classes alone, in order; with all for None."""
     if "error" in answer:
         return answer
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])
@@ -269,7 +281,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 def about_model(bundle: Bundle, limits: Limits) -> dict[str, Any]:
-    """What /v1/model answers."""
+    """Return what /v1/model answers."""
     manifest = bundle.manifest
     backbone, metrics = manifest["backbone"], manifest["metrics"]
     return {

@@ -25,7 +25,11 @@ FRAMING_SHARE = 1 / 16  # of the body that its chunks may take in addition
 
 
 def connections(limits: Limits) -> Callable[..., asyncio.Protocol]:
-    """What makes a protocol of each connection, for `uvicorn.Config(http=...)`."""
+    """Return what makes a protocol of each connection, for `uvicorn.Config(http=...)`.
+
+    Args:
+        limits: See GuardedConnection.
+    """
 
     def make(
         config: Config,
@@ -48,6 +52,9 @@ class GuardedConnection(asyncio.Protocol):
         parser: Makes the protocol that parses.
         limits: `header_s` until a request has begun; `body_s` until an answer was fetched, and for a client to stop
             sending once it was answered.
+
+    Attributes:
+        num_parsed: Bytes that the parser was given.
     """
 
     def __init__(self, parser: Callable[["GuardedConnection"], asyncio.Protocol], limits: Limits) -> None:
@@ -64,35 +71,35 @@ class GuardedConnection(asyncio.Protocol):
         self.num_parsed = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there."""
+        """Take a new client: pass it on to the parser, and wait for a request."""
         assert isinstance(transport, asyncio.Transport)
         self._outlet = _Outlet(transport, self)
         self._expect_request()
         self._parser.connection_made(self._outlet)
 
     def data_received(self, data: bytes) -> None:
-        """Keep it for the parser; what comes after the end is dropped."""
+        """Keep data for the parser; what comes after the end is dropped."""
         if not self.outlet.is_closing():
             self._backlog += data
             self._num_unclaimed += len(data)
             self._feed_soon()
 
     def eof_received(self) -> bool | None:
-        """It sends no more."""
+        """Tell the parser that the client sends no more."""
         return self._parser.eof_received()
 
     def pause_writing(self) -> None:
-        """It does not fetch its answer."""
+        """Wait, within bounds, for a client that does not fetch its answer."""
         self._set_timer("unread", self._limits.body_s, self.outlet.abort)
         self._parser.pause_writing()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Go on with a client that fetches its answer again."""
         self._end_timer("unread")
         self._parser.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Forget a client that is gone."""
         for name in list(self._timers):
             self._end_timer(name)
         self._backlog.clear()
@@ -110,12 +117,12 @@ class GuardedConnection(asyncio.Protocol):
         return self._exchange.is_heard_out if self._exchange else self._num_unclaimed == 0
 
     def begin(self, exchange: "Exchange") -> None:
-        """A request's headers have come."""
+        """Note that a request's headers have come."""
         self._exchange, self._num_unclaimed = exchange, 0
         self._end_timer("header")
 
     def end(self, exchange: "Exchange") -> None:
-        """A request was answered."""
+        """Note that a request was answered, and wait for the next."""
         if self._exchange is exchange:
             self._exchange, self._num_unclaimed = None, len(self._backlog)
             self._expect_request()
@@ -133,11 +140,11 @@ class GuardedConnection(asyncio.Protocol):
         self._loop.call_soon(self.tell_parser, None)
 
     def resume(self) -> None:
-        """The parser takes more."""
+        """Note that the parser takes more."""
         self._feed_soon()
 
     def tell_parser(self, exc: Exception | None) -> None:
-        """That the connection is over, once."""
+        """Tell the parser that the connection is over, once."""
         if not self._is_parser_told:
             self._is_parser_told = True
             self._parser.connection_lost(exc)
@@ -146,7 +153,7 @@ class GuardedConnection(asyncio.Protocol):
         self._set_timer("header", self._limits.header_s, self._late)
 
     def _late(self) -> None:
-        """No request has begun."""
+        """End a connection on which no request has begun."""
         self._set_timer("unread", self._limits.body_s, self.outlet.abort)
         self.outlet.close()
 
@@ -181,7 +188,11 @@ class GuardedConnection(asyncio.Protocol):
 
 
 class _Outlet(asyncio.Transport):
-    """The transport that a parser is given. is_wanted: whether the parser takes more."""
+    """The transport that a parser is given.
+
+    Attributes:
+        is_wanted: Whether the parser takes more.
+    """
 
     def __init__(self, transport: asyncio.Transport, connection: GuardedConnection) -> None:
         super().__init__()
@@ -205,7 +216,7 @@ class _Outlet(asyncio.Transport):
         self._connection.resume()
 
     def set_reading(self, is_on: bool) -> None:
-        """Whether more is taken from the socket."""
+        """Say whether more is taken from the socket."""
         if not self._is_lingering:
             (self._transport.resume_reading if is_on else self._transport.pause_reading)()
 
@@ -244,7 +255,7 @@ class Exchange:
         self._num_body, self._begin = 0, connection.num_parsed
 
     async def receive(self) -> Message:
-        """A part of the body.
+        """Receive a part of the body.
 
         Raises:
             HTTPException: 400 where its chunks take up more than they hold.
@@ -259,7 +270,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """A part of the answer; who has not sent all by then is told that the connection ends."""
+        """Send a part of the answer; a client that has not sent everything by then is told that the connection ends."""
         if message["type"] == "http.response.start":
             await self._take_what_is_there()
             if not self.is_heard_out:
@@ -267,7 +278,7 @@ class Exchange:
         await self._send(message)
 
     async def _take_what_is_there(self) -> None:
-        """The rest of a body that is answered unread, as far as it has come and is not asked for first."""
+        """Take the rest of a body that is answered unread, as far as it has come and is not asked for first."""
         with suppress(TimeoutError, HTTPException):
             async with asyncio.timeout(0):
                 while not self.is_heard_out and not self._is_asked_for:
@@ -276,7 +287,7 @@ class Exchange:
 
 
 def announced(app: ASGIApp) -> ASGIApp:
-    """The application, which tells each request's connection when it begins and when it was answered."""
+    """Let the application tell each request's connection when it begins and when it was answered."""
 
     async def announcing(scope: Scope, receive: Receive, send: Send) -> None:
         connection = scope.get("state", {}).get(STATE) if scope["type"] == "http" else None

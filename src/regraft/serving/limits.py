@@ -9,13 +9,21 @@ MEGA = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in bytes, times in seconds.
+    """How much may be asked: sizes in bytes, times in seconds.
 
-    max_bytes: of a request's body.  max_photos: of one request.  max_pixels: of a photo, as it is decoded.
-    buffered: of all bodies that are being received or waiting.  waiting: photos of all requests that wait for a worker.
-    header_s, body_s: until a request's headers, and its body, must have come.  photo_s: for one photo, then its worker
-    is ended.  request_s: for all photos of a request.  worker_bytes: of memory that a worker may take beside its model.
-    drain_s: for requests under way when the server is to stop.  workers: processes, -1 for cores + 1.
+    Attributes:
+        max_bytes: Of a request's body.
+        max_photos: Of one request.
+        max_pixels: Of a photo, as it is decoded.
+        buffered: Bytes of all bodies that are being received or waiting.
+        waiting: Photos of all requests that wait for a worker.
+        header_s: Until a request's headers must have come.
+        body_s: Until its body must have come.
+        photo_s: For one photo; then its worker is ended.
+        request_s: For all photos of a request.
+        worker_bytes: Of memory that a worker may take beside its model.
+        drain_s: For requests under way when the server is to stop.
+        workers: Processes; -1 for one more than there are cores.
     """
 
     max_bytes: int = 32 * MEGA

@@ -1,6 +1,6 @@
 """What the server and its workers say to each other: frames of bounded size, messages of known kinds, and nothing else.
 
-The parent says `Start`, then for each photo an `WorkItem` and the file's bytes, or `Ping`. A worker says `Ready` or
+The parent says `Start`, then for each photo a `WorkItem` and the file's bytes, or `Ping`. A worker says `Ready` or
 `Refused`, then an `Answered` for each photo, or `Pong`. All are JSON: what a worker sends may have been made by a photo
 that took it over, so nothing of it is run, and what is not exactly as described is refused as `Garbled`.
 """
@@ -46,7 +46,12 @@ class Start:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """with_heat: a heat map is wanted.  is_alone: no other photo is under way, so it may have all cores."""
+    """What is wanted of the photo whose bytes follow.
+
+    Attributes:
+        with_heat: Whether a heat map is wanted.
+        is_alone: Whether no other photo is under way, so that this one may have all cores.
+    """
 
     with_heat: bool
     is_alone: bool
@@ -54,7 +59,7 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class Ping:
-    """Whether the worker is there."""
+    """The question whether the worker is there."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,22 @@ class Ready:
 
 @dataclass(frozen=True)
 class Refused:
-    """reason: why the worker has no model, a sentence."""
+    """The worker has no model.
+
+    Attributes:
+        reason: Why, a sentence.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Answered:
-    """answer: as the API gives it; {"error": reason} for a photo that cannot be read."""
+    """What came of one photo.
+
+    Attributes:
+        answer: As the API gives it; {"error": reason} for a photo that cannot be read.
+    """
 
     answer: WorkerAnswer
 
@@ -86,12 +99,12 @@ KINDS = {kind.__name__: kind for kind in (Start, WorkItem, Ping, Ready, Refused,
 
 
 def encode(message: Message) -> bytes:
-    """JSON in ASCII, whatever names are in it."""
+    """Write a message as JSON in ASCII, whatever names are in it."""
     return json.dumps([type(message).__name__, asdict(message)]).encode()
 
 
 def decode(data: bytes) -> Message:
-    """The message.
+    """Read a message.
 
     Raises:
         Garbled: It is none.
@@ -109,7 +122,7 @@ def decode(data: bytes) -> Message:
 
 
 def is_answer(found: Any) -> bool:
-    """Whether it is what the API says of a photo."""
+    """Return whether a value is what the API says of a photo."""
     if not isinstance(found, dict):
         return False
     if "error" in found:
@@ -130,7 +143,7 @@ def is_answer(found: Any) -> bool:
 
 
 def limits_of(start: Start) -> Limits:
-    """The server's limits."""
+    """Return the server's limits."""
     return Limits(**start.limits)
 
 
@@ -145,7 +158,11 @@ class Channel:
         self._end = end
 
     def send(self, data: bytes, limit_s: float | None = None) -> None:
-        """One frame.
+        """Send one frame.
+
+        Args:
+            data: Its content.
+            limit_s: Seconds that it may take; None for any time.
 
         Raises:
             TimeoutError: The other side did not take it in time.
@@ -156,7 +173,11 @@ class Channel:
         self._end.sendall(data)
 
     def receive(self, limit_s: float | None = None, *, max_bytes: int = MAX_MESSAGE) -> bytes:
-        """One frame.
+        """Receive one frame.
+
+        Args:
+            limit_s: Seconds that it may take; None for any time.
+            max_bytes: Of its content.
 
         Raises:
             TimeoutError: It was not there, or not whole, in time.
@@ -170,7 +191,7 @@ class Channel:
         return bytes(self._exactly(length, deadline))
 
     def close(self) -> None:
-        """No more of it."""
+        """Close the socket."""
         self._end.close()
 
     def _exactly(self, count: int, deadline: float | None) -> bytearray:

@@ -17,7 +17,7 @@ IN_MEMORY = Path("/dev/shm")  # noqa: S108  # where nothing else can be written,
 
 
 def promises_of(bundle: Bundle) -> dict[str, Any]:
-    """Further arguments of `load` that make the same of its folder."""
+    """Return further arguments of `load` that make the same bundle of its folder."""
     return {"precision": bundle.wanted_precision, "max_error": bundle.max_error, "coverage": bundle.coverage}
 
 
@@ -55,7 +55,7 @@ class SealedModel:
 
 
 def _private_folder() -> Path:
-    """For this user alone. What servers left there that were killed is removed."""
+    """Make a folder for this user alone; remove what servers left beside it that were killed."""
     for parent in (None, IN_MEMORY):
         with suppress(OSError):
             home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -74,7 +74,7 @@ def _sweep(parent: Path) -> None:
 
 
 def _write(target: Path, data: bytes) -> None:
-    """Raises ServeError where it cannot be written."""
+    """Write a file; raise ServeError where it cannot be written."""
     try:
         target.write_bytes(data)
     except OSError as error:

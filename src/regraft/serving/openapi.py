@@ -8,7 +8,13 @@ Schema = dict[str, Any]
 
 
 def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
-    """The OpenAPI 3.1 document."""
+    """Return the OpenAPI 3.1 document.
+
+    Args:
+        version: Of regraft.
+        limits: How much may be asked.
+        needs_token: Whether requests have to bear a token.
+    """
     refusals = {
         "408": f"The body took longer than {limits.body_s:g} s.",
         "413": f"More than {limits.max_bytes} bytes.",

@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """As many photos are waiting as may. retry_s: seconds after which there may be room."""
+    """As many photos are waiting as may.
+
+    Attributes:
+        retry_s: Seconds after which there may be room.
+    """
 
     def __init__(self, retry_s: int) -> None:
         super().__init__(retry_s)
@@ -32,7 +36,14 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class PendingRequest:
-    """A photo's bytes, and where its answer is waited for."""
+    """A photo's bytes, and where its answer is waited for.
+
+    Attributes:
+        data: Of the photo's file.
+        with_heat: Whether a heat map is wanted.
+        answer: Is given the answer.
+        loop: In which the answer is waited for.
+    """
 
     data: bytes
     with_heat: bool
@@ -92,15 +103,19 @@ class Pool:
 
     @property
     def num_waiting(self) -> int:
-        """Photos that wait for a worker."""
+        """Number of photos that wait for a worker."""
         return self._jobs.qsize()
 
     async def answers(self, photos: list[bytes], with_heat: bool) -> list[WorkerAnswer]:
-        """What the model says of each photo.
+        """Return what the model says of each photo.
+
+        Args:
+            photos: Bytes of the photos' files.
+            with_heat: Whether heat maps are wanted.
 
         Raises:
-            Busy: Before any is taken.
-            TimeoutError: It took too long.
+            Busy: Too many photos are waiting; none of these was taken.
+            TimeoutError: It took longer than `request_s`.
         """
         if self.num_waiting + len(photos) > self.limits.waiting:
             raise Busy(1 + round(self.num_waiting * self._pace_s / len(self._threads)))
@@ -127,7 +142,7 @@ class Pool:
         self._model.close()
 
     def _live(self, number: int, started: Future[None]) -> None:
-        """One thread: starts a worker, then takes jobs and has it do them, until the pool is closed."""
+        """Start a worker in this thread, then take jobs and have it do them, until the pool is closed."""
         try:
             self._start(number)
         except BaseException as error:
@@ -146,7 +161,7 @@ class Pool:
         self._end(number)
 
     def _serve(self, number: int, job: PendingRequest) -> None:
-        """Whatever happens, the job gets an answer and the thread goes on."""
+        """Give the job an answer, whatever happens; then the thread goes on."""
         if job.answer.cancelled():
             return
         began = time.monotonic()
@@ -162,7 +177,7 @@ class Pool:
         self._pace_s += 0.1 * (time.monotonic() - began - self._pace_s)
 
     def _do(self, number: int, job: PendingRequest) -> WorkerAnswer:
-        """The answer of a worker; of a second one where the first was ended from outside."""
+        """Return the answer of a worker; of a second one where the first was ended from outside."""
         for _ in range(2):
             worker = self._ready(number, job)
             if worker is None:
@@ -189,14 +204,14 @@ class Pool:
         self._try(number)
 
     def _ready(self, number: int, job: PendingRequest) -> WorkerProcess | None:
-        """The worker of a thread, a new one where it is dead; None once nobody waits for it."""
+        """Return the worker of a thread, a new one where it is dead; None once nobody waits for it."""
         while not self._try(number):
             if self._closing.is_set() or job.answer.cancelled():
                 return None
         return self._workers[number]
 
     def _try(self, number: int) -> bool:
-        """Whether a thread has a worker, be it that one could be started."""
+        """Return whether a thread has a worker; start one where it has none."""
         worker = self._workers[number]
         if worker is not None and worker.is_ready:
             return True
@@ -209,7 +224,7 @@ class Pool:
             return False
 
     def _start(self, number: int) -> None:
-        """Raises ServeError or OSError, and then there is no worker."""
+        """Start a worker; raise ServeError or OSError where that fails, and then there is none."""
         self._end(number)
         if self._closing.is_set():
             raise ServeError("The server is being stopped.")

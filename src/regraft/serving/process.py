@@ -39,6 +39,16 @@ class WorkerProcess:
     """A worker of this thread: it ends with the thread that made it.
 
     It is a program of its own and not a copy of the one that serves: it runs nothing of the user's script or notebook.
+
+    Args:
+        model: What it answers with.
+        limits: Of the server.
+
+    Attributes:
+        heard_at: When it last sent a message, by `time.monotonic`.
+
+    Raises:
+        OSError: The system has no more processes or files to give.
     """
 
     def __init__(self, model: SealedModel, limits: Limits) -> None:
@@ -60,7 +70,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Number of the process."""
         return self._process.pid
 
     @property
@@ -69,7 +79,7 @@ class WorkerProcess:
         return self._has_begun and self._process.poll() is None
 
     def wait_ready(self) -> None:
-        """Until it has answered a photo of its own.
+        """Wait until it has answered a photo of its own.
 
         Raises:
             ServeError: There is no model to be had.
@@ -91,7 +101,14 @@ class WorkerProcess:
         self._has_begun = True
 
     def ask(self, data: bytes, order: WorkItem) -> WorkerAnswer | None:
-        """The answer to a photo; None where it took too long.
+        """Ask for the answer to a photo.
+
+        Args:
+            data: Bytes of the photo's file.
+            order: What is wanted of it.
+
+        Returns:
+            The answer; None where it took too long.
 
         Raises:
             WorkerGone: The process has died or said nonsense.
@@ -109,7 +126,7 @@ class WorkerProcess:
         return message.answer
 
     def answers_ping(self) -> bool:
-        """Whether an idle worker is there, and not stopped or stuck."""
+        """Return whether an idle worker is there, and not stopped or stuck."""
         try:
             self._channel.send(encode(Ping()), self._limits.photo_s)
             return isinstance(self._heard(self._limits.photo_s), Pong)
@@ -117,19 +134,19 @@ class WorkerProcess:
             return False
 
     def kill(self) -> None:
-        """At once; whoever waits for it finds it gone."""
+        """Kill it at once; whoever waits for it finds it gone."""
         with suppress(OSError):
             self._process.kill()
 
     def end(self) -> int:
-        """Kill it, and leave nothing of it. Its exit code is returned."""
+        """Kill it, leave nothing of it, and return its exit code."""
         self._has_begun = False
         self.kill()
         self._channel.close()
         return self._process.wait()
 
     def _heard(self, limit_s: float) -> Message:
-        """Raises TimeoutError, WorkerGone."""
+        """Receive a message; raise TimeoutError where none comes, WorkerGone for what is none."""
         try:
             message = decode(self._channel.receive(limit_s))
         except (EOFError, Garbled) as error:

@@ -31,14 +31,19 @@ BOUNDARY = re.compile(rb"[\w'()+,./:=? -]{1,70}")  # RFC 2046
 
 @dataclass
 class Buffered:
-    """Bytes of all requests that are in memory, and how many may be."""
+    """Bytes of all requests that are in memory, and how many may be.
+
+    Attributes:
+        limit: How many may be.
+        used: How many are.
+    """
 
     limit: int
     used: int = 0
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
-        """What one request takes of them, given back at the end."""
+        """Give one request its share of them, taken back at the end of the block."""
         share = Share(self)
         try:
             yield share
@@ -48,13 +53,22 @@ class Buffered:
 
 @dataclass
 class Share:
-    """Bytes that one request has taken."""
+    """Bytes that one request has taken.
+
+    Attributes:
+        buffered: Of which they are a part.
+        taken: How many.
+    """
 
     buffered: Buffered
     taken: int = field(default=0)
 
     def take(self, count: int) -> None:
-        """Raises HTTPException 503 where there is no room."""
+        """Take more bytes.
+
+        Raises:
+            HTTPException: 503 where there is no room.
+        """
         if self.buffered.used + count > self.buffered.limit:
             raise HTTPException(503, "too much is being sent at once", {"Retry-After": "1"})
         self.buffered.used += count
@@ -63,14 +77,24 @@ class Share:
 
 @dataclass(frozen=True)
 class Photo:
-    """A file as it was sent. name: the client's, "" for none; it is shown and never opened."""
+    """A file as it was sent.
+
+    Attributes:
+        name: The client's, "" for none; it is shown and never opened.
+        data: Its bytes.
+    """
 
     name: str
     data: bytes
 
 
 async def photos_of(request: Request, limits: Limits, share: Share) -> list[Photo]:
-    """The photos that a request brings: files of a form, images of a JSON object, or the body itself.
+    """Return the photos that a request brings: files of a form, images of a JSON object, or the body itself.
+
+    Args:
+        request: To predict.
+        limits: How much may be asked.
+        share: Is charged with the bytes that the request takes in memory.
 
     Raises:
         HTTPException: 400, 408, 413, 415 or 503.
@@ -94,7 +118,7 @@ async def photos_of(request: Request, limits: Limits, share: Share) -> list[Phot
 
 
 async def decompressed(body: bytes, limits: Limits, share: Share) -> bytes:
-    """What was compressed with gzip, no more than a body may have.
+    """Decompress a body from gzip, to no more than a body may have.
 
     Raises:
         HTTPException: 400, 413 or 503.
@@ -119,7 +143,7 @@ async def decompressed(body: bytes, limits: Limits, share: Share) -> bytes:
 
 
 def _images(body: bytes, limits: Limits, share: Share) -> list[Photo]:
-    """{"image": base64} or {"images": [base64, ...]}; a data URI will do for each."""
+    """Read {"image": base64} or {"images": [base64, ...]}; a data URI will do for each."""
     expected = 'expected {"image": "<base64>"} or {"images": ["<base64>", ...]}'
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > 4 * limits.max_photos + 16:  # base64 has none of these
         raise HTTPException(400, f"the JSON has more than {limits.max_photos} images, or something else: {expected}")
@@ -136,7 +160,7 @@ def _images(body: bytes, limits: Limits, share: Share) -> list[Photo]:
 
 
 def _listed(found: Any) -> list[str] | None:
-    """The texts of a JSON object's images; None for any other value."""
+    """Return the texts of a JSON object's images; None for any other value."""
     if not isinstance(found, dict) or len(found) != 1:
         return None
     images = [found["image"]] if "image" in found else found.get("images")
@@ -158,7 +182,7 @@ def _decoded(number: int, text: str, share: Share) -> bytes:
 
 
 async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
-    """The body, no more and no later than is allowed.
+    """Read the body, no more and no later than is allowed.
 
     Raises:
         HTTPException: 400, 408, 413 or 503.
@@ -182,7 +206,7 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
 
 
 async def _files(request: Request, body: bytes, limits: Limits) -> list[Photo]:
-    """The files of a form, in memory alone."""
+    """Read the files of a form, in memory alone."""
     _, options = parse_options_header(request.headers["content-type"])
     boundary = options.get(b"boundary", b"")
     if not BOUNDARY.fullmatch(boundary):
@@ -214,7 +238,7 @@ async def _files(request: Request, body: bytes, limits: Limits) -> list[Photo]:
 
 
 class _Form(MultiPartParser):
-    """is_whole: whether its last boundary has come."""
+    """A parser that notes, as `is_whole`, whether the form's last boundary has come."""
 
     is_whole = False
 

@@ -52,7 +52,8 @@ def serve(
         on_reload: Is told what became of a SIGHUP, a sentence.
 
     Raises:
-        ServeError: The address is taken, the model does not answer, or `access` cannot be kept.
+        ServeError: The address is taken, the model does not answer, there is no room for a copy of it, or `access` has
+            an empty token or an origin that is not one.
         BundleError: The bundle's folder was replaced since it was loaded.
     """
     limits, access = limits or Limits(), access or Access()
@@ -81,10 +82,14 @@ class Models:
     Args:
         bundle: The first.
         limits: Of the server.
-        said: Is told what became of a reload.
+        said: Is told what became of a reload, a sentence.
 
     Attributes:
         current: What answers now.
+
+    Raises:
+        ServeError: The model does not answer, or there is no room for a copy of it.
+        BundleError: The bundle's folder was replaced since it was loaded.
     """
 
     def __init__(self, bundle: Bundle, limits: Limits, said: Callable[[str], None]) -> None:
@@ -105,7 +110,7 @@ class Models:
         threading.Thread(target=self._reload, args=(loop,), daemon=True, name="regraft reload").start()
 
     def close(self) -> None:
-        """End the workers; a reload under way comes to its end first."""
+        """End the workers; a reload under way comes to its end first, within the time for stopping."""
         self._lock.acquire(timeout=self._limits.drain_s)
         self._pool.close()
 
@@ -151,7 +156,7 @@ async def _serving(server: uvicorn.Server, listening: socket.socket, models: Mod
 
 
 def _hang_up(server: uvicorn.Server, models: Models, loop: asyncio.AbstractEventLoop, had_terminal: bool) -> None:
-    """SIGHUP: the terminal was closed, or else somebody wants a reload."""
+    """Handle SIGHUP: the terminal was closed, or else somebody wants a reload."""
     if had_terminal and not _has_terminal():
         server.should_exit = True
     else:
@@ -159,7 +164,7 @@ def _hang_up(server: uvicorn.Server, models: Models, loop: asyncio.AbstractEvent
 
 
 def _has_terminal() -> bool:
-    """Whether there is one that would send SIGHUP when it is closed."""
+    """Return whether there is a terminal that would send SIGHUP when it is closed."""
     try:
         os.close(os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -168,7 +173,10 @@ def _has_terminal() -> bool:
 
 
 def _run(server: uvicorn.Server, serving: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Until it ends. In a notebook, where a loop runs already, in a thread; interrupting the cell ends it."""
+    """Run the server until it ends.
+
+    In a notebook, where a loop runs already, it runs in a thread; interrupting the cell ends it.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -184,7 +192,7 @@ def _run(server: uvicorn.Server, serving: Callable[[], Coroutine[Any, Any, None]
 
 @contextmanager
 def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end it, as uvicorn sees to where it runs in the main thread itself."""
+    """Let Ctrl-C and SIGTERM end the server, as uvicorn sees to where it runs in the main thread itself."""
 
     def end(*_: object) -> None:
         server.should_exit = True
@@ -216,7 +224,7 @@ def _config(app: Any, limits: Limits) -> uvicorn.Config:
 
 
 def _occupy_standard_streams() -> None:
-    """Where one was closed, a client's connection would take its number, and get what libraries print."""
+    """Open what was closed: else a client's connection would take its number, and get what libraries print."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -237,7 +245,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _allow_many_connections() -> None:
-    """As many open files as the system lets us have."""
+    """Allow as many open files as the system lets this process have, up to 65,536."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65_536)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, 65_536)), hard))

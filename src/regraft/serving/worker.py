@@ -1,4 +1,4 @@
-"""A process of its own for each core: photos in, answers out. What is wrong with a photo ends here at the worst."""
+"""A process of its own for each core: photos in, answers out. The worst that a photo can do is to end this process."""
 
 import ctypes
 import io
@@ -95,7 +95,7 @@ def warm_up(bundle: Bundle) -> None:
 
 
 def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
-    """As `answer`; whatever goes wrong is an error of this photo, and of nothing else."""
+    """Answer as `answer` does; whatever goes wrong is an error of this photo, and of nothing else."""
     try:
         return answer(bundle, data, order, max_pixels)
     except MemoryError:
@@ -109,7 +109,14 @@ def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int
 
 
 def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
-    """What the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read."""
+    """Return what the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read.
+
+    Args:
+        bundle: The model.
+        data: Bytes of the photo's file.
+        order: What is wanted of it.
+        max_pixels: That a photo may have, as it is decoded.
+    """
     try:
         width, height = decoded_size(data, max(bundle.preprocessing.resize))
         if width * height > max_pixels:
@@ -135,7 +142,7 @@ def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> Wor
 
 
 def _end_with(parent: int) -> None:
-    """Be ended with the thread that started this process, in the middle of a photo too; it may be gone already.
+    """Let this process be ended with the thread that started it, in the middle of a photo too; it may be gone already.
 
     Linux alone has this; elsewhere a worker ends when it has answered and finds nobody at the other end.
     """
@@ -146,7 +153,7 @@ def _end_with(parent: int) -> None:
 
 
 def _bound_memory(more: int) -> None:
-    """No more address space than is in use now and `more` bytes."""
+    """Allow no more address space than is in use now and `more` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
     if pages:
         limit = pages * resource.getpagesize() + more

@@ -1,4 +1,4 @@
-"""Photos to batches: decoded once, kept in memory, changed at random as a function of seed, epoch and photo alone.
+"""Photos to batches: decoded once, kept in memory, augmented at random as a function of seed, epoch and photo alone.
 
 So neither the number of workers nor that of processes changes a run, and one that was cut continues as if it had not
 been.
@@ -51,17 +51,22 @@ class Decoded(Protocol):
         ...
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of photos."""
         ...
 
     def in_epoch(self, change: Augmentation | None, seed: int, epoch: int) -> TorchDataset[Tensor]:
-        """N tensors, each changed as the epoch wants it."""
+        """Return N tensors, each augmented as the epoch wants it."""
         ...
 
 
 @dataclass(frozen=True)
 class DecodedPhotos:
-    """A data set decoded. pixels: N arrays `(H, W, 3)` uint8, sizes their own."""
+    """A data set decoded.
+
+    Attributes:
+        dataset: N photos.
+        pixels: N arrays `(H, W, 3)` uint8, each of its own size.
+    """
 
     dataset: Dataset
     pixels: Sequence[np.ndarray]
@@ -70,7 +75,13 @@ class DecodedPhotos:
         return len(self.pixels)
 
     def in_epoch(self, change: Augmentation | None, seed: int, epoch: int) -> TorchDataset[Tensor]:
-        """N tensors `(3, H, W)` uint8."""
+        """Return N tensors `(3, H, W)` uint8.
+
+        Args:
+            change: The augmentation; None for none.
+            seed: Of the augmentation.
+            epoch: On which the augmentation depends too.
+        """
         return _Changed(self, change, seed, epoch)
 
 
@@ -78,9 +89,12 @@ class DecodedPhotos:
 class Batch:
     """This process's share of a batch.
 
-    pixels: `(B, 3, H, W)` uint8, or `(B, C, h, w)` float16, what frozen stages made of them.  labels: `(B,)` int64.
-    weights: `(B,)` float32, how much each photo counts, 0 for a stand-in.  total: sum of the weights of the whole
-    batch, over all processes.  parts: numbers of photos that belong together, for BatchNorm's sake.
+    Attributes:
+        pixels: `(B, 3, H, W)` uint8, or `(B, C, h, w)` float16, what frozen stages made of them.
+        labels: `(B,)` int64.
+        weights: `(B,)` float32, how much each photo counts, 0 for a stand-in.
+        total: Sum of the weights of the whole batch, over all processes.
+        parts: Numbers of consecutive photos that belong together, for BatchNorm's sake.
     """
 
     pixels: Tensor
@@ -90,9 +104,11 @@ class Batch:
     parts: tuple[int, ...]
 
     def split(self, size: int, least: int = 1) -> Iterator["Batch"]:
-        """Microbatches of at most `size` photos, none across two parts; `total` stays that of the whole.
+        """Yield microbatches, none across two parts; `total` stays that of the whole.
 
-        least: photos that none may have less of, where that can be.
+        Args:
+            size: Photos that a microbatch has at most.
+            least: Photos that none has less of, where that can be.
         """
         sizes = [len(piece) for part in self.parts for piece in evenly(range(part), size, least)]
         pieces = (torch.split(whole, sizes) for whole in (self.pixels, self.labels, self.weights))
@@ -101,17 +117,30 @@ class Batch:
 
 
 def decode_to_learn(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> DecodedPhotos:
-    """Photos for training: whole, at most STORED_SIDE times as large as the network's transform resizes them to."""
+    """Decode photos for training: whole, at most STORED_SIDE times as large as the network's transform resizes them to.
+
+    Raises:
+        DataError: A photo cannot be used any more.
+        OutputError: There is no room for the decoded photos.
+    """
     return _decoded(dataset, partial(_large_enough, preprocessing), "decode training photos", progress)
 
 
 def decode_to_judge(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> DecodedPhotos:
-    """Photos exactly as the bundle's graph will get them: `(H, W, 3)` of the network's input size."""
+    """Decode photos exactly as the bundle's graph will get them: `(H, W, 3)` of the network's input size.
+
+    Raises:
+        DataError: A photo cannot be used any more.
+        OutputError: There is no room for the decoded photos.
+    """
     return _decoded(dataset, partial(_as_input, preprocessing), "decode photos to judge", progress)
 
 
 def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
-    """Random changes of one photo `(3, H, W)` uint8, to the network's input size. Its randomness is torch's."""
+    """Build the random changes of one photo `(3, H, W)` uint8, to the network's input size.
+
+    Their randomness is torch's.
+    """
     interpolation = InterpolationMode(preprocessing.interpolation)
     size = (preprocessing.height, preprocessing.width)
     steps: list[torch.nn.Module] = [
@@ -128,12 +157,23 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
 
 
 def order(hashes: Sequence[str], seed: int, epoch: int) -> list[int]:
-    """Indices of N photos in the order of an epoch, drawn from their contents."""
+    """Return the indices of N photos in the order of an epoch, drawn from their contents.
+
+    Args:
+        hashes: Of the N photos' contents.
+        seed: Of the run.
+        epoch: On which the order depends too.
+    """
     return sorted(range(len(hashes)), key=lambda i: (_draw(seed, epoch, hashes[i], "order"), i))
 
 
 def plan(num_photos: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices cut into batches. A last one of a single photo joins the one before: BatchNorm needs two."""
+    """Cut indices into batches. A last one of a single photo joins the one before: BatchNorm needs two.
+
+    Args:
+        num_photos: The indices of the photos, in order.
+        batch_size: Photos that a batch has.
+    """
     batches = [list(num_photos[start : start + batch_size]) for start in range(0, len(num_photos), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         alone = batches.pop()
@@ -142,7 +182,10 @@ def plan(num_photos: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def evenly(indices: Sequence[int], size: int, least: int = 1) -> list[Sequence[int]]:
-    """Consecutive parts of at most `size`, as equal as can be; of at least `least` where there are so many."""
+    """Cut indices into consecutive parts of at most `size`, as equal as can be.
+
+    None has less than `least` indices where there are so many.
+    """
     count = max(1, min(math.ceil(len(indices) / size), len(indices) // least))
     ends = [len(indices) * number // count for number in range(count + 1)]
     return [indices[start:end] for start, end in pairwise(ends)]
@@ -152,9 +195,15 @@ def evenly(indices: Sequence[int], size: int, least: int = 1) -> list[Sequence[i
 class Loader:
     """Batches of one set of photos for this process.
 
-    change: the augmentation, None for photos that are judged.  weights: `(C,)`, how much each class counts.
-    ghost_size: photos that must not be divided among processes; 0 where it does not matter.
-    num_workers: processes that change photos ahead of the network; 0 for none.
+    Attributes:
+        photos: What batches are made of.
+        batch_size: Photos of a batch, over all processes.
+        seed: Of order and augmentation.
+        world: The processes that train together.
+        change: The augmentation, None for photos that the network is evaluated on.
+        weights: `(C,)`, how much each class counts; None for all alike.
+        ghost_size: Photos that must not be divided among processes; 0 where it does not matter.
+        num_workers: Processes that augment photos ahead of the network; 0 for none.
     """
 
     photos: Decoded
@@ -167,13 +216,13 @@ class Loader:
     num_workers: int = 0
 
     def batches_of(self, epoch: int) -> list[list[int]]:
-        """Indices of the photos of each batch of an epoch, over all processes."""
+        """Return the indices of the photos of each batch of an epoch, over all processes."""
         hashes = self.photos.dataset.hashes
         indices = order(hashes, self.seed, epoch) if self.change else range(len(self.photos))
         return plan(indices, self.batch_size)
 
     def load(self, epoch: int, first: int = 0) -> Generator[Batch]:
-        """This process's share of an epoch's batches, from the one numbered `first`."""
+        """Yield this process's share of an epoch's batches, from the one numbered `first`."""
         batches = self.batches_of(epoch)[first:]
         shares = [self._share(indices) for indices in batches]
         loader = DataLoader(
@@ -188,7 +237,10 @@ class Loader:
             yield self._batch(indices, share, pixels)
 
     def _share(self, indices: list[int]) -> list[Sequence[int]]:
-        """This process's parts of a batch; the first photos as stand-ins where there are more processes than parts."""
+        """Return this process's parts of a batch.
+
+        Where there are more processes than parts, the batch's first photos stand in.
+        """
         rank, size = self.world.rank, self.world.size
         if self.ghost_size:
             return evenly(indices, self.ghost_size, least=2)[rank::size] or [indices[:2]]
@@ -207,10 +259,16 @@ class Loader:
 
 
 def choose_workers(wanted: int, batch: Sequence[int], world: ProcessGroup, progress: Progress) -> int:
-    """How many processes change photos. wanted: -1 to decide.  batch: shape of one batch of bytes.
+    """Choose how many processes augment photos.
 
     On a processor the network has the cores' full attention, and a worker would only take one away. For a GPU, as many
     as there are cores, if /dev/shm, through which batches travel, holds what is on its way.
+
+    Args:
+        wanted: How many; -1 to decide.
+        batch: Shape of one batch of bytes.
+        world: The processes that train together.
+        progress: Is told what was chosen.
     """
     if wanted < 0:
         wanted = min(8, num_cores() - 1) if world.is_gpu else 0
@@ -225,9 +283,12 @@ def choose_workers(wanted: int, batch: Sequence[int], world: ProcessGroup, progr
 
 
 def _begin_worker(_: int) -> None:
-    """Signals to the whole group, as Ctrl-C is, are for the main process, which finishes its step with our help.
+    """Ignore signals that reach the whole group of processes, as that of Ctrl-C does.
 
-    Errors reach it through the loader; the hook is only for what multiprocessing prints when the other end has gone.
+    They are for the main process, which finishes its step with the workers' help.
+
+    Errors reach the main process through the loader; the hook is only for what multiprocessing prints when the other
+    end has gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -293,7 +354,11 @@ class HostMemory:
         self._lock = threading.Lock()
 
     def put(self, pixels: np.ndarray) -> np.ndarray:
-        """The same, where it stays."""
+        """Return the same pixels at the place where they stay.
+
+        Raises:
+            OutputError: Memory is used up, and no file can be made for them.
+        """
         with self._lock:
             self._left -= pixels.nbytes
             if self._left > 0:
@@ -323,7 +388,7 @@ class HostMemory:
 
 
 def _free_memory() -> int:
-    """Bytes that can be had without swapping."""
+    """Return the bytes that can be had without swapping."""
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":") for line in file)

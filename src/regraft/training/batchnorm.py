@@ -1,8 +1,11 @@
 """BatchNorm whose statistics do not depend on how many processes share a batch.
 
-A batch is cut into ghost batches of a fixed size (E. Hoffer, I. Hubara, D. Soudry, "Train longer, generalize better",
-NeurIPS 2017): each is normalised by its own statistics, and goes through one process whole. The running statistics then
-move once a step, by the mean over all ghost batches, whichever process saw them.
+A batch is cut into ghost batches of a fixed size: each is normalised by its own statistics, and goes through one
+process whole. The running statistics then move once a step, by the mean over all ghost batches, whichever process saw
+them.
+
+References:
+    E. Hoffer, I. Hubara, D. Soudry, "Train longer, generalize better", NeurIPS 2017.
 """
 
 import torch
@@ -14,7 +17,7 @@ BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 class RunningStatistics:
-    """Means and variances of the layers that take statistics just now, through one step."""
+    """Means and variances, through one step, of the BatchNorm layers that are in training mode."""
 
     def __init__(self, network: nn.Module) -> None:
         layers = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.training]
@@ -29,23 +32,23 @@ class RunningStatistics:
         return 2 if self._now else 1
 
     def begin(self) -> None:
-        """The step, or the step anew."""
+        """Begin the step, or begin it anew."""
         self._sums = [torch.zeros_like(buffer) for buffer in self._now]
         self._n = 0
 
     def rewind(self) -> None:
-        """Before each ghost batch: as if it were the step's first."""
+        """Go back, before each ghost batch, to the statistics before the step: as if it were the step's first."""
         for now, before in zip(self._now, self._before, strict=True):
             now.copy_(before)
 
     def add(self, n: int) -> None:
-        """After a ghost batch of n photos; 0 for a stand-in."""
+        """Add the statistics after a ghost batch of n photos; 0 for a stand-in."""
         for total, now in zip(self._sums, self._now, strict=True):
             total.add_(now, alpha=n)
         self._n += n
 
     def settle(self, world: ProcessGroup) -> None:
-        """At the step's end: the mean over all ghost batches of all processes."""
+        """Set the statistics, at the step's end, to the mean over all ghost batches of all processes."""
         if not self._now:
             return
         world.all_reduce(self._sums)

@@ -45,6 +45,6 @@ def _is_slow(
     dilation: Any = 1,
     groups: int = 1,
 ) -> bool:
-    """Whether the gradients of a convolution with these arguments are slow in bf16."""
+    """Tell whether the gradients of a convolution with these arguments are slow in bf16."""
     strides = (stride,) if isinstance(stride, int) else stride
     return groups > 1 and weight.shape[1] == 1 and (max(strides) > 1 or max(weight.shape[2:]) > WIDEST)

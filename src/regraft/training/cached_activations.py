@@ -2,8 +2,8 @@
 
 On a processor they run in the engine that extracts features, on all cores; on a GPU in torch.
 
-The version that an epoch shows is the one that it would show anyway; after so many epochs they come again. So what is
-kept is a function of seed, version and photo, and a run that was cut finds the same.
+An epoch shows the version that it would show anyway; after as many epochs as there are versions they come again. So
+what is kept is a function of seed, version and photo, and a run that was cut finds the same.
 """
 
 import math
@@ -32,7 +32,11 @@ from regraft.training.batches import Augmentation, DecodedPhotos, HostMemory, Lo
 
 @dataclass(frozen=True)
 class CachedActivations:
-    """Versions of the same photos, one an epoch, in turn. Their pixels are arrays `(h, w, C)` float16."""
+    """Versions of the same photos, one an epoch, in turn.
+
+    Attributes:
+        versions: Their pixels are arrays `(h, w, C)` float16, what the frozen stages gave.
+    """
 
     versions: tuple[DecodedPhotos, ...]
 
@@ -45,17 +49,24 @@ class CachedActivations:
         return len(self.dataset)
 
     def in_epoch(self, change: Augmentation | None, seed: int, epoch: int) -> TorchDataset[Tensor]:
-        """N tensors `(C, h, w)` float16, which have been changed already."""
+        """Return N tensors `(C, h, w)` float16, which have been augmented already."""
         return self.versions[epoch % len(self.versions)].in_epoch(None, seed, epoch)
 
 
 def cache_activations(
     division: SplitNetwork, loader: Loader, num_views: int, progress: Progress, until: float = math.inf
 ) -> CachedActivations:
-    """What the frozen stages make of the photos of a loader, as the first `num_views` epochs would show them.
+    """Run the frozen stages on the photos of a loader, as the first `num_views` epochs would show them.
 
-    until: of `time.monotonic`, when no further version is begun that would last longer; one there is.  Raises
-    TrainError where float16 cannot hold what comes out.
+    Args:
+        division: The network in two.
+        loader: The photos and their augmentation.
+        num_views: Versions of each photo.
+        progress: Is told what is done.
+        until: Of `time.monotonic`, seconds: no further version is begun that would last longer. There is always one.
+
+    Raises:
+        TrainError: float16 cannot hold what comes out.
     """
     dataset, room, world = loader.photos.dataset, HostMemory(progress), loader.world
     engine = None if world.is_gpu else front_engine(division)
@@ -82,7 +93,7 @@ def cache_activations(
 
 
 def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Of the batches of an epoch, the photos' numbers and what the frozen stages give, `(B, h, w, C)` float16.
+    """Yield, for the batches of an epoch, the photos' indices and what the frozen stages give, `(B, h, w, C)` float16.
 
     Each process runs its share of every batch, and gets the others'. One thread at a time changes a photo, since
     randomness is torch's, while the others run theirs through the engine.
@@ -107,7 +118,7 @@ def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[lis
 
 
 def _gathered(rows: list[np.ndarray], indices: list[int], loader: Loader) -> np.ndarray:
-    """`(B, h, w, C)` float16 of a batch, of which each process has `rows (1, h, w, C)` for its share."""
+    """Return `(B, h, w, C)` float16 of a batch, of which each process has `rows (1, h, w, C)` for its share."""
     world = loader.world
     shape = world.broadcast(rows[0].shape[1:] if rows else ())  # of the main process, which has one of every batch
     whole = torch.zeros((len(indices), *shape), dtype=torch.float16)
@@ -120,7 +131,7 @@ def _gathered(rows: list[np.ndarray], indices: list[int], loader: Loader) -> np.
 def _by_torch(
     division: SplitNetwork, loader: Loader, epoch: int, progress: Progress
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """The same, in torch on the world's device."""
+    """Yield the same as `_by_engine`, computed in torch on the process group's device."""
     loader, world = replace(loader, ghost_size=0), loader.world
     module = division.whole.module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(division.whole.preprocessing).to(world.device)

@@ -27,14 +27,23 @@ STATE, TENSORS = "state.json", "state.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors: by name.  state: plain JSON values."""
+    """All that a training needs to continue.
+
+    Attributes:
+        tensors: By name.
+        state: Plain JSON values.
+    """
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the next generation into `folder`, and remove those beyond the kept ones. Raises OutputError."""
+    """Write the next generation into `folder`, and remove those beyond the kept ones.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     data = save({name: value.detach().cpu().clone().contiguous() for name, value in checkpoint.tensors.items()})
     number = max((int(path.name) for path in _generations(folder)), default=0) + 1
     with output_folder(folder / f"{number:06d}", any_content=True) as partial:
@@ -46,7 +55,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def latest_checkpoint(folder: Path, progress: Progress) -> Checkpoint | None:
-    """The newest generation that is intact; damaged ones are named and passed over."""
+    """Read the newest generation that is intact; damaged ones are named and passed over.
+
+    Args:
+        folder: Of the generations.
+        progress: Is told of damaged ones.
+
+    Returns:
+        None where there is none.
+    """
     if not folder.is_dir():
         return None
     sweep(folder)
@@ -59,7 +76,7 @@ def latest_checkpoint(folder: Path, progress: Progress) -> Checkpoint | None:
 
 
 def flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's tensors by name: `<parameter's number>.<what>`."""
+    """Return an optimiser's tensors by name: `<parameter's number>.<what>`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": value

@@ -25,7 +25,13 @@ TIMEOUT = timedelta(minutes=30)  # one process may solve and save while the othe
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """rank: number of this process.  size: how many there are.  device: where this one computes, in torch's words."""
+    """The processes that train together, as one of them sees them.
+
+    Attributes:
+        rank: Number of this process.
+        size: How many there are.
+        device: Where this one computes, in torch's words.
+    """
 
     rank: int = 0
     size: int = 1
@@ -42,7 +48,7 @@ class ProcessGroup:
         return self.device.startswith("cuda")
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 arithmetic where the device has it, else float32."""
+        """Compute in bf16 where the device has it, else in float32."""
         import torch
 
         if self.is_gpu:
@@ -52,7 +58,7 @@ class ProcessGroup:
         return bf16_on_cpu() if has_bf16() else nullcontext()
 
     def total(self, values: Iterable[float]) -> list[float]:
-        """Sums over all processes, in float64."""
+        """Return the sums over all processes, in float64."""
         if self.size == 1:
             return list(values)
         import torch
@@ -73,7 +79,7 @@ class ProcessGroup:
             tensor.copy_(part.view_as(tensor))
 
     def broadcast(self, value: T) -> T:
-        """What the main process has."""
+        """Return what the main process has."""
         if self.size == 1:
             return value
         from torch import distributed
@@ -91,7 +97,7 @@ class ProcessGroup:
                 distributed.broadcast(tensor.detach(), 0)
 
     def barrier(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have come here."""
         if self.size > 1:
             from torch import distributed
 
@@ -100,7 +106,14 @@ class ProcessGroup:
 
 @contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """The world as torchrun's environment says; left at the end. Raises TrainError where another one has ended."""
+    """Join the process group that torchrun's environment describes, and leave it at the end.
+
+    Yields:
+        The group; of one process where there is no other.
+
+    Raises:
+        TrainError: Another process has ended.
+    """
     rank, size = rank_and_world()
     let_threads_yield()
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if has_gpu() else "cpu"

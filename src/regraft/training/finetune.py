@@ -35,7 +35,7 @@ from regraft.training.resume import CheckpointInfo, continued
 from regraft.training.train_state import FitResult, HistoryRow, TrainState, resume
 
 PROBED_STEPS = 2  # that measure how long an epoch takes
-JUDGING_COST = 0.35  # of a photo that is judged, beside one that is learned from
+JUDGING_COST = 0.35  # of a photo that is evaluated, relative to one that is learned from
 FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
@@ -44,12 +44,17 @@ NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin
 class FineTuneJob:
     """What a fine-tuning works on.
 
-    train: photos to learn from.  val: photos that are judged after each epoch, and that choose it under keep "best".
-    seed: of order, augmentation and first weights.  workers: -1 to decide.  budget_s: seconds it may take, None for as
-    long as it takes.  folder: the run's, for checkpoints; None keeps nothing.  identity: what must be the same for a
-    checkpoint to be continued.  force: continue although settings of the recipe have changed.  on_row: told of each
-    finished epoch, also of those before a checkpoint that is continued.  is_optional: not to be begun where less than
-    half of its epochs fit into the time.
+    Attributes:
+        train: Photos to learn from.
+        val: Photos that the network is evaluated on after each epoch, and that choose the epoch under keep "best".
+        seed: Of order, augmentation and first weights.
+        workers: Processes that augment photos; -1 to decide.
+        budget_s: Seconds it may take, None for as long as it takes.
+        folder: The run's, for checkpoints; None keeps nothing.
+        identity: What must be the same for a checkpoint to be continued.
+        force: Continue although settings of the recipe have changed.
+        on_row: Called with each finished epoch, also with those before a checkpoint that is continued.
+        is_optional: Not to be begun where less than half of its epochs fit into the time.
     """
 
     train: Dataset
@@ -66,11 +71,16 @@ class FineTuneJob:
 
 @dataclass(frozen=True)
 class Tuned:
-    """network: in evaluation mode, on the CPU.  recipe: as it was carried out.  rows: the history.
+    """A network that was fine-tuned, and how that went.
 
-    epoch: the one that is delivered, from 1.  stopped: why before the recipe's end, "" if not.  frozen_sha256: hash of
-    the tensors that were not to move, the same before and after; None where all learned.  answers: `(N,)` int64, the
-    class given to each photo of the job's val.
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        recipe: As it was carried out.
+        rows: The history.
+        epoch: The one that is delivered, from 1.
+        stopped: Why before the recipe's end, "" if not.
+        frozen_sha256: Hash of the tensors that were not to move, the same before and after; None where all learned.
+        answers: `(N,)` int64, the class given to each photo of the job's val.
     """
 
     network: Network
@@ -86,9 +96,21 @@ class Tuned:
 def finetune(
     network: Network, job: FineTuneJob, recipe: Recipe, head: Head | None, world: ProcessGroup, progress: Progress
 ) -> Tuned:
-    """Train a network on photos. head: solved on its features, for a recipe whose head starts there.
+    """Train a network on photos.
 
-    Raises TrainError, ConfigError, DataError; TooLittleTime where the job is optional and its time is too short.
+    Args:
+        network: The network to start from, pretrained or random.
+        job: Photos, time and folder.
+        recipe: How to train.
+        head: Solved on the network's features, for a recipe whose head starts there.
+        world: The processes that train together.
+        progress: Is told what is done.
+
+    Raises:
+        TrainError: The training cannot be continued, or its loss is not finite; or a process that helps it was killed.
+        ConfigError: The recipe does not suit the network, or needs a head that is not given.
+        DataError: A photo cannot be used any more.
+        TooLittleTime: The job is optional and its time is too short.
     """
     deadline = float("inf") if job.budget_s is None else time.monotonic() + job.budget_s
     keep_freed_memory()
@@ -134,7 +156,7 @@ def finetune(
 
 
 class Classifier(nn.Module):
-    """Pixels `(B, 3, H, W)` uint8, or what frozen stages made of them, to logits `(B, C)`."""
+    """A module from pixels `(B, 3, H, W)` uint8, or from what frozen stages made of them, to logits `(B, C)`."""
 
     def __init__(self, network: nn.Module, normalise: nn.Module) -> None:
         super().__init__()
@@ -142,7 +164,7 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits; networks with auxiliary outputs give them last, and only while training."""
+        """Compute the logits; networks with auxiliary outputs give them last, and only while training."""
         images = self.normalise(pixels).float().contiguous(memory_format=torch.channels_last)
         logits = self.network(images)
         return cast(Tensor, logits if isinstance(logits, Tensor) else logits[0])
@@ -161,7 +183,7 @@ def _with_first_head(network: Network, recipe: Recipe, head: Head | None, num_cl
 
 
 def _learning(network: Network, recipe: Recipe) -> list[list[str]]:
-    """Names of the parameters that learn, by stage, the head as the last one. Raises ConfigError."""
+    """Return the names of the parameters that learn, by stage, the head as the last one. Raises ConfigError."""
     grouped = stages(network)
     if recipe.unfreeze > len(grouped):
         raise ConfigError(
@@ -175,7 +197,7 @@ def _learning(network: Network, recipe: Recipe) -> list[list[str]]:
 
 
 def _frozen_sha256(network: Network, learning: list[list[str]]) -> str | None:
-    """Hash of every tensor that is not to move: parameters, and statistics of the layers they belong to."""
+    """Hash every tensor that is not to move: parameters, and statistics of the layers they belong to."""
     moving = {name for group in learning for name in group}
     layers = {name.rpartition(".")[0] for name in moving}
     aliases = tuple(f"{head}." for head in network.heads)  # two heads may be one layer under two names
@@ -188,7 +210,7 @@ def _frozen_sha256(network: Network, learning: list[list[str]]) -> str | None:
 
 
 def _division(network: Network, learning: list[list[str]], recipe: Recipe, progress: Progress) -> SplitNetwork | None:
-    """Where the network is divided, for a recipe that wants it."""
+    """Divide the network, for a recipe that wants it."""
     if not recipe.views:
         return None
     division = divide(network, [name for stage in learning for name in stage])
@@ -198,7 +220,7 @@ def _division(network: Network, learning: list[list[str]], recipe: Recipe, progr
 
 
 def _classifier(network: Network, division: SplitNetwork | None) -> Classifier:
-    """What learns: the network, or what is behind its frozen stages."""
+    """Return what learns: the network, or what is behind its frozen stages."""
     if division:
         return Classifier(division.rest.module, nn.Identity())
     return Classifier(network.module, Normalise(network.preprocessing))
@@ -232,7 +254,7 @@ def _learner(
 
 
 def _averaging(decay: float) -> Any:
-    """How a running average moves; counts and indices are not averaged but taken over."""
+    """Return how a running average moves; counts and indices are not averaged but taken over."""
     move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return lambda old, new, n: move(old, new, n) if old[0].is_floating_point() else torch._foreach_copy_(old, new)
 
@@ -272,13 +294,13 @@ def _loaders(
 
 
 def _ghost_size(recipe: Recipe) -> int:
-    """Photos that BatchNorm normalises together; a last batch of one photo may have joined the one before."""
+    """Count the photos that BatchNorm normalises together; a last batch of one photo may have joined the one before."""
     whole = recipe.batch_size + 1
     return (recipe.microbatch_size or whole) if recipe.batchnorm == "train" else 0
 
 
 def _class_weights(dataset: Dataset) -> tuple[float, ...]:
-    """Weights that make every class count alike, 1 on average over the photos."""
+    """Return weights that make every class count alike, 1 on average over the photos."""
     counts = np.array(list(dataset.counts.values()))
     return tuple((counts.sum() / (len(counts) * counts)).tolist())
 
@@ -288,7 +310,7 @@ def _fit_to_time(
 ) -> None:
     """Plan as many epochs as there is time for, by the speed of a few steps that change nothing.
 
-    Raises TooLittleTime where it is optional and half of its epochs do not fit.
+    Raises TooLittleTime where the training is optional and half of its epochs do not fit.
     """
     train_state.network.eval()
     num_photos, began = 0, time.monotonic()
@@ -311,7 +333,7 @@ def _fit_to_time(
 def _taken_out(
     network: Network, train_state: TrainState, val: Loader, progress: Progress
 ) -> tuple[Network, np.ndarray]:
-    """The network as it is delivered, on the CPU, and its answers to the photos of `val`."""
+    """Return the network as it is delivered, on the CPU, and its answers to the photos of `val`."""
     delivered = cast(Classifier, train_state.delivered)
     if train_state.best:
         delivered.load_state_dict(train_state.best)

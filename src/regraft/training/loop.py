@@ -1,4 +1,4 @@
-"""The loop: one function for an epoch, the same for training and judging, and `fit`, which calls it until it is done.
+"""The loop: one function for an epoch of training or of evaluation, and `fit`, which calls it until it is done.
 
 Everything random is a function of the seed, the epoch and the photo. So a run that is cut and continued from what
 `TrainState` and `FitResult` hold ends with the same weights.
@@ -33,7 +33,13 @@ KEEPING_SHARE = 20.0  # at an epoch's end, times the seconds that a checkpoint t
 def run_epoch(
     batches: Iterable[Batch], step: Callable[[Batch], EpochMetrics], after: Callable[[EpochMetrics], bool]
 ) -> EpochMetrics:
-    """Sums over batches. step: what is done with each.  after: called with each one's sums; true ends the epoch."""
+    """Add up what a step gives over batches.
+
+    Args:
+        batches: Of an epoch.
+        step: What is done with each.
+        after: Called with each one's sums; true ends the epoch.
+    """
     tally = EpochMetrics()
     for batch in batches:
         one = step(batch)
@@ -54,8 +60,21 @@ def fit(
 ) -> FitResult:
     """Train from where `fitted` stands to the recipe's last epoch, the deadline, or the end of patience.
 
-    folder: the run's, for checkpoints and history.jsonl; None keeps nothing.  deadline: of `time.monotonic`.
-    Raises TrainError when the loss is not finite, Interrupted after a checkpoint when a signal came.
+    Args:
+        train_state: What changes while training.
+        fitted: How far the training has come; it is updated.
+        train: Photos to learn from.
+        val: Photos that the network is evaluated on after each epoch.
+        folder: The run's, for checkpoints and history.jsonl; None keeps nothing.
+        deadline: Of `time.monotonic`, seconds.
+        progress: Is told what is done.
+
+    Returns:
+        How far it has come.
+
+    Raises:
+        TrainError: The loss is not finite.
+        Interrupted: A signal came; a checkpoint was saved before.
     """
     recipe, num_steps = train_state.recipe, len(train.batches_of(0))
     checkpointer = Checkpointer(folder, train_state, fitted)
@@ -93,7 +112,7 @@ def fit(
 
 
 def hold_still(network: nn.Module, recipe: Recipe) -> None:
-    """BatchNorm in evaluation where the recipe says so, and where its own weights do not learn."""
+    """Put BatchNorm into evaluation mode where the recipe says so, and where its own weights do not learn."""
     for module in network.modules():
         if isinstance(module, BATCH_NORMS):
             is_frozen = module.weight is not None and not module.weight.requires_grad
@@ -106,7 +125,17 @@ def judge(
     progress: Progress,
     must_stop: Callable[[EpochMetrics], bool] = lambda _: False,
 ) -> EpochMetrics:
-    """Plain cross entropy and accuracy of the network that would be delivered."""
+    """Evaluate the network that would be delivered, by plain cross entropy and accuracy.
+
+    Args:
+        train_state: Holds the network.
+        photos: To evaluate it on.
+        progress: Is told where memory runs out.
+        must_stop: Called with each batch's sums; true ends the evaluation.
+
+    Returns:
+        Sums over the photos of all processes.
+    """
     network = train_state.delivered
 
     def step(batch: Batch) -> EpochMetrics:
@@ -124,7 +153,7 @@ def judge(
 
 
 def answers(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
-    """`(N,)` int64: the class that the network which would be delivered gives to each photo."""
+    """Return `(N,)` int64: the class that the network which would be delivered gives to each photo."""
     world, found = train_state.world, np.zeros(len(photos.photos))
     train_state.delivered.eval()
     for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
@@ -135,7 +164,7 @@ def answers(train_state: TrainState, photos: Loader, progress: Progress) -> np.n
 
 
 def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:
-    """`(B, C)` float32 of the network that would be delivered, without gradients."""
+    """Return `(B, C)` float32 of the network that would be delivered, without gradients."""
 
     def forward(size: int) -> Tensor:
         with torch.inference_mode(), train_state.world.autocast():
@@ -147,9 +176,15 @@ def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor
 
 
 def rate_factor(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Share of its highest rate with which a step, counted over all epochs, learns.
+    """Return the share of its highest rate with which a step learns.
 
-    Cosine: I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
+    Args:
+        recipe: With the schedule.
+        step: Number of the step, counted over all epochs.
+        num_steps: How many there are over all epochs.
+
+    References:
+        The cosine of I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
     """
     warm = recipe.warmup * num_steps
     if step < warm:
@@ -160,7 +195,7 @@ def rate_factor(recipe: Recipe, step: int, num_steps: int) -> float:
 
 
 def line(row: HistoryRow, num_epochs: int) -> str:
-    """One epoch in one line."""
+    """Describe one epoch in one line."""
     return (
         f"epoch {row['epoch']:>2}/{num_epochs}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.3f}"
         f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.3f}  {row['seconds']:.1f} s"
@@ -203,7 +238,7 @@ def _not_finite(loss: float, where: str, recipe: Recipe) -> TrainError:
 def _training_step(
     train_state: TrainState, fitted: FitResult, num_steps: int, progress: Progress
 ) -> Callable[[Batch], EpochMetrics]:
-    """One step of gradient descent, as a function of a batch."""
+    """Return one step of gradient descent, as a function of a batch."""
     recipe, world = train_state.recipe, train_state.world
     parameters = [p for group in train_state.optimizer.param_groups for p in group["params"]]
 
@@ -229,9 +264,13 @@ def _training_step(
 
 
 def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> EpochMetrics:
-    """Gradients of a batch's mean loss, added up over microbatches that fit into memory.
+    """Compute the gradients of a batch's mean loss, added up over microbatches that fit into memory.
 
-    Raises TrainError where not even one photo does.
+    Returns:
+        Sums over the batch's photos.
+
+    Raises:
+        TrainError: Not even one photo fits.
     """
     statistics = RunningStatistics(train_state.network)
 
@@ -264,7 +303,7 @@ def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
 
 
 def _mixed(train_state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Pixels and targets: class numbers `(B,)`, or shares of classes `(B, C)` where photos were mixed."""
+    """Return pixels and targets: class numbers `(B,)`, or shares of classes `(B, C)` where photos were mixed."""
     if train_state.recipe.mix == "none" or len(batch.labels) < 2:
         return batch.pixels, batch.labels
     mix = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[train_state.recipe.mix](num_classes=train_state.num_classes)
@@ -282,5 +321,5 @@ def _tally(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> Epoc
 
 
 def _seed(*parts: int) -> int:
-    """A seed that depends on all parts."""
+    """Return a seed that depends on all parts."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -8,7 +8,7 @@ LEAST = 0.5  # share of its epochs without which a training that is tried on top
 
 
 class TooLittleTime(Exception):
-    """A training is not begun: less than half of its epochs would fit. Its text says so."""
+    """Raised where a training is not begun: less than half of its epochs would fit. Its text says so."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
         return self.epochs >= LEAST * self.wanted and self.seconds <= self.left_s
 
     def said(self, now: float) -> str:
-        """In one line. now: seconds since 1970."""
+        """Describe the plan in one line. `now` is in seconds since 1970."""
         ready = time.strftime("%H:%M", time.localtime(now + self.seconds))
         return (
             f"plan: {self.epochs} of {self.wanted} epochs at {self.photos_per_s:.0f} photos/s, about "
@@ -43,7 +43,7 @@ class Plan:
         )
 
     def declined(self) -> str:
-        """Why it is not begun."""
+        """Say why the training is not begun."""
         return (
             f"not begun: {self.epochs} of {self.wanted} epochs would fit into the {self.left_s:.0f} s left, at "
             f"{self.photos_per_s:.0f} photos/s"
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(wanted: int, epoch_s: float, left_s: float, photos_per_s: float, once_s: float = 0.0) -> Plan:
-    """As many epochs as there is time for, one at least.
+    """Plan as many epochs as there is time for, one at least.
 
     Args:
         wanted: Epochs of the recipe.

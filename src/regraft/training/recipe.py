@@ -1,6 +1,6 @@
 """How to fine-tune: every number of it, decided from the data, printed, and saved with the result.
 
-There is one loop, and a recipe is what it is told. `decide` chooses for the user; `tutorial` is PyTorch's well-known
+There is one loop, and a recipe holds its settings. `decide` chooses for the user; `tutorial` is PyTorch's well-known
 transfer-learning notebook, the yardstick beside which all other numbers stand: to the letter, but that frozen layers
 keep BatchNorm's statistics.
 """
@@ -111,7 +111,7 @@ class Recipe:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in manifests and checkpoints."""
+        """Return the settings as stored in manifests and checkpoints."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ class Recipe:
 
 
 def tutorial(mode: str) -> Recipe:
-    """The notebook's recipe. mode: "frozen", "full" or "scratch"."""
+    """Return the notebook's recipe for mode "frozen", "full" or "scratch"."""
     return Recipe(
         epochs=10 if mode == "full" else 20,
         batch_size=64,
@@ -152,11 +152,14 @@ def tutorial(mode: str) -> Recipe:
 
 
 def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
-    """regraft's recipe, as the study in LOG.md found it.
+    """Choose regraft's recipe, as the study in LOG.md found it.
 
-    num_train: photos to learn from.  from_solved: whether training begins from a head that was solved on frozen
-    features. Then the statistics of BatchNorm, on which it rests, are kept, and gradients, which a sharp head makes
-    large, are cut. Otherwise BatchNorm learns, which bears a higher rate.
+    Args:
+        mode: "scratch" for random weights; all other modes are alike here.
+        num_train: Photos to learn from.
+        from_solved: Whether training begins from a head that was solved on frozen features. Then the statistics of
+            BatchNorm, on which it rests, are kept, and gradients, which a sharp head makes large, are cut. Otherwise
+            BatchNorm learns, which bears a higher rate.
     """
     steps_an_epoch = -(-num_train // Recipe.batch_size)
     enough = -(-MIN_STEPS // steps_an_epoch)
@@ -169,12 +172,26 @@ def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
 
 
 def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
-    """The tutorial's recipe or the one that was decided, with what the user fixed. Raises ConfigError."""
+    """Return the tutorial's recipe or the one that was decided, with what the user fixed.
+
+    Args:
+        name: "tutorial", or another for the one that was decided.
+        recipe: The one that was decided.
+        mode: "frozen", "full" or "scratch".
+        fixed: Settings that the user gave, by name.
+
+    Raises:
+        ConfigError: A setting is of the wrong kind or out of range, or two do not go together.
+    """
     return replace(tutorial(mode) if name == "tutorial" else recipe, **fixed)
 
 
 def check_names(settings: dict[str, Any]) -> None:
-    """Raises ConfigError for a setting that no recipe has."""
+    """Check that a recipe has all of these settings.
+
+    Raises:
+        ConfigError: A setting is one that no recipe has.
+    """
     known = [field.name for field in fields(Recipe)]
     for name in settings:
         if name not in known:

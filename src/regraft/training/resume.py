@@ -19,9 +19,12 @@ REFUSED = frozenset({"optimizer", "unfreeze", "views", "batch_size", "head_start
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of its run. identity: photos, split, backbone, mode and seed, in words or hashes.
+    """What a checkpoint says of its run.
 
-    asked: the recipe as the command gave it.  carried_out: the same with as many epochs as the time allows.
+    Attributes:
+        identity: Photos, split, backbone, mode and seed, in words or hashes.
+        asked: The recipe as the command gave it.
+        carried_out: The same with as many epochs as the time allows.
     """
 
     identity: dict[str, str]
@@ -29,23 +32,34 @@ class CheckpointInfo:
     carried_out: Recipe
 
     def fitted(self, **changes: Any) -> "CheckpointInfo":
-        """With settings of the recipe as the time allows them."""
+        """Change settings of the recipe that is carried out, as the time allows them."""
         return replace(self, carried_out=replace(self.carried_out, **changes))
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in a checkpoint."""
+        """Return it as stored in a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "CheckpointInfo":
-        """From what `to_json` gave."""
+        """Build it from what `to_json` gave."""
         return cls(values["identity"], Recipe(**values["asked"]), Recipe(**values["carried_out"]))
 
 
 def continued(
     before: CheckpointInfo, identity: dict[str, str], asked: Recipe, force: bool, progress: Progress
 ) -> Recipe:
-    """The recipe to go on with. Raises TrainError that lists what has changed and may not, or not without --force."""
+    """Return the recipe to go on with.
+
+    Args:
+        before: What the checkpoint says of its run.
+        identity: Photos, split, backbone, mode and seed of this command, in words or hashes.
+        asked: The recipe of this command.
+        force: Whether settings of the recipe may change.
+        progress: Is told what has changed.
+
+    Raises:
+        TrainError: Something has changed that may not, or not without --force; the text lists it.
+    """
     others = [name for name in identity if identity[name] != before.identity.get(name)]
     old, new = before.asked.to_json(), asked.to_json()
     changed = [name for name in new if new[name] != old[name]]

@@ -1,4 +1,4 @@
-"""Whether the photos that judge come from elsewhere: whether a model tells them from the photos to learn from."""
+"""Whether the photos for evaluation come from elsewhere: whether a model tells them from the training photos."""
 
 import numpy as np
 
@@ -14,16 +14,17 @@ TELLING = 0.6  # lower end of the interval above which it is said; half is chanc
 
 
 def told_apart(features: Features, is_outside: np.ndarray) -> Accuracy | None:
-    """How often a cross-validated logistic regression tells two kinds of photos apart; half of the time by chance.
+    """Measure how often a cross-validated logistic regression tells two kinds of photos apart.
 
-    As many photos of each class are taken from both sides, so that the classes themselves tell nothing.
+    By chance it does so half of the time. As many photos of each class are taken from both sides, so that the classes
+    themselves tell nothing.
 
     Args:
         features: Of N photos.
         is_outside: `(N,)` bool, the side that each photo is on.
 
     Returns:
-        The share of photos whose side is told right; None where no class has two photos on both sides.
+        The share of photos whose side is found right; None where no class has two photos on both sides.
     """
     chosen = _matched(features, is_outside)
     rows = chosen if features.rows is None else features.rows[chosen]
@@ -38,7 +39,7 @@ def told_apart(features: Features, is_outside: np.ndarray) -> Accuracy | None:
 
 
 def split_shift(dataset: Dataset, features: Features) -> list[Issue]:
-    """A finding for each split of its owner's whose photos are told from those to learn from too often for chance.
+    """Report each of the owner's splits whose photos can be told from the training photos too often for chance.
 
     Args:
         dataset: N photos, with the splits that its owner gave them.
@@ -63,7 +64,10 @@ def split_shift(dataset: Dataset, features: Features) -> list[Issue]:
 
 
 def _matched(features: Features, is_outside: np.ndarray) -> np.ndarray:
-    """`(n,)` int64: photos by content, of each class as many from one side as from the other, MOST of each at most."""
+    """Return `(n,)` int64: photos by content, of each class as many from one side as from the other.
+
+    They are at most MOST of each side.
+    """
     order = sorted(range(len(features.hashes)), key=lambda i: features.hashes[i])
     pairs: list[tuple[int, int]] = []
     for label in np.unique(features.y):

@@ -22,7 +22,14 @@ HistoryRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Sums over photos. loss: weighted, in nats.  weight: sum of the weights.  num_right of n photos."""
+    """Sums over photos.
+
+    Attributes:
+        loss: Weighted, in nats.
+        weight: Sum of the weights.
+        num_right: How many of the n photos are classified right.
+        n: How many photos there are.
+    """
 
     loss: float = 0.0
     weight: float = 0.0
@@ -36,11 +43,21 @@ class EpochMetrics:
 
 @dataclass
 class TrainState:
-    """What changes while training. network: pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, on the world's device.
+    """What changes while training.
 
-    optimizer: each of its groups has its highest rate under "peak_lr".  about: what its checkpoints say of the run.
-    average: running average of the weights.  microbatch_size, judged_at_once: photos that go through the network at
-    once, where it learns and where it is judged, halved when memory runs out; 0 for all.  on_row: told of each epoch.
+    Attributes:
+        network: Pixels `(B, 3, H, W)` uint8 to logits `(B, C)`, on the process group's device.
+        optimizer: Each of its groups has its highest rate under "peak_lr".
+        world: The processes that train together.
+        seed: Of all that is random.
+        num_classes: Number C of classes.
+        about: What its checkpoints say of the run.
+        average: Running average of the weights; None for none.
+        microbatch_size: Photos that go through the network at once where it learns, halved when memory runs out; 0 for
+            all.
+        judged_at_once: The same where it is evaluated.
+        best: Weights of the best epoch, by name; empty where that is not kept.
+        on_row: Called with each finished epoch.
     """
 
     network: nn.Module
@@ -57,21 +74,25 @@ class TrainState:
 
     @property
     def recipe(self) -> Recipe:
-        """As it is carried out."""
+        """The recipe as it is carried out."""
         return self.about.carried_out
 
     @property
     def delivered(self) -> nn.Module:
-        """The network that is judged and delivered: the running average where there is one."""
+        """The network that is evaluated and delivered: the running average where there is one."""
         return self.network if self.average is None else self.average.module
 
 
 @dataclass
 class FitResult:
-    """How far a training has come. rows: the history, one for each finished epoch.
+    """How far a training has come.
 
-    epoch, step: what comes next.  tally: of the epoch that is under way, over all processes.  stopped: why it ended
-    before its time.
+    Attributes:
+        rows: The history, one for each finished epoch.
+        epoch: Number of the epoch that comes next or is under way, from 0.
+        step: Number of the step in it that comes next, from 0.
+        tally: Sums over the epoch that is under way, over all processes.
+        stopped: Why it ended before its time, "" if not.
     """
 
     rows: list[HistoryRow] = field(default_factory=list)
@@ -82,13 +103,21 @@ class FitResult:
 
     @property
     def best_epoch(self) -> int:
-        """Number of the row with the lowest loss on the photos that choose."""
+        """Index of the row with the lowest loss on the photos that choose."""
         return min(range(len(self.rows)), key=lambda i: float(self.rows[i]["val_loss"]))
 
 
 @dataclass
 class Checkpointer:
-    """Writes checkpoints, not more often than they are worth. folder: None keeps nothing."""
+    """Writes checkpoints, not more often than they are worth.
+
+    Attributes:
+        folder: The run's; None keeps nothing.
+        train_state: What is saved.
+        fitted: How far the training has come, which is saved too.
+        saved_at: Of `time.monotonic`, when the last one was written; at first, when this object was made.
+        cost_s: Seconds that the last one took.
+    """
 
     folder: Path | None
     train_state: TrainState
@@ -97,7 +126,7 @@ class Checkpointer:
     cost_s: float = 0.0
 
     def save_after(self, seconds: float) -> None:
-        """Save if the last time is longer ago."""
+        """Save a checkpoint if the last one was written at least so many seconds ago."""
         began = time.monotonic()
         if self.folder and self.train_state.world.is_main and began - self.saved_at >= seconds:
             _save(self.folder, self.train_state, self.fitted)
@@ -135,5 +164,5 @@ def _save(folder: Path, train_state: TrainState, fitted: FitResult) -> None:
 
 
 def _write_history(folder: Path, rows: list[HistoryRow]) -> None:
-    """history.jsonl: one JSON object an epoch."""
+    """Write history.jsonl: one JSON object an epoch."""
     write_output(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

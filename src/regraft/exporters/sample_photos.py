@@ -30,7 +30,7 @@ TURNED = 6, 8  # two values of EXIF's orientation that change width and height
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Draw the photos into a folder, and return those that can be read here."""
+    """Draw the photos into a folder, and return the paths of those that can be read here."""
     paths = []
     for name, data in _samples():
         try:
@@ -100,7 +100,7 @@ def _tiffs() -> Iterator[tuple[str, bytes]]:
 
 
 def _photo() -> Image.Image:
-    """Without any symmetry, `(40, 30)` pixels."""
+    """Draw a photo without any symmetry, `(40, 30)` pixels."""
     y, x = np.mgrid[0 : 1 : 30 * 1j, 0 : 1 : 40 * 1j]
     return Image.fromarray((np.stack([x, y, x * (1 - y)], axis=2) * 255).astype(np.uint8))
 

@@ -24,9 +24,11 @@ WEIGHTED = ["Conv", "MatMul", "Gemm"]
 
 
 def quantised(model: Any, inputs: Sequence[np.ndarray]) -> Any:
-    """An ONNX model in int8. model: from `images` on, with a tensor `features`; its nodes get names.
+    """Return an ONNX model in int8.
 
-    inputs: each `(H, W, 3)` uint8; what the numbers inside reach on them is what eight bits are spread over.
+    Args:
+        model: Takes `images` and has a tensor `features`; its nodes are given names.
+        inputs: Photos, each `(H, W, 3)` uint8; eight bits are spread over what the numbers inside reach on them.
     """
     kept = _behind(model.graph, "features")
     with tempfile.TemporaryDirectory(prefix="regraft-int8-") as folder:
@@ -60,7 +62,7 @@ class _Inputs(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _behind(graph: Any, tensor: str) -> list[str]:
-    """Names of the nodes that depend on a tensor."""
+    """Return the names of the nodes that depend on a tensor."""
     reached, names = {tensor}, []
     for number, node in enumerate(graph.node):
         node.name = node.name or f"node {number}"
@@ -71,7 +73,7 @@ def _behind(graph: Any, tensor: str) -> list[str]:
 
 
 def _delicate(graph: Any) -> Iterator[str]:
-    """Names of the first convolution, of those within single channels, and of products without a weight."""
+    """Find the names of the first convolution, of those within single channels, and of products without a weight."""
     shapes = {one.name: tuple(one.dims) for one in graph.initializer}
     is_first = True
     for node in graph.node:

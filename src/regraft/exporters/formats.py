@@ -15,9 +15,10 @@ from regraft.core.version import __version__
 
 
 def onnx_model(bundle: Bundle) -> Any:
-    """`images (B, H, W, 3)` uint8 to `probabilities (B, C)`, `logits (B, C)` and, where it is known, `novelty (B,)`.
+    """Return the bundle's graph with probabilities among its outputs, as an ONNX model.
 
-    The bundle's temperature is inside; classes, preprocessing and thresholds are in the metadata.
+    It takes `images (B, H, W, 3)` uint8 and gives `probabilities (B, C)`, `logits (B, C)` and, where the bundle has it,
+    `novelty (B,)`. The bundle's temperature is inside; classes, preprocessing and thresholds are in the metadata.
     """
     manifest = bundle.manifest
     model = onnx.load_from_string(bundle.graph)
@@ -35,7 +36,12 @@ def onnx_model(bundle: Bundle) -> Any:
 
 
 def metadata(bundle: Bundle, precision: str) -> dict[str, str]:
-    """What a user of the exported file has to know, as text. precision: "f32" or "int8"."""
+    """Return what a user of the exported file has to know, as text by name.
+
+    Args:
+        bundle: The model.
+        precision: "f32" or "int8".
+    """
     manifest = bundle.manifest
     return {
         "classes": json.dumps(list(bundle.classes)),
@@ -47,12 +53,30 @@ def metadata(bundle: Bundle, precision: str) -> dict[str, str]:
 
 
 def write_onnx(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:
-    """One ONNX file. ranges: inputs `(H, W, 3)` uint8 for a model in int8, none for one in full precision."""
+    """Write a bundle as one ONNX file.
+
+    Args:
+        bundle: The model.
+        path: Of the file.
+        ranges: Inputs, each `(H, W, 3)` uint8, for a model in int8; none for one in full precision.
+
+    Raises:
+        MissingExtra: onnxruntime, which int8 needs, is not installed.
+    """
     path.write_bytes(_bytes(bundle, ranges))
 
 
 def write_openvino(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:
-    """`path` with .xml, and .bin beside it. ranges: as above."""
+    """Write a bundle as OpenVINO's .xml and, beside it, .bin.
+
+    Args:
+        bundle: The model.
+        path: Of the .xml file.
+        ranges: Inputs, each `(H, W, 3)` uint8, for a model in int8; none for one in full precision.
+
+    Raises:
+        MissingExtra: onnxruntime, which int8 needs, is not installed.
+    """
     model = read(_bytes(bundle, ranges))
     for name, text in metadata(bundle, "int8" if ranges else "f32").items():
         model.set_rt_info(text, ["regraft", name])
@@ -62,7 +86,7 @@ def write_openvino(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()
 def _bytes(bundle: Bundle, ranges: Sequence[np.ndarray]) -> bytes:
     model = onnx_model(bundle)
     if ranges:
-        from regraft.export.quantization import quantised  # takes onnxruntime along
+        from regraft.exporters.quantization import quantised  # takes onnxruntime along
 
         model = quantised(model, ranges)
         helper.set_model_props(model, metadata(bundle, "int8"))

@@ -1,4 +1,4 @@
-"""An exported program in a process of its own, without regraft: with what somebody has to whom it was given."""
+"""Run an exported program in a process of its own, without regraft, with what its recipient will have installed."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import numpy as np
 
 from regraft.core.errors import ExportError, MissingExtra
 from regraft.core.progress import printable
-from regraft.export import standalone_proof
+from regraft.exporters import standalone_proof
 
 PACKAGES = (
     "regraft",
@@ -34,9 +34,11 @@ PACKAGES = (
 class Answers:
     """What a program makes of some photos.
 
-    inputs: By photo, hash of the model's input as `standalone_proof.digest` gives it; None where there is none.
-    errors: By photo, why there is none, "" where there is one.
-    probabilities: `(N, C)` of the photos that have an input, in their order; `(0,)` where none were asked for.
+    Attributes:
+        inputs: By photo, hash of the model's input as `standalone_proof.digest` gives it; None where there is none.
+        errors: By photo, why there is none, "" where there is one.
+        probabilities: `(N, C)` float64 of the photos that have an input, in their order; `(0,)` where none were asked
+            for.
     """
 
     inputs: list[str | None]
@@ -46,14 +48,20 @@ class Answers:
 
 @dataclass
 class RunningProgram:
-    """A program that waits for photos. Made by `running`."""
+    """A program that waits for photos. Made by `running`.
+
+    Attributes:
+        path: Its file.
+        process: That runs it.
+        talk: What it writes to stderr.
+    """
 
     path: Path
     process: "subprocess.Popen[str]"
     talk: IO[str] = field(repr=False)
 
     def __call__(self, paths: Sequence[Path], *, predict: bool = True) -> Answers:
-        """What it makes of photos, all that can be read of one size.
+        """Ask what it makes of photos, all that can be read of one size.
 
         Args:
             paths: Of the files.
@@ -68,7 +76,14 @@ class RunningProgram:
         return Answers(inputs, errors, np.array(found["probabilities"], dtype=np.float64))
 
     def ask(self, order: dict[str, Any] | None) -> dict[str, Any]:
-        """The answer to one order; None only listens. Raises ExportError where there is none."""
+        """Return the answer to one order.
+
+        Args:
+            order: As `standalone_proof` reads it; None only listens.
+
+        Raises:
+            ExportError: The program has ended.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:

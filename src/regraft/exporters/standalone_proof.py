@@ -1,4 +1,4 @@
-"""Runs an exported program where regraft is not: a script that `export.proof` starts in a process of its own.
+"""Runs an exported program where regraft is not: a script that `exporters.proof` starts in a process of its own.
 
     python -P standalone_proof.py PROGRAM ABSENT...
 
@@ -17,19 +17,19 @@ from typing import Any
 
 
 class _Absent(MetaPathFinder):
-    """Packages that are not there."""
+    """An import hook for packages that are to be missing."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = set(names)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Fail for them, leave others to the next finder."""
+        """Fail for these packages, leave others to the next finder."""
         if name.partition(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def digest(array: Any) -> str:
-    """Of an array's shape and content."""
+    """Hash an array's shape, type and content."""
     return hashlib.sha256(repr((array.shape, str(array.dtype))).encode() + array.tobytes()).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The program that goes with an exported model: a photo's file to the model's input, in numpy and Pillow alone.
 
-What it does is what `data.transforms` does with this model's numbers; every export is judged through it.
+What it does is what `data.transforms` does with this model's numbers; every export is tested through it.
 """
 
 from regraft.data.decode import DRAFT_FACTOR, FORMATS
@@ -35,7 +35,13 @@ RESIZED = {
 
 
 def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) -> str:
-    """The program. kind: "onnx", "openvino" or "torch"."""
+    """Write the program of an exported model.
+
+    Args:
+        kind: "onnx", "openvino" or "torch".
+        preprocessing: What a photo goes through before the graph.
+        classes: Names of the classes.
+    """
     package, run = RUNTIMES[kind]
     p = preprocessing
     way = "center" if p.crop_mode == "center" and p.resize[0] == p.resize[1] else "sides"

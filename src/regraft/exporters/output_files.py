@@ -31,6 +31,9 @@ class ExportedFiles:
     Attributes:
         out: With or without one of the format's suffixes; anything else after a dot is part of the name.
         format: "onnx", "openvino" or "torch".
+
+    Raises:
+        ExportError: `out` names no file, or one of another format.
     """
 
     out: Path
@@ -75,7 +78,7 @@ class ExportedFiles:
                 )
 
     def program_of(self, text: str, drafts: Path) -> bytes:
-        """A program's content, with the files that belong to it and a seal.
+        """Return a program's content, with the files that belong to it and a seal.
 
         Args:
             text: The program.
@@ -89,7 +92,7 @@ class ExportedFiles:
         return sealed(f"{text}\n{''.join(lines)}", PROGRAM)
 
     def _own(self) -> dict[str, tuple[str, ...]]:
-        """Hashes of the model's files that the program which is there names, by suffix."""
+        """Return the hashes of the model's files that the program which is there names, by suffix."""
         program = self.files[-1]
         if program.is_symlink() or not program.is_file() or not is_sealed(data := program.read_bytes()):
             return {}
