@@ -818,7 +818,7 @@ def test_what_is_optional_is_not_begun_for_less_than_half_of_its_epochs(tune, cl
     with pytest.raises(planning.TooLittleTime, match=r"not begun: \d+ of 500 epochs would fit into the"):
         tune(recipe, network_of(Slow(clock)), budget_s=1.0, folder=tmp_path, is_optional=True)
     assert not (tmp_path / "checkpoints").exists()
-    assert tune(recipe_of(epochs=1), budget_s=1e6, is_optional=True).recipe.epochs == 1
+    assert tune(recipe_of(epochs=1), network_of(Slow(clock)), budget_s=1e6, is_optional=True).recipe.epochs == 1
 
 
 def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tune, clock, tmp_path, monkeypatch):
