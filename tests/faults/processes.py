@@ -157,7 +157,7 @@ class Nursery:
     def close(self) -> None:
         self._server.stdin.close()
         self._server.stdout.close()
-        self._server.wait(10)
+        self._server.wait(120)
         self._folder.cleanup()
 
 
