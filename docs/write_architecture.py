@@ -24,7 +24,6 @@ LAYERS = (
     "pipeline",
     "commands",
     "sklearn",
-    "api",
     "options",
     "cli",
 )

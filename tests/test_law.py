@@ -169,6 +169,29 @@ def test_nothing_is_unpickled_unsafely():
             assert banned not in text.replace(".eval()", ""), f"{path}: {banned}"
 
 
+def names_in_tests() -> set[str]:
+    """What tests address by name, as "regraft.commands.train.train_run": to change it, watch it or stop at it."""
+    texts = (path.read_text() for path in Path(__file__).parent.rglob("*.py"))
+    return {name for text in texts for name in re.findall(r'"(regraft(?:\.[a-z_]+)+\.[A-Za-z_]+)"', text)}
+
+
+def is_there(name: str) -> bool:
+    """Whether it is a module, or defined or imported in one."""
+    module, _, rest = name.removeprefix("regraft.").rpartition(".")
+    if f"{module}.{rest}" in modules():
+        return True
+    nodes = list(ast.walk(modules().get(module, ast.Module([], []))))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    known = {alias.asname or alias.name for node in imports for alias in node.names}
+    return rest in known | {getattr(node, kind, "") for node in nodes for kind in ("name", "id")}
+
+
+def test_what_tests_address_by_name_is_there():
+    named = [name for name in sorted(names_in_tests()) if layer(name) in LAYERS]
+    assert [name for name in named if not is_there(name)] == []
+    assert len(named) > 20
+
+
 def test_the_quick_tier_has_no_torch_and_no_processes(request):
     if not request.config.getoption("--quick"):
         pytest.skip("only of `make quick`")

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import regraft
-from regraft.api import train_run
 from regraft.bundle.predict import predict
+from regraft.commands.train import train_run
 from regraft.core.config import TrainConfig
 from regraft.core.progress import Progress
 

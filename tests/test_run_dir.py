@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from regraft.api import configure
 from regraft.bundle.bundle import load
 from regraft.commands.report import report
-from regraft.commands.train import train_run
+from regraft.commands.train import configure, train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
 from regraft.core.progress import QUIET

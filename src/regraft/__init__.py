@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 from regraft.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from regraft.api import Comparison, compare, demo, side_by_side, train
     from regraft.backbones.backbone import Backbone, load_backbone
     from regraft.backbones.features import Features, extract
     from regraft.bundle.bundle import Bundle, Prediction, load
     from regraft.bundle.predict import predict
+    from regraft.commands.compare import Comparison, compare, side_by_side
+    from regraft.commands.demo import demo
     from regraft.commands.export import Exported, export
     from regraft.commands.report import Report, report
     from regraft.commands.scan import Examination, examine
+    from regraft.commands.train import train
     from regraft.core.errors import RegraftError
     from regraft.data.orchard import unpack_orchard
     from regraft.data.scan import Dataset, scan
@@ -38,7 +40,7 @@ _HOMES = {
     "Backbone": "backbones.backbone",
     "Bundle": "bundle.bundle",
     "Chart": "reporting.charts",
-    "Comparison": "api",
+    "Comparison": "commands.compare",
     "Dataset": "data.scan",
     "Evaluation": "evaluation.evaluate",
     "Examination": "commands.scan",
@@ -51,10 +53,10 @@ _HOMES = {
     "Report": "commands.report",
     "SideBySide": "reporting.html_compare",
     "Splits": "data.splits",
-    "compare": "api",
+    "compare": "commands.compare",
     "confusion_chart": "reporting.confusion_matrix",
     "dataset_grid": "reporting.plots",
-    "demo": "api",
+    "demo": "commands.demo",
     "evaluate": "evaluation.evaluate",
     "examine": "commands.scan",
     "export": "commands.export",
@@ -70,10 +72,10 @@ _HOMES = {
     "report": "commands.report",
     "scan": "data.scan",
     "serve": "serving.server",
-    "side_by_side": "api",
+    "side_by_side": "commands.compare",
     "solve": "models.linear_head",
     "split": "data.splits",
-    "train": "api",
+    "train": "commands.train",
     "unpack_orchard": "data.orchard",
 }
 

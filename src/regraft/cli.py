@@ -101,9 +101,9 @@ def demo(out: str, data: str, as_json: bool) -> None:
     regraft demo
     regraft demo --data hymenoptera
     """
-    from regraft import api
+    from regraft.commands import demo as demo_command
 
-    result = api.demo(out, data=data)
+    result = demo_command.demo(out, data=data)
     if as_json:
         terminal.print_json(result.run.summary)
         return
@@ -203,15 +203,14 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     regraft train photos/ --mode full --recipe tutorial
     torchrun --nproc-per-node 2 -m regraft train photos/ --mode full
     """
-    from regraft import api
     from regraft.commands import train as train_command
 
     if start is not None:
         given = click.get_current_context().get_parameter_source
         if settings["weights"] is not None or given("backbone") is ParameterSource.COMMANDLINE:
             raise click.UsageError("--from names the backbone and its weights: leave out --backbone and --weights.")
-        settings |= api.start_of(start)
-    config = api.configure(**{name: value for name, value in settings.items() if value is not None})
+        settings |= train_command.start_of(start)
+    config = train_command.configure(**{name: value for name, value in settings.items() if value is not None})
     run = train_command.train_run(folder, out, config, Progress(quiet))
     if not run.summary:
         return  # one of several processes, and not the one that talks
@@ -295,12 +294,15 @@ def compare(
     regraft compare photos/ --modes frozen,full --json
     regraft compare photos/ --modes frozen --backbones tf_efficientnet_lite0,resnet50
     """
-    from regraft import api
+    from regraft.commands import compare as compare_command
+    from regraft.commands import train as train_command
 
-    config = api.configure(**{name: value for name, value in settings.items() if value is not None})
+    config = train_command.configure(**{name: value for name, value in settings.items() if value is not None})
     wanted = tuple(mode.strip() for mode in modes.split(","))
     networks = tuple(name.strip() for name in backbones.split(",") if name.strip())
-    result = api.compare(folder, out, modes=wanted, backbones=networks, config=config, progress=Progress(quiet))
+    result = compare_command.compare(
+        folder, out, modes=wanted, backbones=networks, config=config, progress=Progress(quiet)
+    )
     if as_json:
         terminal.print_json(result.to_json())
         return

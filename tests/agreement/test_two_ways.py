@@ -14,12 +14,11 @@ from sklearn.linear_model import LogisticRegression
 
 import regraft
 import regraft.run
-from regraft.api import configure
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load
 from regraft.commands import update
 from regraft.commands.report import judged_photos, report
-from regraft.commands.train import train_run
+from regraft.commands.train import configure, train_run
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET
 from regraft.data.scan import list_photos

@@ -13,7 +13,8 @@ from scipy.stats import binomtest
 import regraft
 from commands.test_train import read_lines, save_toy, visible
 from conftest import all_of, draw_folder, text_of, tree_of
-from regraft.api import compare, configure
+from regraft.commands.compare import compare
+from regraft.commands.train import configure
 from regraft.core.errors import ConfigError, DataError, OutputError
 from regraft.core.progress import Progress
 

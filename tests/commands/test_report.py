@@ -17,10 +17,10 @@ import regraft.cli
 from commands.test_train import save_toy
 from conftest import all_of, draw_folder, text_of, tree_of
 from core.test_files import files_of_at_most
-from regraft.api import compare, configure
 from regraft.bundle.bundle import load
+from regraft.commands.compare import compare
 from regraft.commands.report import repeat_command, report
-from regraft.commands.train import train_run
+from regraft.commands.train import configure, train_run
 from regraft.core.errors import OutputError
 from regraft.core.ownership import sealed
 from regraft.core.progress import Progress

@@ -15,11 +15,10 @@ from timm.data import create_transform, resolve_model_data_config
 import regraft
 from conftest import COLOURS, draw, draw_folder
 from regraft import run as run_module
-from regraft.api import configure, start_of
 from regraft.backbones.features import Features
 from regraft.bundle.bundle import load
 from regraft.commands import train as train_command
-from regraft.commands.train import train_run
+from regraft.commands.train import configure, start_of, train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import BundleError, ConfigError, TrainError
 from regraft.core.files import sha256_file

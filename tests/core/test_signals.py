@@ -129,7 +129,7 @@ def test_a_second_signal_stops_a_program_that_is_cleaning_up_after_the_first():
 
 def test_a_library_leaves_signals_alone():
     done = in_a_process(
-        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\nimport regraft, regraft.api, regraft.commands.train\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\nimport regraft, regraft.commands.train\n"
         "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     )
     assert done.stdout == "True\n", done.stderr

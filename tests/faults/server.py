@@ -21,7 +21,7 @@ WATCHED = (
 SIGNAL = "signal"
 PRELOADED = (
     "regraft.commands.train",
-    "regraft.api",
+    "regraft.commands.train",
     "regraft.training.finetune",
     "regraft.backbones.onnx_export",
     "sklearn.linear_model",

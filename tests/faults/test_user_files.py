@@ -16,8 +16,9 @@ from PIL import Image
 import regraft
 from conftest import draw_folder
 from faults.processes import IS_LONG, TRIALS, record
-from regraft import api
 from regraft.bundle.bundle import Bundle
+from regraft.commands import compare as compare_command
+from regraft.commands import demo as demo_command
 from regraft.commands import export as export_command
 from regraft.commands import hub
 from regraft.commands import report as report_command
@@ -86,7 +87,7 @@ class Case:
         regraft.train(self.photos, self.place, mode="frozen", report=False, quiet=True, restart=restart, num_folds=2)
 
     def compare(self) -> None:
-        api.compare(self.photos, self.place, modes=("frozen",), report=False, progress=QUIET)
+        compare_command.compare(self.photos, self.place, modes=("frozen",), report=False, progress=QUIET)
 
     def scan(self) -> None:
         scan_command.check_places(self.photos, out=self.place)
@@ -100,7 +101,7 @@ class Case:
         export_command.export(self.bundle, self.place / name, format=kind)
 
     def demo(self) -> None:
-        api.demo(self.place, progress=QUIET)
+        demo_command.demo(self.place, progress=QUIET)
 
     def pull(self) -> None:
         hub.pull("me/model", self.place / self.rng.choice(["model", "bundle"]), token="")
@@ -115,8 +116,13 @@ COMMANDS = (Case.train, Case.train, Case.compare, Case.scan, Case.fix, Case.expo
 @pytest.fixture
 def quick(monkeypatch, bundle):
     """What takes long is left out."""
-    monkeypatch.setattr(api, "draw_orchard", lambda root, on_photo: draw_folder(root, ("kiwi", "melon"), 6))
-    drawn = ((plots, "dataset_grid"), (plots, "contact_sheet"), (api, "dataset_grid"), (api, "prediction_grid"))
+    monkeypatch.setattr(demo_command, "unpack_orchard", lambda root, on_photo: draw_folder(root, ("kiwi", "melon"), 6))
+    drawn = (
+        (plots, "dataset_grid"),
+        (plots, "contact_sheet"),
+        (demo_command, "dataset_grid"),
+        (demo_command, "prediction_grid"),
+    )
     for module, name in drawn:
         monkeypatch.setattr(module, name, lambda *_: Image.new("RGB", (4, 4)))
     monkeypatch.setattr(Bundle, "predict", lambda self, photo: None)
@@ -124,7 +130,7 @@ def quick(monkeypatch, bundle):
     monkeypatch.setattr(export_command, "_write", lambda b, kind, path, ranges: _written(path, kind))
     monkeypatch.setattr(export_command, "_proven", lambda *_: export_command._Agreement(1, 1))
     monkeypatch.setattr(report_command, "report_html", lambda *_: "<p>a report</p>")
-    monkeypatch.setattr(api, "compared_html", lambda *_: "<p>a comparison</p>")
+    monkeypatch.setattr(compare_command, "compared_html", lambda *_: "<p>a comparison</p>")
     monkeypatch.setattr(
         hub, "_download", lambda _, folder, __: shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
     )

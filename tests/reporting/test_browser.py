@@ -10,9 +10,9 @@ import pytest
 
 from commands.test_train import save_toy
 from conftest import draw, draw_folder, text_of, tree_of
-from regraft.api import compare, configure
+from regraft.commands.compare import compare
 from regraft.commands.report import report, write_report
-from regraft.commands.train import train_run
+from regraft.commands.train import configure, train_run
 from regraft.core.progress import Progress
 from regraft.data.scan import list_photos
 from regraft.evaluation.evaluate import figures

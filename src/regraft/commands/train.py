@@ -9,13 +9,13 @@ photos -> network from random weights -> bundle                      scratch
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from regraft.backbones.backbone import Backbone, configured
 from regraft.backbones.features import FeatureTable, extract, fill
-from regraft.bundle.bundle import load
+from regraft.bundle.bundle import Bundle, load
 from regraft.commands.report import NAME as REPORT
 from regraft.commands.report import write_report
 from regraft.commands.scan import chosen_kinds, counted, drop_issues, quick_audit
@@ -65,13 +65,40 @@ from regraft.run_dir import RunRecord, Step, now, place, unchanged
 from regraft.run_ownership import SCRATCH, check_run, claim_run
 from regraft.training.distributed import ProcessGroup, process_group
 from regraft.training.planning import TooLittleTime
-from regraft.training.recipe import Recipe, choose
+from regraft.training.recipe import Recipe, check_names, choose
 
 if TYPE_CHECKING:
     from regraft.training.finetune import Tuned
 
 T = TypeVar("T")
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
+
+
+def train(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    quiet: bool = False,
+    trackers: Sequence[Tracker] = (),
+    **settings: Any,
+) -> Bundle:
+    """Train on a folder of photos.
+
+    Args:
+        folder: `folder/<class>/<image>`, or the same below `train`, `val` and `test`.
+        out: Folder of the run; default `runs/<folder's name>`, with a number behind it where that holds a run on other
+            photos.
+        quiet: Whether to show no progress.
+        trackers: Your own objects with the three methods of Tracker.
+        settings: Fields of TrainConfig and of Recipe, such as `mode="full", epochs=5, track="wandb"`.
+
+    Returns:
+        The model, as saved in `out/bundle`.
+
+    Raises:
+        RegraftError: What stands in the way, and the cure.
+    """
+    return train_run(folder, out, configure(**settings), Progress(quiet), trackers).bundle
 
 
 def train_run(
@@ -104,6 +131,35 @@ def train_run(
         run = _train(Path(folder), out, config, progress, listening, earlier)
         listening.summary = run.summary
     return run
+
+
+def configure(**settings: Any) -> TrainConfig:
+    """Sort settings by name into those of the run and those of the recipe.
+
+    Args:
+        settings: Fields of TrainConfig and of Recipe.
+
+    Raises:
+        ConfigError: A name is unknown, or a value is not allowed.
+    """
+    own = {field.name for field in fields(TrainConfig)}
+    of_recipe = {name: value for name, value in settings.items() if name not in own}
+    check_names(of_recipe)
+    own_settings = {name: value for name, value in settings.items() if name in own}
+    for name in ("also", "relabel", "track"):  # one, or several
+        if isinstance(own_settings.get(name), str):
+            own_settings[name] = (own_settings[name],)
+    return TrainConfig(**own_settings, settings=of_recipe)
+
+
+def start_of(bundle: str | Path) -> dict[str, Any]:
+    """Return the settings that make a training begin with a bundle's backbone and weights.
+
+    Raises:
+        BundleError: The bundle cannot be loaded.
+    """
+    loaded = load(bundle)
+    return {"backbone": loaded.manifest["backbone"]["name"], "weights": str(loaded.folder / "model.safetensors")}
 
 
 def _check_installed(config: TrainConfig) -> None:
