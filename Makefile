@@ -38,14 +38,14 @@ site: $(READY)   ## the documentation as a site, in site/; strict
 dist: $(READY)   ## wheel and sdist, checked, and tried in clean environments (PYTHONS="3.11 3.13" TRAIN=1)
 	$(BIN)/python deploy/dist.py $(foreach python,$(PYTHONS),--python $(python)) $(if $(TRAIN),--train)
 
-test: $(READY)   ## all tests; with REGRAFT_DATA also those on real photos
+test: $(READY)   ## all tests but the long forms; with REGRAFT_DATA also those on real photos
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist worksteal --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
 	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 0 tests/faults tests/commands/test_export.py
 
-quick: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest
+quick: $(READY)  ## the tests that import no torch and start no process: under two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quick -n 2 --dist worksteal --max-worker-restart 0 -rfE
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check src tests bench examples docs deploy tools

@@ -1,6 +1,7 @@
 """What every test stands on: no network, a cache of its own, photos that it draws itself."""
 
 import json
+import multiprocessing.process
 import os
 import re
 import shutil
@@ -33,6 +34,32 @@ os.environ["REGRAFT_PRECISION"] = "f32"  # the same numbers on every processor; 
 COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 200), "yellow": (210, 200, 50)}
 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
+
+
+HEAVY = ("torch", "torchvision", "timm", "sklearn")
+STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only what imports no torch and starts no process")
+
+
+def pytest_collection(session):
+    """In the quick tier a file or test is left out at the moment in which it imports torch or starts a process."""
+    if session.config.getoption("--quick"):
+        sys.addaudithook(_only_what_is_quick)
+        multiprocessing.process.BaseProcess.start = lambda self: pytest.skip("not quick: multiprocessing")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where threads start the processes, skipping would come too late."""
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if not item.get_closest_marker("processes")]
+
+
+def _only_what_is_quick(event: str, values: tuple[Any, ...]) -> None:
+    if event in STARTS or (event == "import" and values[0].partition(".")[0] in HEAVY):
+        pytest.skip(f"not quick: {event} {values[0] if values else ''}", allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
@@ -212,13 +239,9 @@ def regraft_main(monkeypatch, capfd) -> Callable[..., SimpleNamespace]:
 
 @dataclass
 class Opened:
-    """A page in a browser. requests: addresses it asked for.  messages: what the console says.  dialogs: their texts.
-
-    seconds: until it was loaded.
-    """
+    """A page in a browser. requests: what it asked for.  messages: what the console says.  dialogs: their texts."""
 
     page: Any
-    seconds: float = 0.0
     requests: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     dialogs: list[str] = field(default_factory=list)
@@ -250,9 +273,7 @@ def opened(chromium):
         seen.page.on("console", lambda one: seen.messages.append(one.text))
         seen.page.on("pageerror", lambda one: seen.messages.append(str(one)))
         seen.page.on("dialog", lambda one: (seen.dialogs.append(one.message), one.dismiss()))
-        began = time.perf_counter()
         seen.page.goto(own)
-        seen.seconds = time.perf_counter() - began
         seen.requests[:] = [address for address in seen.requests if not address.startswith("data:")]
         return seen
 
@@ -315,13 +336,13 @@ class Served:
 
 @contextmanager
 def serving(folder: Path, *flags: object, options: dict[str, Any] | None = None, forbid: str = "", **more: Any):
-    """`regraft serve` on a free port. options: for `tests/server/limited.py` in its place.  more: the environment, and
+    """`regraft serve` on a free port. options: for `tests/serving/limited.py` in its place.  more: the environment, and
     cwd.
     """
     cwd = more.pop("cwd", None)
     command = [sys.executable, "-m", "regraft", "serve", folder, "--port", "0", *flags]
     if options is not None:
-        command = [sys.executable, TESTS / "server" / "limited.py", folder, json.dumps(options)]
+        command = [sys.executable, TESTS / "serving" / "limited.py", folder, json.dumps(options)]
     env = {**os.environ, "PYTHONPATH": str(TESTS / "blocked"), "REGRAFT_TEST_FORBID": forbid, **more}
     with tempfile.TemporaryDirectory(prefix="regraft-said-") as temporary:
         said = Path(temporary) / "stderr"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -168,10 +169,52 @@ def test_nothing_is_unpickled_unsafely():
             assert banned not in text.replace(".eval()", ""), f"{path}: {banned}"
 
 
+def names_in_tests() -> set[str]:
+    """What tests address by name, as "regraft.commands.train.train_run": to change it, watch it or stop at it."""
+    texts = (path.read_text() for path in Path(__file__).parent.rglob("*.py"))
+    return {name for text in texts for name in re.findall(r'"(regraft(?:\.[a-z_]+)+\.[A-Za-z_]+)"', text)}
+
+
+def is_there(name: str) -> bool:
+    """Whether it is a module, or defined or imported in one."""
+    module, _, rest = name.removeprefix("regraft.").rpartition(".")
+    if f"{module}.{rest}" in modules():
+        return True
+    nodes = list(ast.walk(modules().get(module, ast.Module([], []))))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    known = {alias.asname or alias.name for node in imports for alias in node.names}
+    return rest in known | {getattr(node, kind, "") for node in nodes for kind in ("name", "id")}
+
+
+def test_what_tests_address_by_name_is_there():
+    named = [name for name in sorted(names_in_tests()) if layer(name) in LAYERS]
+    assert [name for name in named if not is_there(name)] == []
+    assert len(named) > 20
+
+
+def test_the_quick_tier_has_no_torch_and_no_processes(request):
+    if not request.config.getoption("--quick"):
+        pytest.skip("only of `make quick`")
+    assert "torch" not in sys.modules
+    with pytest.raises(pytest.skip.Exception):
+        import_module("torch")
+    with pytest.raises(pytest.skip.Exception):
+        subprocess.run([sys.executable, "-c", ""], check=True)
+
+
 def test_help_is_light():
-    code = f"import sys; import regraft.cli; print([m for m in sys.modules if m.partition('.')[0] in {HEAVY}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    """What it waits for is what it imports: little, and little of it not Python's own."""
+    code = """import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+runpy.run_module("regraft", run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: ")
+    loaded = done.stderr.split()
+    others = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert not others & HEAVY
+    assert {name for name in others if not name.startswith("_")} <= {"click", "numpy", "regraft"}
+    assert len([name for name in loaded if name.startswith("regraft")]) <= 25
+    assert len(loaded) <= 350
 
 
 OVERWRITERS = {"write_atomic", "remove", "replace_any", "rmtree", "unlink", "os.replace", "write_bytes", "write_text"}

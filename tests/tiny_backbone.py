@@ -1,15 +1,21 @@
 """A backbone of a few hundred numbers and photos of a few hundred pixels: a training takes a tenth of a second."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.numpy import save_file
 
 from regraft.backbones.backbone import Backbone
+from regraft.core.config import TrainConfig
+from regraft.core.errors import BackboneError
 from regraft.core.files import sha256_file
+from regraft.core.progress import QUIET, Progress
 from regraft.data.transforms import Preprocessing
 
 SIZE, NUM_FILTERS = 16, 12
@@ -60,6 +66,22 @@ def tiny_backbone(folder: Path, seed: int = 0) -> Backbone:
         "sha256": {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")},
     }
     return Backbone(folder, info)
+
+
+@contextmanager
+def only_tiny_backbone(folder: Path) -> Iterator[Backbone]:
+    """Within the block it is the only network that there is, whatever is asked for; it has one size."""
+    tiny = tiny_backbone(folder)
+
+    def only(config: TrainConfig, progress: Progress = QUIET, *, size: tuple[int, int] | None = None) -> Backbone:
+        if size is not None:
+            raise BackboneError("tiny has one size.")
+        return tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("commands.train", "commands.scan", "models.feature_search"):
+            patch.setattr(f"regraft.{module}.configured", only)
+        yield tiny
 
 
 def draw(path: Path, shade: tuple[int, int, int], seed: int) -> Path:

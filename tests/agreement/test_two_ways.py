@@ -19,7 +19,7 @@ from regraft.bundle.bundle import load
 from regraft.commands import update
 from regraft.commands.report import judged_photos, report
 from regraft.commands.train import configure, train_run
-from regraft.core.errors import BackboneError, DataError
+from regraft.core.errors import DataError
 from regraft.core.progress import QUIET
 from regraft.data.scan import list_photos
 from regraft.data.splits import folds_of
@@ -29,7 +29,7 @@ from regraft.models.linear_head import floored
 from regraft.pipeline import linear_probe
 from regraft.run_dir import read_record
 from regraft.serving.worker import WorkItem, answer
-from tiny_backbone import SHADES, draw, draw_photos, tiny_backbone
+from tiny_backbone import SHADES, draw, draw_photos, only_tiny_backbone
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 COUNTS = {"ash": 15, "birch": 13, "cedar": 12}
@@ -37,17 +37,8 @@ COUNTS = {"ash": 15, "birch": 13, "cedar": 12}
 
 @pytest.fixture(scope="module", autouse=True)
 def backbone(tmp_path_factory):
-    """The only network that there is; it has one size."""
-    tiny = tiny_backbone(tmp_path_factory.mktemp("tiny") / "backbone")
-
-    def only(config, progress=QUIET, *, size=None):
-        if size is not None:
-            raise BackboneError("tiny has one size.")
-        return tiny
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("commands.train", "commands.scan", "models.feature_search"):
-            patch.setattr(f"regraft.{module}.configured", only)
+    """The only network that there is."""
+    with only_tiny_backbone(tmp_path_factory.mktemp("tiny") / "backbone") as tiny:
         yield tiny
 
 

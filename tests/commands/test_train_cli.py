@@ -1,7 +1,6 @@
 """`regraft train` and `regraft compare` on the command line: options, exit codes, and stdout that is data alone."""
 
 import json
-import sys
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -23,22 +22,6 @@ STANDING = ["--epochs", 1, "--learning-rate", 0, "--head-learning-rate", 0, "--h
 def toy(tmp_path_factory):
     settings = save_toy(tmp_path_factory.mktemp("toy") / "weights")
     return ["--backbone", settings["backbone"], "--weights", settings["weights"]]
-
-
-@pytest.fixture
-def regraft_main(monkeypatch, capfd):
-    """The program without a process of its own: `regraft_main("train", ...)` gives returncode, stdout and stderr."""
-    monkeypatch.setattr("regraft.core.signals.install", lambda: None)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["regraft", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            regraft.cli.main()
-        out, err = capfd.readouterr()
-        return SimpleNamespace(returncode=end.value.code, stdout=out, stderr=err)
-
-    return run
 
 
 def only_line(done):

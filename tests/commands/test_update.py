@@ -13,6 +13,7 @@ from regraft.bundle.bundle import load
 from regraft.commands import update
 from regraft.core.errors import ConfigError, DataError
 from regraft.data.orchard import unpack_orchard
+from tiny_backbone import only_tiny_backbone
 
 MODEL = ("model.onnx", "model.safetensors", "config.json")
 
@@ -20,6 +21,13 @@ MODEL = ("model.onnx", "model.safetensors", "config.json")
 def train(folder, out, **settings):
     regraft.train(folder, out, mode="frozen", report=False, quiet=True, **settings)
     return out
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A training takes a tenth of a second."""
+    with only_tiny_backbone(tmp_path / "tiny"):
+        yield
 
 
 @pytest.fixture
@@ -45,6 +53,7 @@ def labels_of(run):
     return {row["path"].rpartition("/")[2]: row["label"] for row in rows}
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_class_more_gives_the_bytes_of_a_training_on_all_and_computes_new_photos_only(photos, counted, tmp_path):
     more = draw_folder(tmp_path / "more", ("yellow",), 7, seed=4000)
     old = train(photos, tmp_path / "old")
@@ -63,6 +72,7 @@ def test_a_class_more_gives_the_bytes_of_a_training_on_all_and_computes_new_phot
     assert same_model(old, updated.run.out)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_labels_put_right_stay_so_when_more_are_and_when_photos_are_added(photos, tmp_path):
     wrong = shutil.copytree(photos, tmp_path / "wrong")
     for name in ("red_3.jpg", "red_4.jpg"):
@@ -82,6 +92,7 @@ def test_labels_put_right_stay_so_when_more_are_and_when_photos_are_added(photos
     assert set(labels_of(run).values()) == {"red", "green", "blue", "yellow"}
 
 
+@pytest.mark.usefixtures("tiny")
 def test_lists_that_name_no_photo_or_several_are_refused(photos, tmp_path):
     run = train(photos, tmp_path / "run")
     file = tmp_path / "labels.csv"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,8 +31,8 @@ INTERVAL = "regraft.training.loop.CHECKPOINT_SECONDS"
 
 @dataclass(frozen=True)
 class Trip:
-    """At the call-th call of a function, such as "regraft.commands.train.solve": a signal to the process itself, then
-    sleep, then the call. signum: 0 for none.  pause: in seconds.
+    """At the call-th call of a function, such as "regraft.commands.train.list_photos": a signal to the process itself,
+    then sleep, then the call. signum: 0 for none.  pause: in seconds.
     """
 
     at: str
@@ -42,7 +43,7 @@ class Trip:
 
 @dataclass(frozen=True)
 class Ended:
-    """code: as a shell gives it.  seconds: from the start."""
+    """code: as a shell gives it.  seconds: from the start, by which moments to kill the next one are drawn."""
 
     code: int
     stdout: str
@@ -83,7 +84,14 @@ class Child:
         """Processes that it started."""
         return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
+    def after_signal(self) -> Counter[str]:
+        """How often what `server.WATCHED` names was called after the first signal was sent."""
+        names = (self.folder / "events").read_text().split()
+        return Counter(names[names.index("signal") + 1 :])
+
     def kill(self, signum: int = signal.SIGKILL, *, group: bool = False) -> None:
+        with (self.folder / "events").open("ab", buffering=0) as file:
+            file.write(b"signal\n")
         with suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, signum)
 
@@ -117,7 +125,7 @@ class Nursery:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="regraft-nursery-")
         env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        command = [sys.executable, str(Path(__file__).with_name("serving.py"))]
+        command = [sys.executable, str(Path(__file__).with_name("server.py"))]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self._count = 0
 
@@ -149,7 +157,7 @@ class Nursery:
     def close(self) -> None:
         self._server.stdin.close()
         self._server.stdout.close()
-        self._server.wait(10)
+        self._server.wait(120)
         self._folder.cleanup()
 
 

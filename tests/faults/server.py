@@ -12,6 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+WATCHED = (
+    "regraft.backbones.features._decoded",
+    "regraft.training.batches._large_enough",
+    "regraft.training.loop.gradients",
+    "regraft.training.loop.judge",
+)
+SIGNAL = "signal"
 PRELOADED = (
     "regraft.commands.train",
     "regraft.commands.train",
@@ -63,8 +70,11 @@ def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: 
     for target, value in change.items():
         module, _, name = target.rpartition(".")
         setattr(import_module(module), name, value)
+    events = Path(folder) / "events"
+    for name in WATCHED:
+        watch(name, events)
     for trip in trips:
-        lay(**trip, mark=Path(folder) / "paused")
+        lay(**trip, mark=Path(folder) / "paused", events=events)
     begin = import_module("regraft.core.signals").install
     import_module("regraft.core.signals").install = lambda: (begin(), (Path(folder) / "begun").touch())
     sys.argv = ["regraft", *argv]
@@ -80,7 +90,27 @@ def become(argv: list[str], env: dict[str, str], change: dict[str, Any], trips: 
     os._exit(code)  # taking torch down costs a second that tells nothing
 
 
-def lay(at: str, call: int, signum: int, pause: float, mark: Path) -> None:
+def watch(at: str, events: Path) -> None:
+    """Every call is a line in a file."""
+    place, _, name = at.rpartition(".")
+    owner = place_of(place)
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        note(events, name)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, watched)
+
+
+def note(events: Path, name: str) -> None:
+    """One line more, whole, whichever process or thread writes at the same time."""
+    with events.open("ab", buffering=0) as file:
+        file.write(f"{name}\n".encode())
+
+
+def lay(at: str, call: int, signum: int, pause: float, mark: Path, events: Path) -> None:
     place, _, name = at.rpartition(".")
     owner = place_of(place)
     original = getattr(owner, name)
@@ -90,6 +120,7 @@ def lay(at: str, call: int, signum: int, pause: float, mark: Path) -> None:
     def tripped(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
             if signum:
+                note(events, SIGNAL)
                 os.kill(os.getpid(), signal.Signals(signum))
             if pause:
                 mark.touch()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,18 +54,19 @@ def test_places_that_cannot_be_written(place, tmp_path, record_property, mode, w
     command += ("--epochs", 1) if mode == "full" else ()
     with read_only(folder):
         ended = nursery().run(*command, **env)
+        cached = list((tmp_path / "cache").rglob("*.*"))
         scanned = nursery().run("scan", photos, "--fast", "--json", **env)
     assert scanned.code == 0, scanned.stderr
     assert "Traceback" not in ended.stderr
     if what == "out":
         assert ended.code == 1
-        assert ended.seconds < 2.0
+        assert cached == [], "it worked before it refused"
         assert str(tmp_path / "out") in ended.stderr.splitlines()[-1]
     else:
         assert ended.summary["accuracy"]["n"] > 0
     told = [line for line in ended.stderr.splitlines() if "Going on without" in line]
     assert len(told) == (1 if what in ("cache", "home") else 0) or what == "out", ended.stderr
-    record(record_property, f"F2-{mode}-{what}", code=ended.code, seconds=ended.seconds)
+    record(record_property, f"F2-{mode}-{what}", code=ended.code)
 
 
 SURROUNDINGS = {
@@ -104,14 +104,16 @@ def test_surroundings_without_what_one_takes_for_granted(place, tmp_path, record
 
 
 LIST = """
-import re, sys, time
+import collections, re, sys
 from pathlib import Path
 from regraft.data.folder_layout import list_folder
 from regraft.core.config import FolderOptions
-began = time.monotonic()
+asked = collections.Counter()
+sys.addaudithook(lambda event, _: asked.update([event]))
 listing = list_folder(Path(sys.argv[1]), FolderOptions("top"))
+num_listed, num_opened = asked["os.scandir"] + asked["os.listdir"], asked["open"]
 peak = re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]
-print(len(listing.files), time.monotonic() - began, int(peak) / 1024)
+print(len(listing.files), num_listed, num_opened, int(peak) / 1024)
 """
 
 
@@ -124,16 +126,15 @@ def test_very_many_paths_are_listed(tmp_path, record_property):
             os.mknod(folder / f"{i}.jpg")
     assert len(list_folder(tmp_path / "photos", FolderOptions("top")).files) == count
     done = subprocess.run([sys.executable, "-c", LIST, tmp_path / "photos"], capture_output=True, text=True, check=True)
-    found, seconds, megabytes = map(float, done.stdout.split())
+    found, num_listed, num_opened, megabytes = map(float, done.stdout.split())
     assert found == count
-    assert seconds < 60 * count / 1_000_000
+    assert num_listed <= 2 * (1 + 10 + count // 1000), "every folder is read once or twice"
+    assert num_opened == 0, "to list photos is not to open them"
     assert megabytes < 1000
-    record(record_property, "F9", paths=count, seconds=round(seconds, 2), megabytes=round(megabytes))
+    record(record_property, "F9", paths=count, folders_read=num_listed, megabytes=round(megabytes))
 
 
 def test_a_pipe_does_not_hang(tmp_path):
     photos = draw_folder(tmp_path / "photos", ("a", "b"), 2)
     os.mkfifo(photos / "a" / "pipe.jpg")
-    began = time.monotonic()
-    ended = nursery().run("scan", photos, "--fast", "--json", "--strict")
-    assert (ended.code, time.monotonic() - began < 10) == (1, True)
+    assert nursery().run("scan", photos, "--fast", "--json", "--strict").code == 1

@@ -209,10 +209,10 @@ def test_bodies_that_lie_or_never_end_take_no_memory_and_no_time(server, record_
 @pytest.mark.parametrize("name", ["chunks", "tiny chunks", "trailers"])
 def test_who_does_not_stop_sending_is_cut_off(server, name):
     start, again = ENDLESS[name]
-    began = time.monotonic()
+    deadline = time.monotonic() + 60
     with server.connect() as connection, pytest.raises(ConnectionError):  # noqa: PT012  # whichever of them is cut off
         connection.sendall(start)
-        while time.monotonic() < began + 60:
+        while time.monotonic() < deadline:
             connection.sendall(again)
     server.wait_until(lambda: is_at_rest(server))
 
@@ -230,13 +230,12 @@ def test_who_is_still_sending_hears_why_the_connection_ends(server, body):
 
 @dataclass
 class Slow:
-    """A connection that sends a byte now and then. ended: seconds after it began, None while it is open."""
+    """A connection that sends a byte now and then."""
 
     kind: str
     connection: socket.socket
-    began: float
     answer: bytes = b""
-    ended: float | None = None
+    has_ended: bool = False
 
     def step(self) -> None:
         with suppress(BlockingIOError):
@@ -248,47 +247,43 @@ class Slow:
                 received = b""
             self.answer += received
             if not received:
-                self.ended = time.monotonic() - self.began
+                self.has_ended = True
                 self.connection.close()
 
 
 BEGINNINGS = {"idle": b"", "headers": b"GET / HTTP/1.1\r\nHost: ", "body": head(TYPED, "Content-Length: 100000")}
-LIMIT_S = {"idle": SHORT["header_s"], "headers": SHORT["header_s"], "body": SHORT["body_s"]}
 
 
 def test_slow_and_idle_connections_are_ended_and_others_are_answered_meanwhile(server, record_property):
     count = 200 if IS_LONG else 60
-    before, slow, seconds = num_files(server.process.pid), [], []
+    before, slow, answered = num_files(server.process.pid), [], []
     for kind, beginning in BEGINNINGS.items():
         for _ in range(count):
-            slow.append(Slow(kind, server.connect(), time.monotonic()))
+            slow.append(Slow(kind, server.connect()))
             slow[-1].connection.sendall(beginning)
             slow[-1].connection.setblocking(False)
     is_over = threading.Event()
 
     def good_client():
         while not is_over.is_set():
-            began = time.monotonic()
             assert server.predict(photo(2)).status == 200
-            seconds.append(time.monotonic() - began)
+            answered.append(sum(not one.has_ended for one in slow))
 
     with ThreadPoolExecutor(1) as pool:
         good = pool.submit(good_client)
         deadline = time.monotonic() + 60
-        while (alive := [one for one in slow if one.ended is None]) and time.monotonic() < deadline:
+        while (alive := [one for one in slow if not one.has_ended]) and time.monotonic() < deadline:
             for one in alive:
                 one.step()
             time.sleep(0.1)
         is_over.set()
         good.result()
-    assert Counter(one.kind for one in slow if one.ended is not None) == dict.fromkeys(BEGINNINGS, count)
+    assert Counter(one.kind for one in slow if one.has_ended) == dict.fromkeys(BEGINNINGS, count)
     for one in slow:
-        assert one.ended >= 0.9 * LIMIT_S[one.kind]
         assert status(one.answer) == (408 if one.kind == "body" else None)
-    assert len(seconds) >= 1
+    assert max(answered) > 0, "others are answered while slow ones are open"
     server.wait_until(lambda: num_files(server.process.pid) <= before)
-    figures = {"closed": len(slow), "longest_s": max(one.ended for one in slow), "good_requests": len(seconds)}
-    record(record_property, "H2", **figures, good_p95_ms=1000 * float(np.quantile(seconds, 0.95)))
+    record(record_property, "H2", closed=len(slow), good_requests=len(answered))
 
 
 def test_answers_that_nobody_fetches_are_given_up(server, record_property):
@@ -794,34 +789,22 @@ def test_clients_that_leave_take_nothing_with_them(server, record_property):
 
 @pytest.mark.timeout(3600 if IS_LONG else 300)
 def test_a_server_that_has_served_for_long_is_as_it_was(server, record_property):
-    """At 70 per cent of what it can."""
-    lasting_s, data, rows, sizes = (1800 if IS_LONG else 10), [photo(300 + number) for number in range(100)], [], []
+    """Four clients, one request after the other; how long an answer takes then is measured by `bench/serving.py`."""
+    data, codes, sizes = [photo(300 + number) for number in range(100)], Counter(), []
+    rounds, of_each = (600, 200) if IS_LONG else (12, 25)  # about half an hour, and some seconds
 
-    def ask(number: int) -> None:
-        began = time.monotonic()
-        code = server.predict(data[number % len(data)]).status
-        rows.append((began, time.monotonic() - began, code))
+    def ask(number: int) -> int:
+        return server.predict(data[number % len(data)]).status
 
     with ThreadPoolExecutor(4) as pool:
-        began = time.monotonic()
-        list(pool.map(ask, range(200)))
-        pause = (time.monotonic() - began) / 200 / 0.7
-        rows.clear()
-        began = time.monotonic()
-        for number in range(int(lasting_s / pause)):
-            if (early := began + number * pause - time.monotonic()) > 0:
-                time.sleep(early)
-            pool.submit(ask, number)
-            if number % int(1 + 1 / pause) == 0:
-                sizes.append((time.monotonic() - began, megabytes(server.process.pid, *server.workers())))
-    assert Counter(code for _, _, code in rows) == {200: number + 1}
-    third = (time.monotonic() - began) / 3
-    first, last = ([s for t, s, _ in rows if a <= t - began < b] for a, b in ((0, third), (2 * third, 3 * third)))
-    p99_s = [float(np.quantile(some, 0.99)) for some in (first, last)]
-    growth = float(np.polyfit(*np.transpose(sizes), 1)[0]) * lasting_s
-    assert growth < max(lasting_s / 60, 5), sizes  # MB: less than one a minute
-    assert p99_s[1] < 2 * p99_s[0] + 0.25
-    record(record_property, "H10", seconds=lasting_s, requests=len(rows), failed=0, growth_mb=growth, p99_s=p99_s)
+        codes.update(pool.map(ask, range(200)))
+        for _ in range(rounds):
+            codes.update(pool.map(ask, range(of_each)))
+            sizes.append(megabytes(server.process.pid, *server.workers()))
+    assert codes == {200: 200 + rounds * of_each}
+    growth = float(np.polyfit(np.arange(rounds), sizes, 1)[0]) * rounds
+    assert growth < (30 if IS_LONG else 5), sizes  # MB
+    record(record_property, "H10", requests=codes[200], failed=0, growth_mb=growth)
 
 
 def gone(pids: list[int]) -> bool:
@@ -838,19 +821,17 @@ def test_a_server_that_is_stopped_first_answers_those_it_has_heard(bundle, recor
         kind = "multipart/form-data; boundary=edge"
         replies = [pool.submit(served.ask, "POST", "/v1/predict?heatmap=1", body, kind) for body in bodies]
         served.wait_until(lambda: metric(served, "regraft_buffered_bytes") == sum(map(len, bodies)))
-        began = time.monotonic()
         served.process.send_signal(signal.SIGTERM if trial % 2 == 0 else signal.SIGINT)
         for batch, reply in zip(batches, replies, strict=True):
             assert reply.result().status == 200
             labels = [row["label"] for row in reply.result().json["predictions"]]
             assert labels == [bundle.predict(data).label for data in batch]
         assert served.process.wait(90) == 0
-        seconds = time.monotonic() - began
         assert "Traceback" not in served.said.read_text()
         served.wait_until(lambda: gone(workers))
         with pytest.raises(ConnectionError):
             served.connect()
-    record(record_property, f"H9-stopped-{trial}", answered=len(replies), lost=0, seconds=seconds)
+    record(record_property, f"H9-stopped-{trial}", answered=len(replies), lost=0)
 
 
 @pytest.mark.parametrize("trial", range(max(2, TRIALS // 10)))
@@ -869,10 +850,8 @@ def test_a_worker_that_is_killed_is_missed_and_replaced(server, record_property,
     with ThreadPoolExecutor(2) as pool:
         clients = [pool.submit(client) for _ in range(2)]
         os.kill(before[trial % len(before)], signal.SIGKILL)
-        began = time.monotonic()
         server.wait_until(lambda: server.ask("GET", "/healthz").status == 503)
         server.wait_until(lambda: server.ask("GET", "/healthz").status == 200)
-        seconds = time.monotonic() - began
         is_over.set()
         for one in clients:
             one.result()
@@ -880,7 +859,7 @@ def test_a_worker_that_is_killed_is_missed_and_replaced(server, record_property,
     after = server.workers()
     assert len(after) == len(before)
     assert len(set(after) & set(before)) == len(before) - 1
-    record(record_property, f"H9-killed-{trial}", answered=codes[200], failed=0, seconds=seconds)
+    record(record_property, f"H9-killed-{trial}", answered=codes[200], failed=0)
 
 
 def test_photos_are_answered_though_all_workers_are_killed(server):
@@ -899,17 +878,15 @@ def test_a_second_signal_and_a_client_that_dawdles_do_not_keep_a_server(bundle, 
         with served.connect() as slow:
             slow.sendall(head(TYPED, "Content-Length: 1000") + b"x")
             served.wait_until(lambda: metric(served, "regraft_buffered_bytes") == 1)
-            began = time.monotonic()
             for _ in range(2):
                 served.process.send_signal(signal.SIGTERM)
                 time.sleep(0.5)
             code = served.process.wait(30)
-            seconds = time.monotonic() - began
             assert assert_civil(slow.recv(2**16)) in (408, 503, None)
         assert code in (0, 143)
         served.wait_until(lambda: gone(workers))
         assert "Traceback" not in served.said.read_text()
-    record(record_property, "H9-second-signal", seconds=seconds, code=code)
+    record(record_property, "H9-second-signal", code=code)
 
 
 def ended(*arguments: object) -> subprocess.CompletedProcess[str]:

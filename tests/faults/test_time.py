@@ -1,12 +1,19 @@
-"""`--time`: whatever is asked for, a usable model is there in time."""
+"""`--time`: whatever is asked for, it ends by itself, with a usable model.
+
+How late it is, is measured where speed is (`bench/limits.py`): here a training without end must come to one.
+"""
 
 import pytest
 
-from faults.processes import record, story
+from faults.processes import IS_LONG, record, story
 from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
-LATE_S = 10.0
+NO_TIME_S, LITTLE_S = 1, 12  # less, and more, than is kept back for tracing, saving and judging
+CASES = [
+    *((mode, NO_TIME_S) for mode in ("frozen", "full", "scratch", "auto")),
+    *((mode, LITTLE_S) for mode in (("frozen", "full", "scratch", "auto") if IS_LONG else ("auto",))),
+]
 
 
 @pytest.fixture(scope="module")
@@ -14,18 +21,16 @@ def whole(tmp_path_factory):
     return story(tmp_path_factory.mktemp("whole"), dead=True)
 
 
-@pytest.mark.parametrize("mode", ["frozen", "full", "scratch", "auto"])
-@pytest.mark.parametrize("seconds", [1, 12])
-def test_it_ends_in_time_with_a_model_that_predicts(whole, tmp_path, record_property, mode, seconds):
-    flags = ("--mode", mode, "--epochs", 100_000, "--time", f"{seconds}s")
+@pytest.mark.parametrize(("mode", "limit_s"), CASES)
+def test_it_ends_by_itself_with_a_model_that_predicts(whole, tmp_path, record_property, mode, limit_s):
+    flags = ("--mode", mode, "--epochs", 100_000, "--time", f"{limit_s}s")
     flags += ("--weights", "random") if mode == "scratch" else ()
     ended = whole.start(tmp_path / "run", *flags).wait()
     assert ended.code == 0, ended.stderr
-    assert ended.seconds < seconds + LATE_S
     photo = next(whole.photos.rglob("*.jpg"))
     assert load(tmp_path / "run").predict(photo).label in ("red", "green", "blue")
     assert not (tmp_path / "run" / "checkpoints").exists()
-    record(record_property, f"time-{mode}-{seconds}", limit_s=seconds, seconds=ended.seconds)
+    record(record_property, f"time-{mode}-{limit_s}", limit_s=limit_s)
 
 
 def test_what_does_not_fit_is_cut_in_the_middle_of_an_epoch(whole, tmp_path):

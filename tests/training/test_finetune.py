@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.finetune import FineTuneJob, finetune
 from regraft.training.recipe import Recipe, tutorial
+from rounding import rounding
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = Preprocessing(32, 32, (40, 40), "bilinear", "center", MEAN, STD)
@@ -194,11 +195,12 @@ def test_the_tutorials_recipe_gives_the_weights_of_the_tutorials_loop(mode, tune
     recipe = replace(tutorial(mode), epochs=2, batch_size=4)
     expected, history = by_hand(network_of(), recipe, mode, train_set, val_set)
     tuned = tune(recipe)
-    assert distance(tuned.network.module, expected) <= 1e-6
+    close = rounding(4, num_sums=8)  # batches of 4, 8 steps
+    assert distance(tuned.network.module, expected) <= close
     assert distance(tuned.network.module.features, Toy().features) > 1e-3 or mode == "frozen"
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
     for row, figures in zip(tuned.rows, history, strict=True):
-        assert [row[name] for name in names] == pytest.approx(figures, abs=1e-6)
+        assert [row[name] for name in names] == pytest.approx(figures, abs=close)
 
 
 # the same run, however it is carried out
@@ -669,7 +671,7 @@ def test_some_options_change_no_result(changes, tune):
     plain, other = tune(), tune(recipe_of(**changes))
     assert sha256(other) == sha256(plain)
     for row, expected in zip(without_times(other.rows), without_times(plain.rows), strict=True):
-        assert row == pytest.approx(expected, rel=1e-6)
+        assert row == pytest.approx(expected, rel=rounding(9))
 
 
 def test_class_weights_make_every_class_count_alike(train_set):
@@ -694,10 +696,9 @@ def test_with_class_weights_a_rare_class_is_not_forgotten(tune, train_set):
 def test_microbatches_give_the_weights_of_whole_batches(tune):
     whole = tune(recipe_of(batchnorm="eval"))
     for size in (1, 2, 4, 5):
-        assert (
-            distance(whole.network.module, tune(recipe_of(batchnorm="eval", microbatch_size=size)).network.module)
-            <= 1e-6
-        )
+        assert distance(
+            whole.network.module, tune(recipe_of(batchnorm="eval", microbatch_size=size)).network.module
+        ) <= rounding(6, num_sums=6)
 
 
 # few photos
@@ -753,28 +754,51 @@ def test_batchnorm_after_pooling_never_meets_a_photo_alone(count, microbatch_siz
 # time
 
 
+@dataclass
+class Clock:
+    """Stands still but for what is added to it."""
+
+    now: float = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", clock := Clock())
+    return clock
+
+
 class Slow(Toy):
-    """Takes its time for a batch, while it learns or at all times."""
+    """Takes 4 ms for a photo that it learns from, and what is reckoned with for one that it is judged on."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def __deepcopy__(self, memo):
+        other = Slow(self.clock)
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
 
     def forward(self, images):
-        time.sleep(0.004 * len(images))
+        self.clock.now += 0.004 * len(images) * (1 if torch.is_grad_enabled() else finetuning.JUDGING_COST)
         return super().forward(images)
 
 
-def test_as_many_epochs_are_planned_as_fit_into_the_time(tune, capsys):
-    began = time.monotonic()
+def test_as_many_epochs_are_planned_as_fit_into_the_time(tune, clock, capsys):
+    began = clock.now
     recipe = recipe_of(epochs=500, schedule="cosine", warmup=0.1)
-    tuned = tune(recipe, network_of(Slow()), budget_s=2.0, progress=Progress())
-    assert time.monotonic() - began < 2.5
-    assert 3 <= tuned.recipe.epochs <= 25
+    tuned = tune(recipe, network_of(Slow(clock)), budget_s=2.0, progress=Progress())
+    assert 0.8 * 2.0 <= clock.now - began <= 2.0
     assert tuned.recipe == replace(recipe, epochs=tuned.recipe.epochs)
-    assert (tuned.stopped == "") == (len(tuned.rows) == tuned.recipe.epochs)
-    assert len(tuned.rows) >= tuned.recipe.epochs // 2
+    assert tuned.stopped == ""
+    assert len(tuned.rows) == tuned.recipe.epochs > 3
     said = capsys.readouterr().err
-    assert f"plan: {tuned.recipe.epochs} of 500 epochs at " in said
+    assert f"plan: {tuned.recipe.epochs} of 500 epochs at 250 photos/s, about 2 of 2 s" in said
     assert f"recipe: {tuned.recipe}" in said
-    if not tuned.stopped:
-        assert tuned.rows[-1]["learning_rate"] < 0.1 * 0.05, "the rate has fallen when the time is over"
+    assert tuned.rows[-1]["learning_rate"] < 0.1 * 0.05, "the rate has fallen when the time is over"
 
 
 @pytest.mark.parametrize("changes", [{}, {"mix": "mixup", "ema": 0.9, "momentum": 0.9, "microbatch_size": 3}])
@@ -789,18 +813,21 @@ def test_without_time_one_step_is_taken_and_a_network_delivered(tune, val_set, t
     assert distance(tuned.network.module.features, Toy().features) > 0
 
 
-def test_what_is_optional_is_not_begun_for_less_than_half_of_its_epochs(tune, tmp_path):
+def test_what_is_optional_is_not_begun_for_less_than_half_of_its_epochs(tune, clock, tmp_path):
     recipe = recipe_of(epochs=500)
     with pytest.raises(planning.TooLittleTime, match=r"not begun: \d+ of 500 epochs would fit into the"):
-        tune(recipe, network_of(Slow()), budget_s=1.0, folder=tmp_path, is_optional=True)
+        tune(recipe, network_of(Slow(clock)), budget_s=1.0, folder=tmp_path, is_optional=True)
     assert not (tmp_path / "checkpoints").exists()
-    assert tune(recipe_of(epochs=1), budget_s=1e6, is_optional=True).recipe.epochs == 1
+    assert tune(recipe_of(epochs=1), network_of(Slow(clock)), budget_s=1e6, is_optional=True).recipe.epochs == 1
 
 
-def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tune, tmp_path, monkeypatch):
+def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tune, clock, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SAFETY", 20.0)
-    tuned = tune(recipe_of(epochs=500), network_of(Slow()), budget_s=0.8, folder=tmp_path)
+    began = clock.now
+    tuned = tune(recipe_of(epochs=500), network_of(Slow(clock)), budget_s=0.8, folder=tmp_path)
     assert tuned.stopped == "time"
+    late = clock.now - began - 0.8
+    assert 0 < late <= 0.004 * (6 + 9 * finetuning.JUDGING_COST), "a step under way is finished, and it is judged"
     assert 1 <= len(tuned.rows) < tuned.recipe.epochs
     assert tuned.epoch in (len(tuned.rows), len(tuned.rows) + 1)
 
