@@ -58,13 +58,15 @@ class Features:
     """Features of N photos with their labels: row, label and hash of a photo stand at the same place.
 
     table: `(M, D)` float32; of many photos it lies on disk.  y: `(N,)` int64 class indices.  hashes: of the photos'
-    contents.  rows: `(N,)` int64, each photo's row of the table; None where they are all of it, in order.
+    contents.  rows: `(N,)` int64, each photo's row of the table; None where they are all of it, in order.  weights:
+    `(N,)` float64 above 0, how often each photo counts; None for once.
     """
 
     table: np.ndarray
     y: np.ndarray
     hashes: tuple[str, ...]
     rows: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def x(self) -> np.ndarray:

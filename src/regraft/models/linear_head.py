@@ -56,7 +56,7 @@ STREAMED = SolverTolerance(1e-3, 1e-4, 1e-6)
 
 @dataclass(frozen=True)
 class Score:
-    """Cross-validated quality at one penalty. log_loss: nats a photo.  num_right of n photos."""
+    """Cross-validated quality at one penalty. log_loss: nats a photo.  num_right of n photos, as often as each counts."""
 
     penalty: float
     log_loss: float
@@ -116,7 +116,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Some photos that a head is fitted to. rows: in their own frame, `(n, R)`.  y: `(n,)` int64.
+    """Some photos that a head is fitted to. rows: in their own frame, `(n, R)`.  y: `(n,)` int64.  weights: `(n,)`.
 
     A ridge penalty does not see rotations, so features in memory are turned to their principal axes, of which n photos
     have at most n: with fewer photos than features that makes the problem smaller, exactly.
@@ -124,6 +124,7 @@ class _Problem:
 
     rows: Rows
     y: np.ndarray
+    weights: np.ndarray | None
     num_classes: int
     frame: Frame
     curvature: Curvature
@@ -137,7 +138,8 @@ class _Problem:
         """One fit to all its photos, in single precision where that is exact enough: it takes half the time."""
         is_coarse = isinstance(self.rows, RowsInMemory) and above >= HELD.loose
         rows = RowsInMemory(self.rows.block(slice(None)).astype(np.float32)) if is_coarse else self.rows
-        task = Task(rows, self.y, np.ones((len(self.y), 1), bool), self.num_classes, penalty)
+        chosen = np.ones(len(self.y), bool) if self.weights is None else self.weights / self.weights.mean()
+        task = Task(rows, self.y, chosen[:, np.newaxis], self.num_classes, penalty)
         return fit(task, self.curvature, start=start, above=above)
 
 
@@ -145,13 +147,15 @@ class _Problem:
 class _Fold:
     """One fold of a cross-validation.
 
-    problem: of the other photos.  judged: `(n,)` int64, its own.  rows, y: features and labels `(n,)` of those.
+    problem: of the other photos.  judged: `(n,)` int64, its own.  rows, y, weights: features, labels
+    `(n,)` and weights of those.
     """
 
     problem: _Problem
     judged: np.ndarray
     rows: Rows
     y: np.ndarray
+    weights: np.ndarray | None
 
     def try_at(self, penalty: float, start: Solution | None, above: float) -> "_Answers":
         """Its photos by a fit to the others."""
@@ -160,7 +164,8 @@ class _Fold:
 
     def loss(self, answers: "_Answers") -> float:
         """Nats, added up over its photos."""
-        return float(-answers.log_p[np.arange(len(self.y)), self.y].sum())
+        own = answers.log_p[np.arange(len(self.y)), self.y]
+        return float(-(own if self.weights is None else own * self.weights).sum())
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,8 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
 
     Args:
         features: x `(N, D)` float32, y `(N,)` int64 with every class present. Photos are taken by content: their names
-            and order change no bit.
+            and order change no bit. Of weights, a
+            whole number is that many copies.
         folds: `(N,)` int64, which fold judges a photo; -1 for photos that are never judged.
 
     Returns:
@@ -202,6 +208,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     _refuse_others(features, folds)
     order = np.lexsort((features.y, np.array(features.hashes)))
     y, held_out = features.y[order], np.full((len(order), num_classes), np.nan)
+    weights = None if features.weights is None else features.weights[order]
     with threadpool_limits(1):  # the same bytes on any number of cores
         names = _names(folds[order[:ENOUGH]])
         if len(order) * num_classes * features.num_features > MAX_WORK:
@@ -216,7 +223,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
         for fold, answers in zip(cross, _unseen(tries, cross), strict=True):
             held_out[order[fold.judged]] = answers.log_p
     curve = tuple(sorted((_point(one, cross) for one in tries), key=lambda point: point.penalty))
-    cross_validated = score(held_out[order], y, penalty) if tries else None
+    cross_validated = score(held_out[order], y, penalty, weights) if tries else None
     weight, bias = raw.weight[0].astype(np.float32), raw.bias[0].astype(np.float32)
     return Head(weight, bias, penalty, curve, held_out, cross_validated)
 
@@ -243,11 +250,15 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
     return log_p
 
 
-def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
-    """Quality of what `out_of_fold` gives. y: `(N,)` int64."""
+def score(log_p: np.ndarray, y: np.ndarray, penalty: float, weights: np.ndarray | None = None) -> Score:
+    """Quality of what `out_of_fold` gives. y: `(N,)` int64.  weights: `(N,)` float64, None for 1 each."""
     log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
-    loss = -log_p[np.arange(len(y)), y].mean()
-    return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
+    loss, right = -log_p[np.arange(len(y)), y], log_p.argmax(axis=1) == y
+    if weights is None:
+        return Score(float(penalty), float(loss.mean()), int(right.sum()), len(y))
+    counts = weights[judged]
+    mean, sums = np.average(loss, weights=counts), (counts[right].sum(), counts.sum())
+    return Score(float(penalty), float(mean), *(round(float(one)) for one in sums))
 
 
 def _refuse_others(features: Features, folds: np.ndarray) -> None:
@@ -274,14 +285,16 @@ def _problem(features: Features, num_classes: int, chosen: np.ndarray) -> _Probl
     """Of the photos chosen `(n,)`, in that order."""
     table, y = features.table, features.y[chosen]
     rows = chosen if features.rows is None else features.rows[chosen]
-    mean, spread = moments(table, rows)
+    weights = None if features.weights is None else features.weights[chosen]
+    mean, spread = moments(table, rows, weights)
     frame = Frame(mean, floored(mean, spread))
     if len(rows) * table.shape[1] > MAX_HELD:
         streamed = StreamedRows(table, rows, mean.astype(np.float32), frame.scale.astype(np.float32))
-        return _Problem(streamed, y, num_classes, frame, sampled_curvature(streamed))
+        return _Problem(streamed, y, weights, num_classes, frame, sampled_curvature(streamed))
     z = (table[rows] - mean) / frame.scale
     axes, variances = principal_axes(z)
-    return _Problem(RowsInMemory(z @ axes), y, num_classes, replace(frame, axes=axes), Curvature(None, variances))
+    curvature = Curvature(None, variances if weights is None else np.average((z @ axes) ** 2, axis=0, weights=weights))
+    return _Problem(RowsInMemory(z @ axes), y, weights, num_classes, replace(frame, axes=axes), curvature)
 
 
 def _names(folds: np.ndarray) -> list[int]:
@@ -301,7 +314,9 @@ def _cross_validation(
     def one(name: int) -> _Fold:
         problem, judged = _problem(features, num_classes, order[own != name]), np.flatnonzero(own == name)
         rows = order[judged] if features.rows is None else features.rows[order[judged]]
-        return _Fold(problem, judged, problem.frame.show(features.table, rows), features.y[order[judged]])
+        shown, weights = problem.frame.show(features.table, rows), features.weights
+        own_weights = None if weights is None else weights[order[judged]]
+        return _Fold(problem, judged, shown, features.y[order[judged]], own_weights)
 
     return _side_by_side(one, names)
 
@@ -357,7 +372,8 @@ def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
 def _point(one: _Try, cross: list[_Fold]) -> Score:
     """A penalty's place on the curve."""
     log_p, y = np.concatenate([said.log_p for said in one.answers]), np.concatenate([fold.y for fold in cross])
-    return score(log_p, y, one.penalty)
+    weights = [fold.weights for fold in cross if fold.weights is not None]
+    return score(log_p, y, one.penalty, np.concatenate(weights) if weights else None)
 
 
 def _average(one: _Try, cross: list[_Fold]) -> Solution:
