@@ -4,6 +4,7 @@ A thin shell. Features come from the same cache as everywhere, so that cross-val
 once over each photo; `fit` solves the head.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,8 +221,8 @@ def labels_of(y: Any) -> np.ndarray:
         raise InputError(f"Expected one label a photo: {error}") from error
     if missing := [i for i, label in enumerate(labels) if _is_missing(label)]:
         raise InputError(
-            f"{len(missing)} of {len(labels)} labels are missing (Input y contains NaN or None), the first for photo "
-            f"{missing[0]}. Leave those photos out of X and of y."
+            f"{len(missing)} of {len(labels)} labels are missing (Input y contains NaN, None or infinity), the first "
+            f"for photo {missing[0]}. Leave those photos out of X and of y."
         )
     if 0 < sum(isinstance(label, str) for label in labels) < len(labels):
         raise InputError("Some labels are texts and some are not. Expected all of one kind; map(str, y) makes texts.")
@@ -234,9 +235,9 @@ def labels_of(y: Any) -> np.ndarray:
 
 
 def _is_missing(label: Any) -> bool:
-    """Whether it is None, not a number, not a time, or pandas' NA."""
+    """Whether it is None, not a number, not a time, pandas' NA, or infinite."""
     try:
-        return label is None or bool(label != label)
+        return label is None or bool(label != label) or (isinstance(label, float) and math.isinf(label))
     except (TypeError, ValueError):  # NA: neither equal to itself nor unequal
         return True
 

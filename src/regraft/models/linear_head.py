@@ -56,7 +56,7 @@ STREAMED = SolverTolerance(1e-3, 1e-4, 1e-6)
 
 @dataclass(frozen=True)
 class Score:
-    """Cross-validated quality at one penalty. log_loss: nats a photo.  num_right of n photos, as often as each counts."""
+    """Cross-validated quality at one penalty. log_loss: nats a photo.  num_right of n photos, weights counted."""
 
     penalty: float
     log_loss: float
@@ -293,7 +293,7 @@ def _problem(features: Features, num_classes: int, chosen: np.ndarray) -> _Probl
         return _Problem(streamed, y, weights, num_classes, frame, sampled_curvature(streamed))
     z = (table[rows] - mean) / frame.scale
     axes, variances = principal_axes(z)
-    curvature = Curvature(None, variances if weights is None else np.average((z @ axes) ** 2, axis=0, weights=weights))
+    curvature = Curvature(None, variances)
     return _Problem(RowsInMemory(z @ axes), y, weights, num_classes, replace(frame, axes=axes), curvature)
 
 
