@@ -188,7 +188,7 @@ def test_the_head_is_that_of_train(photos, tmp_path):
     np.testing.assert_allclose(fitted.head_.bias, bias[order], atol=1e-6)
 
 
-def test_clone_cross_validation_grid_search_and_pipeline(fitted, listed):
+def test_clone_cross_validation_and_pipeline(fitted, listed):
     paths, labels = listed
     assert not hasattr(clone(fitted), "classes_")
     by_hand = [
@@ -198,8 +198,6 @@ def test_clone_cross_validation_grid_search_and_pipeline(fitted, listed):
         for seen, left in StratifiedKFold(3).split(labels, labels)
     ]
     assert cross_val_score(ImageClassifier(), paths, labels, cv=3).tolist() == by_hand
-    found = GridSearchCV(ImageClassifier(), {"all_levels": [False, True]}, cv=2).fit(paths, labels)
-    assert found.best_score_ == max(found.cv_results_["mean_test_score"]) >= 0.9
     assert make_pipeline(ImageClassifier()).fit(paths, labels).score(paths, labels) == 1
 
 
@@ -337,7 +335,7 @@ def test_the_meta_estimators_of_scikit_learn(tiny, num_classes):
 
 def test_processes_that_fitted_ones_come_back_from(listed):
     paths, labels = listed
-    model, grid = ImageClassifier(num_folds=2), {"num_folds": [2, 3]}
+    model, grid = ImageClassifier(num_folds=2), {"all_levels": [False, True]}
     try:
         told = cross_validate(model, paths, labels, cv=2, n_jobs=2, return_estimator=True)
         found = GridSearchCV(model, grid, cv=2, n_jobs=2).fit(paths, labels)
@@ -346,7 +344,8 @@ def test_processes_that_fitted_ones_come_back_from(listed):
     alone = cross_validate(model, paths, labels, cv=2, return_estimator=True)
     for there, here in zip(told["estimator"], alone["estimator"], strict=True):
         np.testing.assert_array_equal(there.predict_proba(paths), here.predict_proba(paths))
-    assert found.best_score_ == found.cv_results_["mean_test_score"].max() >= alone["test_score"].mean()
+    assert found.best_score_ == found.cv_results_["mean_test_score"].max() >= alone["test_score"].mean() >= 0.9
+    assert found.cv_results_["mean_test_score"][0] == alone["test_score"].mean()
 
 
 def test_a_pickled_one_needs_neither_the_cache_nor_the_network_s_files(tmp_path, monkeypatch, shaded):

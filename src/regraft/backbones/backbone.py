@@ -154,12 +154,13 @@ def in_memory(backbone: Backbone) -> BackboneInMemory:
     Raises:
         WeightsError: The cache has lost it since.
     """
-    known = _GRAPHS.get(backbone.graph_sha256)
-    try:
-        graph = known or check_graph(backbone.graph.read_bytes())
-    except (OSError, GraphError) as error:
-        raise WeightsError(f"{backbone.graph} cannot be read any more: {error}. Run it again.") from error
-    return BackboneInMemory(backbone.folder, backbone.info, _shared(graph, backbone.graph_sha256))
+    graph = _GRAPHS.get(backbone.graph_sha256)
+    if graph is None:
+        try:
+            graph = _shared(check_graph(backbone.graph.read_bytes()), backbone.graph_sha256)
+        except (OSError, GraphError) as error:
+            raise WeightsError(f"{backbone.graph} cannot be read any more: {error}. Run it again.") from error
+    return BackboneInMemory(backbone.folder, backbone.info, graph)
 
 
 def _from_pickle(info: dict[str, Any], graph: Graph) -> BackboneInMemory:
@@ -169,11 +170,9 @@ def _from_pickle(info: dict[str, Any], graph: Graph) -> BackboneInMemory:
 
 def _shared(graph: Graph, sha256: str) -> Graph:
     """The graph itself, or one of equal content that is in use. Raises WeightsError where it is another than stated."""
-    known = _GRAPHS.setdefault(sha256, graph)
-    if known is graph and sha256_bytes(graph.data) != sha256:
-        del _GRAPHS[sha256]
+    if sha256_bytes(graph.data) != sha256:
         raise WeightsError(f"The backbone's graph is damaged: expected sha256 {sha256[:12]}.... Fit it again.")
-    return known
+    return _GRAPHS.setdefault(sha256, graph)
 
 
 def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
