@@ -356,11 +356,13 @@ def test_a_pickled_one_needs_neither_the_cache_nor_the_network_s_files(tmp_path,
     expected = fitted.predict_proba(paths)
     data, size = pickle.dumps(fitted), network.graph.stat().st_size
     assert size < len(data) < size + 20_000, "the graph, once"
-    assert len(pickle.dumps([fitted, pickle.loads(data), clone(fitted).fit(paths, labels)])) < size + 60_000
+    others = pickle.loads(data), ImageClassifier(num_folds=2).fit(paths, labels)
+    assert all(one.backbone_.checked is fitted.backbone_.checked for one in others), "one graph in a process"
+    assert pickle.dumps([fitted, *others]).count(fitted.backbone_.checked.data) == 1, "and in a pickle"
     shutil.rmtree(network.folder)
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "elsewhere"))
     np.testing.assert_array_equal(fitted.predict_proba(paths), expected)
-    del fitted
+    del fitted, others
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "another machine"))
     monkeypatch.setattr(backbones, "_GRAPHS", WeakValueDictionary())
     np.testing.assert_array_equal(pickle.loads(data).predict_proba(paths), expected)
@@ -432,6 +434,8 @@ def test_class_weights_are_the_weights_of_their_photos(tiny, shaded):
         ("even", None, "class_weight is 'even'"),
         ({"c": 1.0}, None, "class_weight names 'c', which is no label"),
         ({"a": 0.0}, None, "Expected numbers above 0"),
+        ({"a": "much"}, None, "class_weight is not made of numbers"),
+        ([1.0, 2.0], None, r"class_weight is \[1.0, 2.0\]"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(tiny, class_weight, weights, message):

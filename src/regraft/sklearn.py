@@ -273,19 +273,27 @@ def _class_weighted(
     """
     if class_weight is None:
         return given
-    totals = np.bincount(labels, given)
-    if isinstance(class_weight, str):
-        if class_weight != "balanced":
-            raise InputError(f'class_weight is {class_weight!r}. Expected None, "balanced" or {{label: weight}}.')
+    if isinstance(class_weight, Mapping):
+        each = _named_weights(class_weight, classes.tolist())
+    elif class_weight == "balanced":
+        totals = np.bincount(labels, given)
         each = totals.sum() / (len(classes) * totals)
     else:
-        names = classes.tolist()
-        if unknown := [label for label in class_weight if label not in names]:
-            raise InputError(f"class_weight names {unknown[0]!r}, which is no label. Expected some of {names}.")
-        each = np.array([class_weight.get(name, 1.0) for name in names], np.float64)
-        if not (np.isfinite(each).all() and (each > 0).all()):
-            raise InputError(f"class_weight is {dict(class_weight)}. Expected numbers above 0.")
+        raise InputError(f'class_weight is {class_weight!r}. Expected None, "balanced" or {{label: weight}}.')
     return np.asarray(each[labels] if given is None else each[labels] * given)
+
+
+def _named_weights(class_weight: Mapping[Any, float], classes: list[Any]) -> np.ndarray:
+    """`(C,)` float64, 1 where a class is not named. Raises InputError."""
+    if unknown := [label for label in class_weight if label not in classes]:
+        raise InputError(f"class_weight names {unknown[0]!r}, which is no label. Expected some of {classes}.")
+    try:
+        each = np.array([class_weight.get(name, 1.0) for name in classes], np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"class_weight is not made of numbers: {error}.") from error
+    if not (np.isfinite(each).all() and (each > 0).all()):
+        raise InputError(f"class_weight is {dict(class_weight)}. Expected numbers above 0.")
+    return each
 
 
 def held(photos: list[Any], labels: np.ndarray, classes: tuple[str, ...], places: np.ndarray) -> Held:

@@ -378,3 +378,13 @@ def test_a_whole_weight_is_so_many_copies(shape, most, monkeypatch):
     assert np.abs(plain.logits(features.x) - expected.logits(features.x)).max() > 0.1, "weights matter here"
     many = solve(weighted(features, 1000 * counts), 3, folds)
     np.testing.assert_allclose(many.logits(features.x), head.logits(features.x), atol=exact)
+
+
+def test_the_penalty_is_chosen_by_the_photos_that_count():
+    clear, vague = draw_features(60, 24, 3, separation=1.5), draw_features(60, 24, 3, seed=1, separation=0.0)
+    features = features_of(np.vstack([clear.x, vague.x]), np.append(clear.y, vague.y))
+    is_clear = np.arange(120) < 60
+    folds = folds_of(features)
+    for weights in (np.where(is_clear, 1.0, 0.001), np.where(is_clear, 0.001, 1.0)):
+        head = solve(weighted(features, weights), 3, folds)
+        assert head.penalty == min(head.curve, key=lambda point: point.log_loss).penalty
