@@ -164,10 +164,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             validate_data(self, photos, reset=False, skip_check_array=True, ensure_2d=False)
         several = photos_of(photos)
         dataset = held(several, np.zeros(len(several), np.int64), ("photo",), np.arange(len(several)))
-        x = _features(self.backbone_, dataset, None).x.astype(
-            np.float64
-        )  # whatever the other photos, the same to 1e-12
-        return np.asarray(x @ self.head_.weight.T + self.head_.bias)
+        x = _features(self.backbone_, dataset, None).x
+        return np.asarray(x.astype(np.float64) @ self.head_.weight.T + self.head_.bias)  # whatever photos are beside it
 
     def _backbone(self) -> Backbone:
         backbone = load_backbone(self.backbone, self.weights, offline=self.offline, seed=self.seed, size=self.size)
