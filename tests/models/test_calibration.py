@@ -22,6 +22,18 @@ def draw(n, c, sharpness, seed=0):
     return log_softmax(sharpness * honest), y
 
 
+@pytest.mark.parametrize("sharpness", [0.3, 3.0])
+def test_a_whole_weight_is_so_many_copies(sharpness):
+    log_p, y = draw(60, 3, sharpness)
+    counts = np.arange(60) % 4
+    copies = np.repeat(np.arange(60), counts)
+    expected = temperature(log_p[copies], y[copies])
+    assert expected != 1
+    assert temperature(log_p, y, counts.astype(float)) == pytest.approx(expected, rel=1e-6)
+    holes = np.vstack([log_p, np.full((1, 3), np.nan)])
+    assert temperature(holes, np.append(y, 0), np.append(counts, 9.0)) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("sharpness", [0.3, 3.0, 8.0])
 @pytest.mark.parametrize("num_classes", [2, 10])
 def test_what_was_sharpened_is_calmed(sharpness, num_classes):

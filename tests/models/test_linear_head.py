@@ -1,5 +1,7 @@
 """The solved head is scikit-learn's, to the last label, and the same bytes every time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -339,3 +341,50 @@ def test_any_scale_and_offset_give_the_same_labels(n, d, c, scale, offset, seed)
     folds = np.full(n, -1)
     logits, other = solve(plain, c, folds).logits(plain.x), solve(moved, c, folds).logits(moved.x)
     assert np.abs(centred(logits) - centred(other)).max() <= 0.02
+
+
+def weighted(features, weights):
+    return replace(features, weights=np.asarray(weights, np.float64))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_weights_every_bit_is_that_of_weights_of_one(shape):
+    features = draw_features(*SHAPES[shape], 3)
+    folds = folds_of(features)
+    plain, ones = solve(features, 3, folds), solve(weighted(features, np.ones(len(folds))), 3, folds)
+    for name in ("weight", "bias", "held_out"):
+        assert getattr(plain, name).tobytes() == getattr(ones, name).tobytes(), name
+    assert (plain.penalty, plain.curve, plain.cross_validated) == (ones.penalty, ones.curve, ones.cross_validated)
+
+
+@pytest.mark.parametrize(("shape", "most"), [("N<D", heads.MAX_HELD), ("N>D", heads.MAX_HELD), ("N>D", 0)])
+def test_a_whole_weight_is_so_many_copies(shape, most, monkeypatch):
+    monkeypatch.setattr(heads, "MAX_HELD", most)
+    features = draw_features(*SHAPES[shape], 3)
+    folds, counts = folds_of(features), np.arange(len(features.y)) // 3 % 3 + 1
+    copies = np.repeat(np.arange(len(counts)), counts)
+    repeated = Features(features.x[copies], features.y[copies], tuple(features.hashes[i] for i in copies))
+    expected, head = solve(repeated, 3, folds[copies]), solve(weighted(features, counts), 3, folds)
+    exact = 2e-3 if most else 5e-2
+    assert head.penalty == expected.penalty
+    np.testing.assert_allclose(head.logits(features.x), expected.logits(features.x), atol=exact)
+    np.testing.assert_allclose(head.held_out[copies], expected.held_out, atol=5 * exact)
+    assert head.cross_validated.log_loss == pytest.approx(expected.cross_validated.log_loss, abs=exact)
+    assert (head.cross_validated.num_right, head.cross_validated.n) == (
+        expected.cross_validated.num_right,
+        counts.sum(),
+    )
+    plain = solve(features, 3, folds)
+    assert np.abs(plain.logits(features.x) - expected.logits(features.x)).max() > 0.1, "weights matter here"
+    many = solve(weighted(features, 1000 * counts), 3, folds)
+    np.testing.assert_allclose(many.logits(features.x), head.logits(features.x), atol=exact)
+
+
+def test_the_penalty_is_chosen_by_the_photos_that_count():
+    clear, vague = draw_features(60, 24, 3, separation=1.5), draw_features(60, 24, 3, seed=1, separation=0.0)
+    features = features_of(np.vstack([clear.x, vague.x]), np.append(clear.y, vague.y))
+    is_clear = np.arange(120) < 60
+    folds = folds_of(features)
+    for weights in (np.where(is_clear, 1.0, 0.001), np.where(is_clear, 0.001, 1.0)):
+        head = solve(weighted(features, weights), 3, folds)
+        assert head.penalty == min(head.curve, key=lambda point: point.log_loss).penalty

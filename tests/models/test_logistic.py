@@ -48,6 +48,17 @@ def test_streamed_rows_give_what_rows_in_memory_give():
     assert len(stream.parts()) == 3, "more than one block"
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_what_each_photo_counts_is_the_choice_of_it_where_it_is_one(kind):
+    x, y = draw(200, 12, 3)
+    held = RowsInMemory(StandardScaler().fit_transform(x.astype(np.float64)).astype(kind))
+    chosen = np.random.default_rng(0).random((200, 4)) < 0.7
+    curvature = Curvature(*principal_axes(held.z))
+    found = [fit(Task(held, y, one, 3, 0.1), curvature, above=1e-6) for one in (chosen, chosen.astype(np.float64))]
+    assert found[0].weight.tobytes() == found[1].weight.tobytes()
+    assert found[0].bias.tobytes() == found[1].bias.tobytes()
+
+
 def test_no_guess_of_the_curvature_changes_where_it_ends():
     x, y = draw(200, 12, 3)
     held = RowsInMemory(StandardScaler().fit_transform(x.astype(np.float64)))

@@ -9,9 +9,10 @@ graphs/requests/<hash>.json       which key a request by name, weights and libra
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -27,6 +28,7 @@ from regraft.backbones.engine import (
     is_bf16_native,
     usable_precision,
 )
+from regraft.backbones.onnx_check import Graph, GraphError, check_graph
 from regraft.backbones.packaged import TRUNK, is_packaged, packaged_graph, packaged_info, packaged_key
 from regraft.backbones.probe import probe_images
 from regraft.core.config import TrainConfig
@@ -36,6 +38,7 @@ from regraft.core.files import (
     make_folder,
     published,
     replace_any,
+    sha256_bytes,
     sha256_file,
     sha256_json,
     writable_cache,
@@ -123,6 +126,58 @@ class Backbone:
     @property
     def _is_for_torch(self) -> bool:
         return has_gpu() and "levels" not in self.info
+
+
+@dataclass(frozen=True)
+class BackboneInMemory(Backbone):
+    """A backbone that needs no file: pickled with its graph, which is verified again.
+
+    Attributes:
+        checked: The graph. Those of equal content are one in a process, and in a pickle.
+    """
+
+    checked: Graph = field(repr=False)
+
+    def engine(self) -> AnyEngine:
+        """Like any backbone's; without its weights, OpenVINO everywhere."""
+        return super().engine() if self._is_for_torch else Engine(self.checked, self.precision)
+
+    @property
+    def _is_for_torch(self) -> bool:
+        return super()._is_for_torch and self.trunk.is_file()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_pickle, (self.info, self.checked)
+
+
+_GRAPHS: "WeakValueDictionary[str, Graph]" = WeakValueDictionary()  # by the hash of their content
+
+
+def in_memory(backbone: Backbone) -> BackboneInMemory:
+    """The same with its graph in memory.
+
+    Raises:
+        WeightsError: The cache has lost it since.
+    """
+    graph = _GRAPHS.get(backbone.graph_sha256)
+    if graph is None:
+        try:
+            graph = _shared(check_graph(backbone.graph.read_bytes()), backbone.graph_sha256)
+        except (OSError, GraphError) as error:
+            raise WeightsError(f"{backbone.graph} cannot be read any more: {error}. Run it again.") from error
+    return BackboneInMemory(backbone.folder, backbone.info, graph)
+
+
+def _from_pickle(info: dict[str, Any], graph: Graph) -> BackboneInMemory:
+    backbone = Backbone(Path("of a pickle"), info)
+    return BackboneInMemory(backbone.folder, info, _shared(graph, backbone.graph_sha256))
+
+
+def _shared(graph: Graph, sha256: str) -> Graph:
+    """The graph itself, or one of equal content that is in use. Raises WeightsError where it is another than stated."""
+    if sha256_bytes(graph.data) != sha256:
+        raise WeightsError(f"The backbone's graph is damaged: expected sha256 {sha256[:12]}.... Fit it again.")
+    return _GRAPHS.setdefault(sha256, graph)
 
 
 def first_layer(tensors: dict[str, np.ndarray]) -> np.ndarray | None:

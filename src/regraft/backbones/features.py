@@ -62,12 +62,14 @@ class Features:
         y: `(N,)` int64, class indices.
         hashes: Of the photos' contents.
         rows: `(N,)` int64, each photo's row of the table; None where the photos are all of it, in order.
+        weights: `(N,)` float64 above 0, how often each photo counts; None for once.
     """
 
     table: np.ndarray
     y: np.ndarray
     hashes: tuple[str, ...]
     rows: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def x(self) -> np.ndarray:

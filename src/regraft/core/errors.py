@@ -2,6 +2,7 @@
 
 RegraftError
 ├── DataError       a folder, a split or a photo
+│   └── InputError  photos, labels or weights handed to an estimator; also a ValueError
 ├── BackboneError   a network's name or structure
 ├── WeightsError    a weights file
 ├── BundleError     a saved model
@@ -25,6 +26,10 @@ class RegraftError(Exception):
 
 class DataError(RegraftError):
     """A data set cannot be read, or cannot be read one way only."""
+
+
+class InputError(DataError, ValueError):
+    """Photos, labels or weights in memory are not what an estimator takes: to scikit-learn, a ValueError."""
 
 
 class BackboneError(RegraftError):

@@ -6,6 +6,7 @@ and nothing is guessed: what could be read in two ways is refused.
 
 import io
 import os
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,6 +70,49 @@ def content_of(photo: Photo, name: str = "The photo") -> bytes:
     return buffer.getvalue()
 
 
+def in_order(several: Any) -> list[Any]:
+    """Several photos in the order in which they are held, whatever holds them.
+
+    Args:
+        several: A list, tuple, array, series, table of one column or anything else that gives photos one by one. The
+            labels of an index mean nothing: photos are taken by position.
+
+    Raises:
+        DataError: It is a single photo, a table of several columns, or has no order.
+    """
+    if isinstance(several, str | bytes | bytearray | memoryview | os.PathLike | Image.Image) or hasattr(
+        several, "read"
+    ):
+        raise DataError(f"A single {type(several).__name__} is one photo. Expected several: put it in a list.")
+    if isinstance(several, Mapping | Set):
+        raise DataError(f"A {type(several).__name__} has no order that could be kept. Expected a list of photos.")
+    shape = tuple(getattr(several, "shape", ()))
+    if len(shape) == 2:
+        several = _only_column(several, shape)
+    elif len(shape) == 3 and shape[0 if _is_tensor(several) else 2] in CHANNELS:
+        raise DataError(f"Pixels of shape {shape} are one photo. Expected several, (N, H, W, 3): put it in a list.")
+    try:
+        return list(several)
+    except TypeError as error:
+        raise DataError(f"A {type(several).__name__} holds no photos. Expected a list of photos.") from error
+
+
+def _only_column(table: Any, shape: tuple[int, ...]) -> Any:
+    names = getattr(table, "columns", None)
+    if shape[1] == 1:
+        return table[:, 0] if names is None else table[names[0]]
+    which = f" ({', '.join(map(str, list(names)[:5]))}, ...)" if names is not None and len(names) else ""
+    raise DataError(
+        f"A table of {shape[1]} columns{which}, of shape {shape}, holds no photos. Expected one column of photos, or "
+        "an array (N, H, W, 3). Hand over the column with the paths."
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    """Of torch, which is not imported for it."""
+    return type(value).__module__ == "torch" or type(value).__module__.startswith(("torch.", "torchvision."))
+
+
 def _refused(photo: Photo, name: str, reason: Unreadable) -> DataError:
     what = str(photo)[:300] if isinstance(photo, str | os.PathLike) else name
     return DataError(f"{what} cannot be used: {reason}. {EXPECTED}")
@@ -86,7 +130,7 @@ def _held(photo: Photo, grey_bits: int | None = None) -> bytes | Image.Image:
         return _of_pillow(photo, grey_bits)
     if isinstance(photo, np.ndarray):
         return pixels_of(_picture(photo, "(H, W, 3)"), grey_bits)
-    if type(photo).__module__.startswith(("torch.", "torchvision.")) or type(photo).__module__ == "torch":
+    if _is_tensor(photo):
         return pixels_of(_picture(_channels_last(photo), "(3, H, W)"))
     if hasattr(photo, "read"):
         return _content_in(photo)

@@ -20,7 +20,7 @@ CERTAINTY = 0.9  # that all of them have no more errors than is said
 GOLDEN = (5**0.5 - 1) / 2
 
 
-def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
+def temperature(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Find what to divide logits by so that probabilities fit labels best; 1 where that is hardly likelier.
 
     Below 1, one answer in n + 1 is taken to be wrong beside those that are: that all were right is no reason to be
@@ -29,6 +29,7 @@ def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
     Args:
         log_p: `(N, C)` float64, logarithms of probabilities of photos not seen; rows of NaN are left out.
         y: `(N,)` int64, the labels.
+        weights: `(N,)` float64, how often each photo counts; None for once.
 
     Returns:
         The temperature; 1 without photos.
@@ -38,26 +39,31 @@ def temperature(log_p: np.ndarray, y: np.ndarray) -> float:
 
         J. Platt, "Probabilistic outputs for support vector machines", 1999.
     """
-    log_p, y = _known(log_p, y)
+    known = np.isfinite(log_p).all(axis=1)
+    log_p, y, weights = log_p[known], y[known], None if weights is None else weights[known]
     if len(y) == 0:
         return 1.0
 
-    found = _likeliest(log_p, y, doubt=0.0)
-    return found if found >= 1 else min(1.0, _likeliest(log_p, y, doubt=1 / (len(y) + 1)))
+    found = _likeliest(log_p, y, weights, doubt=0.0)
+    total = len(y) if weights is None else float(weights.sum())
+    return found if found >= 1 else min(1.0, _likeliest(log_p, y, weights, doubt=1 / (total + 1)))
 
 
-def _likeliest(log_p: np.ndarray, y: np.ndarray, doubt: float) -> float:
+def _likeliest(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None, doubt: float) -> float:
     """Return the temperature of the lowest loss; 1 where that is hardly lower.
 
     Args:
         log_p: `(N, C)` float64, without rows of NaN.
         y: `(N,)` int64, the labels.
+        weights: `(N,)` float64, how often each photo counts; None for once.
         doubt: Share of answers that are taken to be wrong.
     """
     n, num_classes = log_p.shape
 
     def loss(log_t: float) -> float:
         calibrated_log_p = log_softmax(log_p / np.exp(log_t))
+        if weights is not None:
+            calibrated_log_p = calibrated_log_p * weights[:, np.newaxis]
         own = calibrated_log_p[np.arange(n), y].sum()
         others = (calibrated_log_p.sum() - own) / (num_classes - 1)
         return -float((1 - doubt) * own + doubt * others)

@@ -67,7 +67,7 @@ class Score:
     Attributes:
         penalty: Ridge penalty per photo, on standardised features.
         log_loss: Nats a photo.
-        num_right: How many of the n photos are classified right.
+        num_right: How many of the n photos are classified right; with weights, rounded sums of these.
         n: How many photos were evaluated.
     """
 
@@ -145,6 +145,7 @@ class _Problem:
     Attributes:
         rows: `(n, R)`, the photos in their own frame.
         y: `(n,)` int64, the labels.
+        weights: `(n,)` float64, how often each photo counts; None for once.
         num_classes: Number C of classes.
         frame: How `rows` came from raw features.
         curvature: How `rows` spread.
@@ -152,6 +153,7 @@ class _Problem:
 
     rows: Rows
     y: np.ndarray
+    weights: np.ndarray | None
     num_classes: int
     frame: Frame
     curvature: Curvature
@@ -165,7 +167,8 @@ class _Problem:
         """Make one fit to all its photos, in single precision where that is exact enough: it takes half the time."""
         is_coarse = isinstance(self.rows, RowsInMemory) and above >= HELD.loose
         rows = RowsInMemory(self.rows.block(slice(None)).astype(np.float32)) if is_coarse else self.rows
-        task = Task(rows, self.y, np.ones((len(self.y), 1), bool), self.num_classes, penalty)
+        chosen = np.ones(len(self.y), bool) if self.weights is None else self.weights / self.weights.mean()
+        task = Task(rows, self.y, chosen[:, np.newaxis], self.num_classes, penalty)
         return fit(task, self.curvature, start=start, above=above)
 
 
@@ -178,12 +181,14 @@ class _Fold:
         judged: `(n,)` int64, the photos of this fold, which are evaluated.
         rows: `(n, R)`, their features, in the problem's frame.
         y: `(n,)` int64, their labels.
+        weights: `(n,)` float64, how often each of them counts; None for once.
     """
 
     problem: _Problem
     judged: np.ndarray
     rows: Rows
     y: np.ndarray
+    weights: np.ndarray | None
 
     def try_at(self, penalty: float, start: Solution | None, above: float) -> "_Answers":
         """Classify its photos by a fit to the others."""
@@ -192,7 +197,8 @@ class _Fold:
 
     def loss(self, answers: "_Answers") -> float:
         """Return the nats of its photos, added up."""
-        return float(-answers.log_p[np.arange(len(self.y)), self.y].sum())
+        own = answers.log_p[np.arange(len(self.y)), self.y]
+        return float(-(own if self.weights is None else own * self.weights).sum())
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
 
     Args:
         features: x `(N, D)` float32, y `(N,)` int64 with every class present. Photos are taken by content: their names
-            and order change no bit.
+            and order change no bit. Of weights, a whole number is that many copies.
         num_classes: Number C of classes.
         folds: `(N,)` int64, the fold that evaluates a photo; -1 for photos that are never evaluated.
 
@@ -239,6 +245,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
     _refuse_others(features, folds)
     order = np.lexsort((features.y, np.array(features.hashes)))
     y, held_out = features.y[order], np.full((len(order), num_classes), np.nan)
+    weights = None if features.weights is None else features.weights[order]
     with threadpool_limits(1):  # the same bytes on any number of cores
         names = _names(folds[order[:ENOUGH]])
         if len(order) * num_classes * features.num_features > MAX_WORK:
@@ -253,7 +260,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
         for fold, answers in zip(cross, _unseen(tries, cross), strict=True):
             held_out[order[fold.judged]] = answers.log_p
     curve = tuple(sorted((_point(one, cross) for one in tries), key=lambda point: point.penalty))
-    cross_validated = score(held_out[order], y, penalty) if tries else None
+    cross_validated = score(held_out[order], y, penalty, weights) if tries else None
     weight, bias = raw.weight[0].astype(np.float32), raw.bias[0].astype(np.float32)
     return Head(weight, bias, penalty, curve, held_out, cross_validated)
 
@@ -284,17 +291,22 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
     return log_p
 
 
-def score(log_p: np.ndarray, y: np.ndarray, penalty: float) -> Score:
+def score(log_p: np.ndarray, y: np.ndarray, penalty: float, weights: np.ndarray | None = None) -> Score:
     """Score what `out_of_fold` gives.
 
     Args:
         log_p: `(N, C)` float64, logarithms of probabilities; rows of NaN are left out.
         y: `(N,)` int64, the labels.
         penalty: With which they were found.
+        weights: `(N,)` float64, how often each photo counts; None for once.
     """
     log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
-    loss = -log_p[np.arange(len(y)), y].mean()
-    return Score(float(penalty), float(loss), int((log_p.argmax(axis=1) == y).sum()), len(y))
+    loss, right = -log_p[np.arange(len(y)), y], log_p.argmax(axis=1) == y
+    if weights is None:
+        return Score(float(penalty), float(loss.mean()), int(right.sum()), len(y))
+    counts = weights[judged]
+    mean, sums = np.average(loss, weights=counts), (counts[right].sum(), counts.sum())
+    return Score(float(penalty), float(mean), *(round(float(one)) for one in sums))
 
 
 def _refuse_others(features: Features, folds: np.ndarray) -> None:
@@ -321,14 +333,16 @@ def _problem(features: Features, num_classes: int, chosen: np.ndarray) -> _Probl
     """Build the problem of the photos chosen `(n,)`, in that order."""
     table, y = features.table, features.y[chosen]
     rows = chosen if features.rows is None else features.rows[chosen]
-    mean, spread = moments(table, rows)
+    weights = None if features.weights is None else features.weights[chosen]
+    mean, spread = moments(table, rows, weights)
     frame = Frame(mean, floored(mean, spread))
     if len(rows) * table.shape[1] > MAX_HELD:
         streamed = StreamedRows(table, rows, mean.astype(np.float32), frame.scale.astype(np.float32))
-        return _Problem(streamed, y, num_classes, frame, sampled_curvature(streamed))
+        return _Problem(streamed, y, weights, num_classes, frame, sampled_curvature(streamed))
     z = (table[rows] - mean) / frame.scale
     axes, variances = principal_axes(z)
-    return _Problem(RowsInMemory(z @ axes), y, num_classes, replace(frame, axes=axes), Curvature(None, variances))
+    curvature = Curvature(None, variances)
+    return _Problem(RowsInMemory(z @ axes), y, weights, num_classes, replace(frame, axes=axes), curvature)
 
 
 def _names(folds: np.ndarray) -> list[int]:
@@ -353,7 +367,9 @@ def _cross_validation(
     def one(name: int) -> _Fold:
         problem, judged = _problem(features, num_classes, order[own != name]), np.flatnonzero(own == name)
         rows = order[judged] if features.rows is None else features.rows[order[judged]]
-        return _Fold(problem, judged, problem.frame.show(features.table, rows), features.y[order[judged]])
+        shown, weights = problem.frame.show(features.table, rows), features.weights
+        own_weights = None if weights is None else weights[order[judged]]
+        return _Fold(problem, judged, shown, features.y[order[judged]], own_weights)
 
     return _side_by_side(one, names)
 
@@ -409,7 +425,8 @@ def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
 def _point(one: _Try, cross: list[_Fold]) -> Score:
     """Return a penalty's place on the curve."""
     log_p, y = np.concatenate([said.log_p for said in one.answers]), np.concatenate([fold.y for fold in cross])
-    return score(log_p, y, one.penalty)
+    weights = [fold.weights for fold in cross if fold.weights is not None]
+    return score(log_p, y, one.penalty, np.concatenate(weights) if weights else None)
 
 
 def _average(one: _Try, cross: list[_Fold]) -> Solution:

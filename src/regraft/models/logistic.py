@@ -163,8 +163,8 @@ class Task:
     Attributes:
         rows: Features of N photos.
         y: `(N,)` int64, their labels.
-        chosen: `(N, K)` bool, the photos of each fit.
-        counts: `(K,)`, how many those are.
+        chosen: `(N, K)` bool, the photos of each fit; or float64, what each counts in it.
+        counts: `(K,)`, how many those are, or how much in all.
         present: `(K, C)` bool, the classes that they show.
         ridge: `(K,)`, the penalty of each fit; of two classes, the penalty is meant for the difference of their
             weights.
@@ -174,7 +174,7 @@ class Task:
     def __init__(self, rows: Rows, y: np.ndarray, chosen: np.ndarray, num_classes: int, penalty: float) -> None:
         self.rows, self.y, self.chosen = rows, y, chosen
         self.counts = chosen.sum(axis=0)
-        self.present = np.stack([np.bincount(y[one], minlength=num_classes) > 0 for one in chosen.T])
+        self.present = np.stack([np.bincount(y[one > 0], minlength=num_classes) > 0 for one in chosen.T])
         shown = self.present.sum(axis=1)
         self.ridge = penalty * np.where(shown == 2, 2.0, 1.0)
         self.bend = np.where(shown > 1, (1 - 1 / shown) / shown, 1.0)
@@ -232,15 +232,26 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def moments(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation `(D,)` float64 of the chosen rows `(N,)` of a table `(M, D)`."""
+def moments(table: np.ndarray, rows: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of features.
 
-    def blocks() -> Iterator[np.ndarray]:
-        return (table[rows[i : i + BLOCK]] for i in range(0, len(rows), BLOCK))
+    Args:
+        table: `(M, D)` float32.
+        rows: `(N,)` int64, which of its rows.
+        weights: `(N,)` float64, what each of them counts; None for all the same.
 
-    mean = np.sum([block.sum(axis=0, dtype=np.float64) for block in blocks()], axis=0) / len(rows)
-    squares = np.sum([np.square(block - mean).sum(axis=0) for block in blocks()], axis=0)
-    return mean, np.sqrt(squares / len(rows))
+    Returns:
+        Both `(D,)` float64.
+    """
+    total = len(rows) if weights is None else weights.sum()
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray | float]]:
+        for part in (slice(i, i + BLOCK) for i in range(0, len(rows), BLOCK)):
+            yield table[rows[part]], 1.0 if weights is None else weights[part, np.newaxis]
+
+    mean = np.sum([(block * counts).sum(axis=0, dtype=np.float64) for block, counts in blocks()], axis=0) / total
+    squares = np.sum([(np.square(block - mean) * counts).sum(axis=0) for block, counts in blocks()], axis=0)
+    return mean, np.sqrt(squares / total)
 
 
 def sampled_curvature(rows: StreamedRows) -> Curvature:
