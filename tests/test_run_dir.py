@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from regraft.bundle.bundle import load
+from regraft.bundle.format import sealed
 from regraft.commands.report import report
 from regraft.commands.train import configure, train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
+from regraft.core.files import json_bytes
 from regraft.core.progress import QUIET
 from regraft.run_dir import photos_of, place, read_record, read_summary, unchanged
 from tiny_backbone import draw_photos, tiny_backbone
@@ -102,7 +104,8 @@ def test_photos_of_an_old_run_are_told_to_be_gone_or_changed(moved):
 
 def _another_bundle(run):
     path = run / "bundle" / "regraft.json"
-    path.write_text(path.read_text() + "\n")
+    manifest = json.loads(path.read_text())
+    path.write_bytes(json_bytes(sealed({**manifest, "temperature": 2 * manifest["temperature"]})))
     return "speaks of another bundle"
 
 

@@ -159,7 +159,7 @@ def with_random_weights(name, folder, out):
 
 @pytest.mark.slow
 def test_so_it_does_where_places_are_covered(folder, tmp_path):
-    bundle = with_random_weights("timm/vit_tiny_patch16_224", folder, tmp_path / "run")
+    bundle = with_random_weights("timm/deit_tiny_distilled_patch16_224", folder, tmp_path / "run")
     assert bundle.pooled is None
     assert bundle.manifest["metrics"]["accuracy"]["value"] == 1
     assert peaks(bundle, tmp_path, lambda image, label, _: heat_map(bundle, image, label)) >= 9

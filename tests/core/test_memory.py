@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
-from regraft.bundle.bundle import Bundle
+from regraft.bundle.bundle import load
 from regraft.core.errors import BundleError, ResourceError
 from regraft.core.memory import is_lack_of_memory
+from tiny_bundle import write_tiny
 
 LACKING = (
     MemoryError(),
@@ -36,13 +37,13 @@ def test_a_bundle_is_not_damaged_where_memory_is_short(tmp_path, monkeypatch, er
 
     monkeypatch.setattr("regraft.bundle.bundle.Engine", short)
     with pytest.raises(ResourceError, match=r"Cannot load .*model\.onnx: there is not enough memory"):
-        _ = Bundle(tmp_path, {"precision": "f32"}, "f32").engine
+        _ = load(write_tiny(tmp_path / "tiny"), precision="f32").engine
 
 
 def test_a_graph_that_does_not_run_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr("regraft.bundle.bundle.Engine", lambda *_: (_ for _ in ()).throw(RuntimeError("bad graph")))
     with pytest.raises(BundleError, match="no graph that can be run"):
-        _ = Bundle(tmp_path, {}, "f32").engine
+        _ = load(write_tiny(tmp_path / "tiny"), precision="f32").engine
 
 
 def test_the_command_says_so_in_one_line(regraft_main, monkeypatch):

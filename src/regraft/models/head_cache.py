@@ -43,7 +43,8 @@ def _key(features: Features, num_classes: int, folds: np.ndarray) -> str:
     rows = np.arange(len(table)) if rows is None else rows
     digest = hashlib.sha256(f"{np.__version__} {num_classes} {len(rows)} {table.shape[1]} ".encode())
     parts: Iterable[bytes] = (path.read_bytes() for path in CODE)
-    for part in (*parts, "".join(features.hashes).encode(), features.y.tobytes(), folds.tobytes()):
+    weights = b"" if features.weights is None else features.weights.tobytes()
+    for part in (*parts, "".join(features.hashes).encode(), features.y.tobytes(), folds.tobytes(), weights):
         digest.update(hashlib.sha256(part).digest())
     for start in range(0, len(rows), BLOCK):
         digest.update(table[rows[start : start + BLOCK]].tobytes())
