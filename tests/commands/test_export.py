@@ -325,6 +325,7 @@ def random_bundle(name: str, folder: Path) -> Bundle:
     write_model(folder, backbone, weight, np.zeros(5, np.float32), classes)
     images = {"found": 1, "used": 1, "quarantined": 0}
     provenance = {"mode": "frozen", "images": images, "data_sha256": "0" * 64, "config": {}}
+    provenance |= {"split": {"given": False, "train": 24, "judged": 6}}
     seal(folder, manifest_of(backbone, classes, 1.3, {}, provenance))
     return load(folder, precision="f32")
 

@@ -389,7 +389,7 @@ def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_n
     monkeypatch.setattr(
         fine_tune, "decide", lambda *known, **_: decide(*known)
     )  # a numb stage wakes at a high rate only
-    run, said = ladder(tmp_path, 16, numb=True)
+    run, said = ladder(tmp_path, 30, numb=True)
     assert run.summary["accuracy"]["value"] > 0.6
     pattern = r"last stages: of \d+ \S+ photos last stages alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
     end = r"last stages: of \d+ \S+ photos full alone is right on \d, .*; without a clear gain the simpler one stays"
@@ -518,7 +518,7 @@ def audited(monkeypatch):
         whole = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *given, **named: of(*given) or whole(*given, **named))
 
-    note(search, "solve_once", lambda features, *_: decided.update(features.hashes))
+    note(search, "cached_head", lambda features, *_: decided.update(features.hashes))
     note(linear_probe, "solve", lambda features, *_: decided.update(features.hashes))
     note(finetune, "finetune", lambda network, job, recipe, *_: decided.update(choosing_of(job, recipe)))
     note(fine_tune, "correct_of", lambda model, photos, context: decided.update(photos.hashes))

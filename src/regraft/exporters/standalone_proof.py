@@ -17,15 +17,21 @@ from typing import Any
 
 
 class _Absent(MetaPathFinder):
-    """An import hook for packages that are to be missing."""
+    """Stands for all finders of modules, and finds none of some packages, as where they are not installed."""
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = set(names)
+    def __init__(self, names: list[str], finders: list[Any]) -> None:
+        self.names, self.finders = set(names), finders
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Fail for these packages, leave others to the next finder."""
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return None for these packages, and what the other finders find for the rest."""
         if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        return next(filter(None, (finder.find_spec(name, path, target) for finder in self.finders)), None)
+
+    def find_distributions(self, *arguments: Any) -> Any:
+        """Yield what `importlib.metadata` asks for."""
+        for finder in self.finders:
+            yield from getattr(finder, "find_distributions", lambda *_: ())(*arguments)
 
 
 def digest(array: Any) -> str:
@@ -38,7 +44,7 @@ def main() -> None:
     program_file, *absent = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no answer
-    sys.meta_path.insert(0, _Absent(absent))
+    sys.meta_path[:] = [_Absent(absent, sys.meta_path[:])]
     spec = importlib.util.spec_from_file_location("exported", program_file)
     assert spec is not None
     assert spec.loader is not None
