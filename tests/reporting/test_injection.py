@@ -141,8 +141,8 @@ def file_name(payload: str, room: int = 200) -> str:
 
 
 def as_label(payload: str) -> str:
-    """A list of photos has its labels without space around them."""
-    return unicodedata.normalize("NFC", payload.strip())
+    """Labels are compared in one form of Unicode."""
+    return unicodedata.normalize("NFC", payload)
 
 
 def photo_with_comment(path: Path, colour: tuple[int, int, int], seed: int, comment: str) -> None:

@@ -379,9 +379,9 @@ def test_photos_are_answered_in_order_as_the_model_answers(real, bundle, files):
         assert (answer["unsure"], answer["labels"], answer["looks_new"]) == (False, None, expected.looks_new)
 
 
-def test_what_is_promised_is_kept_by_the_server_too(bundle):
+def test_what_is_promised_is_kept_by_the_server_too(bundle, files):
     careful, alone = load(bundle.folder, max_error=0.2, coverage=0.8), WorkItem(with_heat=False, is_alone=True)
-    photos = [png_of(Image.fromarray(pixels)) for pixels in blends()]
+    photos = [*(png_of(Image.fromarray(pixels)) for pixels in blends()), *files.values()]
     answers, said = [answer_of(careful, one, alone, 10**6) for one in photos], [careful.predict(one) for one in photos]
     assert {one["unsure"] for one in answers} == {True, False}
     assert [one["unsure"] for one in answers] == [one["probability"] < careful.least_sure for one in answers]
@@ -422,7 +422,7 @@ class Lying:
     classes = ("a", "b")
 
     def __init__(self, bundle, logits):
-        self.bundle, self.logits = bundle, logits
+        self.bundle, self.logits, self.preprocessing = bundle, logits, bundle.preprocessing
 
     def to_input(self, photo):
         return self.bundle.to_input(photo)
