@@ -1,6 +1,5 @@
 """What a training was told about its folders holds when they are read again: to report, to judge, to grow."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,15 @@ from typing import Any
 import pytest
 
 from conftest import draw
+from regraft.bundle.bundle import load
 from regraft.commands.report import judged_photos
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET
+from regraft.data.scan import Labelling, list_photos
 from regraft.evaluation import evaluate as evaluation
+from regraft.run_dir import PhotoRecord, RunRecord
+from tiny_bundle import write_tiny
 
 
 @dataclass
@@ -36,18 +39,22 @@ def trained(tmp_path):
     return Trained(tmp_path / "run" / "bundle", {"provenance": {"config": config.to_json()}})
 
 
-def test_a_report_reads_the_photos_as_the_training_did(trained, tmp_path):
-    from regraft.data.scan import list_photos
-
-    dataset = list_photos(tmp_path / "photos", options=TrainConfig(class_level="top", follow_links=True).folder_options)
-    rows = [
-        {"path": path, "label": "x", "split": "val", "sha256": content}
-        for path, content in zip(dataset.paths, dataset.hashes, strict=True)
-    ]
-    trained.folder.mkdir(parents=True)
-    (tmp_path / "run" / "photos.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "run" / "result.json").write_text(json.dumps({"photos": str(tmp_path / "photos")}))
-    assert judged_photos(trained, QUIET, "Give photos").counts == {"sick": 2, "well": 2}
+def test_a_report_reads_the_photos_that_the_run_has_recorded_links_too(tmp_path, trained):
+    """Classes are those of the record; the photos lie behind links, as the training found them."""
+    config = TrainConfig(class_level="top", follow_links=True)
+    dataset = list_photos(tmp_path / "photos", options=config.folder_options)
+    run = tmp_path / "run"
+    bundle = load(write_tiny(run / "bundle", ("sick", "well")))
+    photos = tuple(
+        PhotoRecord(path, (dataset.classes[label],), Labelling("folder", "2026-01-01"), "val", content)
+        for path, label, content in zip(dataset.paths, dataset.labels, dataset.hashes, strict=True)
+    )
+    header = {"root": dataset.root.resolve(), "roots": (".",), "split_given": False, "steps": ()}
+    record = RunRecord(
+        run, tmp_path / "photos", **header, config=config, photos=photos, quarantine=(), bundle_sha256=bundle.sha256
+    )
+    record.write({"photos": str(tmp_path / "photos"), "decision": ""})
+    assert judged_photos(bundle, QUIET, "Give photos").counts == {"sick": 2, "well": 2}
 
 
 def test_photos_are_judged_at_the_level_of_the_training_and_links_followed_by_wish(trained, tmp_path, monkeypatch):

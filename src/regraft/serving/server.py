@@ -68,8 +68,9 @@ def serve(
         try:
             app = create_app(lambda: models.current, limits, replace(access, hosts=known))
             server = uvicorn.Server(_config(app, limits))
-            on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
-            _run(server, lambda: _serving(server, listening, models))
+            with _ended_by_signals(server):  # from here on, also before uvicorn sees to them itself
+                on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
+                _run(server, lambda: _serving(server, listening, models))
         finally:
             models.close()
     finally:
@@ -184,15 +185,14 @@ def _run(server: uvicorn.Server, serving: Callable[[], Coroutine[Any, Any, None]
             asyncio.run(serving())
         return
     thread = threading.Thread(target=lambda: asyncio.run(serving()), name="regraft serve")
-    with _ended_by_signals(server):
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.25)  # a signal that another thread receives wakes nobody
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.25)  # a signal that another thread receives wakes nobody
 
 
 @contextmanager
 def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the server, as uvicorn sees to where it runs in the main thread itself."""
+    """Let Ctrl-C and SIGTERM end the server, as uvicorn does while it serves in the main thread."""
 
     def end(*_: object) -> None:
         server.should_exit = True
