@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,32 +173,20 @@ class Outcome:
     decision: str = ""
 
 
-def deliver(
-    model: TrainedModel,
-    photos_split: SplitDataset,
-    context: RunContext,
-    accept: Callable[[Evaluation], bool] = lambda _: True,
-) -> Evaluation:
-    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle if it is accepted.
+def deliver(model: TrainedModel, photos_split: SplitDataset, context: RunContext) -> Evaluation:
+    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle.
 
     Args:
         model: The model.
         photos_split: The photos.
         context: Of the run.
-        accept: Is called with the evaluation; what it returns says whether the model becomes the bundle.
 
     Returns:
-        How good the model is, also of one that is not accepted.
+        How good the model is.
     """
-    try:
-        with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
-            write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
-            evaluation = _judge_and_seal(partial, model, photos_split, context.config)
-            if not accept(evaluation):
-                raise _Declined
-    except _Declined:
-        pass
-    return evaluation
+    with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
+        write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
+        return _judge_and_seal(partial, model, photos_split, context.config)
 
 
 def delivered(
@@ -285,10 +272,6 @@ def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
     name, judged = splits.judged
     how = "as the folder says" if splits.given else "drawn by content, the same every time"
     progress.say(f"split: {len(splits.train)} to learn from, {len(judged)} {name} to judge on ({how})")
-
-
-class _Declined(Exception):
-    """A model that was evaluated and is not to be kept."""
 
 
 def _judge_and_seal(folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig) -> Evaluation:
