@@ -96,11 +96,11 @@ def test_killed_twice_while_it_resumes_it_ends_with_the_same_model(whole, tmp_pa
 
 def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
     """Also while it cross-validates: every fold has checkpoints of its own."""
-    learn = ("--epochs", 3, "--batch-size", 4, "--learning-rate", 3e-3, "--head-learning-rate", 3e-3)
+    learn = ("--epochs", 10, "--batch-size", 4, "--learning-rate", 3e-3, "--head-learning-rate", 3e-3)
     learn += ("--head-start", "random", "--batchnorm", "eval", "--clip", 0, "--augment", "crop", "--min-crop", 0.9)
     whole = story(tmp_path, "--mode", "auto", *learn, dead=True)
     assert "cross-validated" in whole.figures[2]
-    num_steps = 9 + 5 * 9  # of the split, and of five folds
+    num_steps = 30 + 5 * 30  # of the split, and of five folds: nine or ten photos in fours, ten times
     trials = max(4, TRIALS // 5)
     done = []
     for trial in range(trials):

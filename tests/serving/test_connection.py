@@ -7,6 +7,7 @@ import socket
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -238,3 +239,31 @@ def test_what_waits_does_not_grow_while_nobody_takes_it():
 
     sizes: list[int] = []
     assert max(asyncio.run(ask())) < 2**20
+
+
+def test_a_request_that_is_cancelled_twice_while_it_is_answered_has_its_answer():
+    """As when the server stops and its loop ends: what still comes of the body is not waited for."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def late(scope, receive, send):
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await JSONResponse({}, 503)(scope, receive, send)
+
+    async def stopped():
+        nonlocal task
+        connection = SimpleNamespace(begin=lambda _: None, end=lambda _: None, num_parsed=0)
+        scope = {"type": "http", "headers": [(b"content-length", b"1000")], "state": {module.STATE: connection}}
+        task = asyncio.create_task(announced(late)(scope, asyncio.Event().wait, send))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    task = None
+    asyncio.run(stopped())
+    assert [message.get("status") for message in sent] == [503, None]

@@ -215,7 +215,9 @@ def test_the_number_of_workers_changes_no_bit(tune):
 
 
 @few_workers
-def test_a_run_goes_on_with_another_number_of_workers_to_the_same_bits(tune, tmp_path, capsys):
+def test_a_run_goes_on_with_another_number_of_workers_to_the_same_bits(tune, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "KEEPING_SHARE", 0.0)  # a checkpoint after every epoch, however long it takes
+
     class Killed(Exception):
         pass
 
@@ -229,7 +231,7 @@ def test_a_run_goes_on_with_another_number_of_workers_to_the_same_bits(tune, tmp
     with pytest.raises(Killed):
         tune(recipe, folder=tmp_path, workers=2, progress=UntilTheThirdEpoch())
     tuned = tune(recipe, folder=tmp_path, workers=0, progress=Progress())
-    assert any(f"continued: epoch {n}, step 1" in capsys.readouterr().err for n in (2, 3))
+    assert "continued: epoch 3, step 1\n" in capsys.readouterr().err
     assert sha256(tuned) == sha256(expected)
     assert without_times(tuned.rows) == without_times(expected.rows)
     assert tuned.epoch == expected.epoch

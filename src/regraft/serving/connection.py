@@ -278,7 +278,13 @@ class Exchange:
         await self._send(message)
 
     async def _take_what_is_there(self) -> None:
-        """Take the rest of a body that is answered unread, as far as it has come and is not asked for first."""
+        """Take the rest of a body that is answered unread, as far as it has come and is not asked for first.
+
+        Not while the server stops: the request may be cancelled a second time at any wait, and then has no answer.
+        """
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return
         with suppress(TimeoutError, HTTPException):
             async with asyncio.timeout(0):
                 while not self.is_heard_out and not self._is_asked_for:
