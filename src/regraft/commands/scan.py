@@ -24,6 +24,7 @@ from regraft.data.image_stats import ImageStats, look
 from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
 from regraft.data.list_manifest import without_others
 from regraft.data.scan import Dataset, checked, list_photos
+from regraft.data.sources import is_in_source, read_bytes
 from regraft.data.splits import folds_of
 from regraft.models.linear_head import Head, out_of_fold, solve
 from regraft.training.shift import split_shift
@@ -372,6 +373,8 @@ def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple
 
 
 def _link(source: Path, place: Path) -> None:
+    if is_in_source(source):
+        return write_atomic(place, read_bytes(source))
     source = source.resolve()  # of a link, what it leads to
     try:
         os.link(source, place)

@@ -1,0 +1,124 @@
+"""What the user named as photos, to labelled files: a folder, an archive, shards, a list, or several by a pattern."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, product
+from pathlib import Path
+
+from regraft.core.config import FolderOptions
+from regraft.core.errors import DataError, nearest
+from regraft.data import sources
+from regraft.data.folder_layout import MANIFESTS, SPLITS, Listing, is_manifest, list_folder
+from regraft.data.list_manifest import list_manifest, refuse_conflicts
+from regraft.data.shards import is_shard, list_shard
+from regraft.data.split_names import split_of
+
+WILD = re.compile(r"[*?\[{]")
+
+
+def listed(place: Path, options: FolderOptions) -> Listing:
+    """List photos with their labels and splits.
+
+    Args:
+        place: A folder, an archive, a list, or a pattern such as `shards/train-{000..009}.tar`.
+        options: How they are read.
+
+    Raises:
+        DataError: There is no such thing, or it cannot be read in one way only.
+    """
+    if not place.exists() and WILD.search(str(place)):
+        return _several(place, options)
+    if is_manifest(place) and sources.is_photo_file(place):
+        return list_manifest(place, options)
+    if sources.is_folder(place):
+        return _of_folder(place, options)
+    if place.exists():
+        raise DataError(
+            f"{place} is a file. Expected the folder or archive that holds <class>/<image>, or a list of photos "
+            f"({', '.join(MANIFESTS)}). Name one of these."
+        )
+    siblings = [entry.name for entry in place.parent.iterdir() if entry.is_dir()] if place.parent.is_dir() else []
+    hint = nearest(place.name, siblings) or f" Looked in {place.parent.absolute()}. Check the path."
+    raise DataError(f"There is no folder {place}. Expected a folder that holds <class>/<image>.{hint}")
+
+
+def _of_folder(place: Path, options: FolderOptions) -> Listing:
+    if place.is_file() and is_shard(place):
+        return list_shard(place)
+    listing = list_folder(place, options)
+    refuse_conflicts(listing)
+    return listing
+
+
+def _several(pattern: Path, options: FolderOptions) -> Listing:
+    """List all that a pattern names as one. Where the names of all say so, each is a split of its own."""
+    found = sorted(set(matches(pattern)))
+    if not found:
+        raise DataError(f"Nothing matches {pattern}. Looked in {pattern.parent.absolute()}. Check the pattern.")
+    root = _around(found)
+    listings = [listed(place, options) for place in found]
+    meant = [split_of(place.name.partition(".")[0]) for place in found]
+    if (
+        all(meaning in SPLITS for meaning in meant)
+        and "train" in meant
+        and not any(any(one.splits) for one in listings)
+    ):
+        listings = [_as_split(one, str(split)) for one, split in zip(listings, meant, strict=True)]
+    return _joined(root, listings, options)
+
+
+def matches(pattern: Path) -> Iterator[Path]:
+    """Find the files and folders that a pattern names: `*`, `?`, `[ab]`, `{a,b}` and `{000..009}`.
+
+    Args:
+        pattern: A path with such parts.
+    """
+    for text in _without_braces(str(pattern)):
+        path = Path(text)
+        if not WILD.search(text):
+            yield from [path] if path.exists() else []
+            continue
+        fixed = next(place for place in path.parents if not WILD.search(str(place)))
+        yield from fixed.glob(str(path.relative_to(fixed)))
+
+
+def _without_braces(text: str) -> Iterator[str]:
+    parts = re.split(r"\{([^{}]*)\}", text)
+    choices = [_choices(part) if number % 2 else [part] for number, part in enumerate(parts)]
+    return ("".join(words) for words in product(*choices))
+
+
+def _choices(text: str) -> list[str]:
+    span = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", text)
+    if not span:
+        return text.split(",")
+    first, last = span.groups()
+    if int(last) - int(first) > 10**6:
+        raise DataError(f"{{{text}}} names too many files. Expected at most a million.")
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+
+
+def _around(places: list[Path]) -> Path:
+    """Return the folder that holds all."""
+    return next(one for one in places[0].parents if all(place.is_relative_to(one) for place in places))
+
+
+def _as_split(listing: Listing, split: str) -> Listing:
+    files = [replace(one, split=split) for one in listing.files]
+    return replace(listing, files=files, splits=[split])
+
+
+def _joined(root: Path, listings: list[Listing], options: FolderOptions) -> Listing:
+    whole = Listing(root, options=options)
+    for one in listings:
+        place = one.root.relative_to(root)
+        whole.files += [replace(file, path=str(place / file.path)) for file in one.files]
+        whole.quarantine += [replace(file, path=str(place / file.path)) for file in one.quarantine]
+        whole.notes += one.notes
+    whole.splits = list(dict.fromkeys(chain.from_iterable(one.splits for one in listings)))
+    if "" in whole.splits and len(whole.splits) > 1:
+        raise DataError(
+            f"Some of the places in {root} are split into train and val and others are not. Name them apart."
+        )
+    return whole
