@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 
+import pandas
 import pytest
 
 from regraft.cli import cli
@@ -107,7 +109,63 @@ def as_shards_with_json(folder, place):
     return place / "*.tar"
 
 
+def rows_of(folder, place):
+    """The photos in one folder under numbers, and the rows of a list of them."""
+    (place / "train").mkdir()
+    rows = []
+    for number, path in enumerate(photos_of(folder)):
+        shutil.copy(path, place / "train" / f"{number:03}.png")
+        rows.append((f"{number:03}", path.parent.name))
+    return rows
+
+
+def as_kaggle_list(folder, place):
+    rows = rows_of(folder, place)
+    pandas.DataFrame(rows, columns=["id", "breed"]).to_csv(place / "labels.csv", index=False)
+    return place / "labels.csv"
+
+
+def as_list_of_excel(folder, place):
+    lines = [
+        "sep=;",
+        "File;Species;Seen",
+        *(f"train\\{number}.png;{name};x" for number, name in rows_of(folder, place)),
+    ]
+    (place / "photos.csv").write_bytes("\r\n".join(lines).encode("utf-16"))
+    return place / "photos.csv", "--label-column", "Species"
+
+
+def as_list_in_a_zip(folder, place):
+    as_kaggle_list(folder, make(place / "list"))
+    with zipfile.ZipFile(place / "set.zip", "w") as archive:
+        for path in (place / "list").rglob("*.*"):
+            archive.write(path, path.relative_to(place / "list"))
+    return place / "set.zip" / "labels.csv"
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
+
+
+def as_imagefolder(folder, place):
+    rows = [{"file_name": f"{number}.png", "label": name} for number, name in rows_of(folder, place)]
+    pandas.DataFrame(rows).to_json(place / "train" / "metadata.jsonl", orient="records", lines=True)
+    return place / "train"
+
+
+def as_names(folder, place):
+    for number, path in enumerate(photos_of(folder)):
+        shutil.copy(path, place / f"{path.parent.name}.{number}.png")
+    return place, "--label-by", r"([a-z]+)\.[0-9]+\.png"
+
+
 KINDS = {
+    "a list of Kaggle's": as_kaggle_list,
+    "a list of Excel's": as_list_of_excel,
+    "a list in a zip": as_list_in_a_zip,
+    "imagefolder": as_imagefolder,
+    "classes in names": as_names,
     "zip": as_zip,
     "zip, stored, in a folder": as_stored_zip_in_a_folder,
     "tar": as_tar,
@@ -119,7 +177,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_bundle_of_the_folder(folder, tmp_path, trained, expected, kind):
-    place, *options = [*written] if isinstance(written := KINDS[kind](folder, tmp_path), tuple) else [written]
+    written = KINDS[kind](folder, make(tmp_path / "written"))
+    place, *options = written if isinstance(written, tuple) else (written,)
     if not expected:
         expected["folder"] = trained(folder)
     said, bundle, sides = trained(place, *options)

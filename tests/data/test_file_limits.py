@@ -18,6 +18,7 @@ from regraft.data import decode as decoding
 from regraft.data import file_limits, tiff_directories
 from regraft.data.decode import MAX_BYTES, Unreadable, decode, decoded_size
 from regraft.data.memory_budget import DECODING, MemoryBudget
+from regraft.data.sources import read_bytes
 
 
 def directory(*tags: tuple[int, int, int, int]) -> bytes:

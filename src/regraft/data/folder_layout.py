@@ -6,9 +6,9 @@ Whatever could be read in more than one way is refused, by its path.
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import filterfalse
+from itertools import chain, filterfalse
 from pathlib import Path
 
 from regraft.core.config import AS_FOUND, FolderOptions
@@ -68,6 +68,7 @@ class Listing:
         loose: Files beside the class folders.
         options: How it was read.
         list_file: The list that named the files; None where folders did.
+        labelled_by: "folder" or "list": what says which photo is of which class.
         walked: Device and inode of every folder that was read.
         unfollowed: Links to folders that were not followed.
     """
@@ -80,8 +81,13 @@ class Listing:
     loose: list[Path] = field(default_factory=list)
     options: FolderOptions = AS_FOUND
     list_file: Path | None = None
+    labelled_by: str = "folder"
     walked: set[tuple[int, int]] = field(default_factory=set)
     unfollowed: list[str] = field(default_factory=list)
+
+    def as_split(self, split: str) -> "Listing":
+        """Return the same files as one split."""
+        return replace(self, files=[replace(one, split=split) for one in self.files], splits=[split])
 
 
 def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
@@ -110,6 +116,32 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
     listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
     listing.notes += note_on_links(f"to folders are not followed in {root}", listing.unfollowed)
     return listing
+
+
+def joined_listings(root: Path, listings: Sequence[Listing], options: FolderOptions = AS_FOUND) -> Listing:
+    """Join listings into one.
+
+    Args:
+        root: A folder around all of theirs.
+        listings: Of which all are split, or none.
+        options: How they were read.
+
+    Raises:
+        DataError: Some are split and some are not.
+    """
+    whole = Listing(root, options=options)
+    for one in listings:
+        place = one.root.relative_to(root)
+        whole.files += [replace(file, path=str(place / file.path)) for file in one.files]
+        whole.quarantine += [replace(file, path=str(place / file.path)) for file in one.quarantine]
+        whole.notes += one.notes
+    whole.labelled_by = "list" if any(one.labelled_by == "list" for one in listings) else "folder"
+    whole.splits = list(dict.fromkeys(chain.from_iterable(one.splits for one in listings)))
+    if "" in whole.splits and len(whole.splits) > 1:
+        raise DataError(
+            f"Some of the places in {root} are split into train and val and others are not. Name them apart."
+        )
+    return whole
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:

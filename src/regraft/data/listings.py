@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, nearest
 from regraft.data import sources
-from regraft.data.folder_layout import MANIFESTS, SPLITS, Listing, is_manifest, list_folder
+from regraft.data.folder_layout import MANIFESTS, SPLITS, Listing, is_manifest, joined_listings, list_folder
+from regraft.data.imagefolder import list_described
 from regraft.data.list_manifest import list_manifest, refuse_conflicts
+from regraft.data.name_labels import list_by_name
 from regraft.data.shards import is_shard, list_shard
 from regraft.data.split_names import split_of
 
@@ -44,6 +45,10 @@ def listed(place: Path, options: FolderOptions) -> Listing:
 
 
 def _of_folder(place: Path, options: FolderOptions) -> Listing:
+    if options.label_by is not None:
+        return list_by_name(place, options)
+    if (described := list_described(place, options)) is not None:
+        return described
     if place.is_file() and is_shard(place):
         return list_shard(place)
     listing = list_folder(place, options)
@@ -64,8 +69,8 @@ def _several(pattern: Path, options: FolderOptions) -> Listing:
         and "train" in meant
         and not any(any(one.splits) for one in listings)
     ):
-        listings = [_as_split(one, str(split)) for one, split in zip(listings, meant, strict=True)]
-    return _joined(root, listings, options)
+        listings = [one.as_split(str(split)) for one, split in zip(listings, meant, strict=True)]
+    return joined_listings(root, listings, options)
 
 
 def matches(pattern: Path) -> Iterator[Path]:
@@ -102,23 +107,3 @@ def _choices(text: str) -> list[str]:
 def _around(places: list[Path]) -> Path:
     """Return the folder that holds all."""
     return next(one for one in places[0].parents if all(place.is_relative_to(one) for place in places))
-
-
-def _as_split(listing: Listing, split: str) -> Listing:
-    files = [replace(one, split=split) for one in listing.files]
-    return replace(listing, files=files, splits=[split])
-
-
-def _joined(root: Path, listings: list[Listing], options: FolderOptions) -> Listing:
-    whole = Listing(root, options=options)
-    for one in listings:
-        place = one.root.relative_to(root)
-        whole.files += [replace(file, path=str(place / file.path)) for file in one.files]
-        whole.quarantine += [replace(file, path=str(place / file.path)) for file in one.quarantine]
-        whole.notes += one.notes
-    whole.splits = list(dict.fromkeys(chain.from_iterable(one.splits for one in listings)))
-    if "" in whole.splits and len(whole.splits) > 1:
-        raise DataError(
-            f"Some of the places in {root} are split into train and val and others are not. Name them apart."
-        )
-    return whole

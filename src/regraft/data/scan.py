@@ -225,7 +225,7 @@ def list_photos(
         groups=tuple(one.group or content for one, (content, _) in zip(files, hashes, strict=True))
         if any(one.group for one in files)
         else (),
-        labelled=(Labelling("list" if listing.list_file else "folder"),) * len(files),
+        labelled=(Labelling(listing.labelled_by),) * len(files),
         list_file=listing.list_file,
     )
     return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)

@@ -47,7 +47,7 @@ def list_shard(archive: Path) -> Listing:
     Raises:
         DataError: It cannot be read.
     """
-    listing = Listing(archive, splits=[""])
+    listing = Listing(archive, splits=[""], labelled_by="list")
     listing.quarantine += [Quarantined(name, reason) for name, reason in sources.refused(archive).items()]
     for files in _samples(archive).values():
         photos = [name for kind, name in files.items() if kind not in NO_PHOTOS]

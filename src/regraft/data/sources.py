@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from regraft.core.errors import DataError
+from regraft.core.files import write_atomic
 from regraft.data.decode import Unreadable, read_open
 from regraft.data.tar_archive import open_tar
 from regraft.data.zip_archive import open_zip
@@ -118,7 +119,7 @@ def read_bytes(path: Path) -> bytes:
         if path.is_file():
             with open(path, "rb") as file:
                 return read_open(file)
-        if inside := _inside(path):
+        if (inside := _inside(path)) and is_source(inside[0]):
             return _member(*inside)
         raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
     except OSError as error:
@@ -161,7 +162,7 @@ def _as_file(path: Path, place: Path) -> Path:
     if not is_in_source(path):
         return path
     with suppress(Unreadable):
-        place.write_bytes(read_bytes(path))
+        write_atomic(place, read_bytes(path))
     return place
 
 
@@ -190,7 +191,7 @@ def is_folder(path: Path) -> bool:
     if path.is_dir():
         return True
     inside = _inside(path, itself=True)
-    return inside is not None and kind_of(inside[0]) != "" and inside[1] in _opened(inside[0]).folders
+    return inside is not None and is_source(inside[0]) and inside[1] in _opened(inside[0]).folders
 
 
 def is_photo_file(path: Path) -> bool:
@@ -202,7 +203,7 @@ def is_photo_file(path: Path) -> bool:
     if path.is_file():
         return True
     inside = _inside(path)
-    if inside is None or not kind_of(inside[0]):
+    if inside is None or not is_source(inside[0]):
         return False
     folder, _, name = inside[1].rpartition("/")
     return _opened(inside[0]).folders.get(folder, {}).get(name) is False
@@ -216,7 +217,7 @@ def is_there(path: Path) -> bool:
 def is_in_source(path: Path) -> bool:
     """Return whether a path leads into a source, or to one, and not to a plain file or folder."""
     inside = _inside(path, itself=True)
-    return inside is not None and (inside[1] != "" or kind_of(inside[0]) != "")
+    return inside is not None and is_source(inside[0])
 
 
 def members(source: Path) -> list[str]:
@@ -234,7 +235,25 @@ def refused(source: Path) -> Mapping[str, str]:
     Raises:
         DataError: It cannot be read.
     """
-    return _opened(source).source.refused if source.is_file() and kind_of(source) else {}
+    return _opened(source).source.refused if source.is_file() and is_source(source) else {}
+
+
+def is_source(file: Path) -> bool:
+    """Return whether a file holds photos as a folder does.
+
+    Raises:
+        DataError: It is an archive of a kind that is not read.
+    """
+    try:
+        found = os.stat(file)  # noqa: PTH116
+    except OSError:
+        return False
+    return _kind(str(file), found.st_mtime_ns, found.st_size) != ""
+
+
+@lru_cache(4096)
+def _kind(path: str, mtime_ns: int, size: int) -> str:
+    return kind_of(Path(path))
 
 
 def kind_of(file: Path) -> str:
@@ -298,7 +317,10 @@ def _opened(source: Path) -> _Opened:
 
 @lru_cache(NUM_OPEN)
 def _index(path: str, mtime_ns: int, size: int) -> _Opened:
-    source = _OPENERS.get(kind_of(Path(path)), open_zip)(Path(path))
+    kind = kind_of(Path(path))
+    if not kind:
+        raise FileNotFoundError(0, "it holds no photos", path)
+    source = _OPENERS[kind](Path(path))
     return _Opened(source, _in_folders(Path(path), source.names()))
 
 
