@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from regraft.cli import cli
@@ -160,7 +162,28 @@ def as_names(folder, place):
     return place, "--label-by", r"([a-z]+)\.[0-9]+\.png"
 
 
+def table_of(folder, place, name, group=7):
+    """As `Dataset.to_parquet` of the library `datasets` writes a table of an Image and a ClassLabel."""
+    names = sorted({path.parent.name for path in photos_of(folder)})
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in photos_of(folder)]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    labels = [names.index(path.parent.name) for path in photos_of(folder)]
+    table = pyarrow.table({"image": pyarrow.array(images, kind), "label": pyarrow.array(labels, pyarrow.int64())})
+    said = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(said), place / name, row_group_size=group)
+    return place / name
+
+
+def as_repository(folder, place):
+    table_of(folder, make(place / "data"), "train-00000-of-00001.parquet")
+    (place / "README.md").write_text("a data set")
+    return place
+
+
 KINDS = {
+    "parquet": lambda folder, place: table_of(folder, place, "photos.parquet"),
+    "a repository of parquet": as_repository,
     "a list of Kaggle's": as_kaggle_list,
     "a list of Excel's": as_list_of_excel,
     "a list in a zip": as_list_in_a_zip,

@@ -9,8 +9,11 @@ import tracemalloc
 import zipfile
 import zlib
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data import gunzip, sources
 from regraft.data.decode import Unreadable
@@ -328,3 +331,46 @@ def test_shards_named_by_splits_are_these(tmp_path):
     ]
     with pytest.raises(DataError, match="Nothing matches"):
         list_photos(tmp_path / "test-*.tar")
+
+
+def table(place, name="set.parquet", group=2, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), place / name, row_group_size=group)
+    return place / name
+
+
+IMAGES = [{"bytes": bytes([i]) * (i + 1), "path": f"a/{i}.jpg"} for i in range(5)]
+
+
+def test_rows_are_read_in_any_order_and_those_without_class_or_image_are_set_aside(tmp_path):
+    rows = [*IMAGES, {"bytes": None, "path": "b.jpg"}]
+    dataset = list_photos(table(tmp_path, image=rows, kind=["ant", "bee", "ant", None, "bee", "bee"]))
+    assert dataset.paths == ("0.jpg", "1.jpg", "2.jpg", "4.jpg")
+    assert [dataset.read(i) for i in (3, 0, 2, 1)] == [bytes([i]) * (i + 1) for i in (4, 0, 2, 1)]
+    assert {q.path: q.reason for q in dataset.quarantine} == {
+        "3.jpg": "no class in the column kind",
+        "5.jpg": "the row has no image",
+    }
+
+
+def test_plain_bytes_are_images_too_and_a_column_of_classes_can_be_named(tmp_path):
+    file = table(tmp_path, photo=[b"1", b"2"], kind=["ant", "bee"], spot=["x", "y"])
+    with pytest.raises(DataError, match=r"has no column label\. Found .*Choose one with --label-column"):
+        list_photos(file)
+    dataset = list_photos(file, options=FolderOptions(label_column="Kind"))
+    assert (dataset.classes, dataset.read(1)) == (("ant", "bee"), b"2")
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda d: cut(table(d, image=IMAGES, label=[0, 1, 0, 1, 0]), 200), "is damaged, or no Parquet file"),
+        (lambda d: named(d, "set.parquet", b"PAR1" + bytes(60) + b"PAR1"), "is damaged, or no Parquet file"),
+        (lambda d: table(d, label=[0, 1]), "has no column of images with their bytes"),
+        (lambda d: table(d, a=[b"1"], b=[b"2"], label=[0]), "has the columns a, b of images"),
+        (lambda d: table(d, image=IMAGES), "has no column label"),
+    ],
+)
+def test_a_table_that_cannot_be_read_in_one_way_is_refused_by_name(tmp_path, build, told):
+    with pytest.raises(DataError, match=r"set\.parquet") as refused:
+        list_photos(build(tmp_path))
+    assert told in str(refused.value)

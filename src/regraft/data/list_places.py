@@ -62,9 +62,7 @@ class PhotoPlaces:
         if len(cuts) != 1:
             return []
         self._num_cut = cuts[0]
-        return [
-            f"the paths of {file.name} begin on another machine; {self.find(names[0])} is read for {names[0]}"
-        ]
+        return [f"the paths of {file.name} begin on another machine; {self.find(names[0])} is read for {names[0]}"]
 
     def find(self, name: str) -> str:
         """Return the path of a photo, relative to the list's folder; the name itself where there is none.

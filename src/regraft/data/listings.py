@@ -8,10 +8,20 @@ from pathlib import Path
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, nearest
 from regraft.data import sources
-from regraft.data.folder_layout import MANIFESTS, SPLITS, Listing, is_manifest, joined_listings, list_folder
+from regraft.data.folder_layout import (
+    MANIFESTS,
+    SPLITS,
+    Labelled,
+    Listing,
+    Quarantined,
+    is_manifest,
+    joined_listings,
+    list_folder,
+)
 from regraft.data.imagefolder import list_described
 from regraft.data.list_manifest import list_manifest, refuse_conflicts
 from regraft.data.name_labels import list_by_name
+from regraft.data.parquet_rows import labels_of
 from regraft.data.shards import is_shard, list_shard
 from regraft.data.split_names import split_of
 
@@ -29,7 +39,7 @@ def listed(place: Path, options: FolderOptions) -> Listing:
         DataError: There is no such thing, or it cannot be read in one way only.
     """
     if not place.exists() and WILD.search(str(place)):
-        return _several(place, options)
+        return _matched(place, options)
     if is_manifest(place) and sources.is_photo_file(place):
         return list_manifest(place, options)
     if sources.is_folder(place):
@@ -47,8 +57,12 @@ def listed(place: Path, options: FolderOptions) -> Listing:
 def _of_folder(place: Path, options: FolderOptions) -> Listing:
     if options.label_by is not None:
         return list_by_name(place, options)
+    if place.is_dir() and (tables := sorted(_tables(place))):
+        return _several(tables, options)
     if (described := list_described(place, options)) is not None:
         return described
+    if place.is_file() and sources.kind_of(place) == "parquet":
+        return list_parquet(place, options)
     if place.is_file() and is_shard(place):
         return list_shard(place)
     listing = list_folder(place, options)
@@ -56,11 +70,44 @@ def _of_folder(place: Path, options: FolderOptions) -> Listing:
     return listing
 
 
-def _several(pattern: Path, options: FolderOptions) -> Listing:
-    """List all that a pattern names as one. Where the names of all say so, each is a split of its own."""
+def list_parquet(file: Path, options: FolderOptions) -> Listing:
+    """List the rows of a Parquet file.
+
+    Args:
+        file: As the library `datasets` writes it: a column of images, and one of classes.
+        options: The column of the classes, where the user has named it.
+
+    Raises:
+        DataError: It is damaged, or could be read in no way or in several.
+        MissingExtra: pyarrow is not installed.
+    """
+    listing, (labels, column) = Listing(file, splits=[""], labelled_by="list"), labels_of(file, options)
+    for path, label in zip(sources.members(file), labels, strict=True):
+        if label:
+            listing.files.append(Labelled("", label, path))
+        else:
+            listing.quarantine.append(Quarantined(path, f"no class in the column {column}"))
+    return listing
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    """Find Parquet files in a folder, or in its folder `data`, as repositories of data sets have them."""
+    for place in (folder, folder / "data"):
+        found = list(place.glob("*.parquet"))
+        if found and not any(entry.is_dir() and entry != folder / "data" for entry in place.iterdir()):
+            yield from found
+            return
+
+
+def _matched(pattern: Path, options: FolderOptions) -> Listing:
     found = sorted(set(matches(pattern)))
     if not found:
         raise DataError(f"Nothing matches {pattern}. Looked in {pattern.parent.absolute()}. Check the pattern.")
+    return _several(found, options)
+
+
+def _several(found: list[Path], options: FolderOptions) -> Listing:
+    """List several places as one. Where the names of all say so, each is a split of its own."""
     root = _around(found)
     listings = [listed(place, options) for place in found]
     meant = [split_of(place.name.partition(".")[0]) for place in found]

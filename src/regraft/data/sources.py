@@ -18,6 +18,7 @@ from typing import Protocol
 from regraft.core.errors import DataError
 from regraft.core.files import write_atomic
 from regraft.data.decode import Unreadable, read_open
+from regraft.data.parquet_rows import open_parquet
 from regraft.data.tar_archive import open_tar
 from regraft.data.zip_archive import open_zip
 
@@ -257,7 +258,7 @@ def _kind(path: str, mtime_ns: int, size: int) -> str:
 
 
 def kind_of(file: Path) -> str:
-    """Return what kind of source a file is, by its content: "zip" or "tar"; "" for another file.
+    """Return what kind of source a file is, by its content: "zip", "tar" or "parquet"; "" for another file.
 
     Raises:
         DataError: It is an archive of a kind that is not read.
@@ -274,6 +275,8 @@ def kind_of(file: Path) -> str:
             )
     if start.startswith((b"PK\3\4", b"PK\5\6")):
         return "zip"
+    if start.startswith(b"PAR1"):
+        return "parquet"
     return "tar" if start.startswith(b"\x1f\x8b") or start[257:262] == b"ustar" else ""
 
 
@@ -339,4 +342,4 @@ def _in_folders(source: Path, names: list[str]) -> dict[str, dict[str, bool]]:
     return folders
 
 
-_OPENERS: dict[str, Callable[[Path], Source]] = {"zip": open_zip, "tar": open_tar}
+_OPENERS: dict[str, Callable[[Path], Source]] = {"zip": open_zip, "tar": open_tar, "parquet": open_parquet}
