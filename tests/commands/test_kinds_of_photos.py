@@ -6,11 +6,13 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from regraft.cli import cli
 from regraft.core.files import sha256_file
@@ -202,12 +204,146 @@ KINDS = {
 def test_every_kind_gives_the_bundle_of_the_folder(folder, tmp_path, trained, expected, kind):
     written = KINDS[kind](folder, make(tmp_path / "written"))
     place, *options = written if isinstance(written, tuple) else (written,)
-    if not expected:
+    if "folder" not in expected:
         expected["folder"] = trained(folder)
     said, bundle, sides = trained(place, *options)
     of_folder, as_folder, sides_in_folder = expected["folder"]
     assert said["classes"] == of_folder["classes"] == sorted(COUNTS)
     assert said["images"] == of_folder["images"] == {"found": 61, "used": 60, "quarantined": 1}
     assert said["accuracy"] == of_folder["accuracy"]
+    assert sides == sides_in_folder
+    assert bundle == as_folder
+
+
+SHEET = 3  # photos side by side on a sheet
+
+
+@pytest.fixture(scope="module")
+def sheets(folder, tmp_path_factory):
+    """The photos side by side on sheets, each with its class and its box (left, top, width, height)."""
+    root, found = tmp_path_factory.mktemp("sheets"), []
+    photos = [path for path in photos_of(folder) if path.name != "none.png"]
+    for number in range(len(photos) // SHEET):
+        tiles = [(path.parent.name, Image.open(path)) for path in photos[number :: len(photos) // SHEET]]
+        width, height = tiles[0][1].size
+        sheet = Image.new("RGB", (SHEET * width, height + 3))
+        for k, (_, tile) in enumerate(tiles):
+            sheet.paste(tile, (k * width, 3))
+        sheet.save(root / f"{number:03}.png")
+        boxes = [(name, (k * width, 3, width, height)) for k, (name, _) in enumerate(tiles)]
+        found.append((root / f"{number:03}.png", sheet.size, boxes))
+    return found
+
+
+def with_photos(sheets, place):
+    for path, _, _ in sheets:
+        shutil.copy(path, place / path.name)
+    return place
+
+
+def as_crops(sheets, place):
+    """What the boxes hold, as files in class folders."""
+    for path, _, boxes in sheets:
+        for k, (name, (left, top, width, height)) in enumerate(boxes):
+            (place / name).mkdir(exist_ok=True)
+            Image.open(path).crop((left, top, left + width, top + height)).save(place / name / f"{path.stem}-{k}.ppm")
+    return place
+
+
+def as_coco(sheets, place):
+    """As https://cocodataset.org/#format-data says."""
+    names, images, drawn = sorted(COUNTS), [], []
+    for number, (path, (width, height), boxes) in enumerate(sheets):
+        images.append({"id": number, "file_name": path.name, "width": width, "height": height})
+        drawn += [{"image_id": number, "category_id": 7 + names.index(n), "bbox": [*b], "iscrowd": 0} for n, b in boxes]
+    drawn = [{"id": number, **one} for number, one in enumerate(drawn)]
+    values = {
+        "images": images,
+        "annotations": drawn,
+        "categories": [{"id": 7 + i, "name": n} for i, n in enumerate(names)],
+    }
+    with_photos(sheets, make(place / "images"))
+    (place / "instances.json").write_text(json.dumps(values))
+    return place / "instances.json"
+
+
+def as_label_studio(sheets, place):
+    """As https://labelstud.io/guide/export says of JSON."""
+    tasks = []
+    for number, (path, (width, height), boxes) in enumerate(sheets):
+        sides = [
+            (n, (100 * x / width, 100 * y / height, 100 * w / width, 100 * h / height)) for n, (x, y, w, h) in boxes
+        ]
+        results = [
+            {
+                "type": "rectanglelabels",
+                "from_name": "label",
+                "to_name": "image",
+                "value": {**dict(zip(("x", "y", "width", "height"), box, strict=True)), "rectanglelabels": [name]},
+            }
+            for name, box in sides
+        ]
+        cancelled = {"was_cancelled": True, "result": []}
+        data = {"image": f"/data/local-files/?d=images/{path.name}"}
+        tasks.append({"id": number, "data": data, "annotations": [{"result": results}, cancelled]})
+    with_photos(sheets, make(place / "images"))
+    (place / "export.json").write_text(json.dumps(tasks))
+    return place / "export.json"
+
+
+def as_cvat(sheets, place):
+    """As https://docs.cvat.ai/docs/dataset_management/formats/format-cvat says of images."""
+    root = ElementTree.Element("annotations")
+    for number, (path, (width, height), boxes) in enumerate(sheets):
+        image = ElementTree.SubElement(
+            root, "image", id=str(number), name=path.name, width=str(width), height=str(height)
+        )
+        for name, (left, top, w, h) in boxes:
+            corners = {"xtl": left, "ytl": top, "xbr": left + w, "ybr": top + h}
+            ElementTree.SubElement(image, "box", label=name, **{key: f"{value:.2f}" for key, value in corners.items()})
+    ElementTree.ElementTree(root).write(with_photos(sheets, place) / "annotations.xml", encoding="utf-8")
+    return place / "annotations.xml"
+
+
+def as_yolo(sheets, place):
+    names = sorted(COUNTS)
+    with_photos(sheets, make(place / "images"))
+    make(place / "labels")
+    for path, (width, height), boxes in sheets:
+        lines = [
+            f"{names.index(n)} {(x + w / 2) / width:.6f} {(y + h / 2) / height:.6f} {w / width:.6f} {h / height:.6f}\n"
+            for n, (x, y, w, h) in boxes
+        ]
+        (place / "labels" / f"{path.stem}.txt").write_text("".join(lines))
+    (place / "data.yaml").write_text("path: .\nnames:\n" + "".join(f"  {i}: {name}\n" for i, name in enumerate(names)))
+    return place
+
+
+def as_coco_in_a_zip(sheets, place):
+    as_coco(sheets, make(place / "set"))
+    with zipfile.ZipFile(place / "set.zip", "w") as archive:
+        for path in (place / "set").rglob("*.*"):
+            archive.write(path, path.relative_to(place / "set"))
+    return place / "set.zip" / "instances.json"
+
+
+BOXES = {
+    "COCO": as_coco,
+    "COCO in a zip": as_coco_in_a_zip,
+    "Label Studio": as_label_studio,
+    "CVAT": as_cvat,
+    "YOLO": as_yolo,
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_boxes_give_the_bundle_of_a_folder_of_crops(sheets, tmp_path, trained, expected, kind):
+    by_sheet = ("--group-by", r"([0-9]{3})[-.]")
+    if "crops" not in expected:
+        expected["crops"] = trained(as_crops(sheets, make(tmp_path / "crops")), *by_sheet)
+    said, bundle, sides = trained(BOXES[kind](sheets, make(tmp_path / "written")), *by_sheet)
+    of_crops, as_folder, sides_in_folder = expected["crops"]
+    assert said["images"] == of_crops["images"] == {"found": 60, "used": 60, "quarantined": 0}
+    assert said["accuracy"] == of_crops["accuracy"]
     assert sides == sides_in_folder
     assert bundle == as_folder

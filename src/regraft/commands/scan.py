@@ -20,6 +20,7 @@ from regraft.core.ownership import check, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.data import issues as findings
+from regraft.data.folder_layout import is_manifest
 from regraft.data.image_stats import ImageStats, look
 from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
 from regraft.data.list_manifest import without_others
@@ -273,7 +274,7 @@ def write_fixed(
     with published(folder) as partial:
         for path in kept.paths:
             _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
-        if d.list_file is not None:
+        if d.list_file is not None and is_manifest(d.list_file):
             write_atomic(partial / d.list_file.name, without_others(d.list_file, frozenset(kept.paths), options))
         elif any(one.by == "list" for one in kept.labelled):
             write_atomic(partial / "photos.csv", _list_of(kept))

@@ -26,6 +26,7 @@ class FolderOptions:
         path_column: The column of a list that names the photos; None to find it.
         label_column: The column of a list that names their classes; None to find it.
         label_by: What in a photo's path is its class, as a regular expression; None for its folder.
+        margin: What is added around boxes on each side, as a share of the longer side.
     """
 
     class_level: ClassLevel | None = None
@@ -34,6 +35,7 @@ class FolderOptions:
     path_column: str | None = None
     label_column: str | None = None
     label_by: str | None = None
+    margin: float = 0.0
 
     @classmethod
     def recorded(cls, config: Mapping[str, Any]) -> "FolderOptions":
@@ -47,7 +49,7 @@ class FolderOptions:
 
 
 AS_FOUND = FolderOptions()
-READING = ("path_column", "label_column", "label_by")
+READING = ("path_column", "label_column", "label_by", "margin")
 """Fields of TrainConfig that say how lists and names of photos are read, and no more: no model depends on them."""
 
 
@@ -105,6 +107,9 @@ class TrainConfig:
     """What in a photo's path is its class, such as "([a-z]+)[.][0-9]+[.]jpg" for cat.123.jpg: the first bracket, or all
     that is found. Folders then name no classes."""
 
+    margin: float = 0.0
+    """Around boxes of annotation programs, what is added on each side, as a share of the box's longer side."""
+
     group_by: str | None = None
     """What in a photo's path, such as "patient[0-9]+", keeps photos together: those of one group stay on one side of
     every split."""
@@ -157,6 +162,8 @@ class TrainConfig:
                 "--mode scratch begins with random weights, so --weights and --from have no use in it. "
                 "Leave them out, or choose --mode full."
             )
+        if not 0 <= self.margin <= 10:
+            raise ConfigError(f"--margin {self.margin:g} is no share of a box. Expected 0 to 10.")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed} is negative. Expected 0 or more.")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, nearest
 from regraft.data import sources
+from regraft.data.annotations import is_annotation, list_annotations, list_yolo, yolo_names
 from regraft.data.folder_layout import (
     MANIFESTS,
     SPLITS,
@@ -42,6 +43,8 @@ def listed(place: Path, options: FolderOptions) -> Listing:
         return _matched(place, options)
     if is_manifest(place) and sources.is_photo_file(place):
         return list_manifest(place, options)
+    if is_annotation(place) and sources.is_photo_file(place):
+        return list_annotations(place, options)
     if sources.is_folder(place):
         return _of_folder(place, options)
     if place.exists():
@@ -57,6 +60,8 @@ def listed(place: Path, options: FolderOptions) -> Listing:
 def _of_folder(place: Path, options: FolderOptions) -> Listing:
     if options.label_by is not None:
         return list_by_name(place, options)
+    if names := yolo_names(place):
+        return list_yolo(place, names, options)
     if place.is_dir() and (tables := sorted(_tables(place))):
         return _several(tables, options)
     if (described := list_described(place, options)) is not None:

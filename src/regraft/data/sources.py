@@ -17,6 +17,7 @@ from typing import Protocol
 
 from regraft.core.errors import DataError
 from regraft.core.files import write_atomic
+from regraft.data import crops
 from regraft.data.decode import Unreadable, read_open
 from regraft.data.parquet_rows import open_parquet
 from regraft.data.tar_archive import open_tar
@@ -120,6 +121,8 @@ def read_bytes(path: Path) -> bytes:
         if path.is_file():
             with open(path, "rb") as file:
                 return read_open(file)
+        if (cut := crops.parsed(path)) and not is_photo_file(path):
+            return crops.crop(*cut, read_bytes)
         if (inside := _inside(path)) and is_source(inside[0]):
             return _member(*inside)
         raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
@@ -216,7 +219,9 @@ def is_there(path: Path) -> bool:
 
 
 def is_in_source(path: Path) -> bool:
-    """Return whether a path leads into a source, or to one, and not to a plain file or folder."""
+    """Return whether a path leads into a source, or to one or to a box, and not to a plain file or folder."""
+    if crops.parsed(path) and not path.exists():
+        return True
     inside = _inside(path, itself=True)
     return inside is not None and is_source(inside[0])
 

@@ -121,7 +121,7 @@ def evaluate(
     class_level: ClassLevel | None = None,
     follow_links: bool = False,
     progress: Progress = QUIET,
-    **reading: str | None,
+    **reading: Any,
 ) -> Evaluation:
     """Evaluate a bundle on `folder/<class>/<image>`; of a split folder, on `test`, else on `val`.
 
@@ -131,7 +131,7 @@ def evaluate(
         class_level: Which folder names the class where class folders hold folders; None for what it was trained with.
         follow_links: Whether links to photos and folders are followed, wherever they lead.
         progress: Is told what is done.
-        reading: How lists and names of photos are read: `path_column`, `label_column`, `label_by`.
+        reading: How lists and names of photos are read: `path_column`, `label_column`, `label_by`, `margin`.
 
     Returns:
         How good the model is on these photos.
