@@ -29,6 +29,7 @@ from regraft.core.ownership import write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.data.decode import Unreadable
 from regraft.data.folder_layout import Quarantined, natural_key
+from regraft.data.remote import absolute, fetched, shown
 from regraft.data.scan import Dataset, Labelling, map_photos
 from regraft.data.sources import is_there, read_bytes
 from regraft.data.splits import Splits
@@ -294,6 +295,8 @@ def photos_of(record: RunRecord, names: Sequence[str], cure: str, progress: Prog
     if not len(wanted):
         raise DataError(f"{record.run} does not say which photos its model was made of and judged on. {cure}.")
     if not is_there(record.root):
+        fetched(record.folder, progress)
+    if not is_there(record.root):
         raise DataError(f"{record.root}, the photos of {record.run}, is gone. {cure}.")
     found = unchanged(wanted, progress)
     if missing := len(wanted) - len(found):
@@ -354,7 +357,7 @@ def place(folder: Path, out: str | Path | None, name: str = "", progress: Progre
         OutputError: The folder lies among the photos.
     """
     chosen = Path(out) if out else _free(Path("runs") / (name or name_of(folder)), folder, progress)
-    if chosen.resolve().is_relative_to(folder.resolve()):
+    if chosen.resolve().is_relative_to(absolute(folder)):
         raise OutputError(
             f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
             "Choose another place with --out."
@@ -368,7 +371,7 @@ def name_of(photos: Path) -> str:
     Args:
         photos: A folder, an archive, a list, or a pattern of them.
     """
-    place = photos.resolve()
+    place = absolute(photos)
     name = place.name if place.is_dir() else place.name.partition(".")[0]
     return re.sub(r"[^\w.-]+", "-", name).strip("-") or place.parent.name or "photos"
 
@@ -391,7 +394,7 @@ def _trained_on(place: Path) -> Iterable[str]:
 
 def _is_same(recorded: str, folder: Path) -> bool:
     """Return whether both are one folder, by whatever path."""
-    if recorded == str(folder.resolve()):
+    if recorded == shown(folder):
         return True
     try:
         return folder.samefile(recorded)

@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import av
+import fsspec
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -17,7 +19,7 @@ from PIL import Image
 from regraft.cli import cli
 from regraft.core.files import sha256_file
 from regraft.run_dir import read_record
-from tiny_backbone import draw_photos, tiny_backbone
+from tiny_backbone import SHADES, draw, draw_photos, tiny_backbone
 
 COUNTS = {"ash": 20, "birch": 20, "cedar": 20}
 
@@ -183,7 +185,15 @@ def as_repository(folder, place):
     return place
 
 
+def as_objects(folder, place):
+    system = fsspec.filesystem("memory")
+    for path in photos_of(folder):
+        system.pipe_file(f"/{place.parent.name}/{path.relative_to(folder)}", path.read_bytes())
+    return f"memory://{place.parent.name}"
+
+
 KINDS = {
+    "objects": as_objects,
     "parquet": lambda folder, place: table_of(folder, place, "photos.parquet"),
     "a repository of parquet": as_repository,
     "a list of Kaggle's": as_kaggle_list,
@@ -347,3 +357,44 @@ def test_boxes_give_the_bundle_of_a_folder_of_crops(sheets, tmp_path, trained, e
     assert said["accuracy"] == of_crops["accuracy"]
     assert sides == sides_in_folder
     assert bundle == as_folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Videos of three frames a second, one of each shade and number, of which every third frame is asked for."""
+    root = tmp_path_factory.mktemp("clips")
+    for name in COUNTS:
+        for number in range(6):
+            photo = draw(root / "drawn.png", SHADES[name], 1000 * number + len(name))
+            make_video(root / "videos" / name / f"{number}.mkv", Image.open(photo), seed=number)
+    return root / "videos"
+
+
+def make_video(path, photo, seed, num_frames=10, rate=3):
+    """Lossless, so that what is read is what was drawn; each frame is a little brighter."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *photo.size, "bgr0"
+        for k in range(num_frames):
+            frame = av.VideoFrame.from_image(photo.point(lambda value, k=k: min(255, value + k + seed)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_videos_give_the_bundle_of_a_folder_of_their_frames(clips, tmp_path, trained):
+    frames = tmp_path / "frames"
+    for path in clips.rglob("*.mkv"):
+        with av.open(str(path)) as container:
+            shown = [frame.to_image() for frame in container.decode(video=0)][::3]
+        for k, image in enumerate(shown):
+            place = frames / path.parent.name / f"{path.stem}.mkv"
+            place.mkdir(parents=True, exist_ok=True)
+            image.save(place / f"{1000 * k:010d}.ppm")
+    by_video = ("--group-by", r"([a-z]+/[0-9]+)[.]mkv", "--class-level", "top")
+    _, of_folder, sides_in_folder = trained(frames, *by_video)
+    said, bundle, sides = trained(clips, "--every", "1s", *by_video)
+    assert said["images"] == {"found": 72, "used": 72, "quarantined": 0}
+    assert sides == sides_in_folder
+    assert bundle == of_folder

@@ -26,6 +26,7 @@ class FolderOptions:
         path_column: The column of a list that names the photos; None to find it.
         label_column: The column of a list that names their classes; None to find it.
         label_by: What in a photo's path is its class, as a regular expression; None for its folder.
+        every_s: Seconds from frame to frame of a video that are read; None to read no videos.
         margin: What is added around boxes on each side, as a share of the longer side.
     """
 
@@ -36,6 +37,7 @@ class FolderOptions:
     label_column: str | None = None
     label_by: str | None = None
     margin: float = 0.0
+    every_s: float | None = None
 
     @classmethod
     def recorded(cls, config: Mapping[str, Any]) -> "FolderOptions":
@@ -49,7 +51,7 @@ class FolderOptions:
 
 
 AS_FOUND = FolderOptions()
-READING = ("path_column", "label_column", "label_by", "margin")
+READING = ("path_column", "label_column", "label_by", "margin", "every_s")
 """Fields of TrainConfig that say how lists and names of photos are read, and no more: no model depends on them."""
 
 
@@ -110,6 +112,9 @@ class TrainConfig:
     margin: float = 0.0
     """Around boxes of annotation programs, what is added on each side, as a share of the box's longer side."""
 
+    every_s: float | None = None
+    """How far the frames of a video that are read are apart, such as 1s. Not set: videos are not read."""
+
     group_by: str | None = None
     """What in a photo's path, such as "patient[0-9]+", keeps photos together: those of one group stay on one side of
     every split."""
@@ -164,6 +169,8 @@ class TrainConfig:
             )
         if not 0 <= self.margin <= 10:
             raise ConfigError(f"--margin {self.margin:g} is no share of a box. Expected 0 to 10.")
+        if self.every_s is not None and not self.every_s > 0:
+            raise ConfigError(f"--every {self.every_s:g} is no time between frames. Expected one above 0, such as 1s.")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed} is negative. Expected 0 or more.")
 
@@ -194,7 +201,7 @@ class TrainConfig:
             self,
             weights=_located(self.weights),
             relabel=tuple(str(Path(file).resolve()) for file in self.relabel),
-            also=tuple(str(Path(folder).resolve()) for folder in self.also),
+            also=tuple(folder if ":/" in folder else str(Path(folder).resolve()) for folder in self.also),
         )
 
     def to_json(self) -> dict[str, Any]:

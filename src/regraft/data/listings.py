@@ -25,6 +25,7 @@ from regraft.data.name_labels import list_by_name
 from regraft.data.parquet_rows import labels_of
 from regraft.data.shards import is_shard, list_shard
 from regraft.data.split_names import split_of
+from regraft.data.video_frames import with_frames
 
 WILD = re.compile(r"[*?\[{]")
 
@@ -39,6 +40,10 @@ def listed(place: Path, options: FolderOptions) -> Listing:
     Raises:
         DataError: There is no such thing, or it cannot be read in one way only.
     """
+    return with_frames(_listed(place, options), options)
+
+
+def _listed(place: Path, options: FolderOptions) -> Listing:
     if not place.exists() and WILD.search(str(place)):
         return _matched(place, options)
     if is_manifest(place) and sources.is_photo_file(place):
@@ -114,7 +119,7 @@ def _matched(pattern: Path, options: FolderOptions) -> Listing:
 def _several(found: list[Path], options: FolderOptions) -> Listing:
     """List several places as one. Where the names of all say so, each is a split of its own."""
     root = _around(found)
-    listings = [listed(place, options) for place in found]
+    listings = [_listed(place, options) for place in found]
     meant = [split_of(place.name.partition(".")[0]) for place in found]
     if (
         all(meaning in SPLITS for meaning in meant)

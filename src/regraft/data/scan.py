@@ -24,6 +24,7 @@ from regraft.data.decode import CHECKED_AT, Unreadable, decode
 from regraft.data.folder_layout import Listing, Quarantined, natural_key
 from regraft.data.links import LEADS_OUT
 from regraft.data.listings import listed
+from regraft.data.remote import fetched
 from regraft.data.sources import read_bytes, read_head
 
 T = TypeVar("T")
@@ -206,8 +207,9 @@ def list_photos(
     Raises:
         DataError: As for `scan`.
     """
+    place = fetched(Path(folder).expanduser(), progress)
     with progress.step("list photos"):
-        listing = listed(Path(folder).expanduser(), options)
+        listing = listed(place, options)
     files = listing.files
     classes = _class_map(listing)
     number = {name: i for i, name in enumerate(classes)}

@@ -21,6 +21,7 @@ from regraft.data import crops
 from regraft.data.decode import Unreadable, read_open
 from regraft.data.parquet_rows import open_parquet
 from regraft.data.tar_archive import open_tar
+from regraft.data.video import ENDINGS, VideoSource
 from regraft.data.zip_archive import open_zip
 
 NUM_OPEN = 64  # indices of sources that are kept
@@ -263,7 +264,7 @@ def _kind(path: str, mtime_ns: int, size: int) -> str:
 
 
 def kind_of(file: Path) -> str:
-    """Return what kind of source a file is, by its content: "zip", "tar" or "parquet"; "" for another file.
+    """Return what kind of source a file is, by its content: "zip", "tar", "parquet" or "video"; "" for another file.
 
     Raises:
         DataError: It is an archive of a kind that is not read.
@@ -278,6 +279,8 @@ def kind_of(file: Path) -> str:
             raise DataError(
                 f"{file} is {name}. Expected a folder, .zip, .tar or .tar.gz. Pack the photos as one of these."
             )
+    if file.name.lower().endswith(ENDINGS):
+        return "video"
     if start.startswith((b"PK\3\4", b"PK\5\6")):
         return "zip"
     if start.startswith(b"PAR1"):
@@ -347,4 +350,9 @@ def _in_folders(source: Path, names: list[str]) -> dict[str, dict[str, bool]]:
     return folders
 
 
-_OPENERS: dict[str, Callable[[Path], Source]] = {"zip": open_zip, "tar": open_tar, "parquet": open_parquet}
+_OPENERS: dict[str, Callable[[Path], Source]] = {
+    "zip": open_zip,
+    "tar": open_tar,
+    "parquet": open_parquet,
+    "video": VideoSource,
+}

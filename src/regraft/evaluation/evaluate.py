@@ -131,7 +131,7 @@ def evaluate(
         class_level: Which folder names the class where class folders hold folders; None for what it was trained with.
         follow_links: Whether links to photos and folders are followed, wherever they lead.
         progress: Is told what is done.
-        reading: How lists and names of photos are read: `path_column`, `label_column`, `label_by`, `margin`.
+        reading: How lists and names of photos are read: `path_column`, `label_column`, `label_by`, `margin`, `every_s`.
 
     Returns:
         How good the model is on these photos.
