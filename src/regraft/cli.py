@@ -149,8 +149,8 @@ def scan(
 
     Classes, counts, files that cannot be used; copies, also across splits and under two labels; doubtful labels;
     photos unlike all others; blurred, dark, blank, tiny and odd-shaped ones; classes that file format, size or camera
-    alone would tell. DIR is DIR/<class>/<image>, DIR/train/<class>/<image> with val and optionally test, or a CSV or
-    JSON-lines file with path, label and optionally split.
+    alone would tell. DIR is DIR/<class>/<image>, DIR/train/<class>/<image> with val and optionally test, an archive of
+    these, a list, or whatever else holds photos with classes (docs/photos.md).
 
     \b
     regraft scan photos/
@@ -194,11 +194,12 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     """Train on a folder of photos; the model is in OUT/bundle.
 
     DIR is DIR/<class>/<image> (regraft keeps a fifth for judging), or DIR/train/<class>/<image> with val and
-    optionally test. Interrupted, the same command continues. Options from --epochs on are decided from the data when
+    optionally test; or an archive, a list, shards, a Parquet file, annotations or an address. Interrupted, the same command continues. Options from --epochs on are decided from the data when
     they are not given, printed, and saved with the model.
 
     \b
     regraft train photos/
+    regraft train photos.zip
     regraft train photos/ --time 3m
     regraft train photos/ --mode frozen --backbone resnet50 --out runs/pets
     regraft train photos/ --mode full --epochs 20 --augment trivial

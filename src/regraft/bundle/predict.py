@@ -14,7 +14,6 @@ from regraft.data.remote import fetched
 from regraft.data.scan import map_photos
 from regraft.data.sources import is_photo_file, is_source, members, refused
 
-
 SAID = 20  # members of an archive that are not read, and named
 
 
