@@ -226,6 +226,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "data.feature_cache": "the cache",
     "models.head_cache": "the cache",
     "data.fetch": "a folder that is not published yet",
+    "data.sources": "a temporary folder",
     "data.orchard": "a folder that is not published yet",
     "bundle.write": "a folder that is not published yet",
     "exporters.formats": "a folder that is not published yet",

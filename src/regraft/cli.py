@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from regraft.core import signals, streams
+from regraft.core.config import READING
 from regraft.core.errors import RegraftError
 from regraft.core.memory import is_lack_of_memory, too_little
 from regraft.core.progress import Progress, printable, talk
@@ -131,7 +132,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 )
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
-@with_settings("class_level", "follow_links")
+@with_settings("class_level", "follow_links", *READING)
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @with_json
 def scan(
@@ -148,8 +149,8 @@ def scan(
 
     Classes, counts, files that cannot be used; copies, also across splits and under two labels; doubtful labels;
     photos unlike all others; blurred, dark, blank, tiny and odd-shaped ones; classes that file format, size or camera
-    alone would tell. DIR is DIR/<class>/<image>, DIR/train/<class>/<image> with val and optionally test, or a CSV or
-    JSON-lines file with path, label and optionally split.
+    alone would tell. DIR is DIR/<class>/<image>, DIR/train/<class>/<image> with val and optionally test, an archive of
+    these, a list, or whatever else holds photos with classes (docs/photos.md).
 
     \b
     regraft scan photos/
@@ -163,10 +164,11 @@ def scan(
 
     kinds = scan_command.chosen_kinds(drop)
     scan_command.check_places(Path(folder), Path(out) if out else None, Path(fix) if fix else None)
-    found = scan_command.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
+    config = TrainConfig(**settings)
+    found = scan_command.examine(folder, config, with_features=deep, progress=Progress())
     if out:
         scan_command.write_examination(found, Path(out))
-    left_out = scan_command.write_fixed(found, Path(fix), kinds) if fix else {}
+    left_out = scan_command.write_fixed(found, Path(fix), kinds, config.folder_options) if fix else {}
     if as_json:
         terminal.print_json(found.to_json())
     else:
@@ -192,11 +194,12 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     """Train on a folder of photos; the model is in OUT/bundle.
 
     DIR is DIR/<class>/<image> (regraft keeps a fifth for judging), or DIR/train/<class>/<image> with val and
-    optionally test. Interrupted, the same command continues. Options from --epochs on are decided from the data when
+    optionally test; or an archive, a list, shards, a Parquet file, annotations or an address. Interrupted, the same command continues. Options from --epochs on are decided from the data when
     they are not given, printed, and saved with the model.
 
     \b
     regraft train photos/
+    regraft train photos.zip
     regraft train photos/ --time 3m
     regraft train photos/ --mode frozen --backbone resnet50 --out runs/pets
     regraft train photos/ --mode full --epochs 20 --augment trivial
@@ -353,10 +356,10 @@ def predict(bundle: str, photos: tuple[str, ...], follow_links: bool, as_json: b
 @cli.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
-@with_settings("class_level", "follow_links")
+@with_settings("class_level", "follow_links", *READING)
 @with_promises
 @with_json
-def evaluate(bundle: str, folder: str, class_level: Any, follow_links: bool, as_json: bool, **promises: Any) -> None:
+def evaluate(bundle: str, folder: str, as_json: bool, precision: Any, max_error: float | None, **reading: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
 
     \b
@@ -366,8 +369,8 @@ def evaluate(bundle: str, folder: str, class_level: Any, follow_links: bool, as_
     from regraft.bundle.bundle import load
     from regraft.evaluation.evaluate import evaluate as evaluate_folder
 
-    loaded, progress = load(bundle, **promises), Progress()
-    result = evaluate_folder(loaded, folder, class_level=class_level, follow_links=follow_links, progress=progress)
+    loaded, progress = load(bundle, precision=precision, max_error=max_error), Progress()
+    result = evaluate_folder(loaded, folder, progress=progress, **reading)
     if as_json:
         terminal.print_json(result.to_json())
         return

@@ -68,6 +68,9 @@ def with_promises(command: Command) -> Command:
 
 _METAVARS = {
     "group_by": "PATTERN",
+    "label_by": "PATTERN",
+    "path_column": "NAME",
+    "label_column": "NAME",
     "also": "DIR",
     "relabel": "FILE",
     "weights": "FILE",

@@ -19,7 +19,9 @@ from regraft.core.progress import Progress
 from regraft.core.statistics import Accuracy
 from regraft.core.trackers import TrackerSet
 from regraft.data.issues import Issue
+from regraft.data.remote import copy_of, shown
 from regraft.data.scan import Dataset
+from regraft.data.sources import is_folder
 from regraft.data.splits import Splits
 from regraft.evaluation.evaluate import Evaluation, evaluate_dataset
 from regraft.models.ood import FamiliarRegion
@@ -219,7 +221,7 @@ def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) 
         "mode": model.mode,
         "backbone": model.backbone.name,
         "classes": list(photos_split.dataset.classes),
-        "photos": str(context.photos.resolve()),
+        "photos": shown(context.photos),
         "images": _counts(photos_split.dataset),
         "accuracy": evaluation.accuracy.to_json(),
         "cross_validated": None if cv is None else cv.to_json(),
@@ -237,7 +239,8 @@ def _record(photos_split: SplitDataset, outcome: Outcome, bundle: Bundle, contex
     """Gather all that is known of the run."""
     dataset, earlier = photos_split.dataset, context.earlier
     root = dataset.root.resolve()
-    folders = [context.photos if context.photos.is_dir() else context.photos.parent, *map(Path, context.config.also)]
+    photos, *also = map(copy_of, (context.photos, *map(Path, context.config.also)))
+    folders = [photos if is_folder(photos) else photos.parent, *also]
     return RunRecord(
         run=context.out,
         folder=context.photos,

@@ -10,7 +10,11 @@ from regraft.core.errors import DataError
 from regraft.core.progress import QUIET, Progress
 from regraft.data.folder_layout import is_junk, natural_key
 from regraft.data.links import identity_of, note_on_links
+from regraft.data.remote import fetched
 from regraft.data.scan import map_photos
+from regraft.data.sources import is_photo_file, is_source, members, refused
+
+SAID = 20  # members of an archive that are not read, and named
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def find_photos(
     """Find files named, and files below the folders named, in natural order, hidden and junk ones left out.
 
     Args:
-        sources: Photos and folders.
+        sources: Photos, folders, archives and addresses.
         follow_links: Whether links to folders, in the folders named, are followed; each folder is read once.
         progress: Is told of links that are not followed, pipes and the like, and folders without files.
 
@@ -87,7 +91,12 @@ def find_photos(
     """
     places = list(map(Path, sources))
     for source in places:
-        if source.is_dir():
+        source = fetched(source, progress)
+        if source.is_file() and is_source(source):
+            yield from (source / name for name in sorted(members(source), key=natural_key))
+            for name, reason in list(refused(source).items())[:SAID]:
+                progress.say(f"not read: {name} in {source}: {reason}")
+        elif source.is_dir():
             walk = _Walk(follow_links)
             walk.enters(source.resolve())
             yield from _below(source, walk)
@@ -95,7 +104,7 @@ def find_photos(
                 progress.say(note)
             if not walk.num_files and len(places) > 1:
                 progress.say(f"there are no photos in {source}")
-        elif source.exists():
+        elif source.exists() or is_photo_file(source):
             yield source
         else:
             raise DataError(f"There is no photo or folder {source}. Check the path.")

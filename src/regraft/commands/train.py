@@ -33,6 +33,7 @@ from regraft.data.grey_range import grey_bits
 from regraft.data.growth import split_grown, with_known_sides
 from regraft.data.issues import Issue
 from regraft.data.merge import joined, merged, relabelled
+from regraft.data.remote import shown
 from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
 from regraft.models.feature_search import Trial
@@ -236,6 +237,7 @@ def _prepare(context: RunContext) -> TrainInputs:
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)
+    dataset = dataset.in_order_of_content()
     return TrainInputs(
         SplitDataset(dataset, _split(dataset, context)), backbone, features if config.is_solved else None
     )
@@ -244,7 +246,7 @@ def _prepare(context: RunContext) -> TrainInputs:
 def _step(folder: Path, config: TrainConfig, earlier: RunRecord | None) -> Step:
     """Return what this training is in the record of its run."""
     if earlier is None:
-        return Step("train", str(folder.resolve()), now())
+        return Step("train", shown(folder), now())
     added = _beyond(config.also, earlier.config.also)
     return Step(
         "add" if added else "relabel", ", ".join(added or _beyond(config.relabel, earlier.config.relabel)), now()

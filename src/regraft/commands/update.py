@@ -16,6 +16,7 @@ from regraft.core.config import TrainConfig
 from regraft.core.errors import ConfigError
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.remote import shown
 from regraft.evaluation.comparison import Pair, pair
 from regraft.evaluation.evaluate import evaluate_dataset, in_order_of
 from regraft.run import Run
@@ -67,7 +68,7 @@ def add(run: str | Path, folder: str | Path, out: str | Path | None = None, *, p
         RegraftError: What stands in the way, and the cure.
     """
     record = _growable(Path(run))
-    config = replace(record.config, also=(*record.config.also, str(Path(folder).resolve())))
+    config = replace(record.config, also=(*record.config.also, shown(Path(folder))))
     return _again(record, out, config, progress)
 
 

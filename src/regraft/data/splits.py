@@ -169,7 +169,7 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
     Args:
         dataset: Photos with paths such as `sick/patient7/1.png`, relative to the data set's folder.
         pattern: Its first bracket, or all that it finds, is the group's name. A photo in which it finds nothing
-            stands for itself.
+            stays in its group, or stands for itself.
 
     Returns:
         The same photos with groups, and a note that says how many.
@@ -184,8 +184,8 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
     if not any(found):
         raise ConfigError(f"--group-by {pattern!r} finds nothing in any path, such as {dataset.paths[0]!r}.")
     groups = tuple(
-        f"={match[match.re.groups and 1]}" if match else content
-        for match, content in zip(found, dataset.hashes, strict=True)
+        f"={match[match.re.groups and 1]}" if match else alone
+        for match, alone in zip(found, dataset.groups or dataset.hashes, strict=True)
     )
     example, path = next(
         (group, path) for group, match, path in zip(groups, found, dataset.paths, strict=True) if match

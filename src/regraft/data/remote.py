@@ -1,0 +1,242 @@
+"""Photos in other places: `s3://`, `gs://`, `az://`, `hf://` and `http(s)://` trees and files, through fsspec.
+
+What is there is copied into the cache, `remote/<hash of the address>/<name>/...`, many objects at a time, and read from
+there as any folder. A ledger beside it says which objects are whole, and by what mark the place tells their content: a
+cut copy goes on, and a later one fetches only what has changed.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from regraft.core.errors import DataError, MissingExtra
+from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache, write_atomic
+from regraft.core.progress import QUIET, Progress
+from regraft.core.runtime import cache_folder, is_offline
+from regraft.data.annotations import is_annotation
+from regraft.data.folder_layout import is_junk, is_manifest
+
+_ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.*)", re.DOTALL)
+NUM_READERS = 16
+NUM_TRIES = 6
+WAIT_S = 0.2  # before an object is asked for again, doubled each time
+MARKS = (
+    "ETag",
+    "etag",
+    "md5",
+    "content_md5",
+    "md5Hash",
+    "blob_id",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
+
+
+class _Object(NamedTuple):
+    """An object: its key at the place, its path in the copy, its size in bytes (-1 where not told) and its mark."""
+
+    key: str
+    path: str
+    size: int
+    mark: str
+
+
+def address_of(place: str | Path) -> str | None:
+    """Return the address that a place is, also where a Path has made `s3:/` of `s3://`; None for a place on disk."""
+    match = _ADDRESS.fullmatch(str(place))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def absolute(place: Path) -> Path:
+    """Return a path that is found from any folder; an address as it is."""
+    return place if address_of(place) else place.resolve()
+
+
+def shown(place: Path) -> str:
+    """Return what a place is called: an absolute path, or an address."""
+    return address_of(place) or str(place.resolve())
+
+
+def copy_of(place: Path) -> Path:
+    """Return where the copy of an address is, or will be; a place on disk as it is.
+
+    Args:
+        place: An address of a tree or file, or a path.
+    """
+    address = address_of(place)
+    if address is None:
+        return place
+    tree, rest = _tree_of(address)
+    return _folder(tree) / rest
+
+
+def fetched(place: Path, progress: Progress = QUIET) -> Path:
+    """Copy what is at an address into the cache, as far as it is not there.
+
+    Args:
+        place: An address, or a path, which is returned as it is.
+        progress: Shows how far it is.
+
+    Returns:
+        Path of the copy.
+
+    Raises:
+        DataError: There is nothing, an object cannot be read, or its name leads out of the copy.
+        MissingExtra: What reads such places is not installed.
+    """
+    address = address_of(place)
+    if address is None or (is_offline() and copy_of(place).exists()):
+        return place if address is None else copy_of(place)
+    if is_offline():
+        raise DataError(
+            f"{address} is not in the cache, and REGRAFT_OFFLINE forbids to fetch it. Unset it to go online."
+        )
+    tree, _ = _tree_of(address)
+    writable_cache("remote", progress)
+    with _told(address), progress.step("list objects"):
+        system, key = _filesystem(tree)
+        objects = list(_objects(system, key, tree))
+    if not objects:
+        raise DataError(f"There is nothing at {tree}. Expected photos or an archive. Check the address.")
+    _copy(system, objects, _folder(tree), tree, progress)
+    return copy_of(place)
+
+
+def _tree_of(address: str) -> tuple[str, str]:
+    """The address that is copied, and the path in the copy of what was named: photos lie around a list."""
+    base = address.rstrip("/")
+    around, _, name = base.rpartition("/")
+    if is_manifest(Path(name)) or is_annotation(Path(name)):
+        return around, name
+    return base, ""
+
+
+def _folder(tree: str) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", tree.rpartition("/")[2].partition("?")[0]) or "photos"
+    return cache_folder() / "remote" / sha256_bytes(tree.encode())[:32] / name
+
+
+def _filesystem(tree: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtra("fsspec", "storage") from error
+    system, key = fsspec.core.url_to_fs(tree)
+    return system, str(key)
+
+
+def _objects(system: Any, key: str, tree: str) -> Iterator[_Object]:
+    """List the objects of a tree, or the one that the address itself is. Raises DataError."""
+    if _is_of_web(system):
+        key = f"{key.rstrip('/')}/" if _lists_files(system, key) else key
+    if not key.endswith("/") and system.isfile(key):
+        yield _Object(key, "", *_facts(system.info(key)))
+        return
+    for path, info in sorted(system.find(key, detail=True).items()):
+        relative = str(path).removeprefix(key).lstrip("/").partition("?")[0]
+        parts = relative.split("/")
+        if ".." in parts or "\0" in relative:
+            raise DataError(f"{tree} has an object {relative!r}, whose name leads out of it. Rename it.")
+        if relative and not any(map(is_junk, parts)):
+            yield _Object(str(path), relative, *_facts(info))
+
+
+def _is_of_web(system: Any) -> bool:
+    return "http" in system.protocol
+
+
+def _lists_files(system: Any, key: str) -> bool:
+    """Return whether an address of the web is a page that lists files: any address is a file there."""
+    return "html" in str(system.info(key).get("mimetype", ""))
+
+
+def _facts(info: dict[str, Any]) -> tuple[int, str]:
+    size = info.get("size")
+    return int(size) if isinstance(size, int | float) else -1, next((str(info[m]) for m in MARKS if info.get(m)), "")
+
+
+def _copy(system: Any, objects: list[_Object], folder: Path, tree: str, progress: Progress) -> None:
+    """Fetch what the ledger does not have, and remove what is no longer at the place. Raises DataError."""
+    ledger = folder.parent / "ledger.jsonl"
+    known = _read_ledger(ledger)
+    make_folder(folder.parent)
+    missing = [one for one in objects if not _is_whole(one, folder, known)]
+    failed: list[str] = []
+    with (
+        open(ledger, "a", encoding="utf-8") as written,
+        progress.step("fetch photos", total=len(missing)) as advance,
+        ThreadPoolExecutor(NUM_READERS) as pool,
+    ):
+        for one, reason in zip(missing, pool.map(partial(_fetch, system, folder), missing), strict=True):
+            failed += [f"{one.key}: {reason}"] if reason else []
+            if not reason:
+                written.write(json.dumps(one._asdict()) + "\n")
+                written.flush()
+            advance(1)
+    _remove_others(folder, {one.path for one in objects})
+    if failed:
+        raise DataError(
+            f"{len(failed)} of the {len(objects)} objects at {tree} could not be read; the first: {failed[0]}. "
+            "What came is kept: the same command goes on from there."
+        )
+
+
+def _fetch(system: Any, folder: Path, one: _Object) -> str | None:
+    """Copy an object, and return why that failed. A place that fails is asked again."""
+    for number in range(NUM_TRIES):
+        try:
+            data = system.cat_file(one.key)
+            if one.size >= 0 and len(data) != one.size:
+                raise OSError(f"{len(data)} of {one.size} bytes came")
+            place = folder / one.path if one.path else folder
+            write_atomic(make_folder(place.parent) / place.name, data)
+            return None
+        except Exception as error:  # whatever the library of a place raises
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        time.sleep(WAIT_S * 2**number)
+    return reason
+
+
+def _is_whole(one: _Object, folder: Path, known: dict[str, _Object]) -> bool:
+    place = folder / one.path if one.path else folder
+    return known.get(one.path) == one and place.is_file() and one.size in (-1, place.stat().st_size)
+
+
+def _read_ledger(file: Path) -> dict[str, _Object]:
+    """Objects by path; a line that was cut ends nothing but itself."""
+    found = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        try:
+            one = _Object(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        found[one.path] = one
+    return found
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_file() and path.relative_to(folder).as_posix() not in kept:
+            remove(path)
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """What a library of a place raises becomes a DataError, or MissingExtra."""
+    try:
+        yield
+    except (DataError, MissingExtra):
+        raise
+    except ImportError as error:
+        raise DataError(f"{address} cannot be read here: {error}. Install that, as with pip.") from error
+    except Exception as error:  # each place has its own
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise DataError(f"{address} cannot be read: {reason}. Check the address and who may read it.") from error
