@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `regraft --help` answers a
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from regraft.core.errors import RegraftError
 from regraft.core.memory import is_lack_of_memory, too_little
 from regraft.core.progress import Progress, printable, talk
 from regraft.core.version import __version__
-from regraft.options import with_coverage, with_json, with_promises, with_settings, with_training_options
+from regraft.options import with_answers, with_coverage, with_json, with_promises, with_settings, with_training_options
 from regraft.reporting import terminal
 
 
@@ -314,40 +315,82 @@ def compare(
 
 
 @cli.command()
-@click.argument("bundle")
-@click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
+@click.argument("bundle", required=False, metavar="BUNDLE")
+@click.argument("photos", nargs=-1, metavar="IMAGE_OR_DIR...")
+@with_answers
 @with_settings("follow_links")
 @with_promises
 @with_coverage
 @with_json
-def predict(bundle: str, photos: tuple[str, ...], follow_links: bool, as_json: bool, **promises: Any) -> None:
+def predict(
+    bundle: str | None, photos: tuple[str, ...], undo: str | None, follow_links: bool, as_json: bool, **options: Any
+) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
-    A photo far from all that were learned from is said to look new: its label means little. With --json one object a
-    line, in input order; a photo that cannot be read has an "error", and the exit code is 1.
+    A photo far from all that were learned from is said to look new: its label means little. With --json, which is
+    --format jsonl, one object a line, in input order; a photo that cannot be read has an "error", and the exit code
+    is 1.
 
     \b
     regraft predict runs/pets cat.jpg
     regraft predict runs/pets new_photos/ --json > answers.jsonl
     regraft predict runs/pets new_photos/ --max-error 2%
+    regraft predict runs/pets new_photos/ --out answers.csv
+    regraft predict runs/pets new_photos/ --columns id,label --out submission.csv
+    regraft predict runs/pets new_photos/ --vote-by "animal[0-9]+"
+    regraft predict runs/pets new_photos/ --sort sorted/
+    regraft predict --undo sorted/
     """
     from regraft.bundle.bundle import load
-    from regraft.bundle.predict import predict as predict_photos
+    from regraft.commands import predict as command
 
-    failed = 0
-    answers = predict_photos(load(bundle, **promises), photos, follow_links=follow_links, progress=Progress())
-    for answer in answers:
-        failed += answer.prediction is None
-        if as_json:
-            terminal.print_json(answer.to_json(), indent=None)
-        elif answer.prediction is None:
-            print(printable(answer.error or ""), file=sys.stderr)
-        else:
-            print(printable(f"{answer.path}  {terminal.said(answer.prediction)}"))
-            if photos == (answer.path,):
-                terminal.print_bars(answer.prediction)
-    if failed:
-        _fail(f"error: {failed} of the photos could not be read; the others are above.", 1)
+    if undo is not None:
+        _print_undone(undo, as_json)
+        return
+    if bundle is None or not photos:
+        raise click.UsageError("Missing a model and photos: expected regraft predict BUNDLE IMAGE_OR_DIR...")
+    progress, tally = Progress(), command.Tally()
+    loaded = load(bundle, **{name: options.pop(name) for name in ("precision", "max_error", "coverage")})
+    options["format"] = options["format"] or ("jsonl" if as_json else None)
+    asked = command.wanted(loaded, photos, **options)
+    if asked.sort is not None:
+        loaded = command.that_can_be_unsure(loaded, progress)
+    found = command.judged(loaded, photos, asked, tally, follow_links=follow_links, progress=progress)
+    if asked.out is not None:
+        print(f"answers  {printable(str(command.write_answers(loaded, found, asked)))}")
+    elif asked.format == "text":
+        _print_answers(found, photos, is_quiet=asked.sort is not None)
+    else:
+        terminal.print_lines(command.lines_of(loaded, found, asked))
+    if asked.sort is not None and (asked.format == "text" or asked.out is not None):
+        terminal.print_sorted(asked.sort, tally.folders)
+    if tally.num_failed:
+        _fail(f"error: {tally.num_failed} of the photos could not be read; the others are above.", 1)
+
+
+def _print_answers(found: Iterable[Any], photos: tuple[str, ...], *, is_quiet: bool) -> None:
+    """Print answers as they come, and with bars that of a photo that was named alone; what failed goes to stderr."""
+    for one in found:
+        if one.prediction is None:
+            talk(one.answer.error)
+        elif not is_quiet:
+            terminal.print_answer(one.name, one.prediction, len(one.answer.paths))
+            if photos == one.answer.paths:
+                terminal.print_bars(one.prediction)
+
+
+def _print_undone(folder: str, as_json: bool) -> None:
+    from pathlib import Path
+
+    from regraft.data.sorting import undo
+
+    undone = undo(Path(folder))
+    if as_json:
+        terminal.print_json({"removed": undone.num_removed, "kept": [str(path) for path in undone.kept]})
+        return
+    print(f"{undone.num_removed} sorted photos removed from {printable(folder)}")
+    for path in undone.kept:
+        print(printable(f"stays, as it or its photo has changed: {path}"))
 
 
 @cli.command()

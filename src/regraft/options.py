@@ -66,6 +66,29 @@ def with_promises(command: Command) -> Command:
     return command
 
 
+_ANSWERS = (
+    click.option("--format", type=click.Choice(["text", "csv", "jsonl", "parquet"]),
+                 help="Of the answers.  [default: what the name of --out says; csv with --columns; else text]"),
+    click.option("--out", metavar="FILE", help="Write the answers to a file, such as answers.csv or answers.parquet."),
+    click.option("--columns", metavar="NAMES",
+                 help="Of a table, such as id,label or image=id,probabilities: path, id (name without extension), "
+                 "name, label, probability, p_CLASS, probabilities (one for each class), unsure, looks_new, novelty."),
+    click.option("--vote-by", metavar="PATTERN",
+                 help='What in the path, such as "animal[0-9]+", makes photos a group that gets one answer: '
+                 "the mean of the logarithms of their probabilities."),
+    click.option("--sort", metavar="DIR",
+                 help="Put photos into class folders in DIR, unsure/ and new/, by links or copies."),
+    click.option("--undo", metavar="DIR", help="Remove what --sort has put into DIR, and nothing else."),
+)  # fmt: skip
+
+
+def with_answers(command: Command) -> Command:
+    """Add the options of what becomes of answers: tables, votes, sorted photos."""
+    for option in reversed(_ANSWERS):
+        command = option(command)
+    return command
+
+
 _METAVARS = {
     "group_by": "PATTERN",
     "also": "DIR",
