@@ -18,7 +18,15 @@ from regraft.core.errors import RegraftError
 from regraft.core.memory import is_lack_of_memory, too_little
 from regraft.core.progress import Progress, printable, talk
 from regraft.core.version import __version__
-from regraft.options import with_answers, with_coverage, with_json, with_promises, with_settings, with_training_options
+from regraft.options import (
+    with_answers,
+    with_coverage,
+    with_json,
+    with_network,
+    with_promises,
+    with_settings,
+    with_training_options,
+)
 from regraft.reporting import terminal
 
 
@@ -391,6 +399,88 @@ def _print_undone(folder: str, as_json: bool) -> None:
     print(f"{undone.num_removed} sorted photos removed from {printable(folder)}")
     for path in undone.kept:
         print(printable(f"stays, as it or its photo has changed: {path}"))
+
+
+@cli.command()
+@click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
+@click.option("-o", "--out", required=True, metavar="FILE", help="features.npy, features.parquet or features.csv.")
+@with_network
+@with_settings("follow_links", "offline")
+@with_json
+def embed(photos: tuple[str, ...], out: str, bundle: str | None, follow_links: bool, as_json: bool, **how: Any) -> None:
+    """Features of photos, for programs of your own: a row of numbers for each, close together for what looks alike.
+
+    They are those of the default backbone, or of a model. A .npy file has one array, float32, and a list of the paths
+    beside it; Parquet and CSV have the paths in their first column. A photo that cannot be read is told, has no row,
+    and the exit code is 1.
+
+    \b
+    regraft embed photos/ -o features.npy
+    regraft embed photos/ -o features.parquet --bundle runs/pets
+    """
+    from pathlib import Path
+
+    from regraft.bundle.bundle import load
+    from regraft.commands import embed as command
+    from regraft.core.config import TrainConfig
+
+    command.check_output(Path(out))
+    model, config = load(bundle) if bundle else None, TrainConfig(**how)
+    found = command.embed(photos, bundle=model, config=config, follow_links=follow_links, progress=Progress())
+    files = command.write_embeddings(found, Path(out))
+    n, d = found.x.shape
+    if as_json:
+        failed = [{"path": path, "error": reason} for path, reason in found.failures]
+        facts = {"photos": n, "features": d, "network": found.network, "failed": failed}
+        terminal.print_json({"files": [str(path) for path in files], **facts})
+    else:
+        print(printable(f"{n} photos, {d} features each, by {found.network}: {', '.join(map(str, files))}"))
+    for path, reason in found.failures:
+        talk(f"{path}: {reason}")
+    if found.failures:
+        _fail(f"error: {len(found.failures)} of the photos could not be read; they have no row.", 1)
+
+
+@cli.command()
+@click.argument("photo", metavar="PHOTO")
+@click.argument("photos", nargs=-1, required=True, metavar="IN...")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many photos.")
+@click.option("--html", metavar="FILE", help="Also write a page with the pictures.")
+@with_network
+@with_settings("follow_links", "offline")
+@with_json
+def similar(
+    photo: str, photos: tuple[str, ...], top: int, html: str | None, bundle: str | None, as_json: bool, **how: Any
+) -> None:
+    """The photos in IN that look most like PHOTO, with the cosine similarity of their features.
+
+    Features are kept in the cache: asking again about the same photos takes a moment.
+
+    \b
+    regraft similar cat.jpg photos/
+    regraft similar cat.jpg photos/ --top 24 --html similar.html
+    """
+    from pathlib import Path
+
+    from regraft.bundle.bundle import load
+    from regraft.commands import embed as command
+    from regraft.core.config import TrainConfig
+    from regraft.core.ownership import refuse_foreign
+
+    if html:
+        refuse_foreign(Path(html))
+    follow_links, progress = how.pop("follow_links"), Progress()
+    model, config = load(bundle) if bundle else None, TrainConfig(**how)
+    own = command.embed([photo], bundle=model, config=config, progress=progress)
+    others = command.embed(photos, bundle=model, config=config, follow_links=follow_links, progress=progress)
+    found = command.similar(own, others, top)
+    if as_json:
+        terminal.print_json([vars(one) for one in found])
+    for one in () if as_json else found:
+        same = "  the same file again" if one.is_same else ""
+        print(printable(f"{one.similarity:.3f}  {terminal.bar(max(0.0, one.similarity))}  {one.path}{same}"))
+    if html:
+        talk(f"page     {command.write_similar(photo, found, Path(html), own.network)}")
 
 
 @cli.command()

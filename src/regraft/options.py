@@ -89,6 +89,12 @@ def with_answers(command: Command) -> Command:
     return command
 
 
+def with_network(command: Command) -> Command:
+    """Add the options that name what computes features: `--bundle`, or `--backbone` and `--weights`."""
+    text = "A model whose features are wanted.  [default: the backbone's]"
+    return click.option("--bundle", metavar="BUNDLE", help=text)(with_settings("backbone", "weights")(command))
+
+
 _METAVARS = {
     "group_by": "PATTERN",
     "also": "DIR",

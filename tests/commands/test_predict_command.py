@@ -110,7 +110,8 @@ def test_what_cannot_be_is_said(tiny, heap, regraft_main, flags, said):
     assert said in done.stderr
 
 
-def test_a_file_of_somebody_else_is_not_written_over(tiny, heap, tmp_path, regraft_main):
+def test_a_file_of_somebody_else_is_not_written_over(tiny, heap, tmp_path, regraft_main, monkeypatch):
+    monkeypatch.setattr("regraft.commands.predict.predict", lambda *_, **__: pytest.fail("it is known before"))
     (tmp_path / "a.csv").write_text("mine")
     done = regraft_main("predict", tiny.folder, heap, "--out", tmp_path / "a.csv")
     assert "is there already" in done.stderr

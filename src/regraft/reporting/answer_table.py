@@ -78,21 +78,21 @@ def csv_lines(records: Iterable[Record], columns: Columns) -> Iterator[str]:
 
     Text that a spreadsheet would take for a formula is marked (`core.csv_cells`).
     """
-    yield _line(columns)
+    yield _line(map(to_cell, columns))
     for record in records:
         yield _line(_cell(get(record)) for get in columns.values())
 
 
 def _line(cells: Iterable[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow([to_cell(cell) for cell in cells])
+    csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(cells)
     return buffer.getvalue()
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return to_cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def json_lines(records: Iterable[Record], columns: Columns | None) -> Iterator[str]:
