@@ -235,6 +235,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "commands.scan": "a folder that is not published yet",
     "training.checkpoint": "a folder that is not published yet",
     "commands.export": "asks ExportedFiles first",
+    "serving.keeping": "names that are the content's hash, where nothing is yet",
     "serving.model": "a folder of the server's own",
 }
 

@@ -22,6 +22,7 @@ from regraft.options import (
     with_answers,
     with_coverage,
     with_json,
+    with_keeping,
     with_network,
     with_promises,
     with_settings,
@@ -574,6 +575,7 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
 @click.option("--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="A site whose pages may ask it.")
 @click.option("--token", help="What requests have to bear; better in REGRAFT_TOKEN.")
 @click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
+@with_keeping
 @with_promises
 @with_coverage
 def serve(
@@ -584,21 +586,25 @@ def serve(
     origins: tuple[str, ...],
     token: str | None,
     workers: int,
-    **promises: Any,
+    **more: Any,
 ) -> None:
     """An HTTP API and a page to drop photos on, until Ctrl-C.
 
     The page is at http://127.0.0.1:8000/, the API at /v1/predict, its description at /openapi.json. Only this machine
     reaches it unless --host says otherwise; then give a --token too. After `kill -HUP` it answers with what the folder
-    then holds; until then with the model that it began with.
+    then holds; until then with the model that it began with. Photos are not kept, unless --keep says where.
 
     \b
     regraft serve runs/pets
+    regraft serve runs/pets --keep kept/ --keep-bytes 500MB
     curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/predict
     curl -F photo=@cat.jpg -F photo=@dog.jpg 'http://127.0.0.1:8000/v1/predict?top=3&heatmap=1'
     """
+    from pathlib import Path
+
     from regraft.bundle.bundle import load
     from regraft.serving.access import Access
+    from regraft.serving.keeping import KINDS, Keep
     from regraft.serving.limits import Limits
     from regraft.serving.server import LOCAL
     from regraft.serving.server import serve as serve_bundle
@@ -611,11 +617,15 @@ def serve(
         say(f"serving {bundle} at {address}   (Ctrl-C ends it)")
         if host not in LOCAL and token is None:
             say("anyone who reaches this address can use it: --token asks for one")
+        if keep is not None:
+            say(f"photos are kept in {keep.folder}: {', '.join(KINDS)}, {keep.max_bytes / 1e6:.4g} MB at most")
 
+    folder, num_bytes = more.pop("keep"), more.pop("keep_bytes")
+    keep = Keep(Path(folder), num_bytes) if folder else None
     token = os.environ.get("REGRAFT_TOKEN") if token is None else token
-    loaded = load(bundle, **promises)
+    loaded = load(bundle, **more)
     access, limits = Access(hosts, origins, token), Limits(workers=workers)
-    serve_bundle(loaded, host=host, port=port, access=access, limits=limits, on_ready=ready, on_reload=say)
+    serve_bundle(loaded, host=host, port=port, access=access, limits=limits, keep=keep, on_ready=ready, on_reload=say)
 
 
 @cli.command()

@@ -89,6 +89,27 @@ def with_answers(command: Command) -> Command:
     return command
 
 
+def _bytes(_: click.Context, __: click.Parameter, text: str) -> int:
+    """Convert `500MB`, `2GB` or a number of bytes to bytes."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = (text[:-2], units[text[-2:].upper()]) if text[-2:].upper() in units else (text, 1)
+    try:
+        count = float(number) * unit
+    except ValueError:
+        count = 0.0
+    if not 1 <= count < 2**63:
+        raise click.BadParameter(f"{text!r} is no number of bytes. Expected one like 500MB or 2GB.")
+    return int(count)
+
+
+def with_keeping(command: Command) -> Command:
+    """Add the options of a server that keeps photos."""
+    text = "Keep unsure and new photos, and one of a hundred others, in DIR.  [default: none]"
+    size = "How many bytes there may be in DIR; then nothing more is kept."
+    option = click.option("--keep-bytes", default="1GB", show_default=True, callback=_bytes, metavar="BYTES", help=size)
+    return click.option("--keep", metavar="DIR", help=text)(option(command))
+
+
 def with_network(command: Command) -> Command:
     """Add the options that name what computes features: `--bundle`, or `--backbone` and `--weights`."""
     text = "A model whose features are wanted.  [default: the backbone's]"

@@ -63,12 +63,14 @@ def test_all_ways_of_answering_say_the_same(tiny, heap, tmp_path, regraft_main):
                 one["label"], one["probability"], one["unsure"]]  # fmt: skip
             assert {c: float(row[f"p_{c}"]) for c in CLASSES} == one["probabilities"]
             assert {c: kept[f"p_{c}"] for c in CLASSES} == one["probabilities"]
-    with serving(tiny.folder, "--workers", "1") as server:
+    before = sorted(tmp_path.iterdir())
+    with serving(tiny.folder, "--workers", "1", cwd=tmp_path) as server:
         for one in own:
             answer = server.predict(Path(one["path"]).read_bytes()).json["predictions"][0]
             if "error" not in one:
                 assert {k: answer[k] for k in ("label", "probability", "probabilities")} == {
                     k: one[k] for k in ("label", "probability", "probabilities")}  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == before  # a server keeps nothing unless it is told to
 
 
 def test_no_cell_is_a_formula(tiny, heap, tmp_path, regraft_main, monkeypatch):

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from regraft.bundle.bundle import Bundle, Prediction
+from regraft.bundle.doubt import usual_doubt
 from regraft.bundle.predict import Answer, predict
 from regraft.bundle.voting import GroupAnswer, compiled, vote
 from regraft.core.errors import ConfigError, OutputError
@@ -24,7 +25,6 @@ from regraft.reporting.answer_table import (
 )
 
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-USUAL_ERROR = 0.05  # share of wrong answers that sorting allows, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -138,23 +138,19 @@ def wanted(
 
 
 def that_can_be_unsure(bundle: Bundle, progress: Progress) -> Bundle:
-    """Return a model that says when it is unsure: as it was asked to, else when more than 5 % of answers may be wrong.
-
-    Where it cannot promise 5 %, the least that it can promise takes its place.
+    """Return a model that says when it is unsure, as `doubt.usual_doubt` does.
 
     Args:
         bundle: The model.
         progress: Is told what was chosen.
     """
-    if bundle.max_error is not None:
-        return bundle
-    possible = [step[0] for step in bundle.manifest["thresholds"].get("max_error", []) if step[0] < 1]
-    if not possible:
+    doubting = usual_doubt(bundle)
+    if doubting.max_error is None:
         progress.say("this model cannot tell when it is unsure: no photo is sorted as unsure")
-        return bundle
-    chosen = USUAL_ERROR if min(possible) <= USUAL_ERROR else min(possible)
-    progress.say(f"unsure is what it takes for at most {100 * chosen:.3g} % of the others to be wrong (--max-error)")
-    return replace(bundle, max_error=chosen)
+    elif bundle.max_error is None:
+        share = f"at most {100 * doubting.max_error:.3g} %"
+        progress.say(f"unsure is what it takes for {share} of the others to be wrong (--max-error)")
+    return doubting
 
 
 def columns_for(bundle: Bundle, asked: Wanted) -> Columns:
