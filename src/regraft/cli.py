@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from regraft.core import signals, streams
+from regraft.core.config import READING
 from regraft.core.errors import RegraftError
 from regraft.core.memory import is_lack_of_memory, too_little
 from regraft.core.progress import Progress, printable, talk
@@ -141,7 +142,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 )
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
-@with_settings("class_level", "follow_links")
+@with_settings("class_level", "follow_links", *READING)
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @with_json
 def scan(
@@ -173,10 +174,11 @@ def scan(
 
     kinds = scan_command.chosen_kinds(drop)
     scan_command.check_places(Path(folder), Path(out) if out else None, Path(fix) if fix else None)
-    found = scan_command.examine(folder, TrainConfig(**settings), with_features=deep, progress=Progress())
+    config = TrainConfig(**settings)
+    found = scan_command.examine(folder, config, with_features=deep, progress=Progress())
     if out:
         scan_command.write_examination(found, Path(out))
-    left_out = scan_command.write_fixed(found, Path(fix), kinds) if fix else {}
+    left_out = scan_command.write_fixed(found, Path(fix), kinds, config.folder_options) if fix else {}
     if as_json:
         terminal.print_json(found.to_json())
     else:
@@ -487,10 +489,10 @@ def similar(
 @cli.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
-@with_settings("class_level", "follow_links")
+@with_settings("class_level", "follow_links", *READING)
 @with_promises
 @with_json
-def evaluate(bundle: str, folder: str, class_level: Any, follow_links: bool, as_json: bool, **promises: Any) -> None:
+def evaluate(bundle: str, folder: str, as_json: bool, precision: Any, max_error: float | None, **reading: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
 
     \b
@@ -500,8 +502,8 @@ def evaluate(bundle: str, folder: str, class_level: Any, follow_links: bool, as_
     from regraft.bundle.bundle import load
     from regraft.evaluation.evaluate import evaluate as evaluate_folder
 
-    loaded, progress = load(bundle, **promises), Progress()
-    result = evaluate_folder(loaded, folder, class_level=class_level, follow_links=follow_links, progress=progress)
+    loaded, progress = load(bundle, precision=precision, max_error=max_error), Progress()
+    result = evaluate_folder(loaded, folder, progress=progress, **reading)
     if as_json:
         terminal.print_json(result.to_json())
         return

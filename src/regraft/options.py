@@ -118,6 +118,9 @@ def with_network(command: Command) -> Command:
 
 _METAVARS = {
     "group_by": "PATTERN",
+    "label_by": "PATTERN",
+    "path_column": "NAME",
+    "label_column": "NAME",
     "also": "DIR",
     "relabel": "FILE",
     "weights": "FILE",

@@ -20,6 +20,7 @@ from regraft.core.statistics import Accuracy
 from regraft.core.trackers import TrackerSet
 from regraft.data.issues import Issue
 from regraft.data.scan import Dataset
+from regraft.data.sources import is_folder
 from regraft.data.splits import Splits
 from regraft.evaluation.evaluate import Evaluation, evaluate_dataset
 from regraft.models.ood import FamiliarRegion
@@ -237,7 +238,7 @@ def _record(photos_split: SplitDataset, outcome: Outcome, bundle: Bundle, contex
     """Gather all that is known of the run."""
     dataset, earlier = photos_split.dataset, context.earlier
     root = dataset.root.resolve()
-    folders = [context.photos if context.photos.is_dir() else context.photos.parent, *map(Path, context.config.also)]
+    folders = [context.photos if is_folder(context.photos) else context.photos.parent, *map(Path, context.config.also)]
     return RunRecord(
         run=context.out,
         folder=context.photos,

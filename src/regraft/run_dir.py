@@ -12,6 +12,7 @@ What is in the folder::
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,9 +27,10 @@ from regraft.core.errors import ConfigError, DataError, OutputError
 from regraft.core.files import json_bytes, sha256_bytes
 from regraft.core.ownership import write_output
 from regraft.core.progress import QUIET, Progress
-from regraft.data.decode import Unreadable, read_bytes
+from regraft.data.decode import Unreadable
 from regraft.data.folder_layout import Quarantined, natural_key
 from regraft.data.scan import Dataset, Labelling, map_photos
+from regraft.data.sources import is_there, read_bytes
 from regraft.data.splits import Splits
 
 RESULT, PHOTOS, QUARANTINE = "result.json", "photos.jsonl", "quarantine.csv"
@@ -266,7 +268,7 @@ def _parsed(run: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, A
 def _root(run: Path, header: Mapping[str, Any]) -> Path:
     """Find the photos: in their recorded folder, or where that is now if it has moved together with the run."""
     own, beside = Path(header["root"]), run / header["root_from_run"]
-    return own if own.is_dir() or not beside.is_dir() else beside.resolve()
+    return own if is_there(own) or not is_there(beside) else beside.resolve()
 
 
 def unchanged(dataset: Dataset, progress: Progress = QUIET) -> Dataset:
@@ -291,7 +293,7 @@ def photos_of(record: RunRecord, names: Sequence[str], cure: str, progress: Prog
     wanted = record.dataset(names)
     if not len(wanted):
         raise DataError(f"{record.run} does not say which photos its model was made of and judged on. {cure}.")
-    if not record.root.is_dir():
+    if not is_there(record.root):
         raise DataError(f"{record.root}, the photos of {record.run}, is gone. {cure}.")
     found = unchanged(wanted, progress)
     if missing := len(wanted) - len(found):
@@ -351,13 +353,24 @@ def place(folder: Path, out: str | Path | None, name: str = "", progress: Progre
     Raises:
         OutputError: The folder lies among the photos.
     """
-    chosen = Path(out) if out else _free(Path("runs") / (name or folder.resolve().name), folder, progress)
+    chosen = Path(out) if out else _free(Path("runs") / (name or name_of(folder)), folder, progress)
     if chosen.resolve().is_relative_to(folder.resolve()):
         raise OutputError(
             f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
             "Choose another place with --out."
         )
     return chosen
+
+
+def name_of(photos: Path) -> str:
+    """Return what a run on photos is called: the name of their folder, or of their archive or list without its ending.
+
+    Args:
+        photos: A folder, an archive, a list, or a pattern of them.
+    """
+    place = photos.resolve()
+    name = place.name if place.is_dir() else place.name.partition(".")[0]
+    return re.sub(r"[^\w.-]+", "-", name).strip("-") or place.parent.name or "photos"
 
 
 def _free(first: Path, folder: Path, progress: Progress) -> Path:

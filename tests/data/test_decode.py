@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from regraft.data import decode as module
-from regraft.data.decode import Unreadable, decode, read_bytes, to_rgb
+from regraft.data.decode import Unreadable, decode, to_rgb
+from regraft.data.sources import read_bytes
 
 LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 FORMATS = {"JPEG": {"quality": 95}, **LOSSLESS, "GIF": {}, "BMP": {}}
@@ -434,7 +435,8 @@ def test_a_file_may_be_as_large_as_the_limit_and_no_larger(tmp_path, monkeypatch
 CORPUS = """if True:
     import json, resource, signal, sys, warnings
     from pathlib import Path
-    from regraft.data.decode import Unreadable, decode, read_bytes
+    from regraft.data.decode import Unreadable, decode
+    from regraft.data.sources import read_bytes
     resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
     warnings.simplefilter("ignore")
     for path in sorted(Path(sys.argv[1]).rglob("*")):

@@ -16,8 +16,9 @@ from PIL import Image
 from data.test_decode import chunk, encode, picture, png, refusal
 from regraft.data import decode as decoding
 from regraft.data import file_limits, tiff_directories
-from regraft.data.decode import MAX_BYTES, Unreadable, decode, decoded_size, read_bytes
+from regraft.data.decode import MAX_BYTES, Unreadable, decode, decoded_size
 from regraft.data.memory_budget import DECODING, MemoryBudget
+from regraft.data.sources import read_bytes
 
 
 def directory(*tags: tuple[int, int, int, int]) -> bytes:

@@ -25,6 +25,7 @@ from regraft.core.files import workspace
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import import_torch_module
 from regraft.data.scan import Dataset
+from regraft.data.sources import on_disk
 from regraft.exporters.output_files import SUFFIXES, ExportedFiles, Format
 from regraft.exporters.proof import RunningProgram, running
 from regraft.exporters.sample_photos import write_samples
@@ -298,7 +299,8 @@ def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], 
     ):
         _prove_reading(bundle, program, model.parent)
         for start in range(0, len(paths), BATCH):
-            some, images, said = _read_alike(bundle, program, paths[start : start + BATCH])
+            with on_disk(paths[start : start + BATCH], model.parent) as files:
+                some, images, said = _read_alike(bundle, program, files)
             if some:
                 tally.add(some, judge(np.stack(images)), said)
             advance(len(some))

@@ -13,7 +13,7 @@ import numpy as np
 
 from regraft.backbones.backbone import configured
 from regraft.backbones.features import Features, FeatureTable, extract, num_new
-from regraft.core.config import TrainConfig
+from regraft.core.config import AS_FOUND, FolderOptions, TrainConfig
 from regraft.core.errors import ConfigError, OutputError, nearest
 from regraft.core.files import csv_bytes, json_bytes, make_folder, published, write_atomic
 from regraft.core.ownership import check, write_output
@@ -24,6 +24,7 @@ from regraft.data.image_stats import ImageStats, look
 from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
 from regraft.data.list_manifest import without_others
 from regraft.data.scan import Dataset, checked, list_photos
+from regraft.data.sources import is_in_source, read_bytes
 from regraft.data.splits import folds_of
 from regraft.models.linear_head import Head, out_of_fold, solve
 from regraft.training.shift import split_shift
@@ -245,16 +246,20 @@ def _picture_of(kind: Kind) -> str:
     return f"{kind.replace(' ', '-')}.png"
 
 
-def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN) -> dict[str, str]:
+def write_fixed(
+    found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN, options: FolderOptions = AS_FOUND
+) -> dict[str, str]:
     """Write a copy without the photos that have some kinds of issues.
 
     Photos are hard links where the file system has them: no byte is copied, and the original is not touched. Where a
-    list named the photos, the copy has the list too, with the rows of its photos.
+    list named the photos, the copy has the list too, with the rows of its photos. Where shards or the like say what a
+    photo is, the copy has a list `photos.csv`.
 
     Args:
         found: What `examine` has found.
         folder: The new folder.
         kinds: Kinds of the issues whose photos are left out.
+        options: How the photos were read.
 
     Returns:
         Why each photo was left out, by path; also written to `<folder>.left-out.csv`.
@@ -269,7 +274,9 @@ def write_fixed(found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAI
         for path in kept.paths:
             _link(d.root / path, make_folder((partial / path).parent) / Path(path).name)
         if d.list_file is not None:
-            write_atomic(partial / d.list_file.name, without_others(d.list_file, frozenset(kept.paths)))
+            write_atomic(partial / d.list_file.name, without_others(d.list_file, frozenset(kept.paths), options))
+        elif any(one.by == "list" for one in kept.labelled):
+            write_atomic(partial / "photos.csv", _list_of(kept))
     write_output(_list_of_left_out(folder), kept.quarantine_csv())
     return {q.path: q.reason for q in kept.quarantine}
 
@@ -371,7 +378,17 @@ def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple
     )
 
 
+def _list_of(dataset: Dataset) -> bytes:
+    """Write a list of photos with their classes, and splits where they have some."""
+    names = ("path", "label", "split") if any(dataset.splits) else ("path", "label")
+    labels = (dataset.classes[label] for label in dataset.labels)
+    rows = zip(dataset.paths, labels, dataset.splits, strict=True)
+    return csv_bytes(names, [row[: len(names)] for row in rows])
+
+
 def _link(source: Path, place: Path) -> None:
+    if is_in_source(source):
+        return write_atomic(place, read_bytes(source))
     source = source.resolve()  # of a link, what it leads to
     try:
         os.link(source, place)

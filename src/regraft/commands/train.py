@@ -236,6 +236,7 @@ def _prepare(context: RunContext) -> TrainInputs:
         )
     if config.group_by is not None:
         dataset = grouped(dataset, config.group_by)
+    dataset = dataset.in_order_of_content()
     return TrainInputs(
         SplitDataset(dataset, _split(dataset, context)), backbone, features if config.is_solved else None
     )

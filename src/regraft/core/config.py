@@ -23,11 +23,17 @@ class FolderOptions:
             holds the photos, "path" for both, as `birds/owl`. None to refuse what could be meant in two ways.
         follow_links: Whether links to files and folders are followed, wherever they lead.
         known_classes: Names that are expected, such as those of a model, where they decide how a name is read.
+        path_column: The column of a list that names the photos; None to find it.
+        label_column: The column of a list that names their classes; None to find it.
+        label_by: What in a photo's path is its class, as a regular expression; None for its folder.
     """
 
     class_level: ClassLevel | None = None
     follow_links: bool = False
     known_classes: tuple[str, ...] = ()
+    path_column: str | None = None
+    label_column: str | None = None
+    label_by: str | None = None
 
     @classmethod
     def recorded(cls, config: Mapping[str, Any]) -> "FolderOptions":
@@ -41,6 +47,8 @@ class FolderOptions:
 
 
 AS_FOUND = FolderOptions()
+READING = ("path_column", "label_column", "label_by")
+"""Fields of TrainConfig that say how lists and names of photos are read, and no more: no model depends on them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,16 @@ class TrainConfig:
 
     follow_links: bool = False
     """Follow links to photos and folders, wherever they lead."""
+
+    path_column: str | None = None
+    """Column of a list that names the photos. Not set: found where one reading is possible, and said."""
+
+    label_column: str | None = None
+    """Column of a list that names their classes. Not set: found where one reading is possible, and said."""
+
+    label_by: str | None = None
+    """What in a photo's path is its class, such as "([a-z]+)[.][0-9]+[.]jpg" for cat.123.jpg: the first bracket, or all
+    that is found. Folders then name no classes."""
 
     group_by: str | None = None
     """What in a photo's path, such as "patient[0-9]+", keeps photos together: those of one group stay on one side of
@@ -160,7 +178,8 @@ class TrainConfig:
     @property
     def folder_options(self) -> FolderOptions:
         """How the run's folders of photos are read."""
-        return FolderOptions(self.class_level, self.follow_links)
+        given = {name: getattr(self, name) for name in READING}
+        return FolderOptions(self.class_level, self.follow_links, **given)
 
     def located(self) -> "TrainConfig":
         """Return the same settings with absolute paths of files and folders, which are found from any folder."""
@@ -178,10 +197,11 @@ class TrainConfig:
     def portable(self) -> dict[str, Any]:
         """Return the settings as they are stored in manifests.
 
-        Folders and files of this machine are left out, or named without their folder; the record of the run has them.
+        Folders and files of this machine are left out, or named without their folder, and so is how lists and names
+        were read; the record of the run has them.
         """
         weights = self.weights and PureWindowsPath(self.weights).name
-        own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel")}
+        own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel", *READING)}
         return {**own, "weights": weights}
 
     @staticmethod

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -48,23 +47,6 @@ VERSION = 1  # part of every feature's key: raise it when the same bytes decode 
 
 class Unreadable(Exception):
     """A file is not a readable photo. The message is the reason, fit for a user."""
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file of at most MAX_BYTES.
-
-    Raises:
-        Unreadable: It is missing, empty, too large, not a regular file, or cannot be read.
-    """
-    try:
-        if not path.is_file():
-            raise Unreadable("not a regular file" if path.exists() else "the file does not exist")
-        with open(path, "rb") as file:
-            return read_open(file)
-    except OSError as error:
-        raise Unreadable(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:  # a name that no file can have
-        raise Unreadable(f"cannot be read: {error}") from error
 
 
 def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:

@@ -3,20 +3,21 @@
 Whatever could be read in more than one way is refused, by its path.
 """
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import filterfalse
+from itertools import chain, filterfalse
 from pathlib import Path
 
 from regraft.core.config import AS_FOUND, FolderOptions
 from regraft.core.errors import DataError
+from regraft.data import sources
 from regraft.data.class_level import reading_note, refuse_two_readings, without_containers
 from regraft.data.class_names import refuse_twins
 from regraft.data.links import LEADS_OUT, note_on_links, why_not_entered, why_not_followed, why_not_regular
+from regraft.data.sources import Entry, MemberEntry
 from regraft.data.split_names import is_container, is_unlabelled, mentions_split, split_of, splits_of
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -45,11 +46,13 @@ class Labelled:
         split: "train", "val" or "test"; "" where there are none.
         label: Name of its class.
         path: Relative to the data set's root.
+        group: What it belongs with, such as the photo that it is cut from; "" where it stands for itself.
     """
 
     split: str
     label: str
     path: str
+    group: str = ""
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Listing:
         loose: Files beside the class folders.
         options: How it was read.
         list_file: The list that named the files; None where folders did.
+        labelled_by: "folder" or "list": what says which photo is of which class.
         walked: Device and inode of every folder that was read.
         unfollowed: Links to folders that were not followed.
     """
@@ -77,8 +81,13 @@ class Listing:
     loose: list[Path] = field(default_factory=list)
     options: FolderOptions = AS_FOUND
     list_file: Path | None = None
+    labelled_by: str = "folder"
     walked: set[tuple[int, int]] = field(default_factory=set)
     unfollowed: list[str] = field(default_factory=list)
+
+    def as_split(self, split: str) -> "Listing":
+        """Return the same files as one split."""
+        return replace(self, files=[replace(one, split=split) for one in self.files], splits=[split])
 
 
 def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
@@ -95,6 +104,7 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
         DataError: It cannot be listed, or not be read in one way only.
     """
     listing = Listing(root, options=options)
+    listing.quarantine += [Quarantined(name, reason) for name, reason in sources.refused(root).items()]
     for split, folder in _split_folders(listing):
         if split == "test" and (reason := _why_unlabelled(folder, listing)):
             listing.notes.append(reason)
@@ -106,6 +116,32 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
     listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
     listing.notes += note_on_links(f"to folders are not followed in {root}", listing.unfollowed)
     return listing
+
+
+def joined_listings(root: Path, listings: Sequence[Listing], options: FolderOptions = AS_FOUND) -> Listing:
+    """Join listings into one.
+
+    Args:
+        root: A folder around all of theirs.
+        listings: Of which all are split, or none.
+        options: How they were read.
+
+    Raises:
+        DataError: Some are split and some are not.
+    """
+    whole = Listing(root, options=options)
+    for one in listings:
+        place = one.root.relative_to(root)
+        whole.files += [replace(file, path=str(place / file.path)) for file in one.files]
+        whole.quarantine += [replace(file, path=str(place / file.path)) for file in one.quarantine]
+        whole.notes += one.notes
+    whole.labelled_by = "list" if any(one.labelled_by == "list" for one in listings) else "folder"
+    whole.splits = list(dict.fromkeys(chain.from_iterable(one.splits for one in listings)))
+    if "" in whole.splits and len(whole.splits) > 1:
+        raise DataError(
+            f"Some of the places in {root} are split into train and val and others are not. Name them apart."
+        )
+    return whole
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -124,15 +160,15 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK or name.lower().endswith("~")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path) -> list[Entry]:
     try:
-        return sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
+        return sorted(sources.entries(folder), key=lambda entry: natural_key(entry.name))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"Cannot list {folder}: {reason}. Check its permissions.") from error
 
 
-def _visible(folder: Path, notes: list[str]) -> list[os.DirEntry[str]]:
+def _visible(folder: Path, notes: list[str]) -> list[Entry]:
     entries = _entries(folder)
     junk = [entry.name for entry in entries if is_junk(entry.name)]
     if junk:
@@ -159,9 +195,7 @@ def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     return [(split, _past_wrappers(folder, listing)) for split, folder in found]
 
 
-def _check_splits(
-    root: Path, folders: list[os.DirEntry[str]], named: Mapping[str, str], options: FolderOptions
-) -> None:
+def _check_splits(root: Path, folders: list[Entry], named: Mapping[str, str], options: FolderOptions) -> None:
     for split in SPLITS:
         same = [name for name, meaning in named.items() if meaning == split]
         if len(same) > 1:
@@ -255,7 +289,7 @@ def _only_folder(folder: Path) -> Path | None:
     return Path(folders[0].path) if len(folders) == 1 and not folders[0].is_symlink() else None
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: Entry) -> bool:
     """Return whether this is a folder or a link to one; a link to itself is none."""
     try:
         return entry.is_dir()
@@ -322,7 +356,7 @@ def _names_of_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _peeked(folder) if entry.is_dir(follow_symlinks=False)]
 
 
-def _peeked(folder: Path) -> list[os.DirEntry[str]]:
+def _peeked(folder: Path) -> list[Entry]:
     """List what is in a folder that may be left out; nothing where it cannot be listed."""
     try:
         return _visible(folder, [])
@@ -354,7 +388,7 @@ def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple
             yield name, f"{place}/{entry.name}"
 
 
-def _refuse_mixed(folder: Path, inner: list[os.DirEntry[str]], files: list[os.DirEntry[str]]) -> None:
+def _refuse_mixed(folder: Path, inner: list[Entry], files: list[Entry]) -> None:
     """Raise DataError for a class folder of photos and folders, or of splits."""
     names = [entry.name for entry in inner]
     if inner and files:
@@ -370,12 +404,14 @@ def _refuse_mixed(folder: Path, inner: list[os.DirEntry[str]], files: list[os.Di
         )
 
 
-def _is_inner_folder(options: FolderOptions, entry: os.DirEntry[str]) -> bool:
+def _is_inner_folder(options: FolderOptions, entry: Entry) -> bool:
     return _is_folder(entry) if options.follow_links else entry.is_dir(follow_symlinks=False)
 
 
-def _is_entered(entry: os.DirEntry[str], listing: Listing) -> bool:
+def _is_entered(entry: Entry, listing: Listing) -> bool:
     """Whether a folder is read; if it is a link that is not followed, or leads in a circle, it is quarantined."""
+    if isinstance(entry, MemberEntry):
+        return True
     anywhere = listing.options.follow_links
     reason = why_not_entered(Path(entry.path), listing.root, listing.walked, anywhere=anywhere)
     if reason:
@@ -387,10 +423,10 @@ def _set_aside_files(folder: Path, listing: Listing) -> None:
     _set_aside([entry for entry in _visible(folder, listing.notes) if not _is_folder(entry)], listing)
 
 
-def _set_aside(loose: list[os.DirEntry[str]], listing: Listing) -> None:
+def _set_aside(loose: list[Entry], listing: Listing) -> None:
     listing.loose += [Path(entry.path) for entry in loose]
     listing.quarantine += [Quarantined(_relative(entry, listing.root), "not inside a class folder") for entry in loose]
 
 
-def _relative(entry: os.DirEntry[str], root: Path) -> str:
+def _relative(entry: Entry, root: Path) -> str:
     return str(Path(entry.path).relative_to(root))

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from regraft.core.errors import DataError
-from regraft.data.decode import MAX_PIXELS, Unreadable, pixels_of, read_bytes, read_open
+from regraft.data.decode import MAX_PIXELS, Unreadable, pixels_of, read_open
+from regraft.data.sources import read_bytes
 from regraft.data.transforms import Preprocessing, photo_to_input, transform
 
 Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Any

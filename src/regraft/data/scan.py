@@ -20,10 +20,11 @@ from regraft.core.files import csv_bytes, sha256_bytes
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import num_cores
 from regraft.data.class_names import refuse_twins, refuse_unwritable
-from regraft.data.decode import CHECKED_AT, Unreadable, decode, read_bytes
-from regraft.data.folder_layout import MANIFESTS, Labelled, Listing, Quarantined, is_manifest, list_folder, natural_key
+from regraft.data.decode import CHECKED_AT, Unreadable, decode
+from regraft.data.folder_layout import Labelled, Listing, Quarantined, natural_key
 from regraft.data.links import LEADS_OUT
-from regraft.data.list_manifest import list_manifest, refuse_conflicts
+from regraft.data.listings import listed
+from regraft.data.sources import read_bytes, read_head
 
 T = TypeVar("T")
 WAITING = 10_000  # photos that wait for a thread at a time: a million of them would take a gigabyte
@@ -104,6 +105,10 @@ class Dataset:
             labelled=tuple(self.labelled[i] for i in chosen) if self.labelled else (),
         )
 
+    def in_order_of_content(self) -> "Dataset":
+        """Return the data set in an order that does not depend on where its photos lie, nor on their names."""
+        return self.subset(sorted(range(len(self)), key=lambda i: (self.hashes[i], self.labels[i], self.paths[i])))
+
     def without(self, reasons: Mapping[int, str]) -> "Dataset":
         """Return the data set with some photos moved to the quarantine.
 
@@ -133,11 +138,7 @@ class Dataset:
         Raises:
             Unreadable: It is gone, or cannot be read.
         """
-        try:
-            with open(self.root / self.paths[index], "rb") as file:
-                return file.read(size)
-        except OSError as error:
-            raise Unreadable(f"cannot be read: {error}") from error
+        return read_head(self.root / self.paths[index], size)
 
     def quarantine_csv(self) -> bytes:
         """Write the files found and not used, with the reason, as a CSV file."""
@@ -206,7 +207,7 @@ def list_photos(
         DataError: As for `scan`.
     """
     with progress.step("list photos"):
-        listing = _listed(Path(folder).expanduser(), options)
+        listing = listed(Path(folder).expanduser(), options)
     files = listing.files
     classes = _class_map(listing)
     number = {name: i for i, name in enumerate(classes)}
@@ -221,7 +222,10 @@ def list_photos(
         hashes=tuple(hashed for hashed, _ in hashes),
         quarantine=tuple(listing.quarantine),
         notes=tuple(listing.notes),
-        labelled=(Labelling("folder" if Path(folder).expanduser().is_dir() else "list"),) * len(files),
+        groups=tuple(one.group or content for one, (content, _) in zip(files, hashes, strict=True))
+        if any(one.group for one in files)
+        else (),
+        labelled=(Labelling(listing.labelled_by),) * len(files),
         list_file=listing.list_file,
     )
     return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)
@@ -306,24 +310,6 @@ def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int]
             for result in pool.map(function, range(start, min(start + WAITING, count))):
                 advance(1)
                 yield result
-
-
-def _listed(place: Path, options: FolderOptions) -> Listing:
-    """List a folder, or a list of photos, as labelled files."""
-    if place.is_dir():
-        listing = list_folder(place, options)
-        refuse_conflicts(listing)
-        return listing
-    if place.is_file() and is_manifest(place):
-        return list_manifest(place, options)
-    if place.exists():
-        raise DataError(
-            f"{place} is a file. Expected the folder that holds <class>/<image>, or a list of photos "
-            f"({', '.join(MANIFESTS)}). Name one of these."
-        )
-    siblings = [entry.name for entry in place.parent.iterdir() if entry.is_dir()] if place.parent.is_dir() else []
-    hint = nearest(place.name, siblings) or f" Looked in {place.parent.absolute()}. Check the path."
-    raise DataError(f"There is no folder {place}. Expected a folder that holds <class>/<image>.{hint}")
 
 
 def _class_map(listing: Listing) -> list[str]:

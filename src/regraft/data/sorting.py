@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from regraft.core.errors import DataError, OutputError
 from regraft.core.files import LOCK, MARKER, exclusive, make_folder, read_marker, remove, sweep, write_atomic
 from regraft.core.ownership import foreign, write_output
+from regraft.data.decode import Unreadable
+from regraft.data.sources import read_bytes
 
 RECORD = ".regraft-sorted.jsonl"
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*%]|^[. ]|[. ]$')  # in names of folders, on one system or another
@@ -211,10 +213,16 @@ def _put(out: Path, placed: _Placed) -> None:
     _refuse_leading_out(out, target.parent)
     try:
         os.link(placed.source, target)
-    except FileNotFoundError as error:
-        raise DataError(f"{placed.source} is gone. Run the command again when nothing moves the photos.") from error
-    except OSError:  # another disk, or a file system without links
-        write_atomic(target, Path(placed.source).read_bytes())
+    except OSError:  # another disk, a file system without links, or a photo in an archive
+        write_atomic(target, _content(placed.source))
+
+
+def _content(source: str) -> bytes:
+    """Read a photo. Raises DataError where it is gone."""
+    try:
+        return read_bytes(Path(source))
+    except Unreadable as error:
+        raise DataError(f"{source} {error}. Run the command again when nothing moves the photos.") from error
 
 
 def _refuse_leading_out(out: Path, folder: Path) -> None:
@@ -239,9 +247,14 @@ def _take_away(out: Path, photos: Iterable[_Placed]) -> list[Path]:
 def _is_spare(out: Path, target: Path, source: Path) -> bool:
     """Return whether a file in the folder can go without loss: the same photo lies outside of it."""
     is_inside = target.parent.resolve().is_relative_to(out.resolve()) and not target.is_symlink()
-    if not is_inside or not source.is_file() or source.resolve().is_relative_to(out.resolve()):
+    if not is_inside or source.resolve().is_relative_to(out.resolve()):
         return False
-    return target.samefile(source) or filecmp.cmp(target, source, shallow=False)
+    if source.is_file():
+        return target.samefile(source) or filecmp.cmp(target, source, shallow=False)
+    try:
+        return read_bytes(source) == target.read_bytes()  # of a photo in an archive
+    except Unreadable:
+        return False
 
 
 def _remove_empty(out: Path, folders: set[str]) -> None:

@@ -122,6 +122,7 @@ def evaluate(
     class_level: ClassLevel | None = None,
     follow_links: bool = False,
     progress: Progress = QUIET,
+    **reading: str | None,
 ) -> Evaluation:
     """Evaluate a bundle on `folder/<class>/<image>`; of a split folder, on `test`, else on `val`.
 
@@ -131,6 +132,7 @@ def evaluate(
         class_level: Which folder names the class where class folders hold folders; None for what it was trained with.
         follow_links: Whether links to photos and folders are followed, wherever they lead.
         progress: Is told what is done.
+        reading: How lists and names of photos are read: `path_column`, `label_column`, `label_by`.
 
     Returns:
         How good the model is on these photos.
@@ -141,7 +143,7 @@ def evaluate(
         BundleError: The bundle's graph and its weights contradict each other.
     """
     known = FolderOptions.recorded(bundle.manifest["provenance"].get("config", {}))
-    options = FolderOptions(class_level or known.class_level, follow_links, bundle.classes)
+    options = FolderOptions(class_level or known.class_level, follow_links, bundle.classes, **reading)
     dataset = list_photos(folder, min_classes=1, options=options, progress=progress)
     split = next((name for name in ("test", "val") if name in dataset.splits), "")
     if split:

@@ -15,8 +15,9 @@ from regraft.bundle.heatmap import heat_map
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy, wilson_interval
-from regraft.data.decode import Unreadable, decode, read_bytes
+from regraft.data.decode import Unreadable, decode
 from regraft.data.scan import map_photos
+from regraft.data.sources import read_bytes
 from regraft.evaluation.evaluate import Evaluation
 from regraft.reporting.charts import interval_bars
 from regraft.reporting.curves import Context, learning_part, trust_part

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regraft.core.errors import DataError
-from regraft.data.decode import Unreadable, read_bytes
+from regraft.data.decode import Unreadable
 from regraft.data.scan import map_photos
+from regraft.data.sources import read_bytes
 from regraft.reporting.html_report import CARD, thumb
 from regraft.reporting.page import render
 

@@ -16,6 +16,7 @@ from regraft.core.progress import printable
 from regraft.data.decode import decode
 from regraft.data.inputs import Photo
 from regraft.data.scan import Dataset
+from regraft.data.sources import read_bytes
 
 TILE = 220  # pixels
 COLUMNS = 6
@@ -85,7 +86,7 @@ def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, colu
         right = prediction.label == label
         tiles.append(
             Tile(
-                decode(path.read_bytes(), at_least=TILE),
+                decode(read_bytes(path), at_least=TILE),
                 f"{prediction.label}  {100 * prediction.probability:.1f} %",
                 RIGHT if right else WRONG,
                 prediction.probability,

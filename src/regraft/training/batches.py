@@ -325,9 +325,10 @@ def _decoded(dataset: Dataset, convert: Callable[[bytes], np.ndarray], name: str
             path = dataset.root / dataset.paths[index]
             raise DataError(f"{path} cannot be used any more: {error}. Run the command again.") from error
 
+    order = sorted(range(len(dataset)), key=dataset.paths.__getitem__)  # as they lie in archives
     with progress.step(name, total=len(dataset)) as advance:
-        pixels = list(map_photos(read, len(dataset), advance))
-    return DecodedPhotos(dataset, pixels)
+        pixels = dict(zip(order, map_photos(lambda k: read(order[k]), len(order), advance), strict=True))
+    return DecodedPhotos(dataset, [pixels[i] for i in range(len(dataset))])
 
 
 def _large_enough(preprocessing: Preprocessing, data: bytes) -> np.ndarray:

@@ -1,0 +1,237 @@
+"""Parquet files as the library `datasets` writes them: a column of images with their bytes, and one of labels.
+
+A row is the member `17.jpg` of the file: its number, and the ending of the path that the image had.
+"""
+
+import json
+import threading
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from regraft.core.config import FolderOptions
+from regraft.core.errors import DataError, MissingExtra
+from regraft.data.decode import MAX_BYTES, Unreadable
+
+MAX_GROUP_BYTES = 2**31  # of images in one row group, which is read at once
+NUM_KEPT = 2  # row groups in memory
+ENDINGS = 8  # characters of a path's ending at most
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """A Parquet file with a column of images.
+
+    Attributes:
+        file: The file.
+        column: Of the images.
+        rows: The number of each member's row.
+        starts: The first row of each row group, and behind the last one the number of all.
+        refused: Why each row that is not read is not.
+    """
+
+    file: Path
+    column: str
+    rows: Mapping[str, int] = field(repr=False)
+    starts: np.ndarray = field(repr=False)
+    refused: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def names(self) -> list[str]:
+        """Return the rows by their names."""
+        return list(self.rows)
+
+    def read(self, name: str) -> bytes:
+        """Read the image of a row.
+
+        Raises:
+            Unreadable: The row has none, or the file is damaged there.
+            KeyError: There is no such row.
+        """
+        row = self.rows[name]
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        image = self._group.image(self, group, row - int(self.starts[group]))
+        if image is None:
+            raise Unreadable("the row has no image")
+        if len(image) > MAX_BYTES:
+            raise Unreadable(f"larger than {MAX_BYTES // 2**20} MB")
+        return image
+
+    @cached_property
+    def _group(self) -> "_GroupReader":
+        return _GroupReader()
+
+
+class _GroupReader:
+    """The row groups that were read last, for all threads: photos are mostly read in order."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def image(self, source: ParquetSource, group: int, place: int) -> bytes | None:
+        with self._lock:
+            if group not in self._kept:
+                for old in list(self._kept)[: 1 - NUM_KEPT]:
+                    del self._kept[old]
+                self._kept[group] = _images(source, group)
+            images = self._kept[group]
+        value = images[place].as_py()
+        return value.get("bytes") if isinstance(value, dict) else value
+
+
+def _images(source: ParquetSource, group: int) -> Any:
+    """Read the images of a row group. Raises Unreadable."""
+    arrow = _pyarrow()
+    try:
+        with arrow.parquet.ParquetFile(source.file) as file:
+            return file.read_row_group(group, columns=[source.column]).column(0)
+    except (arrow.ArrowException, OSError) as error:
+        raise Unreadable(f"damaged: {_first_line(error)}") from error
+
+
+def open_parquet(file: Path) -> ParquetSource:
+    """Find the images of a Parquet file.
+
+    Raises:
+        DataError: It is damaged, or has no column of images, or several.
+        MissingExtra: pyarrow is not installed.
+        OSError: It cannot be read.
+    """
+    with _Opened(file) as opened:
+        schema, metadata = opened.schema_arrow, opened.metadata
+        column = _image_column(file, schema)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        leaves = [i for i in range(metadata.num_columns) if _is_below(column, metadata.schema.column(i).path)]
+        for group in groups:
+            if (size := sum(group.column(i).total_uncompressed_size for i in leaves)) > MAX_GROUP_BYTES:
+                raise DataError(
+                    f"{file} has {size} bytes in a row group. Expected at most {MAX_GROUP_BYTES}. Divide it."
+                )
+        starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        names = _names(opened, column, int(starts[-1]))
+    return ParquetSource(file, column, {name: row for row, name in enumerate(names)}, starts)
+
+
+def _is_below(column: str, path: str) -> bool:
+    return path == column or path.startswith(f"{column}.")
+
+
+def labels_of(file: Path, options: FolderOptions) -> tuple[list[str], str]:
+    """Read the class of every row.
+
+    Args:
+        file: A Parquet file.
+        options: The column of the classes, where the user has named it.
+
+    Returns:
+        Names of classes in the order of the rows, "" where a row has none; and the column.
+
+    Raises:
+        DataError: It is damaged, or its classes could be in no column or in several.
+        MissingExtra: pyarrow is not installed.
+    """
+    with _Opened(file) as opened:
+        schema, features = opened.schema_arrow, _features(opened.schema_arrow)
+        column = _label_column(file, schema, features, options.label_column)
+        names = features.get(column, {}).get("names")
+        values = opened.read(columns=[column]).column(0).to_pylist()
+    if isinstance(names, list):
+        values = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in values]
+    return [unicodedata.normalize("NFC", str(value)).strip() if _is_label(value) else "" for value in values], column
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _image_column(file: Path, schema: Any) -> str:
+    """Return the column of the images, as its features say or its type. Raises DataError."""
+    said = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
+    found = said or [one.name for one in schema if _holds_bytes(one.type)]
+    if len(found) != 1:
+        what = f"the columns {', '.join(found)} of images" if found else "no column of images with their bytes"
+        raise DataError(f"{file} has {what}. Expected one, as the library datasets writes it; found {schema.names}.")
+    return str(found[0])
+
+
+def _holds_bytes(kind: Any) -> bool:
+    types = _pyarrow().types
+    if types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _label_column(file: Path, schema: Any, features: dict[str, Any], given: str | None) -> str:
+    types = _pyarrow().types
+    if given is not None:
+        found = [name for name in schema.names if name.lower() == given.lower()]
+        if not found:
+            raise DataError(f"{file} has no column {given!r}, which --label-column names. Found {schema.names}.")
+        return str(found[0])
+    found = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    found = found or [name for name in schema.names if name.lower() == "label"]
+    if len(found) != 1:
+        found = [one.name for one in schema if types.is_string(one.type) or types.is_integer(one.type)]
+    if len(found) != 1:
+        raise DataError(f"{file} has no column label. Found {schema.names}. Choose one with --label-column.")
+    return str(found[0])
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What the library `datasets` says of the columns; {} where it has not written the file."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: one for name, one in features.items() if isinstance(one, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _names(opened: Any, column: str, count: int) -> list[str]:
+    """Names of the rows: their numbers, with the endings of the images' paths."""
+    kind = opened.schema_arrow.field(column).type
+    paths: list[str | None] = [None] * count
+    if _pyarrow().types.is_struct(kind) and any(kind.field(i).name == "path" for i in range(kind.num_fields)):
+        paths = [(value or {}).get("path") for value in opened.read(columns=[f"{column}.path"]).column(0).to_pylist()]
+    endings = (PurePosixPath(path or "").suffix[:ENDINGS] for path in paths)
+    return [f"{row:0{len(str(count))}d}{ending}" for row, ending in enumerate(endings)]
+
+
+class _Opened:
+    """A Parquet file while it is read; what is wrong with it becomes a DataError."""
+
+    def __init__(self, file: Path) -> None:
+        self._path, self._file = file, None  # type: tuple[Path, Any]
+
+    def __enter__(self) -> Any:
+        arrow = _pyarrow()
+        try:
+            self._file = arrow.parquet.ParquetFile(self._path)
+        except (arrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{self._path} is damaged, or no Parquet file: {_first_line(error)}. Download it again."
+            ) from error
+        return self._file
+
+    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
+        self._file.close()
+        if isinstance(error, _pyarrow().ArrowException | OSError):
+            raise DataError(f"{self._path} is damaged: {_first_line(error)}. Download it again.") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].removesuffix(".")
+
+
+def _pyarrow() -> Any:
+    """Raises MissingExtra."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "parquet") from error
+    return pyarrow
