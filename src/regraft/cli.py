@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `regraft --help` answers a
 """
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable
@@ -191,6 +192,45 @@ def scan(
             print(printable(f"{kept}; {len(left_out)} are not, and listed in {fix}.left-out.csv"))
     if strict and found.dataset.quarantine:
         _fail(f"error: {len(found.dataset.quarantine)} files cannot be used; --strict refuses that.", 1)
+
+
+@cli.command()
+@click.argument("folder", metavar="PHOTOS")
+@click.option("--to", required=True, metavar="PLACE", help="A folder, or a file: pets.zip, pets.parquet, pets.tar.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["folder", "zip", "parquet", "webdataset"]),
+    help="How photos are written.  [default: what the name of PLACE says; else class folders]",
+)
+@click.option("--split", "with_split", is_flag=True, help="Split photos that are not, as a training would.")
+@with_settings("val_fraction", "seed", "class_level", "follow_links", *READING)
+@with_json
+def data(folder: str, to: str, kind: Any, with_split: bool, as_json: bool, **settings: Any) -> None:
+    """Write photos as they were read, with classes and splits, for other programs, and for regraft.
+
+    Class folders by hard links, or copies; a zip archive of them; Parquet as the library `datasets` has it; WebDataset.
+    What was written is read back: unless every photo has its class and split again, nothing is kept. Files that cannot
+    be used are told and left out.
+
+    \b
+    regraft data photos/ --to photos.zip
+    regraft data photos/ --to photos.parquet
+    regraft data photos/ --to split_photos/ --split
+    regraft data split_photos/ --to shards/ --format webdataset
+    regraft data labels.csv --to hub/ --format parquet
+    """
+    from regraft.commands import data as command
+    from regraft.core.config import TrainConfig
+
+    config = TrainConfig(**settings)
+    done = command.write_data(folder, to, kind=kind, with_split=with_split, config=config, progress=Progress())
+    if as_json:
+        terminal.print_json(done.to_json())
+        return
+    terminal.print_photos(done.dataset)
+    print(f"written  {printable(str(done.place))}, and read back the same")
+    print(f"\nNext:\n\n    regraft train {printable(shlex.quote(str(done.read_as)))}")
 
 
 @cli.command()

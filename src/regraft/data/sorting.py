@@ -158,7 +158,7 @@ def _planned(before: _Record, wanted: Mapping[str, str], out: Path) -> _Record:
     after = _Record(dict(before.photos), set(before.folders))
     for source, label in wanted.items():
         if label not in folders:
-            folders[label] = _free("/".join(map(_safe, label.split("/"))), taken_folders)
+            folders[label] = _free("/".join(map(safe_name, label.split("/"))), taken_folders)
             after.folders |= _missing(out, folders[label])
         if source in before.photos and before.photos[source].label == label:
             continue
@@ -174,7 +174,7 @@ def _planned(before: _Record, wanted: Mapping[str, str], out: Path) -> _Record:
     return after
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Return a name that every file system takes for a visible folder; other characters become %XX."""
     safe = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name) or "%"
     return f"%{ord(safe[0]):02X}{safe[1:]}" if _RESERVED.fullmatch(safe) else safe

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from regraft.core.errors import OutputError, RegraftError
 from regraft.core.files import exclusive, make_folder, sha256_bytes, sweep, write_atomic
+from regraft.data.file_endings import ending_of
 from regraft.data.units import share_at
 from regraft.serving.messages import WorkerAnswer
 
@@ -22,14 +23,6 @@ GIGA = 2**30
 KINDS = ("unsure", "new", "sample")
 SAMPLED = 0.01  # share of all photos
 BLOCK = 4096  # bytes that a file takes at least
-ENDINGS = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG\r\n\x1a\n": ".png",
-    b"GIF8": ".gif",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-}
 log = logging.getLogger(__name__)
 
 
@@ -94,7 +87,7 @@ class Keeper:
         Raises:
             OutputError: It cannot be written.
         """
-        name = f"{sha256_bytes(data)}{_ending(data)}"
+        name = f"{sha256_bytes(data)}{ending_of(data)}"
         with self._lock:
             if any(os.path.lexists(self.keep.folder / one / name) for one in KINDS):
                 return None
@@ -157,13 +150,6 @@ def _kind(data: bytes, answer: WorkerAnswer, least_sure: float) -> str | None:
     if answer["unsure"] or answer["probability"] < least_sure:
         return "unsure"
     return "sample" if share_at(0, sha256_bytes(data)) < SAMPLED else None
-
-
-def _ending(data: bytes) -> str:
-    """Return the ending that goes with a file's first bytes; "" for a format that needs none to be read."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return ".webp"
-    return next((ending for start, ending in ENDINGS.items() if data.startswith(start)), "")
 
 
 def _bytes_in(folder: Path) -> int:
