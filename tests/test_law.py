@@ -225,6 +225,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "backbones.onnx_export": "the cache",
     "data.feature_cache": "the cache",
     "models.head_cache": "the cache",
+    "data.dataset_writers": "a folder that is not published yet",
     "data.fetch": "a folder that is not published yet",
     "data.sources": "a temporary folder",
     "data.orchard": "a folder that is not published yet",
