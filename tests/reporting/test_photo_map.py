@@ -14,7 +14,7 @@ from regraft.bundle.bundle import load
 from regraft.commands.report import write_report
 from regraft.core.progress import QUIET
 from regraft.data.scan import list_photos
-from regraft.evaluation.evaluate import evaluate_dataset, in_order_of
+from regraft.evaluation.evaluate import figures, in_order_of
 from regraft.reporting import photo_map as module
 from regraft.reporting.photo_map import TILE, photo_map
 from tiny_bundle import CLASSES, write_tiny
@@ -24,7 +24,9 @@ from tiny_bundle import CLASSES, write_tiny
 def judged(tmp_path, empty_cache):
     bundle = load(write_tiny(tmp_path / "run" / "bundle"))
     dataset = in_order_of(bundle, list_photos(draw_folder(tmp_path / "photos", CLASSES, 5)))
-    return bundle, evaluate_dataset(bundle, dataset, "val")
+    p = np.full((15, 3), 0.1)
+    p[np.arange(15), (dataset.labels + (np.arange(15) % 5 == 0)) % 3] = 0.8  # one of five is wrong
+    return bundle, figures(dataset, p, "val")
 
 
 def test_every_photo_is_on_it_with_what_is_said_of_it(judged, tmp_path):
@@ -66,5 +68,28 @@ def test_of_many_photos_the_wrong_ones_are_shown_first(judged, monkeypatch):
 
 def test_a_few_photos_make_no_map(judged):
     bundle, evaluation = judged
-    few = evaluate_dataset(bundle, evaluation.dataset.subset(range(5)), "val")
+    few = figures(evaluation.dataset.subset(range(5)), evaluation.probabilities[:5], "val")
     assert photo_map(bundle, few) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser_every_photo_can_be_looked_at_and_classes_stand_out(judged, tmp_path, opened, width):
+    bundle, evaluation = judged
+    path = write_report(bundle, evaluation, {}, tmp_path / "report.html", QUIET).path
+    seen = opened(path, width=width)
+    outside = seen.page.evaluate("""() => [...document.querySelectorAll(".spot")].filter(spot => {
+        spot.focus()
+        const peek = spot.querySelector(".peek"), box = peek.getBoundingClientRect()
+        return getComputedStyle(peek).display != "block" || box.width < 100 || box.left < 0
+            || box.right > document.documentElement.clientWidth
+    }).length""")
+    assert outside == 0
+    seen.page.locator("label[for=map-wrong]").click()
+    seen.page.evaluate("document.activeElement.blur()")
+    seen.page.wait_for_timeout(300)  # the photos fade
+    faded = seen.page.evaluate("""() => [...document.querySelectorAll(".spot")].map(
+        spot => [spot.classList.contains("wrong"), Number(getComputedStyle(spot).opacity) < 0.5])""")
+    assert {is_wrong != is_faded for is_wrong, is_faded in faded} == {True}
+    assert len({is_wrong for is_wrong, _ in faded}) == 2
+    assert (seen.requests, seen.messages, seen.dialogs) == ([], [], [])
