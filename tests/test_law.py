@@ -225,9 +225,11 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "backbones.onnx_export": "the cache",
     "data.feature_cache": "the cache",
     "models.head_cache": "the cache",
+    "data.dataset_writers": "a folder that is not published yet",
     "data.fetch": "a folder that is not published yet",
     "data.sources": "a temporary folder",
     "data.orchard": "a folder that is not published yet",
+    "data.sorting": "removes what is still a copy of a photo elsewhere, and writes where nothing is",
     "bundle.write": "a folder that is not published yet",
     "exporters.formats": "a folder that is not published yet",
     "exporters.sample_photos": "a folder that is not published yet",
@@ -235,6 +237,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "commands.scan": "a folder that is not published yet",
     "training.checkpoint": "a folder that is not published yet",
     "commands.export": "asks ExportedFiles first",
+    "serving.keeping": "names that are the content's hash, where nothing is yet",
     "serving.model": "a folder of the server's own",
 }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regraft.bundle.predict import predict
     from regraft.commands.compare import Comparison, compare, side_by_side
     from regraft.commands.demo import demo
+    from regraft.commands.embed import Embeddings, Neighbour, embed, similar
     from regraft.commands.export import Exported, export
     from regraft.commands.report import Report, report
     from regraft.commands.scan import Examination, examine
@@ -44,12 +45,14 @@ _HOMES = {
     "Chart": "reporting.charts",
     "Comparison": "commands.compare",
     "Dataset": "data.scan",
+    "Embeddings": "commands.embed",
     "Evaluation": "evaluation.evaluate",
     "Examination": "commands.scan",
     "Exported": "commands.export",
     "Features": "backbones.features",
     "Head": "models.linear_head",
     "ImageClassifier": "sklearn",
+    "Neighbour": "commands.embed",
     "Prediction": "bundle.bundle",
     "RegraftError": "core.errors",
     "Report": "commands.report",
@@ -59,6 +62,7 @@ _HOMES = {
     "confusion_chart": "reporting.confusion_matrix",
     "dataset_grid": "reporting.plots",
     "demo": "commands.demo",
+    "embed": "commands.embed",
     "evaluate": "evaluation.evaluate",
     "examine": "commands.scan",
     "export": "commands.export",
@@ -75,6 +79,7 @@ _HOMES = {
     "scan": "data.scan",
     "serve": "serving.server",
     "side_by_side": "commands.compare",
+    "similar": "commands.embed",
     "solve": "models.linear_head",
     "split": "data.splits",
     "train": "commands.train",
@@ -87,12 +92,14 @@ __all__ = [
     "Chart",
     "Comparison",
     "Dataset",
+    "Embeddings",
     "Evaluation",
     "Examination",
     "Exported",
     "Features",
     "Head",
     "ImageClassifier",
+    "Neighbour",
     "Prediction",
     "RegraftError",
     "Report",
@@ -102,6 +109,7 @@ __all__ = [
     "confusion_chart",
     "dataset_grid",
     "demo",
+    "embed",
     "evaluate",
     "examine",
     "export",
@@ -118,6 +126,7 @@ __all__ = [
     "scan",
     "serve",
     "side_by_side",
+    "similar",
     "solve",
     "split",
     "train",

@@ -4,8 +4,10 @@ Commands import what they need when they run, so that `regraft --help` answers a
 """
 
 import os
+import shlex
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -18,7 +20,16 @@ from regraft.core.errors import RegraftError
 from regraft.core.memory import is_lack_of_memory, too_little
 from regraft.core.progress import Progress, printable, talk
 from regraft.core.version import __version__
-from regraft.options import with_coverage, with_json, with_promises, with_settings, with_training_options
+from regraft.options import (
+    with_answers,
+    with_coverage,
+    with_json,
+    with_keeping,
+    with_network,
+    with_promises,
+    with_settings,
+    with_training_options,
+)
 from regraft.reporting import terminal
 
 
@@ -184,6 +195,45 @@ def scan(
 
 
 @cli.command()
+@click.argument("folder", metavar="PHOTOS")
+@click.option("--to", required=True, metavar="PLACE", help="A folder, or a file: pets.zip, pets.parquet, pets.tar.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["folder", "zip", "parquet", "webdataset"]),
+    help="How photos are written.  [default: what the name of PLACE says; else class folders]",
+)
+@click.option("--split", "with_split", is_flag=True, help="Split photos that are not, as a training would.")
+@with_settings("val_fraction", "seed", "class_level", "follow_links", *READING)
+@with_json
+def data(folder: str, to: str, kind: Any, with_split: bool, as_json: bool, **settings: Any) -> None:
+    """Write photos as they were read, with classes and splits, for other programs, and for regraft.
+
+    Class folders by hard links, or copies; a zip archive of them; Parquet as the library `datasets` has it; WebDataset.
+    What was written is read back: unless every photo has its class and split again, nothing is kept. Files that cannot
+    be used are told and left out.
+
+    \b
+    regraft data photos/ --to photos.zip
+    regraft data photos/ --to photos.parquet
+    regraft data photos/ --to split_photos/ --split
+    regraft data split_photos/ --to shards/ --format webdataset
+    regraft data labels.csv --to hub/ --format parquet
+    """
+    from regraft.commands import data as command
+    from regraft.core.config import TrainConfig
+
+    config = TrainConfig(**settings)
+    done = command.write_data(folder, to, kind=kind, with_split=with_split, config=config, progress=Progress())
+    if as_json:
+        terminal.print_json(done.to_json())
+        return
+    terminal.print_photos(done.dataset)
+    print(f"written  {printable(str(done.place))}, and read back the same")
+    print(f"\nNext:\n\n    regraft train {printable(shlex.quote(str(done.read_as)))}")
+
+
+@cli.command()
 @click.argument("folder", metavar="DIR")
 @with_settings("mode")
 @click.option("--from", "start", metavar="BUNDLE", help="Begin with the weights of a bundle.")
@@ -317,40 +367,164 @@ def compare(
 
 
 @cli.command()
-@click.argument("bundle")
-@click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
+@click.argument("bundle", required=False, metavar="BUNDLE")
+@click.argument("photos", nargs=-1, metavar="IMAGE_OR_DIR...")
+@with_answers
 @with_settings("follow_links")
 @with_promises
 @with_coverage
 @with_json
-def predict(bundle: str, photos: tuple[str, ...], follow_links: bool, as_json: bool, **promises: Any) -> None:
+def predict(
+    bundle: str | None, photos: tuple[str, ...], undo: str | None, follow_links: bool, as_json: bool, **options: Any
+) -> None:
     """Labels and probabilities of photos, and of all photos below folders.
 
-    A photo far from all that were learned from is said to look new: its label means little. With --json one object a
-    line, in input order; a photo that cannot be read has an "error", and the exit code is 1.
+    A photo far from all that were learned from is said to look new: its label means little. With --json, which is
+    --format jsonl, one object a line, in input order; a photo that cannot be read has an "error", and the exit code
+    is 1.
 
     \b
     regraft predict runs/pets cat.jpg
     regraft predict runs/pets new_photos/ --json > answers.jsonl
     regraft predict runs/pets new_photos/ --max-error 2%
+    regraft predict runs/pets new_photos/ --out answers.csv
+    regraft predict runs/pets new_photos/ --columns id,label --out submission.csv
+    regraft predict runs/pets new_photos/ --vote-by "animal[0-9]+"
+    regraft predict runs/pets new_photos/ --sort sorted/
+    regraft predict --undo sorted/
     """
     from regraft.bundle.bundle import load
-    from regraft.bundle.predict import predict as predict_photos
+    from regraft.commands import predict as command
 
-    failed = 0
-    answers = predict_photos(load(bundle, **promises), photos, follow_links=follow_links, progress=Progress())
-    for answer in answers:
-        failed += answer.prediction is None
-        if as_json:
-            terminal.print_json(answer.to_json(), indent=None)
-        elif answer.prediction is None:
-            print(printable(answer.error or ""), file=sys.stderr)
-        else:
-            print(printable(f"{answer.path}  {terminal.said(answer.prediction)}"))
-            if photos == (answer.path,):
-                terminal.print_bars(answer.prediction)
-    if failed:
-        _fail(f"error: {failed} of the photos could not be read; the others are above.", 1)
+    if undo is not None:
+        _print_undone(undo, as_json)
+        return
+    if bundle is None or not photos:
+        raise click.UsageError("Missing a model and photos: expected regraft predict BUNDLE IMAGE_OR_DIR...")
+    progress, tally = Progress(), command.Tally()
+    loaded = load(bundle, **{name: options.pop(name) for name in ("precision", "max_error", "coverage")})
+    options["format"] = options["format"] or ("jsonl" if as_json else None)
+    asked = command.wanted(loaded, photos, **options)
+    if asked.sort is not None:
+        loaded = command.that_can_be_unsure(loaded, progress)
+    found = command.judged(loaded, photos, asked, tally, follow_links=follow_links, progress=progress)
+    if asked.out is not None:
+        print(f"answers  {printable(str(command.write_answers(loaded, found, asked)))}")
+    elif asked.format == "text":
+        _print_answers(found, photos, is_quiet=asked.sort is not None)
+    else:
+        terminal.print_lines(command.lines_of(loaded, found, asked))
+    if asked.sort is not None and (asked.format == "text" or asked.out is not None):
+        terminal.print_sorted(asked.sort, tally.folders)
+    if tally.num_failed:
+        _fail(f"error: {tally.num_failed} of the photos could not be read; the others are above.", 1)
+
+
+def _print_answers(found: Iterable[Any], photos: tuple[str, ...], *, is_quiet: bool) -> None:
+    """Print answers as they come, and with bars that of a photo that was named alone; what failed goes to stderr."""
+    for one in found:
+        if one.prediction is None:
+            talk(one.answer.error)
+        elif not is_quiet:
+            terminal.print_answer(one.name, one.prediction, len(one.answer.paths))
+            if photos == one.answer.paths:
+                terminal.print_bars(one.prediction)
+
+
+def _print_undone(folder: str, as_json: bool) -> None:
+    from pathlib import Path
+
+    from regraft.data.sorting import undo
+
+    undone = undo(Path(folder))
+    if as_json:
+        terminal.print_json({"removed": undone.num_removed, "kept": [str(path) for path in undone.kept]})
+        return
+    print(f"{undone.num_removed} sorted photos removed from {printable(folder)}")
+    for path in undone.kept:
+        print(printable(f"stays, as it or its photo has changed: {path}"))
+
+
+@cli.command()
+@click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
+@click.option("-o", "--out", required=True, metavar="FILE", help="features.npy, features.parquet or features.csv.")
+@with_network
+@with_settings("follow_links", "offline")
+@with_json
+def embed(photos: tuple[str, ...], out: str, bundle: str | None, follow_links: bool, as_json: bool, **how: Any) -> None:
+    """Features of photos, for programs of your own: a row of numbers for each, close together for what looks alike.
+
+    They are those of the default backbone, or of a model. A .npy file has one array, float32, and a list of the paths
+    beside it; Parquet and CSV have the paths in their first column. A photo that cannot be read is told, has no row,
+    and the exit code is 1.
+
+    \b
+    regraft embed photos/ -o features.npy
+    regraft embed photos/ -o features.parquet --bundle runs/pets
+    """
+    from pathlib import Path
+
+    from regraft.bundle.bundle import load
+    from regraft.commands import embed as command
+    from regraft.core.config import TrainConfig
+
+    command.check_output(Path(out))
+    model, config = load(bundle) if bundle else None, TrainConfig(**how)
+    found = command.embed(photos, bundle=model, config=config, follow_links=follow_links, progress=Progress())
+    files = command.write_embeddings(found, Path(out))
+    n, d = found.x.shape
+    if as_json:
+        failed = [{"path": path, "error": reason} for path, reason in found.failures]
+        facts = {"photos": n, "features": d, "network": found.network, "failed": failed}
+        terminal.print_json({"files": [str(path) for path in files], **facts})
+    else:
+        print(printable(f"{n} photos, {d} features each, by {found.network}: {', '.join(map(str, files))}"))
+    for path, reason in found.failures:
+        talk(f"{path}: {reason}")
+    if found.failures:
+        _fail(f"error: {len(found.failures)} of the photos could not be read; they have no row.", 1)
+
+
+@cli.command()
+@click.argument("photo", metavar="PHOTO")
+@click.argument("photos", nargs=-1, required=True, metavar="IN...")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many photos.")
+@click.option("--html", metavar="FILE", help="Also write a page with the pictures.")
+@with_network
+@with_settings("follow_links", "offline")
+@with_json
+def similar(
+    photo: str, photos: tuple[str, ...], top: int, html: str | None, bundle: str | None, as_json: bool, **how: Any
+) -> None:
+    """The photos in IN that look most like PHOTO, with the cosine similarity of their features.
+
+    Features are kept in the cache: asking again about the same photos takes a moment.
+
+    \b
+    regraft similar cat.jpg photos/
+    regraft similar cat.jpg photos/ --top 24 --html similar.html
+    """
+    from pathlib import Path
+
+    from regraft.bundle.bundle import load
+    from regraft.commands import embed as command
+    from regraft.core.config import TrainConfig
+    from regraft.core.ownership import refuse_foreign
+
+    if html:
+        refuse_foreign(Path(html))
+    follow_links, progress = how.pop("follow_links"), Progress()
+    model, config = load(bundle) if bundle else None, TrainConfig(**how)
+    own = command.embed([photo], bundle=model, config=config, progress=progress)
+    others = command.embed(photos, bundle=model, config=config, follow_links=follow_links, progress=progress)
+    found = command.similar(own, others, top)
+    if as_json:
+        terminal.print_json([vars(one) for one in found])
+    for one in () if as_json else found:
+        same = "  the same file again" if one.is_same else ""
+        print(printable(f"{one.similarity:.3f}  {terminal.bar(max(0.0, one.similarity))}  {one.path}{same}"))
+    if html:
+        talk(f"page     {command.write_similar(photo, found, Path(html), own.network)}")
 
 
 @cli.command()
@@ -444,6 +618,7 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
 @click.option("--allow-origin", "origins", multiple=True, metavar="ORIGIN", help="A site whose pages may ask it.")
 @click.option("--token", help="What requests have to bear; better in REGRAFT_TOKEN.")
 @click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
+@with_keeping
 @with_promises
 @with_coverage
 def serve(
@@ -454,21 +629,25 @@ def serve(
     origins: tuple[str, ...],
     token: str | None,
     workers: int,
-    **promises: Any,
+    **more: Any,
 ) -> None:
     """An HTTP API and a page to drop photos on, until Ctrl-C.
 
     The page is at http://127.0.0.1:8000/, the API at /v1/predict, its description at /openapi.json. Only this machine
     reaches it unless --host says otherwise; then give a --token too. After `kill -HUP` it answers with what the folder
-    then holds; until then with the model that it began with.
+    then holds; until then with the model that it began with. Photos are not kept, unless --keep says where.
 
     \b
     regraft serve runs/pets
+    regraft serve runs/pets --keep kept/ --keep-bytes 500MB
     curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/predict
     curl -F photo=@cat.jpg -F photo=@dog.jpg 'http://127.0.0.1:8000/v1/predict?top=3&heatmap=1'
     """
+    from pathlib import Path
+
     from regraft.bundle.bundle import load
     from regraft.serving.access import Access
+    from regraft.serving.keeping import KINDS, Keep
     from regraft.serving.limits import Limits
     from regraft.serving.server import LOCAL
     from regraft.serving.server import serve as serve_bundle
@@ -481,11 +660,15 @@ def serve(
         say(f"serving {bundle} at {address}   (Ctrl-C ends it)")
         if host not in LOCAL and token is None:
             say("anyone who reaches this address can use it: --token asks for one")
+        if keep is not None:
+            say(f"photos are kept in {keep.folder}: {', '.join(KINDS)}, {keep.max_bytes / 1e6:.4g} MB at most")
 
+    folder, num_bytes = more.pop("keep"), more.pop("keep_bytes")
+    keep = Keep(Path(folder), num_bytes) if folder else None
     token = os.environ.get("REGRAFT_TOKEN") if token is None else token
-    loaded = load(bundle, **promises)
+    loaded = load(bundle, **more)
     access, limits = Access(hosts, origins, token), Limits(workers=workers)
-    serve_bundle(loaded, host=host, port=port, access=access, limits=limits, on_ready=ready, on_reload=say)
+    serve_bundle(loaded, host=host, port=port, access=access, limits=limits, keep=keep, on_ready=ready, on_reload=say)
 
 
 @cli.command()

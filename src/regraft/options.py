@@ -66,6 +66,56 @@ def with_promises(command: Command) -> Command:
     return command
 
 
+_ANSWERS = (
+    click.option("--format", type=click.Choice(["text", "csv", "jsonl", "parquet"]),
+                 help="Of the answers.  [default: what the name of --out says; csv with --columns; else text]"),
+    click.option("--out", metavar="FILE", help="Write the answers to a file, such as answers.csv or answers.parquet."),
+    click.option("--columns", metavar="NAMES",
+                 help="Of a table, such as id,label or image=id,probabilities: path, id (name without extension), "
+                 "name, label, probability, p_CLASS, probabilities (one for each class), unsure, looks_new, novelty."),
+    click.option("--vote-by", metavar="PATTERN",
+                 help='What in the path, such as "animal[0-9]+", makes photos a group that gets one answer: '
+                 "the mean of the logarithms of their probabilities."),
+    click.option("--sort", metavar="DIR",
+                 help="Put photos into class folders in DIR, unsure/ and new/, by links or copies."),
+    click.option("--undo", metavar="DIR", help="Remove what --sort has put into DIR, and nothing else."),
+)  # fmt: skip
+
+
+def with_answers(command: Command) -> Command:
+    """Add the options of what becomes of answers: tables, votes, sorted photos."""
+    for option in reversed(_ANSWERS):
+        command = option(command)
+    return command
+
+
+def _bytes(_: click.Context, __: click.Parameter, text: str) -> int:
+    """Convert `500MB`, `2GB` or a number of bytes to bytes."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = (text[:-2], units[text[-2:].upper()]) if text[-2:].upper() in units else (text, 1)
+    try:
+        count = float(number) * unit
+    except ValueError:
+        count = 0.0
+    if not 1 <= count < 2**63:
+        raise click.BadParameter(f"{text!r} is no number of bytes. Expected one like 500MB or 2GB.")
+    return int(count)
+
+
+def with_keeping(command: Command) -> Command:
+    """Add the options of a server that keeps photos."""
+    text = "Keep unsure and new photos, and one of a hundred others, in DIR.  [default: none]"
+    size = "How many bytes there may be in DIR; then nothing more is kept."
+    option = click.option("--keep-bytes", default="1GB", show_default=True, callback=_bytes, metavar="BYTES", help=size)
+    return click.option("--keep", metavar="DIR", help=text)(option(command))
+
+
+def with_network(command: Command) -> Command:
+    """Add the options that name what computes features: `--bundle`, or `--backbone` and `--weights`."""
+    text = "A model whose features are wanted.  [default: the backbone's]"
+    return click.option("--bundle", metavar="BUNDLE", help=text)(with_settings("backbone", "weights")(command))
+
+
 _METAVARS = {
     "group_by": "PATTERN",
     "label_by": "PATTERN",

@@ -31,6 +31,11 @@ class Answer:
     prediction: Prediction | None
     error: str | None
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The photo, as the only one that the answer is about."""
+        return (self.path,)
+
     def to_json(self) -> dict[str, Any]:
         """Return what `regraft predict --json` prints."""
         if self.prediction is None:

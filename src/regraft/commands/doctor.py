@@ -27,6 +27,7 @@ EXTRAS = {
     "sklearn": ("scikit-learn",),
     "export": ("onnxruntime",),
     "hub": ("huggingface_hub",),
+    "parquet": ("pyarrow",),
 }
 TIGHT_BYTES, TIGHT_SHM_BYTES = 2 * GIGA, 64 * MEGA
 

@@ -126,6 +126,23 @@ def write_output(path: Path, data: bytes) -> None:
     write_atomic(path, data)
 
 
+def put_file(new: Path, path: Path, sha256: str) -> None:
+    """Move a whole file, which is on the same disk, to where the user chose, and note that it is regraft's.
+
+    Args:
+        new: The file.
+        path: Where it is to be.
+        sha256: Hash of its content.
+
+    Raises:
+        OutputError: Something else is there, which stays.
+        OSError: It cannot be moved.
+    """
+    refuse_foreign(path)
+    record(path.parent, {path.name: _now_and_before(sha256, path)})
+    os.replace(new, path)
+
+
 @contextmanager
 def output_folder(final: Path, *, any_content: bool = False) -> Iterator[Path]:
     """Publish a folder that the user chose, as `files.published` does: one that regraft wrote is replaced, no other.

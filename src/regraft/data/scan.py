@@ -4,7 +4,7 @@ Every file found is either used, with its own content and label, or quarantined 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import num_cores
 from regraft.data.class_names import refuse_twins, refuse_unwritable
 from regraft.data.decode import CHECKED_AT, Unreadable, decode
-from regraft.data.folder_layout import Listing, Quarantined, natural_key
+from regraft.data.folder_layout import Labelled, Listing, Quarantined, natural_key
 from regraft.data.links import LEADS_OUT
 from regraft.data.listings import listed
 from regraft.data.remote import fetched
@@ -231,6 +231,30 @@ def list_photos(
         list_file=listing.list_file,
     )
     return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)
+
+
+def unlabelled(paths: Sequence[Path], progress: Progress = QUIET) -> Dataset:
+    """Make a data set of photos that have no labels: all are of one class without a name.
+
+    Args:
+        paths: Of their files.
+        progress: Shows how far it is.
+
+    Returns:
+        The photos, their content hashed but not decoded; those that cannot be read are in the quarantine.
+    """
+    listing = Listing(Path(), files=[Labelled("", "", str(path)) for path in paths])
+    with progress.step("hash photos", total=len(paths)) as advance:
+        hashes = list(map_photos(partial(_hash_or_reason, listing), len(paths), advance))
+    dataset = Dataset(
+        root=Path(),
+        paths=tuple(map(str, paths)),
+        labels=np.zeros(len(paths), np.int64),
+        classes=("",),
+        splits=("",) * len(paths),
+        hashes=tuple(hashed for hashed, _ in hashes),
+    )
+    return dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason})
 
 
 def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:

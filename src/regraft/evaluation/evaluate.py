@@ -15,6 +15,7 @@ from regraft.core.config import ClassLevel, FolderOptions
 from regraft.core.errors import BundleError, DataError, nearest
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy, macro_f1, macro_f1_interval, mean_interval
+from regraft.data.feature_cache import CachedRows
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.transforms import photo_to_input
 
@@ -225,9 +226,7 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
         DataError: No photo is readable.
         BundleError: The bundle's graph and its weights contradict each other.
     """
-    graph = bundle.manifest["backbone"]["graph_sha256"]
-    store = feature_store(graph, bundle.preprocessing, engine_identity(bundle.precision))
-    rows, failures = feature_rows(store, dataset, bundle.preprocessing, lambda: bundle.engine, progress)
+    rows, failures = rows_of(bundle, dataset, progress)
     dataset = dataset.without(failures)
     if len(dataset) == 0:
         raise DataError(f"{dataset.root} has no readable photos to judge on. Found {dataset.num_found} files.")
@@ -236,6 +235,22 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
     logits = np.concatenate([rows.table[places[i : i + BLOCK]] @ weight.T for i in range(0, len(places), BLOCK)]) + bias
     _check_graph(bundle, dataset, logits)
     return dataset, logits
+
+
+def rows_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[CachedRows, dict[int, str]]:
+    """Find the features of photos, as the head of a bundle takes them, in the cache, or compute those that it lacks.
+
+    Args:
+        bundle: The model.
+        dataset: The photos.
+        progress: Is told what is done.
+
+    Returns:
+        The rows by content hash, and for the index of each photo that could not be decoded the reason.
+    """
+    graph = bundle.manifest["backbone"]["graph_sha256"]
+    store = feature_store(graph, bundle.preprocessing, engine_identity(bundle.precision))
+    return feature_rows(store, dataset, bundle.preprocessing, lambda: bundle.engine, progress)
 
 
 def in_order_of(bundle: Bundle, dataset: Dataset) -> Dataset:

@@ -22,6 +22,7 @@ from regraft.evaluation.evaluate import Evaluation
 from regraft.reporting.charts import interval_bars
 from regraft.reporting.curves import Context, learning_part, trust_part
 from regraft.reporting.page import jpeg, png, render
+from regraft.reporting.photo_map import photo_map
 from regraft.reporting.plots import filter_grid, heat_overlay
 
 NUM_MISTAKES, NUM_UNSURE = 12, 6
@@ -84,6 +85,7 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
     with progress.step("draw report", total=len(chosen)) as advance:
         cards = list(map_photos(card, len(chosen), advance))
         confusion = _confusion(evaluation)
+        map_of_photos = photo_map(bundle, evaluation, progress)
     manifest = bundle.manifest
     return render(
         "report.html",
@@ -94,6 +96,7 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
         mistakes=cards[: len(mistakes)],
         unsure=cards[len(mistakes) :],
         heat_note=_heat_note(bundle),
+        photo_map=map_of_photos,
         findings=_findings(evaluation, record.summary.get("findings", [])),
         decision=record.summary.get("decision", ""),
         learning=learning_part(manifest),

@@ -1,8 +1,10 @@
 """Data as text in a terminal: tables and summaries on stdout. Rich is imported when a table is drawn."""
 
 import json
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.core.progress import printable
@@ -100,6 +102,27 @@ def print_bars(prediction: "Prediction", count: int = 5) -> None:
     width = max(len(printable(name)) for name, _ in ranked)
     for name, share in ranked:
         print(f"  {printable(name):{width}}  {bar(share)}  {100 * share:5.1f} %")
+
+
+def print_answer(name: str, prediction: "Prediction", num_photos: int) -> None:
+    """Print what a model says of a photo, or of a group of photos, in a line."""
+    counted = f"  ({num_photos} photos)" if num_photos > 1 else ""
+    print(printable(f"{name}  {said(prediction)}{counted}"))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, which end themselves, as they come."""
+    for line in lines:
+        print(line, end="", flush=True)
+
+
+def print_sorted(place: Path, folders: Mapping[str, int]) -> None:
+    """Print how many photos went into which folder, and how that is undone."""
+    width = max((len(printable(name)) for name in folders), default=0)
+    for name, count in sorted(folders.items()):
+        print(f"  {printable(name):{width}}  {count} photos")
+    where = printable(shlex.quote(str(place)))
+    print(f"sorted   {sum(folders.values())} photos into {where}\n\nundo     regraft predict --undo {where}")
 
 
 def print_modes(summaries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from regraft.bundle.bundle import Bundle
 from regraft.core.version import __version__
 from regraft.serving.access import OPEN_PATHS, Access, with_cors
+from regraft.serving.keeping import Keeper
 from regraft.serving.limits import Limits
 from regraft.serving.messages import WorkerAnswer
 from regraft.serving.openapi import document
@@ -67,11 +68,13 @@ class Served:
         pool: Its workers.
         about: What /v1/model answers.
         sha256: The model's identity.
+        least_sure: Probability below which an answer is worth keeping its photo.
     """
 
     pool: Answering
     about: dict[str, Any]
     sha256: str
+    least_sure: float = 0.0
 
 
 class Json(JSONResponse):
@@ -120,13 +123,14 @@ def meters(current: Callable[[], Served], buffered: Buffered) -> Metrics:
     )
 
 
-def create_app(current: Callable[[], Served], limits: Limits, access: Access) -> ASGIApp:
+def create_app(current: Callable[[], Served], limits: Limits, access: Access, keeper: Keeper | None = None) -> ASGIApp:
     """Make the application.
 
     Args:
         current: The model that answers now; asked once for each request, so that none is answered by two.
         limits: How much may be asked.
         access: Who may ask.
+        keeper: Keeps photos; None for nothing that does.
     """
     buffered = Buffered(limits.buffered)
     meter = meters(current, buffered)
@@ -138,6 +142,8 @@ def create_app(current: Callable[[], Served], limits: Limits, access: Access) ->
             photos = await photos_of(request, limits, share)
             served = current()  # and its pool has the photos before anything else happens
             answers = await _answers(served.pool, [photo.data for photo in photos], with_heat)
+            if keeper is not None:
+                await keeper.consider([photo.data for photo in photos], answers, served.least_sure)
         rows = [{"name": photo.name, **_shortened(one, top)} for photo, one in zip(photos, answers, strict=True)]
         failed = sum("error" in row for row in rows)
         meter.photos.labels("failed").inc(failed)

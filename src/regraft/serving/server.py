@@ -15,10 +15,12 @@ from typing import Any
 import uvicorn
 
 from regraft.bundle.bundle import Bundle, load
+from regraft.bundle.doubt import usual_doubt
 from regraft.core.errors import RegraftError, ServeError
 from regraft.serving.access import Access
 from regraft.serving.app import Served, about_model, create_app
 from regraft.serving.connection import announced, connections
+from regraft.serving.keeping import Keep, keeping
 from regraft.serving.limits import Limits
 from regraft.serving.model import SealedModel, promises_of
 from regraft.serving.pool import Pool
@@ -28,13 +30,14 @@ BACKLOG = 1024  # connections that wait to be accepted
 TERMINAL = "/dev/tty"
 
 
-def serve(
+def serve(  # noqa: PLR0913  # each is another concern of whoever starts a server
     bundle: Bundle,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     access: Access | None = None,
     limits: Limits | None = None,
+    keep: Keep | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
     on_reload: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -48,12 +51,14 @@ def serve(
         port: 0 for any that is free.
         access: Who may ask; this machine under its usual names always may.
         limits: How much may be asked.
+        keep: Which photos are kept for labelling, and how many bytes of them; None for none.
         on_ready: Is told the page's address.
         on_reload: Is told what became of a SIGHUP, a sentence.
 
     Raises:
         ServeError: The address is taken, the model does not answer, there is no room for a copy of it, or `access` has
             an empty token or an origin that is not one.
+        OutputError: The folder for photos cannot be written, or another server uses it.
         BundleError: The bundle's folder was replaced since it was loaded.
     """
     limits, access = limits or Limits(), access or Access()
@@ -64,15 +69,16 @@ def serve(
     try:
         shown = f"[{host}]" if ":" in host else host
         known = tuple(dict.fromkeys((*LOCAL, shown, *access.hosts)))
-        models = Models(bundle, limits, on_reload)
-        try:
-            app = create_app(lambda: models.current, limits, replace(access, hosts=known))
-            server = uvicorn.Server(_config(app, limits))
-            with _ended_by_signals(server):  # from here on, also before uvicorn sees to them itself
-                on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
-                _run(server, lambda: _serving(server, listening, models))
-        finally:
-            models.close()
+        with keeping(keep) as keeper:
+            models = Models(bundle, limits, on_reload)
+            try:
+                app = create_app(lambda: models.current, limits, replace(access, hosts=known), keeper)
+                server = uvicorn.Server(_config(app, limits))
+                with _ended_by_signals(server):  # from here on, also before uvicorn sees to them itself
+                    on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
+                    _run(server, lambda: _serving(server, listening, models))
+            finally:
+                models.close()
     finally:
         listening.close()
 
@@ -118,7 +124,7 @@ class Models:
     def _opened(self, bundle: Bundle) -> Served:
         model = SealedModel(bundle)
         pool = Pool(model, self._limits)
-        return Served(pool, about_model(bundle, self._limits), model.sha256)
+        return Served(pool, about_model(bundle, self._limits), model.sha256, usual_doubt(bundle).least_sure)
 
     def _reload(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
