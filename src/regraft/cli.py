@@ -131,7 +131,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 )
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
-@with_settings("class_level", "follow_links")
+@with_settings("fit", "class_level", "follow_links")
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @with_json
 def scan(
@@ -488,8 +488,9 @@ def serve(
 @cli.command()
 @click.argument("pattern", default="")
 @click.option("--rank", metavar="DIR", help="Try every network on this machine on the photos in DIR.")
+@with_settings("fit")
 @with_json
-def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
+def backbones(pattern: str, rank: str | None, fit: Any, as_json: bool) -> None:
     """Networks that can be used, and whether their weights are on this machine.
 
     Without PATTERN a short list; with it, every network of torchvision and timm whose name contains it. With --rank,
@@ -501,7 +502,7 @@ def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
     regraft backbones --rank photos/
     """
     if rank is not None:
-        _rank(rank, as_json)
+        _rank(rank, fit, as_json)
         return
     from regraft.backbones import catalog
 
@@ -549,11 +550,11 @@ def doctor(as_json: bool) -> None:
         _fail("error: some of it needs a look; see the arrows above.", 1)
 
 
-def _rank(folder: str, as_json: bool) -> None:
+def _rank(folder: str, fit: Any, as_json: bool) -> None:
     from regraft.commands.backbones import rank
     from regraft.core.config import TrainConfig
 
-    rows = [row.to_json() for row in rank(folder, TrainConfig(), Progress())]
+    rows = [row.to_json() for row in rank(folder, TrainConfig(fit=fit), Progress())]
     if as_json:
         terminal.print_json(rows)
         return

@@ -82,6 +82,7 @@ def manifest_of(
             **{key: info[key] for key in ("name", "num_features", "num_params", "licence", "origin", "loaded")},
             "bf16_agreement": info["bf16_agreement"],
             "levels": "levels" in info,
+            "roots": "roots" in info,
             "graph_sha256": backbone.graph_sha256,
         },
         "provenance": {**provenance, "versions": environment()},

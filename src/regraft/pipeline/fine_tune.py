@@ -120,7 +120,7 @@ def _network(inputs: TrainInputs, config: TrainConfig) -> Any:
     if inputs.backbone is None:
         network = networks.build(config.backbone, RANDOM, seed=config.seed)
         bits = grey_bits(inputs.photos_split.dataset)
-        return replace(network, preprocessing=replace(network.preprocessing, grey_bits=bits))
+        return replace(network, preprocessing=replace(network.preprocessing.fitted(config.fit), grey_bits=bits))
     return networks.restore(inputs.backbone.info, inputs.backbone.trunk)
 
 
@@ -154,14 +154,14 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
 
 def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
     """Return what must be the same for an unfinished training to be continued."""
-    config = context.config
+    config, graph = context.config, inputs.backbone.graph_sha256 if inputs.backbone else None
     return {
         "photos": inputs.photos_split.fingerprint,
         "learned": sha256_json(sorted(inputs.photos_split.splits.train.hashes)),
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
-        "backbone": config.backbone if inputs.backbone is None else f"{config.backbone} {inputs.backbone.graph_sha256}",
+        "backbone": " ".join(filter(None, (config.backbone, graph, config.fit))),
         "mode": context.mode,
         "recipe": config.recipe,
         "seed": str(config.seed),
