@@ -63,8 +63,8 @@ class TrainConfig:
     """Fields of the recipe that are fixed by the user, such as epochs."""
 
     search: bool | None = None
-    """Also try other features of the frozen network: a larger input, all levels, square roots, whole photos padded. Not
-    set: in mode auto."""
+    """Also try other features of the frozen network: a larger input, whole photos padded or squashed, all levels,
+    square roots. Not set: in mode auto."""
 
     time_s: float | None = None
     """Longest time of the whole run, such as 90s or 3m; in Python, seconds. Not set: 10 minutes for mode auto, no limit
@@ -78,7 +78,7 @@ class TrainConfig:
 
     fit: Fit | None = None
     """How photos that are not square become the network's input: cut to the middle, padded with its mean colour, or
-    squashed. Not set: as the network was trained; a search of features tries padded ones too."""
+    squashed. Not set: as the network was trained; a search of features tries all of them."""
 
     val_fraction: float = 0.2
     """Share of each class to judge on, where the folder has no val or test of its own."""

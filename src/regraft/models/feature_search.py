@@ -1,6 +1,6 @@
 """Features of the frozen network other than the usual ones, chosen by measurement.
 
-A larger input, whole photos padded, all levels, and square roots of all of these.
+A larger input, whole photos padded or squashed, all levels of the network, and square roots of its own features.
 
 Every features configuration is tried on the training photos alone, by cross-validation, so that the photos that the
 model is evaluated on have no part in the choice.
@@ -17,7 +17,7 @@ import numpy as np
 from regraft.backbones.backbone import Backbone, configured
 from regraft.backbones.derived import with_all_levels, with_roots
 from regraft.backbones.features import FeatureTable, extract, num_new
-from regraft.core.config import TrainConfig
+from regraft.core.config import Fit, TrainConfig
 from regraft.core.errors import BackboneError
 from regraft.core.progress import Progress
 from regraft.core.runtime import num_cores
@@ -35,7 +35,7 @@ class FeatureConfig:
     """A features configuration: a network with its input size, and what it gives for all photos.
 
     Attributes:
-        name: Such as "320 px, padded, all levels, roots".
+        name: Such as "320 px, padded, all levels".
         backbone: The network that gives the features.
         features: Of all photos.
     """
@@ -78,7 +78,7 @@ def search(
 ) -> list[Trial]:
     """Try every features configuration that the time allows; the best is the one of the lowest log loss.
 
-    First the usual input, then a larger one, then whole photos padded to the better of the two sizes.
+    First the usual input, then a larger one, then whole photos padded or squashed to the better of the two sizes.
 
     Args:
         plain: The usual features with their head, which is the first trial.
@@ -94,7 +94,7 @@ def search(
     """
     own = plain.feature_config.backbone
     trials, deadline = [plain], time.monotonic() + budget_s
-    for choose in (_as_it_is, larger, partial(_padded, trials)):
+    for choose in (_as_it_is, larger, partial(_shown_whole, trials, "pad"), partial(_shown_whole, trials, "squash")):
         backbone = choose(own, config, progress)
         if backbone is None:
             continue
@@ -132,7 +132,9 @@ def best(trials: list[Trial]) -> Trial:
 def feature_configs_of(
     backbone: Backbone, wide: Backbone, dataset: Dataset, progress: Progress
 ) -> Iterator[FeatureConfig]:
-    """Yield the usual features, where the network has levels those of all levels, and roots: one pass gives all.
+    """Yield the usual features, their roots, and where the network has levels those of all levels: one pass gives all.
+
+    Roots of all levels were tried too, and were no better than the levels themselves.
 
     Args:
         backbone: The network as it is.
@@ -143,11 +145,10 @@ def feature_configs_of(
     name = input_of(backbone)
     features = extract(wide, dataset, progress=progress)[1].by_content
     usual = features.last(backbone.num_features)  # at the end
-    for one in [FeatureConfig(name, backbone, usual), FeatureConfig(f"{name}, all levels", wide, features)]:
-        yield one
-        yield FeatureConfig(f"{one.name}, roots", with_roots(one.backbone, progress), one.features.roots())
-        if wide is backbone:
-            return
+    yield FeatureConfig(name, backbone, usual)
+    yield FeatureConfig(f"{name}, roots", with_roots(backbone, progress), usual.roots())
+    if wide is not backbone:
+        yield FeatureConfig(f"{name}, all levels", wide, features)
 
 
 def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backbone | None:
@@ -171,14 +172,16 @@ def _as_it_is(backbone: Backbone, *_: object) -> Backbone:
     return backbone
 
 
-def _padded(trials: list[Trial], backbone: Backbone, config: TrainConfig, progress: Progress) -> Backbone | None:
-    """Return the backbone behind whole photos, padded to the size of the best of the trials; None for a way fixed."""
-    if config.fit is not None or backbone.preprocessing.crop_mode == CROP_MODES["pad"]:
+def _shown_whole(
+    trials: list[Trial], fit: Fit, backbone: Backbone, config: TrainConfig, progress: Progress
+) -> Backbone | None:
+    """Return the backbone behind whole photos, at the size of the best of the trials; None where that is fixed."""
+    if config.fit is not None or backbone.preprocessing.crop_mode == CROP_MODES[fit]:
         return None
     height = best(trials).feature_config.backbone.preprocessing.height
     is_own = height == backbone.preprocessing.height
     sized = backbone if is_own else larger(backbone, config, progress)
-    return sized and sized.with_fit("pad")
+    return sized and sized.with_fit(fit)
 
 
 def input_of(backbone: Backbone) -> str:

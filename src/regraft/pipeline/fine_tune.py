@@ -154,18 +154,26 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
 
 def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
     """Return what must be the same for an unfinished training to be continued."""
-    config, graph = context.config, inputs.backbone.graph_sha256 if inputs.backbone else None
+    config = context.config
     return {
         "photos": inputs.photos_split.fingerprint,
         "learned": sha256_json(sorted(inputs.photos_split.splits.train.hashes)),
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
-        "backbone": " ".join(filter(None, (config.backbone, graph, config.fit))),
+        "backbone": " ".join(filter(None, (config.backbone, *_behind(inputs, config)))),
         "mode": context.mode,
         "recipe": config.recipe,
         "seed": str(config.seed),
     }
+
+
+def _behind(inputs: TrainInputs, config: TrainConfig) -> tuple[str | None, ...]:
+    """Return what a network's name leaves open: the weights' graph, and how photos fit its input if not cropped."""
+    if inputs.backbone is None:
+        return (config.fit,)
+    crop_mode = inputs.backbone.preprocessing.crop_mode
+    return inputs.backbone.graph_sha256, None if crop_mode == "center" else crop_mode
 
 
 def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> TrainedModel:
