@@ -11,6 +11,7 @@ from regraft.backbones.features import extract
 from regraft.bundle.bundle import load
 from regraft.commands.train import configure, train_run
 from regraft.core.config import TrainConfig
+from regraft.core.errors import InputError
 from regraft.core.progress import QUIET
 from regraft.data.scan import list_photos
 from regraft.data.transforms import CROP_MODES, photo_to_input
@@ -18,6 +19,8 @@ from regraft.evaluation.evaluate import evaluate
 from regraft.exporters.proof import running
 from regraft.exporters.standalone_proof import digest
 from regraft.serving.worker import WorkItem, answer
+from regraft.sklearn import ImageClassifier
+from regraft.training.planning import TooLittleTime
 from tiny_backbone import SHADES, only_tiny_backbone
 
 CLASSES = ("ash", "birch", "cedar")
@@ -39,7 +42,7 @@ def long_photos(tmp_path_factory):
             rng = np.random.default_rng(1000 * c + i)
             pixels = np.full((20, 60, 3), 128.0)
             pixels[:, :18] = pixels[:, -18:] = SHADES[name]
-            pixels += rng.normal(0, 12, pixels.shape)
+            pixels += rng.normal(0, 20, pixels.shape) + rng.normal(0, 4, 3)
             pixels = pixels if i % 3 else pixels.transpose(1, 0, 2)
             (root / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
@@ -90,6 +93,40 @@ def test_a_search_finds_that_unless_the_way_is_fixed(long_photos, tmp_path):
     ways = [row["way"] for row in fixed.bundle.manifest["provenance"].get("searched", [])]
     assert not [way for way in ways if "padded" in way or "squashed" in way]
     assert fixed.bundle.preprocessing.crop_mode == "center"
+
+
+def test_layers_learn_behind_the_way_that_was_searched(long_photos, backbone, tmp_path, monkeypatch):
+    """Gradient descent begins from a head solved on the photos as it will see them."""
+    begun = []
+
+    def tuned(inputs, head, phase, context):
+        begun.append((inputs, head))
+        raise TooLittleTime("not begun")
+
+    monkeypatch.setattr("regraft.commands.train.tuned_on_split", tuned)
+    monkeypatch.setattr("regraft.commands.train.missing_for_training", tuple)
+    run = train(long_photos, tmp_path / "run", mode="auto")
+    ((inputs, head),) = begun
+    assert run.bundle.preprocessing.crop_mode in ("border", "squash")
+    assert inputs.backbone.preprocessing == run.bundle.preprocessing
+    photos = inputs.photos_split.splits.train
+    x = inputs.features.of(photos).x
+    assert np.array_equal(x, extract(inputs.backbone, photos)[1].x)
+    assert (head.logits(x).argmax(axis=1) == photos.labels).mean() > 0.8
+
+
+def test_the_estimator_takes_the_same_ways(long_photos, tmp_path, monkeypatch, backbone):
+    monkeypatch.setattr("regraft.sklearn.load_backbone", lambda *_, **__: backbone)
+    paths = sorted(long_photos.rglob("*.png"))
+    labels = [path.parent.name for path in paths]
+    for fit in CROP_MODES:
+        bundle = train(long_photos, tmp_path / fit, fit=fit).bundle
+        model = ImageClassifier(photo_fit=fit, roots=True).fit(paths, labels)
+        assert model.backbone_.preprocessing == bundle.preprocessing
+        right = model.score(paths, labels)
+        assert right > 0.9 if fit != "crop" else right < 0.9
+    with pytest.raises(InputError, match="photo_fit is 'stretch'"):
+        ImageClassifier(photo_fit="stretch").fit(paths, labels)
 
 
 def test_a_bundle_from_before_there_were_fits_is_cropped(long_photos, tmp_path):
