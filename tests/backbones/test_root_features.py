@@ -108,7 +108,7 @@ def test_what_is_unlike_the_training_photos_is_measured_on_them(tiny, rooted, ph
 def test_timm_and_torch_are_refused_by_name(rooted, tmp_path, photos):
     """The linear layer in timm's layout alone would answer from features that it was not solved on."""
     assert rooted.manifest["backbone"]["roots"] is True
-    assert "architecture" not in json.loads(rooted.read("config.json"))
+    assert "only model.onnx computes them" in json.loads(rooted.read("config.json"))["note"]
     with pytest.raises(Exception, match="architecture"):
         timm.create_model(f"local-dir:{rooted.folder}", pretrained=True)
     with pytest.raises(BundleError, match=r"signed square roots, of unit length: .* --format onnx"):
