@@ -58,7 +58,7 @@ format: $(READY) ## let ruff rewrite what it can
 
 bench: $(READY)  ## measure everything that has not been measured: hours; results go to bench/results/*.json
 	$(BIN)/python bench/frozen.py --slow
-	for name in limits engines serving searching scanning scale training prefixes regimes peers; do $(BIN)/python bench/$$name.py || exit; done
+	for name in limits engines serving searching scanning scale training prefixes regimes fits peers; do $(BIN)/python bench/$$name.py || exit; done
 
 bench-check: $(READY)  ## a minute of measuring: fails where a speed ratio has fallen to less than half of that on record
 	$(BIN)/python bench/limits.py --check

@@ -10,6 +10,7 @@ bench/results/searching.json and fills README.md.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -22,12 +23,13 @@ import numpy as np
 from record import HERE, fill, machine, where
 from regimes import SETS, run
 from regraft.backbones.backbone import configured
+from regraft.backbones.features import extract
 from regraft.core.config import TrainConfig
 from regraft.core.progress import QUIET
 from regraft.core.statistics import accuracy
 from regraft.data.scan import Dataset, scan
 from regraft.data.splits import folds_of
-from regraft.models.feature_search import FeatureConfig, best, feature_configs_of, larger, richest, solved
+from regraft.models.feature_search import FeatureConfig, best, input_of, search, solved
 
 
 def main() -> None:
@@ -52,17 +54,13 @@ def nested(dataset: Dataset) -> dict:
     """Photos right with the usual features, and with those chosen on the other folds."""
     config = TrainConfig(mode="frozen", search=True)
     plain = configured(config)
-    sizes = filter(None, (plain, larger(plain, config, QUIET)))
-    ways = [
-        feature_config
-        for one in sizes
-        for feature_config in feature_configs_of(one, richest(one, QUIET), dataset, QUIET)
-    ]
+    usual = FeatureConfig(input_of(plain), plain, extract(plain, dataset)[1].by_content)
     folds, counts, chosen = folds_of(dataset, 5, 0), {"plain": 0, "searched": 0}, []
     for number in np.unique(folds[folds >= 0]):
         learned = dataset.subset(np.flatnonzero(folds != number))
         judged = dataset.subset(np.flatnonzero(folds == number))
-        trials = [solved(feature_config, learned, folds_of(learned, 5, 0), QUIET) for feature_config in ways]
+        inside = folds_of(learned, 5, 0)
+        trials = search(solved(usual, learned, inside, QUIET), dataset, learned, inside, config, math.inf, QUIET)
         counts["plain"] += right(trials[0].feature_config, trials[0].head, judged)
         counts["searched"] += right(best(trials).feature_config, best(trials).head, judged)
         chosen.append(best(trials).feature_config.name)

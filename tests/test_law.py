@@ -222,6 +222,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "core.files": "what the others stand on",
     "core.ownership": "asks first",
     "backbones.backbone": "the cache",
+    "backbones.derived": "the cache",
     "backbones.onnx_export": "the cache",
     "data.feature_cache": "the cache",
     "models.head_cache": "the cache",

@@ -76,7 +76,7 @@ def only_tiny_backbone(folder: Path) -> Iterator[Backbone]:
     def only(config: TrainConfig, progress: Progress = QUIET, *, size: tuple[int, int] | None = None) -> Backbone:
         if size is not None:
             raise BackboneError("tiny has one size.")
-        return tiny
+        return tiny.with_fit(config.fit)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("commands.train", "commands.scan", "models.feature_search"):

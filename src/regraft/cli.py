@@ -143,7 +143,7 @@ def demo(out: str, data: str, as_json: bool) -> None:
 )
 @click.option("--backbone", default="tf_efficientnet_lite0", show_default=True, help="Network that doubts labels.")
 @click.option("--weights", help="A .safetensors, .pth or .pth.tar file.")
-@with_settings("class_level", "follow_links", *READING)
+@with_settings("fit", "class_level", "follow_links", *READING)
 @click.option("--offline", is_flag=True, help="Never download anything.")
 @with_json
 def scan(
@@ -674,8 +674,9 @@ def serve(
 @cli.command()
 @click.argument("pattern", default="")
 @click.option("--rank", metavar="DIR", help="Try every network on this machine on the photos in DIR.")
+@with_settings("fit")
 @with_json
-def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
+def backbones(pattern: str, rank: str | None, fit: Any, as_json: bool) -> None:
     """Networks that can be used, and whether their weights are on this machine.
 
     Without PATTERN a short list; with it, every network of torchvision and timm whose name contains it. With --rank,
@@ -687,7 +688,7 @@ def backbones(pattern: str, rank: str | None, as_json: bool) -> None:
     regraft backbones --rank photos/
     """
     if rank is not None:
-        _rank(rank, as_json)
+        _rank(rank, fit, as_json)
         return
     from regraft.backbones import catalog
 
@@ -735,11 +736,11 @@ def doctor(as_json: bool) -> None:
         _fail("error: some of it needs a look; see the arrows above.", 1)
 
 
-def _rank(folder: str, as_json: bool) -> None:
+def _rank(folder: str, fit: Any, as_json: bool) -> None:
     from regraft.commands.backbones import rank
     from regraft.core.config import TrainConfig
 
-    rows = [row.to_json() for row in rank(folder, TrainConfig(), Progress())]
+    rows = [row.to_json() for row in rank(folder, TrainConfig(fit=fit), Progress())]
     if as_json:
         terminal.print_json(rows)
         return

@@ -8,12 +8,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 
-from regraft.backbones.backbone import Backbone, in_memory, load_backbone, with_all_levels
+from regraft.backbones.backbone import Backbone, in_memory, load_backbone
+from regraft.backbones.derived import with_all_levels, with_roots
 from regraft.backbones.features import Features, fill
+from regraft.core.config import Fit
 from regraft.core.errors import DataError, InputError, MissingExtra
 from regraft.core.files import sha256_bytes
 from regraft.core.statistics import softmax
@@ -42,7 +44,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         backbone: As in `load_backbone`.
         weights: As in `load_backbone`.
         size: Height of the input in pixels, None for the network's own.
+        photo_fit: How photos that are not square become the input: "crop" cuts out the middle, "pad" and "squash" show
+            all of it. None for the network's own way.
         all_levels: Whether what earlier layers see counts too.
+        roots: Whether the features become signed square roots, of unit length.
         num_folds: Of the cross-validation that chooses the penalty on the head's weights.
         seed: Of folds and of random weights.
         offline: Never download.
@@ -64,7 +69,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         *,
         weights: str | None = None,
         size: int | None = None,
+        photo_fit: Fit | None = None,
         all_levels: bool = False,
+        roots: bool = False,
         num_folds: int = 5,
         seed: int = 0,
         offline: bool = False,
@@ -73,7 +80,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.backbone = backbone
         self.weights = weights
         self.size = size
+        self.photo_fit = photo_fit
         self.all_levels = all_levels
+        self.roots = roots
         self.num_folds = num_folds
         self.seed = seed
         self.offline = offline
@@ -169,7 +178,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def _backbone(self) -> Backbone:
         backbone = load_backbone(self.backbone, self.weights, offline=self.offline, seed=self.seed, size=self.size)
-        return with_all_levels(backbone) if self.all_levels else backbone
+        if self.photo_fit not in (None, *get_args(Fit)):
+            raise InputError(f'photo_fit is {self.photo_fit!r}. Expected None, "crop", "pad" or "squash".')
+        backbone = backbone.with_fit(self.photo_fit)
+        backbone = with_all_levels(backbone) if self.all_levels else backbone
+        return with_roots(backbone) if self.roots else backbone
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from regraft.backbones import network as networks
-from regraft.backbones.backbone import load_backbone, with_all_levels
+from regraft.backbones.backbone import load_backbone
+from regraft.backbones.derived import with_all_levels
 from regraft.backbones.engine import activations
 from regraft.backbones.multilevel_features import find_levels
 from regraft.backbones.network import Normalise

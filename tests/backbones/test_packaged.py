@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 
 from regraft.backbones import backbone as graph
 from regraft.backbones import packaged
-from regraft.backbones.backbone import load_backbone, with_all_levels
+from regraft.backbones.backbone import load_backbone
 from regraft.backbones.catalog import DEFAULT
+from regraft.backbones.derived import with_all_levels
 from regraft.backbones.engine import Engine
 from regraft.backbones.packaged import folded, is_packaged, packaged_graph, packaged_info
 from regraft.backbones.probe import probe_images

@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import regraft
-from regraft.backbones.backbone import load_backbone, with_all_levels
+from regraft.backbones.backbone import load_backbone
+from regraft.backbones.derived import with_all_levels
 from regraft.backbones.engine import Pooled
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load

@@ -48,6 +48,7 @@ def test_what_the_cache_holds_is_ranked_random_weights_are_not(photos, saved):
     ] == [
         ("timm/test_resnet", "160 px"),
         ("timm/test_resnet", "160 px, all levels"),
+        ("timm/test_resnet", "160 px, roots"),
     ]
     losses = [row.trials.score.log_loss for row in rows]
     assert losses == sorted(losses)
@@ -66,7 +67,7 @@ def test_networks_of_packages_are_tried_at_two_sizes_with_and_without_levels(pho
     rows = rank(photos, TrainConfig(), Progress())
     names = catalog.packaged_here()
     assert catalog.DEFAULT in names
-    assert len(rows) == 4 * len(names)
+    assert len(rows) == 6 * len(names)
     assert {row.backbone for row in rows} == set(names)
     told = capsys.readouterr().err
     assert all(f"  {row.backbone}, {row.trials.feature_config.name}: log loss" in told for row in rows)

@@ -41,7 +41,11 @@ def test_levels_are_chosen_where_the_end_is_blind(photos, tmp_path, blind_at_the
     told = capsys.readouterr().err
     assert told.count("usable now") == 1
     searched = run.bundle.manifest["provenance"]["searched"]
-    assert [row["way"] for row in searched] == ["160 px", "160 px, all levels", "224 px", "224 px, all levels"]
+    inputs = list(dict.fromkeys(row["way"].partition(", all levels")[0].partition(", roots")[0] for row in searched))
+    assert inputs[:2] == ["160 px", "224 px"]
+    assert inputs[2:] in [[f"{size} px, {fit}" for fit in ("padded", "squashed")] for size in (160, 224)]
+    kinds = ("", ", roots", ", all levels")
+    assert [row["way"] for row in searched] == [name + kind for name in inputs for kind in kinds]
     best = min(searched, key=lambda row: row["log_loss"])
     assert run.summary["decision"].startswith(f"features of {best['way']}")
 
@@ -91,5 +95,6 @@ def test_a_network_without_levels_keeps_its_features(photos, tmp_path, empty_cac
     config = TrainConfig(mode="frozen", search=True, backbone="timm/test_vit", weights="random")
     run = train_run(photos, tmp_path / "run", config, Progress())
     assert "  160 px: log loss" in capsys.readouterr().err
-    assert [row["way"] for row in run.bundle.manifest["provenance"].get("searched", [])] in ([], ["160 px", "224 px"])
+    every = [f"160 px{fit}{kind}" for fit in ("", ", padded", ", squashed") for kind in ("", ", roots")]
+    assert [row["way"] for row in run.bundle.manifest["provenance"].get("searched", [])] in ([], every)
     assert run.bundle.manifest["backbone"]["num_features"] == 64

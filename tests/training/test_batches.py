@@ -484,3 +484,31 @@ def test_a_gpu_gets_the_cores_that_are_left(monkeypatch):
     for cores, expected in ((1, 0), (2, 1), (6, 5), (64, 8)):
         monkeypatch.setattr(batches, "num_cores", lambda cores=cores: cores)
         assert choose_workers(-1, BATCH, ProcessGroup(device="cuda:0"), QUIET) == expected
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize("size", [(128, 64), (64, 128), (70, 70)])
+def test_a_random_crop_of_everything_is_what_the_bundle_will_get(tmp_path, fit, size):
+    """Augmentation begins from the photo as it is padded or squashed into the input."""
+    preprocessing = replace(SMALL, mean=(0.2, 0.5, 0.8)).fitted(fit)
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8))
+    smooth.resize(size, Image.Resampling.BICUBIC).save(tmp_path / "long.png")
+    data = (tmp_path / "long.png").read_bytes()
+    change = augmentation(Recipe(min_crop=1.0, flip=False, augment="crop"), preprocessing)
+    torch.manual_seed(0)
+    found = change(torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    expected = photo_to_input(data, preprocessing)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 3  # of 255: resampled in another order, by another library
+
+
+def test_a_random_crop_of_part_stays_within_the_photo_and_its_padding(tmp_path):
+    """With parts of many kinds, every place of a long photo is seen, and what is beside it is the mean colour."""
+    preprocessing = replace(SMALL, mean=(0.2, 0.5, 0.8)).fitted("pad")
+    photo = torch.full((3, 24, 96), 255, dtype=torch.uint8)
+    change = augmentation(Recipe(min_crop=0.1, flip=False, augment="crop"), preprocessing)
+    torch.manual_seed(0)
+    seen = torch.stack([change(photo) for _ in range(40)]).permute(0, 2, 3, 1).reshape(-1, 3)
+    padding, white = (seen == torch.tensor(preprocessing.fill)).all(1), (seen == 255).all(1)
+    assert 0.1 < white.float().mean() < 0.9
+    assert (padding | white).float().mean() > 0.85  # the rest is where they meet

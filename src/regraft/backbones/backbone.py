@@ -31,7 +31,7 @@ from regraft.backbones.engine import (
 from regraft.backbones.onnx_check import Graph, GraphError, check_graph
 from regraft.backbones.packaged import TRUNK, is_packaged, packaged_graph, packaged_info, packaged_key
 from regraft.backbones.probe import probe_images
-from regraft.core.config import TrainConfig
+from regraft.core.config import Fit, TrainConfig
 from regraft.core.errors import WeightsError
 from regraft.core.files import (
     json_bytes,
@@ -80,7 +80,14 @@ class Backbone:
 
     def with_grey_bits(self, grey_bits: int | None) -> "Backbone":
         """Return the same backbone for photos whose 16-bit greys use so many bits; None for all."""
-        preprocessing = replace(self.preprocessing, grey_bits=grey_bits)
+        return self.with_preprocessing(replace(self.preprocessing, grey_bits=grey_bits))
+
+    def with_fit(self, fit: Fit | None) -> "Backbone":
+        """Return the same backbone with photos made to fit its input in another way; None for its own way."""
+        return self.with_preprocessing(self.preprocessing.fitted(fit))
+
+    def with_preprocessing(self, preprocessing: Preprocessing) -> "Backbone":
+        """Return the same backbone behind another preprocessing."""
         return replace(self, info={**self.info, "preprocessing": preprocessing.to_json()})
 
     @property
@@ -116,7 +123,7 @@ class Backbone:
     def engine(self) -> AnyEngine:
         """Start what computes the features: torch on a GPU, OpenVINO on the processor.
 
-        Features of all levels are computed by OpenVINO everywhere: the graph alone knows the levels.
+        Features of all levels and roots are computed by OpenVINO everywhere: the graph alone knows them.
         """
         if self._is_for_torch:
             engine: AnyEngine = import_torch_module("backbones.torch_engine").TorchEngine(self.info, self.trunk, "cuda")
@@ -125,7 +132,7 @@ class Backbone:
 
     @property
     def _is_for_torch(self) -> bool:
-        return has_gpu() and "levels" not in self.info
+        return has_gpu() and not is_derived(self.info)
 
 
 @dataclass(frozen=True)
@@ -281,7 +288,8 @@ def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | N
         MissingExtra: The backbone has to be traced, and torch is not installed.
     """
     c = config
-    return load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
+    found = load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
+    return found.with_fit(c.fit)
 
 
 def traced() -> Iterator[Backbone]:
@@ -289,40 +297,10 @@ def traced() -> Iterator[Backbone]:
     seen: set[tuple[str, str]] = set()
     for place in sorted((cache_folder() / "graphs").glob("*/backbone.json"), key=lambda path: path.stat().st_mtime):
         info = intact(place.parent)
-        if info is None or "levels" in info or info["loaded"] is None or (info["name"], info["origin"]) in seen:
+        if info is None or is_derived(info) or info["loaded"] is None or (info["name"], info["origin"]) in seen:
             continue
         seen.add((info["name"], info["origin"]))
         yield Backbone(place.parent, info)
-
-
-def with_all_levels(backbone: Backbone, progress: Progress = QUIET) -> Backbone:
-    """Load the backbone whose features are those of all levels of another, that one's own at the end.
-
-    See `backbones.multilevel_features`.
-
-    Args:
-        backbone: The network with its own features.
-        progress: Is told what is done.
-
-    Raises:
-        BackboneError: The network has no levels.
-    """
-    grey_bits, backbone = backbone.preprocessing.grey_bits, backbone.with_grey_bits(None)  # the cache knows no photos
-    key = sha256_json({"levels of": backbone.graph_sha256, "format": FORMAT})[:32]
-    place = cache_folder() / "graphs" / key
-    if kept := intact(place):
-        return Backbone(place, kept).with_grey_bits(grey_bits)
-    from regraft.backbones.multilevel_features import with_levels  # takes onnx along
-
-    graphs = writable_cache("graphs", progress)
-    data, num_features = with_levels(backbone.graph)
-    with published(graphs / key, replace_any) as folder:
-        write_atomic(folder / "features.onnx", data)
-        shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
-        info = {**backbone.info, "num_features": num_features, "levels": True, "heads": {"head": []}, "config": {}}
-        info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
-        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
-    return Backbone(graphs / key, info).with_grey_bits(grey_bits)
 
 
 def from_network(folder: Path, network: Any) -> Backbone:
@@ -400,6 +378,11 @@ def intact(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return info if good else None
+
+
+def is_derived(info: dict[str, Any]) -> bool:
+    """Tell whether features are more than a network's own, so that its graph alone knows them."""
+    return "levels" in info or "roots" in info
 
 
 def sealed(info: dict[str, Any]) -> dict[str, Any]:

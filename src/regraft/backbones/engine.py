@@ -22,6 +22,7 @@ from regraft.backbones.onnx_check import Graph, check_graph
 from regraft.core.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
+BEFORE_ROOTS = "features before roots"  # name of the value that `backbones.root_features` takes roots of
 MIN_AGREEMENT = 0.999  # cosine of bf16 and f32 features below which bf16 is not used
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses its own silent stub
@@ -98,7 +99,7 @@ class _Compiled:
 
     def __init__(self, source: Graph | Path, precision: Precision, also: Sequence[str], threads: int) -> None:
         model = _read(_core(), source)
-        head = _cut_head(model) if precision == "bf16" else None
+        head, self._between = _cut_head(model) if precision == "bf16" else (None, "")
         if also:
             model.add_outputs(list(also))
         self.image_shape = tuple(model.inputs[0].shape)
@@ -113,7 +114,7 @@ class _Compiled:
         requests = self._requests()
         found: dict[str, np.ndarray] = {}
         for part, request in zip(self._parts, requests, strict=True):
-            request.infer({0: found["features"] if found else np.ascontiguousarray(image)})
+            request.infer({0: found[self._between] if found else np.ascontiguousarray(image)})
             found |= {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(part.outputs)}
         self._free.append(requests)
         return found
@@ -145,24 +146,35 @@ class _Part:
         self.outputs = [output.get_any_name() for output in model.outputs]
 
 
-def _cut_head(model: Any) -> Any:
-    """Cut off what a model computes from its features, and return that; None where there is nothing.
+def _cut_head(model: Any) -> tuple[Any, str]:
+    """Cut off what a model computes from its features, or takes roots of, and return that and the name of these.
 
-    It costs next to nothing in single precision, and bf16 would leave a logit two or three digits.
+    It costs next to nothing in single precision, and bf16 would leave a logit two or three digits. None where there is
+    nothing to cut off.
     """
     import openvino
 
     outputs = {output.get_any_name(): output.node for output in model.outputs}
-    features = outputs.pop("features").input_value(0)
+    name, features = "features", _before_roots(model)
+    if features is None:
+        features = outputs.pop("features").input_value(0)
+    else:
+        name = model.add_outputs(BEFORE_ROOTS)[0].get_any_name()
     if not outputs:
-        return None
+        return None, name
     given = openvino.opset13.parameter(features.shape, features.element_type)
     for reader in features.get_target_inputs():
         if reader.get_node().get_type_name() != "Result":
             reader.replace_source_output(given.output(0))
     for result in outputs.values():
         model.remove_result(result)
-    return openvino.Model(list(outputs.values()), [given])
+    return openvino.Model(list(outputs.values()), [given]), name
+
+
+def _before_roots(model: Any) -> Any:
+    """Return the value that a model takes roots of to get its features; None where it takes none."""
+    values = (output for node in model.get_ordered_ops() for output in node.outputs())
+    return next((value for value in values if BEFORE_ROOTS in value.get_names()), None)
 
 
 def activations(graph: Graph | Path | bytes) -> list[tuple[str, tuple[int, ...]]]:
@@ -216,15 +228,21 @@ def pooled(graph: Graph | Path | bytes) -> tuple[Pooled, ...] | None:
         graph: A checked graph, the bytes of an ONNX file, or where it lies.
 
     Returns:
-        The parts of the features in order; None where something lies between pooling and features, or in a ViT.
+        The parts of the features in order, or of what features are roots of; None where something else lies between
+        pooling and features, or in a ViT.
 
     Raises:
         GraphError: It is no plain network, or too large.
     """
     model = _read(_core(), checked(graph))
     (result,) = (one for one in model.get_results() if "features" in one.input_value(0).get_names())
-    parts = list(_parts(result.input_value(0)))
+    parts = list(_parts(_before_roots(model) or result.input_value(0)))
     return None if None in parts else tuple(part for part in parts if part)
+
+
+def takes_roots(graph: Graph | Path | bytes) -> bool:
+    """Tell whether the features of a graph are roots of others, as `backbones.root_features` makes them."""
+    return _before_roots(_read(_core(), checked(graph))) is not None
 
 
 def _parts(value: Any) -> Iterator[Pooled | None]:

@@ -16,10 +16,12 @@ from regraft.core.runtime import num_cores
 from regraft.core.signals import is_stopping
 from regraft.data.decode import Unreadable
 from regraft.data.decoders import decoder_identity
-from regraft.data.feature_cache import CachedRows, FeatureCache, look_up_or_compute
+from regraft.data.feature_cache import CachedRows, FeatureCache, empty_table, look_up_or_compute
 from regraft.data.scan import Dataset, checked, map_photos
 from regraft.data.transforms import Preprocessing, photo_to_input
 
+BLOCK = 1024  # rows that are changed at a time
+LEAST_SUM = 1e-12  # of features, by which they are divided
 FEWEST = 4  # batches for each core, so that all have work until the end
 
 
@@ -51,6 +53,13 @@ class FeatureTable:
     def last(self, num_features: int) -> "FeatureTable":
         """Keep only the last `num_features` columns."""
         return replace(self, table=self.table[:, -num_features:])
+
+    def roots(self) -> "FeatureTable":
+        """Return signed square roots of the features, of unit length, as the graph of `derived.with_roots` does."""
+        table = empty_table(*self.table.shape)
+        for start in range(0, len(table), BLOCK):
+            table[start : start + BLOCK] = roots(self.table[start : start + BLOCK])
+        return replace(self, table=table)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,13 @@ class Features:
     def of(self, dataset: Dataset) -> "Features":
         """Find the features of another data set's photos by content; all must be among these. Nothing is copied."""
         return self.by_content.of(dataset)
+
+
+def roots(x: np.ndarray) -> np.ndarray:
+    """Return signed square roots of features `(N, D)` float32, each photo's divided by their length."""
+    sizes = np.abs(x)
+    shares = sizes / np.maximum(sizes.sum(axis=1, keepdims=True), np.float32(LEAST_SUM))
+    return np.asarray(np.sign(x) * np.sqrt(shares))
 
 
 def feature_store(graph_sha256: str, preprocessing: Preprocessing, engine: str) -> FeatureCache:

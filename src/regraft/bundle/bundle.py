@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from regraft.backbones.engine import Engine, Pooled, Precision, pooled, usable_precision
+from regraft.backbones.engine import BEFORE_ROOTS, Engine, Pooled, Precision, pooled, takes_roots, usable_precision
 from regraft.bundle.content import Content, read_again, read_content
 from regraft.bundle.format import MANIFEST, manifest_sha256
 from regraft.core.errors import BundleError
@@ -179,7 +179,7 @@ class Bundle:
 
     @cached_property
     def pooled(self) -> tuple[Pooled, ...] | None:
-        """The maps whose means and maxima are the features; None for a network that does not end in pooling."""
+        """The maps whose means and maxima the features, or their roots, are; None for a network without such an end."""
         return pooled(self.content.graph)
 
     @cached_property
@@ -192,7 +192,8 @@ class Bundle:
             BundleError: The graph cannot be run.
         """
         names = dict.fromkeys(part.name for part in self.pooled or ())
-        return self._compiled("f32", tuple(names))
+        roots = (BEFORE_ROOTS,) if takes_roots(self.content.graph) else ()
+        return self._compiled("f32", (*names, *roots))
 
     def _compiled(self, precision: Precision, also: tuple[str, ...] = (), threads: int = 1) -> Engine:
         try:

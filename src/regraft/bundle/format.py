@@ -97,6 +97,7 @@ class BackboneInfo(Struct):
         licence: Of the weights.
         origin: Where the weights come from.
         levels: Whether the features are mean and maximum of all its levels, beside the usual ones.
+        roots: Whether signed square roots are taken of the features, which then have length 1.
         graph_sha256: Hash of its own graph, without a head.
         loaded: How much of the file of weights was loaded, in words; None for random weights.
         bf16_agreement: Worst cosine between its features in bf16 and in f32; None where the processor has no bf16.
@@ -109,8 +110,19 @@ class BackboneInfo(Struct):
     origin: str
     levels: bool
     graph_sha256: Sha256
+    roots: bool = False
     loaded: str | None = None
     bf16_agreement: float | None = None
+
+
+def special_features(backbone: Row) -> list[str]:
+    """Name what features are beyond the network's own, which its own library does not compute.
+
+    Args:
+        backbone: That part of a manifest.
+    """
+    levels = ["mean and maximum of all its levels, beside the usual ones"] if backbone["levels"] else []
+    return levels + (["signed square roots, of unit length"] if backbone.get("roots") else [])
 
 
 class Images(Struct):

@@ -2,6 +2,7 @@
 
 Features that are means and maxima of maps leave no doubt: the logit is a sum over the places of those maps, and the
 heat map shows its summands, at no cost. This is the class activation map, here also for maxima and for several maps.
+Roots of such features change how much each counts, in one photo in one way, and the summands still add up.
 For other networks places are covered, and the heat is what the class loses by it.
 
 References:
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from regraft.backbones.engine import Pooled
+from regraft.backbones.engine import BEFORE_ROOTS, Pooled
 from regraft.bundle.bundle import Bundle
 from regraft.core.runtime import num_cores
 
@@ -39,7 +40,16 @@ def heat_map(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
         return _by_covering(bundle, image, label)
     outputs = bundle.map_engine(image[np.newaxis])
     weight, _ = bundle.head
-    return _summands(bundle.pooled, outputs, weight[label])
+    return _summands(bundle.pooled, outputs, weight[label] * _root_factors(outputs))
+
+
+def _root_factors(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Return by what roots multiply each feature of a photo, `(D,)`; 1 where the model takes none."""
+    features = outputs["features"][0]
+    if BEFORE_ROOTS not in outputs:
+        return np.ones_like(features)
+    before = outputs[BEFORE_ROOTS][0]
+    return np.asarray(np.divide(features, before, out=np.zeros_like(features), where=before != 0))
 
 
 def _summands(parts: tuple[Pooled, ...], outputs: dict[str, np.ndarray], weight: np.ndarray) -> np.ndarray:

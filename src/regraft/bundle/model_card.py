@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+from regraft.bundle.format import special_features
 from regraft.core.progress import printable
 from regraft.core.statistics import Accuracy
 from regraft.data.transforms import Preprocessing
@@ -36,7 +37,7 @@ def card(manifest: dict[str, Any]) -> str:
         f"- Backbone: {_code(backbone['name'])}, {backbone['num_params'] / 1e6:.1f} million parameters, licence "
         f"{_code(backbone['licence'])}; weights from {_code(backbone['origin'])}.",
         f"- Mode: {provenance['mode']}.",
-        *(["- Features: mean and maximum of all its levels, beside the usual ones."] if backbone["levels"] else []),
+        *(f"- Features: {text}; only model.onnx computes them." for text in special_features(backbone)),
         f"- Input: {Preprocessing.from_json(manifest['preprocessing'])}.",
         f"- Photos: {provenance['images']['used']} used of {provenance['images']['found']} found; data fingerprint "
         f"{_code(provenance['data_sha256'][:16])}.",
@@ -59,7 +60,7 @@ def _front_matter(manifest: dict[str, Any]) -> dict[str, Any]:
     library_name is timm where timm can load the bundle. The licence is that of the backbone's weights.
     """
     backbone = manifest["backbone"]
-    in_timm = backbone["name"].startswith("timm/") and not backbone["levels"]
+    in_timm = backbone["name"].startswith("timm/") and not special_features(backbone)
     return {
         **_licence(backbone["licence"]),
         "library_name": "timm" if in_timm else "regraft",

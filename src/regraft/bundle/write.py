@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save
 
-from regraft.backbones.backbone import Backbone
-from regraft.bundle.format import FILES, FORMAT, MANIFEST, sealed
+from regraft.backbones.backbone import Backbone, is_derived
+from regraft.bundle.format import FILES, FORMAT, MANIFEST, sealed, special_features
 from regraft.bundle.model_card import card
 from regraft.core.files import json_bytes, sha256_file, write_atomic
 from regraft.core.runtime import environment
@@ -81,16 +81,24 @@ def manifest_of(
         "backbone": {
             **{key: info[key] for key in ("name", "num_features", "num_params", "licence", "origin", "loaded")},
             "bf16_agreement": info["bf16_agreement"],
-            "levels": "levels" in info,
+            **_features_in(info),
             "graph_sha256": backbone.graph_sha256,
         },
         "provenance": {**provenance, "versions": environment()},
     }
 
 
+def _features_in(info: dict[str, Any]) -> dict[str, bool]:
+    """Return which features beyond a network's own a backbone has, as the manifest says it."""
+    return {name: name in info for name in ("levels", "roots")}
+
+
 def _library_config(backbone: Backbone) -> dict[str, Any]:
     """Return what builds the network in its own library, with an input as the bundle takes it."""
     config, p = backbone.info["config"], backbone.preprocessing
+    if is_derived(backbone.info):
+        special = " and ".join(special_features(_features_in(backbone.info)))
+        return {**config, "note": f"Features: {special}; only model.onnx computes them, and no library builds it."}
     if "pretrained_cfg" not in config:
         return dict(config)
     stated = {key: value for key, value in config["pretrained_cfg"].items() if key not in OTHER_SIZES}

@@ -48,12 +48,12 @@ class Ranked:
 def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ranked]:
     """Rank the networks whose weights are on this machine by how well they suit some photos.
 
-    Each is tried at its own input size and a larger one, with and without all levels of its features, and
-    cross-validated over all photos.
+    Each is tried at its own input size and a larger one, with and without all levels of its features and roots of them,
+    and cross-validated over all photos.
 
     Args:
         folder: The photos, laid out as for a training.
-        config: Folds, seed, and how the folder is read.
+        config: Folds, seed, how photos fit the input, and how the folder is read.
         progress: Where messages and progress bars go.
 
     Returns:
@@ -87,4 +87,4 @@ def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, B
             yield name, updated
     for backbone in traced():
         if backbone.name.removeprefix("timm/") not in names:
-            yield backbone.name, backbone
+            yield backbone.name, backbone.with_fit(config.fit)

@@ -18,6 +18,7 @@ import numpy as np
 
 from regraft.backbones.engine import Engine
 from regraft.bundle.bundle import Bundle
+from regraft.bundle.format import special_features
 from regraft.bundle.predict import find_photos
 from regraft.commands.report import judged_photos, learned_photos
 from regraft.core.errors import BundleError, DataError, ExportError
@@ -203,10 +204,10 @@ def _ranges(bundle: Bundle, paths: list[Path]) -> list[np.ndarray]:
 def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:  # noqa: A002
     """Write the model, in int8 where there are inputs for its ranges."""
     if format == "torch":
-        if bundle.manifest["backbone"]["levels"]:
+        if special := special_features(bundle.manifest["backbone"]):
             raise BundleError(
-                f"{bundle.folder} takes features from all levels, which is a graph and no network of torch. "
-                "Export it with --format onnx or openvino."
+                f"{bundle.folder} has features that are {' and '.join(special)}: that is a graph and no network of "
+                "torch. Export it with --format onnx or openvino."
             )
         weights = path.with_suffix(".safetensors")
         weights.write_bytes(bundle.read("model.safetensors"))

@@ -93,7 +93,7 @@ def examine(
 
     Args:
         folder: The photos, laid out as for a training.
-        config: Backbone, weights, seed, folds, and how the folder is read.
+        config: Backbone, weights, how photos fit its input, seed, folds, and how the folder is read.
         with_features: Whether to look also for doubtful labels and for photos unlike all others. That takes one pass
             of each photo through the backbone, which later runs need not repeat. None to do so unless it takes long.
         progress: Where messages and progress bars go.

@@ -36,6 +36,7 @@ from regraft.data.merge import joined, merged, relabelled
 from regraft.data.remote import shown
 from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
+from regraft.data.transforms import CROP_MODES
 from regraft.models.feature_search import Trial
 from regraft.models.linear_head import Head
 from regraft.pipeline.fine_tune import (
@@ -335,6 +336,8 @@ def _run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) 
         if best is not None:
             announce(inputs.photos_split, best.outcome, context)
         context.progress.say(f"{phase.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
+        if not has_begun:
+            inputs, solved = _fitted_like(best, inputs, solved, context)
         head = head or _head_to_begin_from(learning_from(inputs, selection.learned), solved.head, context)
         try:
             best = _run_phase(inputs, head, best, selection, phase, context)
@@ -380,6 +383,25 @@ def _first(
     unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
     outside = None if selection.is_set_aside else selection.count(correct)
     return Candidate(outcome, correct, (unseen, outside)), is_far
+
+
+def _fitted_like(
+    best: Candidate | None, inputs: TrainInputs, solved: Trial, context: RunContext
+) -> tuple[TrainInputs, Trial]:
+    """Let photos fit the input of the network that learns as they do that of the frozen model, where it was searched.
+
+    Returns:
+        The inputs, and the head solved on their features.
+    """
+    assert inputs.backbone is not None
+    found = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
+    if found == inputs.backbone.preprocessing.crop_mode:
+        return inputs, solved
+    fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == found)
+    backbone = inputs.backbone.with_fit(fit)
+    _, features = _features(backbone, inputs.photos_split.dataset, context)
+    inputs = replace(inputs, backbone=backbone, features=features)
+    return inputs, solve_head(inputs, context) or solved
 
 
 def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext) -> Head:

@@ -11,6 +11,7 @@ Mode = Literal["auto", "frozen", "full", "scratch"]
 RecipeName = Literal["regraft", "tutorial"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 ClassLevel = Literal["top", "leaf", "path"]
+Fit = Literal["crop", "pad", "squash"]
 AUTO_SECONDS = 600.0
 
 
@@ -74,7 +75,8 @@ class TrainConfig:
     """Fields of the recipe that are fixed by the user, such as epochs."""
 
     search: bool | None = None
-    """Also try a larger input and all levels of the frozen network. Not set: in mode auto."""
+    """Also try other features of the frozen network: a larger input, whole photos padded or squashed, all levels,
+    square roots. Not set: in mode auto."""
 
     time_s: float | None = None
     """Longest time of the whole run, such as 90s or 3m; in Python, seconds. Not set: 10 minutes for mode auto, no limit
@@ -85,6 +87,10 @@ class TrainConfig:
 
     weights: str | None = None
     """A .safetensors, .pth or .pth.tar file, or "random". Not set: the backbone's pretrained weights."""
+
+    fit: Fit | None = None
+    """How photos that are not square become the network's input: cut to the middle, padded with its mean colour, or
+    squashed. Not set: as the network was trained; a search of features tries all of them."""
 
     val_fraction: float = 0.2
     """Share of each class to judge on, where the folder has no val or test of its own."""
@@ -155,7 +161,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         levels = (None, *get_args(ClassLevel))
-        for name, known in (("mode", get_args(Mode)), ("recipe", get_args(RecipeName)), ("class_level", levels)):
+        fits = (None, *get_args(Fit))
+        choices = {"mode": get_args(Mode), "recipe": get_args(RecipeName), "class_level": levels, "fit": fits}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"Unknown {name} {getattr(self, name)!r}. Expected one of: {', '.join(map(str, known))}."

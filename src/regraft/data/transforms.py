@@ -6,11 +6,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image, ImageOps
 
+from regraft.core.config import Fit
 from regraft.data.decode import decode
 
 MAX_SIZE = 4096  # pixels
 MAX_ASPECT = 64  # of a picture that is resized whole; a centre crop shows nothing of what lies further out
 CropMode = Literal["center", "squash", "border"]
+CROP_MODES: dict[Fit, CropMode] = {"crop": "center", "pad": "border", "squash": "squash"}
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -60,10 +62,30 @@ class Preprocessing:
         if self.grey_bits not in (None, *range(8, 16)):
             raise ValueError(f"16-bit greys that use {self.grey_bits!r} bits")
 
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """Colour of the padding: the mean, which normalisation makes zero; black where a photo is cropped."""
+        if self.crop_mode != "border":
+            return 0, 0, 0
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
     def scaled(self, height: int) -> "Preprocessing":
         """Return the same for an input of another height, in pixels; everything grows alike."""
         width, *resize = (round(side * height / self.height) for side in (self.width, *self.resize))
         return replace(self, height=height, width=width, resize=(resize[0], resize[1]))
+
+    def fitted(self, fit: Fit | None) -> "Preprocessing":
+        """Return the same with another way to make photos that are not square fit the input.
+
+        Args:
+            fit: "crop" cuts the middle out of the photo, resized as it was; "pad" and "squash" show all of it, so it is
+                resized to the input and no larger. None for the way it has.
+        """
+        if fit is None or CROP_MODES[fit] == self.crop_mode:
+            return self
+        resize = self.resize if fit == "crop" else (self.height, self.width)
+        return replace(self, crop_mode=CROP_MODES[fit], resize=resize)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as stored in manifests and as part of keys in the cache.
@@ -127,11 +149,7 @@ def transform(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
         image = _middle(image)
     size = _resized(image.size, preprocessing)
     image = image.resize(size, FILTERS[preprocessing.interpolation])
-    fill = (0, 0, 0)
-    if preprocessing.crop_mode == "border":
-        red, green, blue = (round(255 * value) for value in preprocessing.mean)
-        fill = (red, green, blue)
-    return np.asarray(_center_crop(image, preprocessing.width, preprocessing.height, fill))
+    return np.asarray(_center_crop(image, preprocessing.width, preprocessing.height, preprocessing.fill))
 
 
 def _middle(image: Image.Image) -> Image.Image:

@@ -48,7 +48,6 @@ def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) ->
     resized = RESIZED["squash" if p.crop_mode == "squash" else way].format(
         resize=p.resize, short=p.resize[0], choose="max" if p.crop_mode == "border" else "min"
     )
-    fill = tuple(round(255 * value) for value in p.mean) if p.crop_mode == "border" else (0, 0, 0)
     values = {
         "PACKAGE": package,
         "RUN": run,
@@ -60,7 +59,7 @@ def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) ->
         "WHITE": str(65535.0 if p.grey_bits is None else 2.0**p.grey_bits - 1),
         "WIDTH": str(p.width),
         "HEIGHT": str(p.height),
-        "FILL": str(fill),
+        "FILL": str(p.fill),
         "CLASSES": ascii(list(classes)),  # last: a name may look like one of these
     }
     text = TEMPLATE

@@ -1,4 +1,6 @@
-"""Features of the frozen network other than the usual ones: a larger input, or all levels, chosen by measurement.
+"""Features of the frozen network other than the usual ones, chosen by measurement.
+
+A larger input, whole photos padded or squashed, all levels of the network, and square roots of its own features.
 
 Every features configuration is tried on the training photos alone, by cross-validation, so that the photos that the
 model is evaluated on have no part in the choice.
@@ -7,17 +9,20 @@ model is evaluated on have no part in the choice.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from regraft.backbones.backbone import Backbone, configured, with_all_levels
+from regraft.backbones.backbone import Backbone, configured
+from regraft.backbones.derived import with_all_levels, with_roots
 from regraft.backbones.features import FeatureTable, extract, num_new
-from regraft.core.config import TrainConfig
+from regraft.core.config import Fit, TrainConfig
 from regraft.core.errors import BackboneError
 from regraft.core.progress import Progress
 from regraft.core.runtime import num_cores
 from regraft.data.scan import Dataset
+from regraft.data.transforms import CROP_MODES
 from regraft.models.head_cache import cached_head
 from regraft.models.linear_head import Head, Score
 
@@ -30,7 +35,7 @@ class FeatureConfig:
     """A features configuration: a network with its input size, and what it gives for all photos.
 
     Attributes:
-        name: Such as "320 px, all levels".
+        name: Such as "320 px, padded, all levels".
         backbone: The network that gives the features.
         features: Of all photos.
     """
@@ -73,6 +78,8 @@ def search(
 ) -> list[Trial]:
     """Try every features configuration that the time allows; the best is the one of the lowest log loss.
 
+    First the usual input, then a larger one, then whole photos padded or squashed to the better of the two sizes.
+
     Args:
         plain: The usual features with their head, which is the first trial.
         dataset: All photos.
@@ -85,16 +92,18 @@ def search(
     Returns:
         The trials, the plain one first.
     """
+    own = plain.feature_config.backbone
     trials, deadline = [plain], time.monotonic() + budget_s
-    for backbone in (plain.feature_config.backbone, larger(plain.feature_config.backbone, config, progress)):
+    for choose in (_as_it_is, larger, partial(_shown_whole, trials, "pad"), partial(_shown_whole, trials, "squash")):
+        backbone = choose(own, config, progress)
         if backbone is None:
             continue
         wide = richest(backbone, progress)
         if not _is_affordable(wide, dataset, deadline):
-            progress.say(f"  {backbone.preprocessing.height} px: not tried, it would take too long")
-            break
+            progress.say(f"  {input_of(backbone)}: not tried, it would take too long")
+            continue
         for feature_config in feature_configs_of(backbone, wide, dataset, progress):
-            if feature_config.backbone is not plain.feature_config.backbone:
+            if feature_config.backbone is not own and time.monotonic() < deadline:
                 trials.append(solved(feature_config, learned, folds, progress))
                 progress.say(f"  {trials[-1]}")
     return trials
@@ -123,7 +132,9 @@ def best(trials: list[Trial]) -> Trial:
 def feature_configs_of(
     backbone: Backbone, wide: Backbone, dataset: Dataset, progress: Progress
 ) -> Iterator[FeatureConfig]:
-    """Yield the usual features, and where the network has levels those of all levels: one pass gives both.
+    """Yield the usual features, their roots, and where the network has levels those of all levels: one pass gives all.
+
+    Roots of all levels were tried too, and were no better than the levels themselves.
 
     Args:
         backbone: The network as it is.
@@ -131,13 +142,13 @@ def feature_configs_of(
         dataset: All photos.
         progress: Is told what is done.
     """
-    size = f"{backbone.preprocessing.height} px"
+    name = input_of(backbone)
     features = extract(wide, dataset, progress=progress)[1].by_content
-    if wide is backbone:
-        yield FeatureConfig(size, backbone, features)
-        return
-    yield FeatureConfig(size, backbone, features.last(backbone.num_features))  # at the end
-    yield FeatureConfig(f"{size}, all levels", wide, features)
+    usual = features.last(backbone.num_features)  # at the end
+    yield FeatureConfig(name, backbone, usual)
+    yield FeatureConfig(f"{name}, roots", with_roots(backbone, progress), usual.roots())
+    if wide is not backbone:
+        yield FeatureConfig(f"{name}, all levels", wide, features)
 
 
 def larger(backbone: Backbone, config: TrainConfig, progress: Progress) -> Backbone | None:
@@ -155,6 +166,28 @@ def richest(backbone: Backbone, progress: Progress) -> Backbone:
         return with_all_levels(backbone, progress)
     except BackboneError:
         return backbone
+
+
+def _as_it_is(backbone: Backbone, *_: object) -> Backbone:
+    return backbone
+
+
+def _shown_whole(
+    trials: list[Trial], fit: Fit, backbone: Backbone, config: TrainConfig, progress: Progress
+) -> Backbone | None:
+    """Return the backbone behind whole photos, at the size of the best of the trials; None where that is fixed."""
+    if config.fit is not None or backbone.preprocessing.crop_mode == CROP_MODES[fit]:
+        return None
+    height = best(trials).feature_config.backbone.preprocessing.height
+    is_own = height == backbone.preprocessing.height
+    sized = backbone if is_own else larger(backbone, config, progress)
+    return sized and sized.with_fit(fit)
+
+
+def input_of(backbone: Backbone) -> str:
+    """Name a backbone's input, such as "320 px, padded"."""
+    p = backbone.preprocessing
+    return f"{p.height} px" + {"border": ", padded", "squash": ", squashed", "center": ""}[p.crop_mode]
 
 
 def photos_per_s(backbone: Backbone) -> float:

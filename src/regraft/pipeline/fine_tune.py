@@ -120,7 +120,7 @@ def _network(inputs: TrainInputs, config: TrainConfig) -> Any:
     if inputs.backbone is None:
         network = networks.build(config.backbone, RANDOM, seed=config.seed)
         bits = grey_bits(inputs.photos_split.dataset)
-        return replace(network, preprocessing=replace(network.preprocessing, grey_bits=bits))
+        return replace(network, preprocessing=replace(network.preprocessing.fitted(config.fit), grey_bits=bits))
     return networks.restore(inputs.backbone.info, inputs.backbone.trunk)
 
 
@@ -161,11 +161,19 @@ def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
-        "backbone": config.backbone if inputs.backbone is None else f"{config.backbone} {inputs.backbone.graph_sha256}",
+        "backbone": " ".join(filter(None, (config.backbone, *_behind(inputs, config)))),
         "mode": context.mode,
         "recipe": config.recipe,
         "seed": str(config.seed),
     }
+
+
+def _behind(inputs: TrainInputs, config: TrainConfig) -> tuple[str | None, ...]:
+    """Return what a network's name leaves open: the weights' graph, and how photos fit its input if not cropped."""
+    if inputs.backbone is None:
+        return (config.fit,)
+    crop_mode = inputs.backbone.preprocessing.crop_mode
+    return inputs.backbone.graph_sha256, None if crop_mode == "center" else crop_mode
 
 
 def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> TrainedModel:

@@ -12,7 +12,7 @@ from regraft.data.scan import Dataset
 from regraft.data.splits import folds_of
 from regraft.evaluation.comparison import no_room
 from regraft.models.calibration import calibrated
-from regraft.models.feature_search import FeatureConfig, Trial, best, search, solved
+from regraft.models.feature_search import FeatureConfig, Trial, best, input_of, search, solved
 from regraft.models.linear_head import Head, out_of_fold, score, solve
 from regraft.models.ood import familiar
 from regraft.pipeline.selection import Selection, right_frozen
@@ -34,7 +34,7 @@ def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
     """
     if inputs.backbone is None or inputs.features is None:
         return None
-    feature_config = FeatureConfig(f"{inputs.backbone.preprocessing.height} px", inputs.backbone, inputs.features)
+    feature_config = FeatureConfig(input_of(inputs.backbone), inputs.backbone, inputs.features)
     train = inputs.photos_split.splits.train
     return solved(feature_config, train, folds_for(train, context.config), context.progress)
 

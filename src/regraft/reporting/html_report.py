@@ -11,6 +11,7 @@ from safetensors.numpy import load
 
 from regraft.backbones.backbone import first_layer
 from regraft.bundle.bundle import Bundle
+from regraft.bundle.format import special_features
 from regraft.bundle.heatmap import heat_map
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET, Progress
@@ -363,9 +364,9 @@ def _made_of(manifest: Context) -> list[tuple[str, str]]:
     images, split, p = provenance["images"], provenance["split"], manifest["preprocessing"]
     given = "as the folder says" if split["given"] else "drawn by content"
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    levels = ", mean and maximum of all levels" if backbone["levels"] else ""
+    special = "".join(f"; features: {text}" for text in special_features(backbone))
     return [
-        ("backbone", f"{backbone['name']}, {backbone['num_params'] / 1e6:.1f} million parameters{levels}"),
+        ("backbone", f"{backbone['name']}, {backbone['num_params'] / 1e6:.1f} million parameters{special}"),
         ("weights", f"{backbone['loaded'] or 'random'}; from {backbone['origin']}; licence {backbone['licence']}"),
         ("mode", provenance["mode"]),
         (
@@ -375,14 +376,17 @@ def _made_of(manifest: Context) -> list[tuple[str, str]]:
         ),
         (
             "input",
-            f"{p['height']} x {p['width']} pixels, {p['interpolation']}; mean {_triple(p['mean'])}, "
-            f"deviation {_triple(p['std'])}",
+            f"{p['height']} x {p['width']} pixels, {_FITS[p['crop_mode']]}, {p['interpolation']}; "
+            f"mean {_triple(p['mean'])}, deviation {_triple(p['std'])}",
         ),
         ("seed", str(provenance["config"]["seed"])),
         ("photos' fingerprint", provenance["data_sha256"][:16]),
         ("graph", backbone["graph_sha256"][:16]),
         ("versions", versions),
     ]
+
+
+_FITS = {"center": "the middle cut out", "border": "the whole photo, padded", "squash": "the whole photo, squashed"}
 
 
 def _triple(values: Sequence[float]) -> str:

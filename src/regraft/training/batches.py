@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -141,11 +141,7 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
 
     Their randomness is torch's.
     """
-    interpolation = InterpolationMode(preprocessing.interpolation)
-    size = (preprocessing.height, preprocessing.width)
-    steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(size, scale=(recipe.min_crop, 1.0), interpolation=interpolation, antialias=True)
-    ]
+    steps: list[torch.nn.Module] = [_RandomCrop(preprocessing, recipe.min_crop)]
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip())
     if recipe.augment == "color":
@@ -295,6 +291,35 @@ def _begin_worker(_: int) -> None:
     sys.excepthook = lambda *_: None
 
 
+class _RandomCrop(torch.nn.Module):
+    """A random part of a photo, resized to the network's input: of the photo as it is padded or squashed there."""
+
+    def __init__(self, preprocessing: Preprocessing, min_crop: float) -> None:
+        super().__init__()
+        self._preprocessing, self._scale = preprocessing, (min_crop, 1.0)
+
+    def forward(self, photo: Tensor) -> Tensor:
+        """Change a photo `(3, H, W)` uint8."""
+        p, squashed = self._preprocessing, 1.0
+        if p.crop_mode == "border":
+            photo = _padded(photo, p)
+        if p.crop_mode == "squash":
+            squashed = (photo.shape[2] / photo.shape[1]) / (p.width / p.height)
+        ratio = (squashed * 3 / 4, squashed * 4 / 3)
+        how = InterpolationMode(p.interpolation)
+        crop = v2.RandomResizedCrop((p.height, p.width), self._scale, ratio, interpolation=how, antialias=True)
+        return cast(Tensor, crop(photo))
+
+
+def _padded(photo: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Pad a photo `(3, H, W)` to the aspect ratio of the network's input."""
+    p, (height, width) = preprocessing, photo.shape[1:]
+    scale = max(height / p.height, width / p.width)
+    above, before = round(scale * p.height) - height, round(scale * p.width) - width
+    sides = [before // 2, above // 2, before - before // 2, above - above // 2]
+    return cast(Tensor, v2.functional.pad(photo, sides, fill=list(p.fill)))
+
+
 class _Changed(TorchDataset[Tensor]):
     """Photos of one epoch as tensors `(3, H, W)` uint8."""
 
@@ -333,9 +358,10 @@ def _decoded(dataset: Dataset, convert: Callable[[bytes], np.ndarray], name: str
 
 def _large_enough(preprocessing: Preprocessing, data: bytes) -> np.ndarray:
     image = decode(data, max(preprocessing.resize), preprocessing.grey_bits)
-    shorter, limit = min(image.size), STORED_SIDE * max(preprocessing.resize)
-    if shorter > limit:
-        width, height = (max(1, round(side * limit / shorter)) for side in image.size)
+    which = max if preprocessing.crop_mode == "border" else min
+    side, limit = which(image.size), STORED_SIDE * max(preprocessing.resize)
+    if side > limit:
+        width, height = (max(1, round(one * limit / side)) for one in image.size)
         image = image.resize((width, height), FILTERS[preprocessing.interpolation])
     return np.array(image)
 
