@@ -75,6 +75,8 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
     """
 
     async def enter(request: Request) -> Response:
+        if request.method != "GET":  # a look at where a link leads must not use its token up
+            raise HTTPException(405, "expected GET")
         token = request.query_params.get("token", "")
         cookie = None if entrance.is_known(request.scope) else entrance.exchange(token)
         return RedirectResponse("/", 303, {"Set-Cookie": cookie} if cookie else None)
@@ -110,7 +112,8 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
             await _called(sitting.add_class, said.name)
         else:
             await _called(sitting.rename_class, said.old, said.name)
-        return Json({"classes": sitting.status().classes})
+        status = sitting.status()
+        return Json({"classes": status.classes, "version": status.version})
 
     async def train(_: Request) -> Response:
         await _called(sitting.train)
@@ -121,7 +124,7 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
 
     async def photo(request: Request) -> Response:
         index, size = request.path_params["index"], request.query_params.get("size", "thumb")
-        if index >= sitting.num_photos or size not in EDGES:
+        if index >= len(sitting.heap) or size not in EDGES:
             raise HTTPException(404, "there is no such photo")
         try:
             data = await run_in_threadpool(thumbnails.get, index, size)
@@ -187,7 +190,7 @@ def _status(sitting: Sitting) -> dict[str, Any]:
     status = sitting.status()
     return {
         **asdict(status),
-        "folder": sitting.folder.name,
+        "folder": sitting.heap.root.name,
         "has_report": sitting.report is not None,
         "sort_folder": str(sitting.sort_folder) if sitting.sort_folder else None,
     }

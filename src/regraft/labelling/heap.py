@@ -73,7 +73,11 @@ class Contents:
         self._lock = threading.Lock()
 
     def put(
-        self, indices: Sequence[int], hashes: Sequence[str], rows: np.ndarray, unreadable: Mapping[int, str] | None = None
+        self,
+        indices: Sequence[int],
+        hashes: Sequence[str],
+        rows: np.ndarray,
+        unreadable: Mapping[int, str] | None = None,
     ) -> None:
         """Make photos known.
 

@@ -25,6 +25,7 @@ def serve_sitting(
     *,
     host: str = "127.0.0.1",
     port: int = PORT,
+    names: tuple[str, ...] = (),
     folder: Path | None = None,
     on_address: Callable[[str], None],
     progress: Progress = QUIET,
@@ -35,6 +36,7 @@ def serve_sitting(
         sitting: What is labelled.
         host: Address to listen on; this machine alone by default.
         port: 0 for any that is free.
+        names: Under which it may be called, besides this machine's usual ones.
         folder: Where thumbnails are kept; None for regraft's cache.
         on_address: Is told the page's address, with a token that lets one browser in; and another address each time
             that one was used.
@@ -44,14 +46,14 @@ def serve_sitting(
         ServeError: The address is taken.
     """
     kept = folder if folder is not None else writable_cache("thumbnails", progress)
-    thumbnails = Thumbnails(sitting.path_of, sitting.status().num_photos, kept)
+    thumbnails = Thumbnails(sitting.photo_path, len(sitting.heap), kept)
     first: list[str] = []
 
     def make(base: str, listening_port: int) -> ASGIApp:
         def tell(token: str) -> None:
             on_address(f"{base}{ENTER.removeprefix('/')}?token={token}")
 
-        entrance = Entrance(Access(hosts=known_hosts(host)), listening_port, tell)
+        entrance = Entrance(Access(hosts=known_hosts(host, names)), listening_port, tell)
         first.append(entrance.token)
         return create_app(sitting, thumbnails, entrance)
 

@@ -195,7 +195,9 @@ class Sitting:
         self._check_photo(answer.photo)
         content = self.contents.hashes[answer.photo]
         if not content:
-            raise DataError(f"{self.heap.paths[answer.photo]} was not read yet, or cannot be. Answer it when it is shown.")
+            raise DataError(
+                f"{self.heap.paths[answer.photo]} was not read yet, or cannot be. Answer it when it is shown."
+            )
         if answer.label is not None:
             self._labels.index(answer.label)
         label = None if answer.set_aside else answer.label

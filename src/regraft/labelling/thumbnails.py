@@ -114,13 +114,14 @@ class Thumbnails:
                 if self._disk.is_full:  # what is made now would only push out what was made before
                     following = self._num_photos
                     continue
+                if self._is_on_disk(photo):
+                    continue
             with suppress(Unreadable):  # which is told where it is shown
-                self._make(photo)
+                self.get(photo, "thumb")
 
-    def _make(self, photo: int) -> None:
-        """Have the thumbnail on disk; in memory too, if it was asked for."""
-        if self._memory.get((photo, "thumb")) is None:
-            self.get(photo, "thumb")
+    def _is_on_disk(self, photo: int) -> bool:
+        key = _key(self._path_of(photo))
+        return key is not None and self._disk.get(key) is not None
 
 
 class _Memory:

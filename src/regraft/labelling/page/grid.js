@@ -11,11 +11,11 @@ const MOST_WIDTH = 420;
 
 const WORDS = {
   groups: {
-    hint: "They look alike. Take out what does not belong, then say what the others are.",
+    hint: "They look alike. Click what does not belong, then say what the others are.",
     empty: "No groups are left.",
   },
   guesses: {
-    hint: "Mark a photo that is something else, and say what it is.",
+    hint: "Point at a photo that is something else, and say what it is.",
     empty: "There is nothing to guess.",
   },
   doubts: {
@@ -44,6 +44,10 @@ export class Grid {
     return this.kind === "doubts" ? card.label : (this.page.suggestion ?? (this.kind === "groups" ? null : card.guess));
   }
 
+  get hasCaptions() {
+    return this.kind !== "groups" || this.page.suggestion !== null;
+  }
+
   get open() {
     return this.page.cards.filter((card) => !this.done.has(card.photo) && !this.out.has(card.photo));
   }
@@ -60,20 +64,20 @@ export class Grid {
   show(main, footer) {
     const { app, page } = this;
     if (!page.cards.length) return app.showEmpty(WORDS[this.kind].empty);
-    this.title_ = make("h1", {}, ...this.title);
-    this.list = make("ul", { class: "cards", "aria-label": "Photos" }, ...page.cards.map((card, index) => this.card(card, index)));
+    this.list = make("ul", { class: this.hasCaptions ? "cards" : "cards bare", "aria-label": "Photos" }, ...page.cards.map((card, index) => this.card(card, index)));
     main.replaceChildren(
-      make("div", { class: "question" }, make("div", {}, this.title_, make("p", { class: "hint", text: WORDS[this.kind].hint })), (this.accept = this.acceptButton())),
+      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: WORDS[this.kind].hint })), this.sizes()),
       this.list,
     );
     footer.replaceChildren(
+      (this.accept = this.acceptButton()),
       chooser(app.classes, (name) => this.choose(name), {
-        prompt: this.kind === "groups" ? "They are" : "The marked photo is",
+        prompt: this.kind === "groups" ? "They are" : "Marked photo:",
         placeholder: this.kind === "groups" ? "type a name" : "another name",
       }),
       make("div", { class: "more", role: "group", "aria-label": "The marked photo" },
-        button(this.kind === "groups" ? "Take out" : "Leave for later", "⌫", () => this.toggle(this.current)),
-        button("Not a photo of this task", "x", () => this.setAside()),
+        button(this.kind === "groups" ? "Take out" : "Later", "⌫", () => this.toggle(this.current)),
+        button("Set aside", "x", () => this.setAside(), { title: "Not a photo of this task" }),
         button("Zoom", "z", () => app.zoom()),
         this.kind === "groups" ? button("Another group", "s", () => this.skip()) : null),
     );
@@ -82,6 +86,11 @@ export class Grid {
     this.update();
     this.put(this.cursor, { focus: app.mayFocus() });
     if (this.kind === "groups" && !app.classes.length) app.focusName();
+  }
+
+  sizes() {
+    const size = (text, key, name) => make("button", { type: "button", "aria-label": name, title: `${name}: ${key}`, onclick: () => this.app.resize(key), text });
+    return make("div", { class: "sizes", role: "group", "aria-label": "Size of photos" }, size("−", "-", "Smaller photos, more on a page"), size("+", "+", "Larger photos, fewer on a page"));
   }
 
   acceptButton() {
@@ -115,21 +124,21 @@ export class Grid {
     const left = this.open;
     const [words] = this.accept.children;
     words.replaceChildren(...this.acceptWords(left));
-    this.accept.disabled = left.length > 0 && this.kind === "groups" && !page.suggestion;
+    this.accept.hidden = left.length > 0 && this.kind === "groups" && !page.suggestion; // it needs a name
   }
 
   caption(card, isDone, isOut) {
     const { classes } = this.app;
     if (isOut) return [make("span", { text: this.kind === "groups" ? "taken out" : "for later" })];
-    if (card.is_set_aside) return [make("span", { text: "not of this task" })];
+    if (card.is_set_aside) return [make("span", { text: "set aside" })];
     if (isDone) return [make("span", { "aria-hidden": "true", text: "✓" }), label(card.label, classes)];
     if (this.kind === "doubts") {
-      const sure = make("small", {}, "rather ", label(card.guess, classes), ` ${percent(card.probability)}`);
-      return [label(card.label, classes), make("span", { text: "?" }), sure];
+      const line = (said, name, ...rest) => make("span", { class: "line" }, make("small", { text: said }), label(name, classes), ...rest);
+      return [line("labelled", card.label), line("looks like", card.guess, make("small", { class: "sure", text: percent(card.probability) }))];
     }
     const thought = this.thought(card);
-    if (!thought) return [make("span", { text: "\u00a0" })];
-    const sure = card.probability === null || card.guess !== thought ? null : make("small", { text: percent(card.probability) });
+    if (!thought) return [];
+    const sure = card.probability === null || card.guess !== thought ? null : make("small", { class: "sure", text: percent(card.probability) });
     return [label(thought, classes), sure].filter(Boolean);
   }
 
@@ -137,7 +146,6 @@ export class Grid {
     const { suggestion, cards } = this.page;
     if (!left.length) return ["Next page"];
     if (this.kind === "doubts") return [left.length === cards.length ? "All labels are right" : `The other ${left.length} are right`];
-    if (!suggestion && this.kind === "groups") return ["Name them below"];
     const many = left.length === cards.length ? `Yes, all ${left.length}` : `Yes, the other ${left.length}`;
     return [left.length === 1 ? "Yes, this one" : many];
   }
@@ -151,7 +159,7 @@ export class Grid {
     const number = this.page.cards.length;
     const most = Math.max(2, Math.floor((width + GAP) / (LEAST_WIDTH + GAP)));
     let columns = Math.min(most, number);
-    const caption = CAPTION * (this.kind === "doubts" ? 1.7 : 1);
+    const caption = this.hasCaptions ? CAPTION * (this.kind === "doubts" ? 1.9 : 1) : 0;
     for (let few = 1; few <= most; few++) {
       const one = Math.min((width - GAP * (few - 1)) / few, MOST_WIDTH);
       const rows = Math.ceil(number / few);
@@ -163,7 +171,10 @@ export class Grid {
     columns = Math.max(columns, 2);
     this.columns = columns;
     this.list.style.setProperty("--columns", columns);
-    this.list.style.setProperty("--shape", shape);
+    const one = Math.min((width - GAP * (columns - 1)) / columns, MOST_WIDTH);
+    const rows = Math.ceil(number / columns);
+    const room = (height - GAP * (rows - 1)) / rows - caption; // upright photos use what is left below
+    this.list.style.setProperty("--shape", Math.min(shape, Math.max(one / room, shape * 0.8)));
     this.list.style.setProperty("--most", `${MOST_WIDTH}px`);
   }
 
@@ -214,7 +225,7 @@ export class Grid {
 
   async acceptAll() {
     const { open } = this;
-    if (this.accept.disabled) return this.app.focusName();
+    if (this.accept.hidden) return this.app.focusName();
     if (open.length && !(await this.app.busy(() => this.send(open.map((card) => ({ photo: card.photo, label: this.thought(card) })))))) return;
     await this.turn();
   }
@@ -271,7 +282,7 @@ export class Grid {
   }
 
   get legend() {
-    const common = [["← ↑ → ↓", "mark a photo; the mouse does too"], ["z", "zoom, also Space or a double click"], ["x", "not a photo of this task: set it aside"]];
+    const common = [["← ↑ → ↓", "mark a photo; the mouse does too"], ["z", "zoom, also Space or a double click"], ["x", "set it aside: not a photo of this task"], ["+ -", "larger photos, smaller ones"]];
     const keys = [...keysOf(this.app.classes)].slice(0, 3).map(([, key]) => key).join(" ") || "1 2 3";
     if (this.kind === "groups") {
       return [[keys, "say what the group is"], ["n", "type a name"], ["⌫", "take the marked photo out; a click does too"], ["s", "another group"], ...common];

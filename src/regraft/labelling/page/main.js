@@ -9,6 +9,7 @@ import { Progress } from "./progress.js";
 import { Single } from "./single.js";
 
 const SIZES = { groups: 24, guesses: 24, doubts: 12, questions: 12, audit: 12 };
+const SCALES = [0.25, 0.5, 1, 2]; // of a page's number of photos
 const ORDER = ["groups", "guesses", "questions", "doubts", "progress"];
 const NAMES = { groups: "Groups", guesses: "Guesses", questions: "Questions", doubts: "Doubts", progress: "Progress", audit: "photos drawn at random" };
 const REMEMBERED = 200; // pages that undoing can show again
@@ -17,7 +18,7 @@ const LATER_MS = 3000;
 
 const app = {
   main: find("screen"), footer: find("footer"), status: null, screen: null, screens: {},
-  leftOut: new Set(), history: [], isBusy: false, isEmpty: false, turns: 0,
+  leftOut: new Set(), history: [], isBusy: false, isEmpty: false, turns: 0, scale: 2,
 
   get classes() {
     return this.status?.classes ?? [];
@@ -78,7 +79,7 @@ const app = {
     return this.busy(async () => {
       const { screen } = this;
       if (screen.kind !== "progress") {
-        const size = matchMedia("(max-width: 600px)").matches ? SIZES[screen.kind] / 2 : SIZES[screen.kind];
+        const size = this.size(screen);
         let page = await getPage(screen.kind, size, this.leftOut);
         if (!page.cards.length && this.leftOut.size) {
           this.leftOut.clear(); // nothing else is left: they come again
@@ -89,6 +90,17 @@ const app = {
       }
       this.render();
     });
+  },
+
+  /** How many photos a page has: half as many on a phone, and as the size of the photos was chosen. */
+  size(screen) {
+    const scale = screen instanceof Grid ? SCALES[this.scale] : 1;
+    return Math.max(1, SIZES[screen.kind] * scale * (matchMedia("(max-width: 600px)").matches ? 0.5 : 1));
+  },
+
+  resize(key) {
+    this.scale = Math.min(Math.max(this.scale + (key === "-" ? 1 : -1), 0), SCALES.length - 1);
+    return this.turn();
   },
 
   remember({ kind, page, done, out }) {
@@ -124,9 +136,10 @@ const app = {
     this.footer.hidden = true;
     const isReading = status.num_featured < status.num_photos;
     const next = this.suggested(screen.kind);
+    const hasModel = status.solved_version >= 0;
     const words = isReading && screen.kind !== "audit"
       ? ["Photos are being read", `${status.num_featured.toLocaleString("en")} of ${count(status.num_photos, "photo")} so far. You can begin as soon as there are enough.`]
-      : [text, next === "groups" ? "Name some groups first; then the model can guess." : status.is_done ? "Every photo is labelled." : ""];
+      : [hasModel || !["doubts", "guesses", "questions"].includes(screen.kind) ? text : "The model does not know enough yet", next === "groups" ? "Name some groups first; then the model can guess." : status.is_done ? "Every photo is labelled." : ""];
     const on = next && !(isReading && !status.num_labelled) ? button(`Go on with ${NAMES[next]}`, "Enter", () => this.go(next), { class: "accept", id: "on" }) : null;
     this.main.replaceChildren(make("div", { class: "empty" }, make("h1", { text: words[0] }), make("p", { class: "hint", text: words[1] }), isReading ? make("progress", { max: status.num_photos, value: status.num_featured, "aria-label": "Photos read" }) : null, on));
   },
@@ -246,6 +259,7 @@ const app = {
     const at = ORDER.indexOf(this.screen.kind === "audit" ? "progress" : this.screen.kind);
     const acts = {
       u: () => this.undo(), "?": () => this.showKeys(), n: () => this.focusName(),
+      ...(this.screen instanceof Grid ? { "+": () => this.resize("+"), "-": () => this.resize("-") } : {}),
       ",": () => this.go(ORDER.at(at - 1)), ".": () => this.go(ORDER[(at + 1) % ORDER.length]),
     };
     if (acts[event.key] && !zoom.open) return acts[event.key]();
@@ -290,7 +304,10 @@ async function start() {
   app.screens.progress = new Progress(app);
   await enter();
   await app.poll();
-  if (!app.status) return;
+  if (!app.status) {
+    app.main.replaceChildren(make("div", { class: "empty" }, make("h1", { text: "This page is closed" }), make("p", { class: "hint", text: "Open the address that the terminal shows. Each address opens one browser; for another one, the terminal shows the next." })));
+    return;
+  }
   await app.go(app.status.is_done ? "progress" : app.status.solved_version < 0 ? "groups" : "guesses");
   keepAsking();
 }

@@ -5,8 +5,8 @@ import { label } from "./classes.js";
 import { postSort, postTrain } from "./api.js";
 
 const MORE = 50; // labels that the gain is told for
-const WIDTH = 520;
-const HEIGHT = 240;
+const WIDTH = 400;
+const HEIGHT = 230;
 const MARGIN = { left: 46, right: 14, top: 12, bottom: 38 };
 const HARDLY = 0.005; // of a gain
 

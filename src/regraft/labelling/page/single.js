@@ -37,13 +37,16 @@ export class Single {
       one.append(thumb(card.photo));
       return make("li", { "data-photo": card.photo }, one);
     }));
-    this.ask = make("h1", { text: "What is this?" });
-    main.replaceChildren(make("div", { class: "question" }, make("div", {}, this.ask, this.note), make("p", { class: "place" })), make("div", { class: "stage" }, this.picture), this.strip);
+    const ask = make("h1", { text: "What is this?" });
+    this.accept = this.kind === "audit" ? null : make("button", { type: "button", class: "accept", onclick: () => this.agree() });
+    main.replaceChildren(make("div", { class: "question" }, make("div", {}, ask, this.note), make("p", { class: "place" })), make("div", { class: "stage" }, this.picture), this.strip);
     this.place = main.querySelector(".place");
     footer.replaceChildren(
+      ...(this.accept ? [this.accept] : []),
       chooser(app.classes, (name) => this.choose(name), { prompt: "This is", placeholder: "another name" }),
       make("div", { class: "more", role: "group", "aria-label": "This photo" },
-        button("I do not know", "⌫", () => this.leave()), button("Not a photo of this task", "x", () => this.setAside()), button("Zoom", "z", () => app.zoom())),
+        button("I do not know", "⌫", () => this.leave()), button("Set aside", "x", () => this.setAside(), { title: "Not a photo of this task" }), button("Zoom", "z", () => app.zoom()),
+        this.kind === "audit" ? button("Enough for now", "", () => app.go("progress")) : null),
     );
     footer.hidden = false;
     this.put(this.cursor);
@@ -56,6 +59,7 @@ export class Single {
     this.picture.alt = card.name;
     this.place.textContent = `${this.cursor + 1} of ${this.page.cards.length}`;
     this.note.replaceChildren(...this.words(card));
+    if (this.accept) this.accept.replaceChildren(...this.acceptWords(card), make("kbd", { text: "Enter", "aria-hidden": "true" }));
     [...this.strip.children].forEach((item, at) => {
       const one = this.page.cards[at];
       item.toggleAttribute("data-cursor", at === this.cursor);
@@ -73,7 +77,18 @@ export class Single {
     if (card.is_set_aside) return ["You set it aside."];
     if (this.done.has(card.photo)) return ["You said ", label(card.label, classes), ". Another answer replaces it."];
     if (!card.guess || this.kind === "audit") return [WORDS[this.kind].hint];
-    return ["Perhaps ", label(card.guess, classes), `, ${percent(card.probability)}. `, make("kbd", { text: "Enter" }), " if that is right."];
+    return [WORDS.questions.hint];
+  }
+
+  acceptWords(card) {
+    if (!card.guess || this.done.has(card.photo)) return ["Next photo"];
+    return [`Yes: ${card.guess} `, make("small", { text: percent(card.probability) })];
+  }
+
+  /** Say what the model thinks; go on where there is nothing to agree to. */
+  agree() {
+    const { guess, photo } = this.current;
+    return guess && !this.done.has(photo) ? this.choose(guess) : this.forward();
   }
 
   leave() {
@@ -131,7 +146,7 @@ export class Single {
   key(event) {
     const acts = {
       ArrowLeft: () => this.put(this.cursor - 1), ArrowRight: () => this.put(this.cursor + 1), Backspace: () => this.leave(), Delete: () => this.leave(), x: () => this.setAside(),
-      Enter: () => (this.kind === "audit" || !this.current.guess || this.done.has(this.current.photo) ? this.forward() : this.choose(this.current.guess)),
+      Enter: () => this.agree(),
     };
     if (this.kind === "audit") delete acts.Enter; // there is no guess to agree to
     const name = classOf(event.key, this.app.classes);
@@ -142,6 +157,6 @@ export class Single {
   get legend() {
     const keys = [...keysOf(this.app.classes)].slice(0, 3).map(([, key]) => key).join(" ") || "1 2 3";
     const agree = this.kind === "audit" ? [] : [["Enter", "agree with the guess"]];
-    return [[keys, "say what it is"], ["n", "type another name"], ...agree, ["← →", "another photo"], ["⌫", "I do not know: leave it for later"], ["x", "not a photo of this task: set it aside"], ["z", "zoom"]];
+    return [[keys, "say what it is"], ["n", "type another name"], ...agree, ["← →", "another photo"], ["⌫", "I do not know: leave it for later"], ["x", "set it aside: not a photo of this task"], ["z", "zoom"]];
   }
 }
