@@ -20,12 +20,12 @@ LOCKED_OUT = "this browser was not let in; open the address that the terminal sh
 class Entrance:
     """One-time tokens, and the cookie that each of them becomes.
 
-    A token is in an address, and addresses are kept in histories and shown on screens: so it works once. Whoever used it
-    has a cookie from then on, which no script can read and no page elsewhere can send.
+    A token is in an address, and addresses are kept in histories and shown on screens: so it works once. Whoever used
+    it has a cookie from then on, which no script can read and no page elsewhere can send.
 
     Args:
         access: By which names the server may be called.
-        port: On which it listens; browsers share cookies among all ports of a machine, so that the cookie's name has it.
+        port: On which it listens. The cookie's name has it, because browsers share cookies among a machine's ports.
         on_token: Is told the next token each time that one was used, for another browser.
     """
 

@@ -52,6 +52,7 @@ class Thumbnails:
         self._disk = _Disk(folder, disk_bytes)
         self._decoders = threading.BoundedSemaphore(num_cores())
         self._wanted: deque[int] = deque()  # that are to be made before all others
+        self._following = 0  # of those that nobody asked for
         self._is_called = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work_ahead, daemon=True, name="regraft thumbnails")
@@ -102,22 +103,24 @@ class Thumbnails:
     def _work_ahead(self) -> None:
         _be_nice()
         self._disk.measure()
-        following = 0
-        while True:
-            with self._is_called:
-                self._is_called.wait_for(lambda: self._is_closed or self._wanted or following < self._num_photos)
-                if self._is_closed:
-                    return
-                photo = self._wanted.popleft() if self._wanted else None
-            if photo is None:
-                photo, following = following, following + 1
-                if self._disk.is_full:  # what is made now would only push out what was made before
-                    following = self._num_photos
-                    continue
-                if self._is_on_disk(photo):
-                    continue
+        while (photo := self._next()) is not None:
             with suppress(Unreadable):  # which is told where it is shown
                 self.get(photo, "thumb")
+
+    def _next(self) -> int | None:
+        """Return the photo whose thumbnail is to be made next, once there is one; None at the end."""
+        while True:
+            with self._is_called:
+                self._is_called.wait_for(lambda: self._is_closed or self._wanted or self._following < self._num_photos)
+                if self._is_closed:
+                    return None
+                if self._wanted:
+                    return self._wanted.popleft()
+                photo = self._following
+                # once the disk is full, what nobody asks for would only push out what was asked for
+                self._following = photo + 1 if not self._disk.is_full else self._num_photos
+            if not self._is_on_disk(photo):
+                return photo
 
     def _is_on_disk(self, photo: int) -> bool:
         key = _key(self._path_of(photo))
