@@ -70,6 +70,7 @@ class PhotoRecord:
             "labels": list(self.labels),
             "by": self.labelled.by,
             "at": self.labelled.at,
+            **({"guess": self.labelled.guess} if self.labelled.guess else {}),
             "split": self.split,
             **({"group": self.group} if self.group else {}),
             "sha256": self.sha256,
@@ -84,11 +85,13 @@ class PhotoRecord:
                 is otherwise damaged, another of `DAMAGED`.
         """
         labels, texts = tuple(row["labels"]), [row[name] for name in ("path", "by", "at", "sha256")]
-        if not labels or not all(isinstance(text, str) for text in (*labels, *texts, row.get("group", ""))):
+        if not labels or not all(
+            isinstance(text, str) for text in (*labels, *texts, row.get("group", ""), row.get("guess", ""))
+        ):
             raise ValueError("expected text")
         if row["split"] not in SPLITS or len(bytes.fromhex(row["sha256"])) != 32:
             raise ValueError("expected a split and a hash")
-        labelled = Labelling(row["by"], row["at"])
+        labelled = Labelling(row["by"], row["at"], row.get("guess", ""))
         return PhotoRecord(row["path"], labels, labelled, row["split"], row["sha256"], row.get("group", ""))
 
 

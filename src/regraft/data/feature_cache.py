@@ -57,7 +57,7 @@ class CachedRows(Mapping[str, np.ndarray]):
             rows: `(n, D)`.
         """
         if self.table.size == 0:
-            self.table = _room(len(self._place), rows.shape[1])
+            self.table = row_table(len(self._place), rows.shape[1])
         places = self.places(hashes)
         self.table[places], self._known[places] = rows, True
 
@@ -221,7 +221,7 @@ def _hex(hashes: np.ndarray) -> list[str]:
     return [one.tobytes().hex() for one in hashes]
 
 
-def _room(num_rows: int, size: int) -> np.ndarray:
+def row_table(num_rows: int, size: int) -> np.ndarray:
     """`(num_rows, size)` float32 in memory, or on disk where it is large and the disk has room for it."""
     shape, num_bytes = (num_rows, size), 4 * num_rows * size
     if num_bytes < LARGE_BYTES or not hasattr(os, "posix_fallocate"):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from regraft.data.feature_cache import row_table
+
 AUDIT_SHARE, MOST_AUDITED = 0.1, 300  # of the photos that are kept for the audit
 
 
@@ -70,6 +72,7 @@ class Contents:
         self.is_ready = np.zeros(num_photos, bool)
         self.num_changes = 0
         self._first: dict[str, int] = {}
+        self._looked_at: list[int] = []
         self._lock = threading.Lock()
 
     def put(
@@ -89,7 +92,7 @@ class Contents:
         """
         with self._lock:
             if not self.features.size and len(rows):
-                self.features = np.zeros((len(self.hashes), rows.shape[1]), np.float32)
+                self.features = row_table(len(self.hashes), rows.shape[1])
             for index, content, row in zip(indices, hashes, rows, strict=True):
                 self.hashes[index] = content
                 first = self._first.setdefault(content, index)
@@ -99,7 +102,17 @@ class Contents:
                     self.features[index] = row
                     self.is_ready[index] = True
             self.unreadable.update(unreadable or {})
+            self._looked_at += [*indices, *(unreadable or {})]
             self.num_changes += 1
+
+    def new_since(self, num_known: int) -> list[tuple[int, str]]:
+        """Return index and content hash of photos that have become known, once `num_known` files were looked at.
+
+        Args:
+            num_known: As it was when this was asked before.
+        """
+        with self._lock:
+            return [(i, self.hashes[i]) for i in self._looked_at[num_known:] if self.is_ready[i]]
 
     def index_of(self, content: str) -> int | None:
         """Return the photo with a content; None where none is known yet."""
@@ -108,4 +121,4 @@ class Contents:
     @property
     def num_known(self) -> int:
         """Number of files that were looked at."""
-        return int(self.is_ready.sum()) + len(self.copies) + len(self.unreadable)
+        return len(self._looked_at)

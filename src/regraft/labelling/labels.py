@@ -30,6 +30,7 @@ class Verdict:
         at: When, as ISO 8601 in UTC.
         guess: The class that the model took it for before; "" where there was no guess.
         version: The entry that says it.
+        is_confirmed: Whether it says again what was said before.
     """
 
     label: int
@@ -39,6 +40,7 @@ class Verdict:
     at: str
     guess: str
     version: int
+    is_confirmed: bool = False
 
 
 class Labels:
@@ -81,11 +83,14 @@ class Labels:
         """Return the version at which a photo was last answered or undone; 0 for never."""
         return self._changed.get(content, 0)
 
-    def in_order(self) -> Iterator[tuple[str, Verdict]]:
-        """Yield content hash and verdict of every photo that has one, in the order in which they were given."""
-        found = [(said[-1].version, content, said[-1]) for content, said in self._verdicts.items() if said]
-        for _, content, verdict in sorted(found, key=lambda one: one[:2]):
-            yield content, verdict
+    def contents(self) -> Iterator[str]:
+        """Yield the content hash of every photo that something was ever said of."""
+        return iter(self._changed)
+
+    def step_contents(self, person: str) -> tuple[str, ...]:
+        """Return the content hashes of a person's last step that was not undone."""
+        steps = self._steps.get(person)
+        return steps[-1][1] if steps else ()
 
     def last_step(self, person: str) -> int | None:
         """Return the version of a person's last step that was not undone; None where there is none."""
@@ -110,7 +115,9 @@ class Labels:
             is_set_aside, is_audit = bool(said.get("set_aside")), bool(said.get("is_audit"))
             before = self[content]
             is_audit = is_audit or (before is not None and before.is_audit)
-            verdict = Verdict(index, is_set_aside, is_audit, person, at, str(said.get("guess") or ""), version)
+            is_same = before is not None and (before.label, before.is_set_aside) == (index, is_set_aside)
+            guess = str(said.get("guess") or "")
+            verdict = Verdict(index, is_set_aside, is_audit, person, at, guess, version, is_same)
             self._verdicts.setdefault(content, []).append(verdict)
             self._changed[content] = version
             contents.append(content)

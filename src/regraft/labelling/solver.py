@@ -1,0 +1,242 @@
+"""The head, solved again on a thread of its own whenever something was labelled; the newest labels win.
+
+While it solves, more may be labelled: those in between are skipped, and it begins with what is newest.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from regraft.labelling.audit import audited_accuracy, checkpoints, curve_point
+from regraft.labelling.cards import AuditedAccuracy, CurvePoint
+from regraft.labelling.clusters import Clusters, assigned, find_clusters
+from regraft.labelling.head import (
+    BLOCK,
+    FastHead,
+    Projection,
+    find_projection,
+    out_of_fold,
+    solve_head,
+)
+
+GROWTH = 1.5  # how many times as many photos make new axes worth while
+FEWEST_PHOTOS = 8  # from which on axes are found
+NO_PHOTOS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a solution is made from.
+
+    Attributes:
+        version: Of the labels.
+        num_changes: Of what is known of the photos.
+        features: `(N, D)` float32, of which the rows `ready` are known.
+        ready: `(n,)` int64, photos whose features are there.
+        photos: `(m,)` int64, photos to learn from, in the order in which they were labelled.
+        y: `(m,)` int64, their labels.
+        audited: `(a,)` int64, photos that were labelled for the audit.
+        audited_y: `(a,)` int64, their labels.
+        num_classes: Number C of classes.
+    """
+
+    version: int
+    num_changes: int
+    features: np.ndarray = field(repr=False)
+    ready: np.ndarray = field(repr=False)
+    photos: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    audited: np.ndarray = field(repr=False)
+    audited_y: np.ndarray = field(repr=False)
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What is known after solving.
+
+    Attributes:
+        snapshot: What it was made from.
+        z: `(N, R)` float32, projected features of the photos that were ready.
+        clusters: Of these photos.
+        log_p: `(N, C)` float32, logarithms of their probabilities; None while there are not two classes.
+        seconds: How long solving took.
+        held_out: `(m, C)` float32, out-of-fold logarithms of probabilities of the photos learned from; None while that
+            was not computed.
+        accuracy: On the audited photos.
+        curve: The same after fewer labels.
+    """
+
+    snapshot: Snapshot
+    z: np.ndarray = field(repr=False)
+    clusters: Clusters = field(repr=False)
+    log_p: np.ndarray | None = field(repr=False)
+    seconds: float
+    held_out: np.ndarray | None = field(repr=False, default=None)
+    accuracy: AuditedAccuracy | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+
+class Solver:
+    """Solves again and again.
+
+    Args:
+        snapshot: Returns what is to be solved now; called on the solver's thread.
+
+    Attributes:
+        latest: The newest solution; None before the first.
+    """
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self.latest: Solved | None = None
+        self._snapshot = snapshot
+        self._state = _Space()
+        self._head: FastHead | None = None
+        self._curve: dict[int, tuple[bytes, FastHead]] = {}
+        self._failure: BaseException | None = None
+        self._is_due, self._is_closed, self._is_idle = False, False, True
+        self._condition = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="regraft-solver", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that there is something new to solve."""
+        with self._condition:
+            self._is_due, self._is_idle = True, False
+            self._condition.notify_all()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until everything that was asked for is solved. Raises what solving has failed with.
+
+        Args:
+            timeout_s: How long at most; None for as long as it takes.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_idle or self._failure is not None, timeout_s)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what solving has failed with, where it has."""
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Stop when what is being solved is done."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._is_called():
+                self._solve_newest()
+        except BaseException as error:  # told to whoever asks next
+            with self._condition:
+                self._failure = error
+                self._condition.notify_all()
+
+    def _is_called(self) -> bool:
+        """Wait for something to solve; False at the end."""
+        with self._condition:
+            if not self._is_due:
+                self._is_idle = True
+                self._condition.notify_all()
+            self._condition.wait_for(lambda: self._is_due or self._is_closed)
+            self._is_due = False
+            return not self._is_closed
+
+    def _solve_newest(self) -> None:
+        snapshot, began = self._snapshot(), time.perf_counter()
+        if len(snapshot.ready) < FEWEST_PHOTOS:
+            return
+        if self._state.follow(snapshot):
+            self._head, self._curve = None, {}
+        log_p = self._log_probabilities(snapshot)
+        z, clusters = self._state.z, self._state.clusters
+        self.latest = Solved(snapshot, z, clusters, log_p, time.perf_counter() - began)
+        for step in (self._with_audit, self._with_held_out, self._with_curve):
+            if log_p is None or self._is_due:
+                return
+            self.latest = step(self.latest)
+
+    def _log_probabilities(self, snapshot: Snapshot) -> np.ndarray | None:
+        """Solve the head, and return what it says of every photo."""
+        if len(np.unique(snapshot.y)) < 2:
+            return None
+        z = self._state.z
+        self._head = solve_head(
+            z[snapshot.photos], snapshot.y, snapshot.num_classes, self._state.projection, self._head
+        )
+        return self._head.log_probabilities(z)
+
+    def _with_audit(self, solved: Solved) -> Solved:
+        of = solved.snapshot
+        assert solved.log_p is not None
+        return replace(solved, accuracy=audited_accuracy(solved.log_p[of.audited], of.audited_y))
+
+    def _with_held_out(self, solved: Solved) -> Solved:
+        of = solved.snapshot
+        found = out_of_fold(solved.z[of.photos], of.y, of.num_classes, self._state.projection, self._head)
+        return replace(solved, held_out=found)
+
+    def _with_curve(self, solved: Solved) -> Solved:
+        """Score heads on the first labels, too; each is solved once as long as these labels stay."""
+        of, points = solved.snapshot, []
+        if solved.accuracy is None:
+            return solved
+        for count in checkpoints(len(of.y)):
+            y, photos = of.y[:count], of.photos[:count]
+            if len(np.unique(y)) < 2:
+                continue
+            key = photos.tobytes() + y.tobytes()
+            known = self._curve.get(count)
+            if known is None or known[0] != key:
+                head = solve_head(solved.z[photos], y, of.num_classes, self._state.projection, self._head)
+                self._curve[count] = known = (key, head)
+            found = audited_accuracy(known[1].log_probabilities(solved.z[of.audited]), of.audited_y)
+            assert found is not None
+            points.append(curve_point(count, found))
+        return replace(solved, curve=tuple(points))
+
+
+class _Space:
+    """Projected features of all photos, which follow as photos become known.
+
+    Attributes:
+        projection: Where they come from.
+        z: `(N, R)` float32.
+        clusters: Of the photos that were known when the projection was found.
+    """
+
+    projection: Projection
+    z: np.ndarray
+    clusters: Clusters
+
+    def __init__(self) -> None:
+        self._num_changes = -1
+        self._known = NO_PHOTOS
+
+    def follow(self, snapshot: Snapshot) -> bool:
+        """Take in photos that have become known. Return whether the projection is another one now."""
+        if snapshot.num_changes == self._num_changes:
+            return False
+        self._num_changes = snapshot.num_changes
+        is_new = not len(self._known) or len(snapshot.ready) >= GROWTH * self.projection.num_photos
+        if is_new:
+            self.projection = find_projection(snapshot.features, snapshot.ready)
+            size = len(self.projection.offset)
+            self.z, self._known = np.zeros((len(snapshot.features), size), np.float32), NO_PHOTOS
+        fresh = np.setdiff1d(snapshot.ready, self._known, assume_unique=True)
+        for start in range(0, len(fresh), BLOCK):
+            rows = fresh[start : start + BLOCK]
+            self.z[rows] = self.projection(snapshot.features[rows])
+        self._known = snapshot.ready
+        if is_new:
+            self.clusters = find_clusters(self.z[self._known], self._known)
+        elif len(fresh):
+            self.clusters = assigned(self.z[self._known], self._known, self.clusters.centres)
+        return is_new
