@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regraft.core.errors import RegraftError
 from regraft.data.decode import Unreadable
-from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Conflict, Page
+from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Conflict
 from regraft.labelling.entrance import ENTER, Entrance
 from regraft.labelling.sitting import Sitting
 from regraft.labelling.thumbnails import EDGES, Thumbnails
@@ -88,8 +87,7 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
         kind, size = _kind(request), _size(request)
         class_name, without = request.query_params.get("class") or None, _photos(request, "without")
         shown = await _called(sitting.page, kind, size, class_name, without=frozenset(without))
-        then = BackgroundTask(_prepare_next, sitting, thumbnails, shown, size, without)
-        return Json(asdict(shown), background=then)
+        return Json(asdict(shown))
 
     async def cards(request: Request) -> Response:
         found = await _called(sitting.cards, _photos(request, "photos"))
@@ -99,7 +97,8 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
         said = await _body(request, Answers)
         given = [Answer(one.photo, one.label, one.set_aside, said.is_audit) for one in said.answers]
         person = _person(request)
-        return Json({"version": await _called(sitting.answer, given, person=person, seen_version=said.version)})
+        version = await _called(sitting.answer, given, person=person, seen_version=said.version)
+        return Json({"version": version, "status": await run_in_threadpool(_status, sitting)})
 
     async def undo(request: Request) -> Response:
         undone = await _called(sitting.undo, person=_person(request))
@@ -194,13 +193,6 @@ def _status(sitting: Sitting) -> dict[str, Any]:
         "has_report": sitting.report is not None,
         "sort_folder": str(sitting.sort_folder) if sitting.sort_folder else None,
     }
-
-
-def _prepare_next(sitting: Sitting, thumbnails: Thumbnails, shown: Page, size: int, without: list[int]) -> None:
-    """Have the thumbnails made of the page that will probably come after this one."""
-    seen = frozenset([*without, *(card.photo for card in shown.cards)])
-    following = sitting.page(shown.kind, size, shown.suggestion, without=seen)
-    thumbnails.prepare(card.photo for card in following.cards)
 
 
 def _report(sitting: Sitting) -> bytes:

@@ -4,8 +4,8 @@ import io
 import os
 import sys
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -51,31 +51,16 @@ class Thumbnails:
         self._memory = _Memory(memory_bytes)
         self._disk = _Disk(folder, disk_bytes)
         self._decoders = threading.BoundedSemaphore(num_cores())
-        self._wanted: deque[int] = deque()  # that are to be made before all others
-        self._following = 0  # of those that nobody asked for
-        self._is_called = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work_ahead, daemon=True, name="regraft thumbnails")
 
     def start(self) -> None:
-        """Make thumbnails of all photos in the background, those that are asked for first."""
+        """Make thumbnails of all photos in the background."""
         self._thread.start()
 
     def close(self) -> None:
         """End the background work."""
-        with self._is_called:
-            self._is_closed = True
-            self._is_called.notify()
-
-    def prepare(self, photos: Iterable[int]) -> None:
-        """Make the thumbnails of these photos soon, before those that nobody has asked for.
-
-        Args:
-            photos: In the order in which they may be shown.
-        """
-        with self._is_called:
-            self._wanted = deque(photos)
-            self._is_called.notify()
+        self._is_closed = True
 
     def get(self, photo: int, size: str) -> bytes:
         """Return a photo as a JPEG, upright, without what the camera wrote into it.
@@ -103,24 +88,12 @@ class Thumbnails:
     def _work_ahead(self) -> None:
         _be_nice()
         self._disk.measure()
-        while (photo := self._next()) is not None:
-            with suppress(Unreadable):  # which is told where it is shown
-                self.get(photo, "thumb")
-
-    def _next(self) -> int | None:
-        """Return the photo whose thumbnail is to be made next, once there is one; None at the end."""
-        while True:
-            with self._is_called:
-                self._is_called.wait_for(lambda: self._is_closed or self._wanted or self._following < self._num_photos)
-                if self._is_closed:
-                    return None
-                if self._wanted:
-                    return self._wanted.popleft()
-                photo = self._following
-                # once the disk is full, what nobody asks for would only push out what was asked for
-                self._following = photo + 1 if not self._disk.is_full else self._num_photos
+        for photo in range(self._num_photos):
+            if self._is_closed or self._disk.is_full:  # what nobody asked for would push out what somebody has
+                return
             if not self._is_on_disk(photo):
-                return photo
+                with suppress(Unreadable):  # which is told where it is shown
+                    self.get(photo, "thumb")
 
     def _is_on_disk(self, photo: int) -> bool:
         key = _key(self._path_of(photo))

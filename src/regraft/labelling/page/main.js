@@ -4,7 +4,7 @@ import { Failure, enter, getCards, getPage, getStatus, postAnswers, postClass, p
 import { button, count, find, make } from "./dom.js";
 import { label } from "./classes.js";
 import { Grid } from "./grid.js";
-import { address } from "./photos.js";
+import { address, fetchAhead } from "./photos.js";
 import { Progress } from "./progress.js";
 import { Single } from "./single.js";
 
@@ -43,14 +43,15 @@ const app = {
   /** Send answers about a page; on return they are kept. */
   async answer(answers, page, isAudit = false) {
     try {
-      const { version } = await postAnswers(answers, page.version, isAudit);
+      const { version, status } = await postAnswers(answers, page.version, isAudit);
       await this.moved(version, page);
+      this.status = status;
+      this.showCount();
     } catch (failure) {
       if (failure.status === 409) await this.catchUp(page, (await getStatus()).version);
       throw failure;
     }
     this.hideAlert();
-    this.poll();
   },
 
   /** Take note of the version after a call of ours; where others came in between, look at what they said. */
@@ -87,9 +88,17 @@ const app = {
         }
         if (screen.page?.cards.length) this.remember(screen);
         await screen.take(page);
+        this.lookAhead(screen, page, size);
       }
       this.render();
     });
+  },
+
+  /** Fetch the photos of the page that will probably be next. Where that fails, nothing is lost but time. */
+  async lookAhead({ kind }, page, size) {
+    if (!page.cards.length) return;
+    const next = await getPage(kind, size, [...this.leftOut, ...page.cards.map((card) => card.photo)]).catch(() => null);
+    if (next) fetchAhead(next.cards.map((card) => card.photo));
   },
 
   /** How many photos a page has: half as many on a phone, and as the size of the photos was chosen. */

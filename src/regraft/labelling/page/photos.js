@@ -24,6 +24,11 @@ export function thumb(photo) {
 
 export const address = (photo, size) => `photo/${photo}?size=${size}`;
 
+/** Have these thumbnails here before they are shown. */
+export function fetchAhead(photos) {
+  for (const photo of photos) thumb(photo);
+}
+
 /** Wait until these thumbnails can be drawn, or have failed; not longer than a person would. */
 export function loaded(photos, most = 2500) {
   const all = Promise.all(photos.map((photo) => thumb(photo).decode().catch(() => null)));
