@@ -69,6 +69,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Undone:
+    """What became of taking back a step.
+
+    Attributes:
+        version: Of the sitting afterwards.
+        photos: Whose answers were taken back; () where there was no step.
+    """
+
+    version: int
+    photos: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """How good the model was after some labels, on the audited photos.
 

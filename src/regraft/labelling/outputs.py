@@ -16,7 +16,6 @@ from regraft.data.scan import Dataset, Labelling
 from regraft.data.sorting import sort_photos
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.labels import NEW, SET_ASIDE, UNSURE, Labels
-from regraft.labelling.solver import Solved
 from regraft.models.ood import familiar
 
 FEWEST_AUDITED = 20  # photos from which on a model is judged on those of the audit
@@ -52,7 +51,7 @@ class LabelRow:
     is_new: bool
 
 
-def rows_of(heap: Heap, contents: Contents, labels: Labels, solved: Solved | None) -> list[LabelRow]:
+def rows_of(heap: Heap, contents: Contents, labels: Labels) -> list[LabelRow]:
     """Gather what is said of every file of a heap that was read; copies are said what their first is."""
     is_new = _unlike_labelled(contents, labels)
     rows = []
@@ -138,7 +137,7 @@ def labelled_dataset(rows: Sequence[LabelRow], root: Path, unreadable: Sequence[
     classes = tuple(sorted({row.label for row in labelled}, key=natural_key))
     if len(classes) < 2:
         raise DataError(
-            f"{len(labelled)} photos are labelled, of {len(classes)} classes. Expected two or more. Label on, then train."
+            f"{len(labelled)} photos are labelled, of {len(classes)} classes. Expected two. Label on, then train."
         )
     number = {name: i for i, name in enumerate(classes)}
     return Dataset(

@@ -4,23 +4,23 @@ Each answer is in the journal before the call returns, and the head is solved ag
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from regraft.core.errors import ConfigError, DataError
-from regraft.labelling import suggestions
 from regraft.labelling.audit import expected_gain
 from regraft.labelling.board import Board
-from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Card, Conflict, Page, Status, Training
+from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Card, Conflict, Page, Status, Training, Undone
+from regraft.labelling.choosing import Asked, chosen, for_audit, said_of
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.labels import Labels, checked_name
-from regraft.labelling.outputs import LabelRow, rows_of
+from regraft.labelling.outputs import LabelRow, rows_of, sort_into
 from regraft.labelling.solver import Snapshot, Solved, Solver
-from regraft.labelling.suggestions import NOTHING, Chosen
+from regraft.labelling.suggestions import NOTHING
 from regraft.run_dir import now
 
 FOLDER = "folder"  # who says what the folder of a photo says
@@ -35,6 +35,8 @@ class Sitting:
         journal: Where answers are kept; what it holds already counts.
         contents: What is known of the photos; whoever computes features calls its `put`, then `features_arrived`.
         trainer: Trains a model on rows as `rows` gives them, and says how far it is; None where nothing can be trained.
+        sort_folder: Where `sort` puts photos; None where they are not to be sorted.
+        report: Where the report of a model lies once one is trained.
     """
 
     def __init__(
@@ -43,8 +45,11 @@ class Sitting:
         journal: Journal,
         contents: Contents | None = None,
         trainer: Callable[[list[LabelRow], Say], None] | None = None,
+        *,
+        sort_folder: Path | None = None,
+        report: Path | None = None,
     ) -> None:
-        self.heap = heap
+        self.heap, self.sort_folder, self._report = heap, sort_folder, report
         self.contents = contents or Contents(len(heap))
         self._journal, self._trainer = journal, trainer
         self._training: Training | None = None
@@ -78,7 +83,7 @@ class Sitting:
         self._solver.notify()
 
     def wait(self) -> None:
-        """Wait until guesses, doubts and accuracy follow from all labels: for scripts, which are quicker than people."""
+        """Wait until all labels are learned from: for scripts, which are quicker than people."""
         self._solver.wait()
 
     def status(self) -> Status:
@@ -108,37 +113,59 @@ class Sitting:
                 training=self._training,
             )
 
-    def page(self, kind: str, size: int = PAGE_SIZE, class_name: str | None = None) -> Page:
+    def page(
+        self,
+        kind: str,
+        size: int = PAGE_SIZE,
+        class_name: str | None = None,
+        *,
+        without: Collection[int] = frozenset(),
+    ) -> Page:
         """Return photos to look at next.
 
         Args:
             kind: "groups", "guesses", "questions", "doubts" or "audit".
             size: How many at most.
             class_name: For guesses, the class that is wanted; None for the surest.
+            without: Photos that are not to be shown, such as those left for later.
 
         Returns:
             The page; without cards where there is nothing to show, or nothing yet.
 
         Raises:
             ConfigError: The kind is unknown, or the size is below 1.
-            DataError: There is no such class.
+            DataError: There is no such class or photo.
         """
         if kind not in KINDS or size < 1:
             raise ConfigError(
                 f"There is no page {kind!r} of {size}. Expected one of {', '.join(KINDS)}, and a size of 1 or more."
             )
         self._solver.check()
+        for photo in without:
+            self._check_photo(photo)
         with self._lock:
             label = None if class_name is None else self._labels.index(class_name)
-            solved, version = self._solver.latest, self._labels.version
-            if kind == "audit":
-                chosen, solved = self._for_audit(size), None
-            else:
-                chosen = self._chosen(kind, size, label, solved) if solved else NOTHING
-            suggestion = self._labels.classes[chosen.label] if chosen.label >= 0 else None
-            shows = None if kind == "groups" else solved
-            cards = tuple(self._card(int(i), shows, kind) for i in chosen.photos)
-            return Page(kind, suggestion, cards, chosen.left, version)
+            if kind != "audit":
+                self._end_audit_in_the_end()
+            solved = self._solver.latest
+            asked = Asked(self._open(), self._reserved(), self._board, without, size)
+            found = for_audit(asked) if kind == "audit" else chosen(kind, label, asked, solved) if solved else NOTHING
+            shows = None if kind in ("groups", "audit") else solved
+            suggestion = self._labels.classes[found.label] if found.label >= 0 else None
+            cards = tuple(self._card(int(i), shows) for i in found.photos)
+            return Page(kind, suggestion, cards, found.left, self._labels.version)
+
+    def cards(self, photos: Sequence[int]) -> tuple[Card, ...]:
+        """Return photos as they stand now; those kept for the audit without a guess.
+
+        Raises:
+            DataError: There is no such photo.
+        """
+        for photo in photos:
+            self._check_photo(photo)
+        with self._lock:
+            is_hidden = self._reserved() & self._open()
+            return tuple(self._card(i, None if is_hidden[i] else self._solver.latest) for i in photos)
 
     def answer(self, answers: Sequence[Answer], *, person: str, seen_version: int | None = None) -> int:
         """Keep answers: they are on disk when this returns. One call is one step, which `undo` takes back.
@@ -165,20 +192,22 @@ class Sitting:
                 return self._labels.version
             return self._keep({"kind": "answer", "person": person, "at": now(), "answers": said})
 
-    def undo(self, *, person: str) -> int:
+    def undo(self, *, person: str) -> Undone:
         """Take back the last step of a person that is not taken back yet.
 
         Returns:
-            The version without it; the same as before where there is no step.
+            The version without it, and the photos that it was about; the same version and no photos without a step.
 
         Raises:
             OutputError: It could not be written, and the step stays.
         """
         with self._lock:
-            step = self._labels.last_step(person)
+            step, contents = self._labels.last_step(person), self._labels.step_contents(person)
             if step is None:
-                return self._labels.version
-            return self._keep({"kind": "undo", "person": person, "at": now(), "undoes": step})
+                return Undone(self._labels.version, ())
+            version = self._keep({"kind": "undo", "person": person, "at": now(), "undoes": step})
+            places = (self.contents.index_of(content) for content in contents)
+            return Undone(version, tuple(i for i in places if i is not None))
 
     def add_class(self, name: str) -> str:
         """Add a class.
@@ -218,10 +247,26 @@ class Sitting:
         self._check_photo(photo)
         return self.heap.root / self.heap.paths[photo]
 
+    @property
+    def report(self) -> Path | None:
+        """The report of the model that was trained; None before there is one."""
+        return self._report if self._report and self._report.is_file() else None
+
+    def sort(self) -> int:
+        """Put the photos into class folders below `sort_folder`, as `outputs.sort_into` does; return how many.
+
+        Raises:
+            ConfigError: There is no such folder.
+            OutputError: It cannot be written.
+        """
+        if self.sort_folder is None:
+            raise ConfigError("No folder to sort into was named. Start regraft label with --sort DIR.")
+        return sort_into(self.rows(), self.sort_folder)
+
     def rows(self) -> list[LabelRow]:
         """Return a row for every file of the heap that was read: what is known and said of it."""
         with self._lock:
-            return rows_of(self.heap, self.contents, self._labels, self._solver.latest)
+            return rows_of(self.heap, self.contents, self._labels)
 
     def train(self) -> None:
         """Start the training of a model on the labels that there are; `status` says how far it is.
@@ -279,58 +324,24 @@ class Sitting:
         """Return which photos are ready and have neither label nor were set aside, `(N,)` bool."""
         return np.asarray(self.contents.is_ready & (self._board.label < 0) & ~self._board.is_set_aside)
 
-    def _for_audit(self, size: int) -> Chosen:
-        """Choose photos that were drawn for the audit and have no label."""
-        photos = np.flatnonzero(self._open() & self._is_reserved)
-        if self._labels.is_audit_over or not len(photos):
-            return NOTHING
-        return Chosen(np.random.default_rng(2).permutation(photos)[:size], -1, len(photos))
+    def _reserved(self) -> np.ndarray:
+        """Return which photos are kept for the audit now, `(N,)` bool."""
+        return np.zeros_like(self._is_reserved) if self._labels.is_audit_over else self._is_reserved
 
-    def _chosen(self, kind: str, size: int, label: int | None, solved: Solved) -> Chosen:
-        """Choose photos for a page that shows, or is made by, what was solved."""
-        if kind == "doubts":
-            return self._doubted(size, solved)
-        is_known = np.zeros(len(self.heap), bool)
-        is_known[solved.snapshot.ready] = True
-        is_open = self._open() & is_known
-        open_photos = self._without_audit(is_open)
-        if kind == "groups":
-            labelled = np.flatnonzero(is_known & (self._board.label >= 0))
-            return suggestions.groups(solved.clusters, solved.z, open_photos, labelled, size)
-        if solved.log_p is None:
-            return Chosen(NOTHING.photos, -1, len(open_photos))
-        if kind == "guesses":
-            return suggestions.guesses(solved.log_p, open_photos, size, label)
-        return suggestions.questions(solved.log_p, solved.z, open_photos, size)
+    def _end_audit_in_the_end(self) -> None:
+        """Once nothing else is left, make the photos kept for the audit like any other."""
+        is_open = self._open()
+        if self._labels.is_audit_over or not is_open.any() or self.contents.num_known < len(self.heap):
+            return
+        if not (is_open & ~self._is_reserved).any():
+            self._keep({"kind": "end_audit", "at": now()})
 
-    def _without_audit(self, is_open: np.ndarray) -> np.ndarray:
-        """Leave out the photos kept for the audit, until nothing else is left: from then on they are like any other."""
-        if self._labels.is_audit_over:
-            return np.flatnonzero(is_open)
-        others = np.flatnonzero(is_open & ~self._is_reserved)
-        if len(others) or not is_open.any() or self.contents.num_known < len(self.heap):
-            return others
-        self._keep({"kind": "end_audit", "at": now()})
-        return np.flatnonzero(is_open)
-
-    def _doubted(self, size: int, solved: Solved) -> Chosen:
-        """Choose labels that were not confirmed and have not changed since they were solved."""
-        of = solved.snapshot
-        if solved.held_out is None or solved.log_p is None:
-            return NOTHING
-        photos, y = np.concatenate([of.photos, of.audited]), np.concatenate([of.y, of.audited_y])
-        log_p = np.concatenate([solved.held_out, solved.log_p[of.audited]])
-        is_asked = (self._board.label[photos] == y) & ~self._board.is_confirmed[photos]
-        return suggestions.doubts(log_p[is_asked], y[is_asked], photos[is_asked], size)
-
-    def _card(self, photo: int, solved: Solved | None, kind: str) -> Card:
-        label, name = int(self._board.label[photo]), self.heap.paths[photo]
-        log_p = None if solved is None else _said_of(photo, solved, kind)
-        guess = None if log_p is None else int(log_p.argmax())
+    def _card(self, photo: int, solved: Solved | None) -> Card:
+        label, log_p = int(self._board.label[photo]), said_of(photo, solved)
         return Card(
             photo=photo,
-            name=name,
-            guess=None if guess is None else self._labels.classes[guess],
+            name=self.heap.paths[photo],
+            guess=None if log_p is None else self._labels.classes[int(log_p.argmax())],
             probability=None if log_p is None else float(np.exp(log_p.max())),
             label=self._labels.classes[label] if label >= 0 else None,
             is_set_aside=bool(self._board.is_set_aside[photo]),
@@ -349,7 +360,7 @@ class Sitting:
         entry = self._said(answer.photo, content, None if answer.set_aside else answer.label)
         if answer.set_aside:
             entry["set_aside"] = True
-        if answer.is_audit and self._is_blind(answer.photo, content):
+        if answer.is_audit and self._reserved()[answer.photo] and self._labels[content] is None:  # no guess was seen
             entry["is_audit"] = True
         elif guess := self._guess_for(answer.photo):
             entry["guess"] = guess
@@ -358,16 +369,10 @@ class Sitting:
     def _said(self, photo: int, content: str, label: str | None) -> dict[str, Any]:
         return {"sha256": content, "path": self.heap.paths[photo], "label": label}
 
-    def _is_blind(self, photo: int, content: str) -> bool:
-        """Return whether an answer counts for the audit: drawn for it, and not seen with a guess before."""
-        is_kept = bool(self._is_reserved[photo]) and not self._labels.is_audit_over
-        return is_kept and self._labels[content] is None
-
     def _guess_for(self, photo: int) -> str:
-        solved = self._solver.latest
-        if solved is None or solved.log_p is None or photo not in solved.snapshot.ready:
-            return ""
-        return self._labels.classes[int(solved.log_p[photo].argmax())]
+        """Return what the model took a photo for; "" where it said nothing."""
+        log_p = said_of(photo, self._solver.latest)
+        return "" if log_p is None else self._labels.classes[int(log_p.argmax())]
 
     def _refuse_conflicts(self, answers: Sequence[Answer], seen_version: int | None) -> None:
         """Raise Conflict for photos that have another answer since a version."""
@@ -387,12 +392,3 @@ class Sitting:
     def _check_photo(self, photo: int) -> None:
         if not 0 <= photo < len(self.heap):
             raise DataError(f"There is no photo {photo}. Expected 0 to {len(self.heap) - 1}.")
-
-
-def _said_of(photo: int, solved: Solved, kind: str) -> np.ndarray | None:
-    """Return what the model says of a photo, `(C,)`; for a doubted label, what it says without having learned it."""
-    if kind == "doubts" and solved.held_out is not None:
-        place = np.flatnonzero(solved.snapshot.photos == photo)
-        if len(place):
-            return np.asarray(solved.held_out[place[0]])
-    return None if solved.log_p is None else np.asarray(solved.log_p[photo])

@@ -79,6 +79,17 @@ class Solved:
     accuracy: AuditedAccuracy | None = None
     curve: tuple[CurvePoint, ...] = ()
 
+    def is_known(self, photo: int) -> bool:
+        """Return whether a photo was ready."""
+        ready = self.snapshot.ready
+        place = int(np.searchsorted(ready, photo))
+        return place < len(ready) and int(ready[place]) == photo
+
+    def place_of(self, photo: int) -> int | None:
+        """Return where a photo stands among those that were learned from; None where it does not."""
+        places = np.flatnonzero(self.snapshot.photos == photo)
+        return int(places[0]) if len(places) else None
+
 
 class Solver:
     """Solves again and again.
