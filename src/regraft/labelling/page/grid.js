@@ -100,7 +100,7 @@ export class Grid {
   card(card, index) {
     const shown = make("button", { type: "button", class: "photo", tabindex: "-1", onclick: () => this.click(index), ondblclick: () => this.app.zoom() });
     shown.append(thumb(card.photo));
-    const item = make("li", { class: "card", "data-photo": card.photo, onpointermove: (event) => this.hover(event, index) },
+    const item = make("li", { class: "card", "data-photo": card.photo, title: card.name, onpointermove: (event) => this.hover(event, index) },
       shown, make("p", { class: "caption" }),
       make("button", { type: "button", class: "look", tabindex: "-1", "aria-label": `Zoom ${card.name}`, text: "⤢", onclick: () => (this.put(index), this.app.zoom()) }));
     return item;
