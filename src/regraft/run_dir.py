@@ -100,7 +100,7 @@ class Step:
     """What was done to a run.
 
     Attributes:
-        command: "train", "add" or "relabel".
+        command: "train", "add", "relabel" or "label".
         of: The folder or list that it was done with.
         at: When, in ISO 8601, UTC.
     """

@@ -1,6 +1,7 @@
 """The photos of a sitting: which files there are, and what becomes known of them while their features are computed."""
 
 import threading
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from regraft.data.feature_cache import row_table
+from regraft.data.folder_layout import natural_key
+from regraft.data.split_names import is_unlabelled
 
 AUDIT_SHARE, MOST_AUDITED = 0.1, 300  # of the photos that are kept for the audit
 
@@ -45,6 +48,37 @@ class Heap:
         kept = np.zeros(len(self.paths), bool)
         kept[order[: min(MOST_AUDITED, int(AUDIT_SHARE * len(order)))]] = True
         return kept
+
+
+def heap_of(root: Path, files: Sequence[Path], classes: Sequence[str] = ()) -> Heap:
+    """Make a heap of files, with the labels that their folders give.
+
+    With names of classes, a photo is labelled by the innermost of its folders that has such a name. Without, the outer
+    folders are the classes where other photos lie loose beside them, or in a folder whose name says nothing, such as
+    `unlabelled`: then some are sorted already. Where all photos lie in folders, or none, no folder labels anything.
+
+    Args:
+        root: The folder.
+        files: Below it.
+        classes: Names of the classes; () where they are not known.
+    """
+    paths = [file.relative_to(root).as_posix() for file in files]
+    known = tuple(classes) or _class_folders(paths)
+    number = set(known)
+    given = tuple(next((name for name in reversed(_folders(path)) if name in number), "") for path in paths)
+    return Heap(root, tuple(paths), given, known)
+
+
+def _class_folders(paths: Sequence[str]) -> tuple[str, ...]:
+    """Return the outer folders that are classes, where some photos are sorted and others are not."""
+    outer = {folders[0] if (folders := _folders(path)) else "" for path in paths}
+    rest = {name for name in outer if not name or is_unlabelled(name)}
+    return tuple(sorted(outer - rest, key=natural_key)) if rest else ()
+
+
+def _folders(path: str) -> list[str]:
+    """Names of the folders that a path leads through, in Unicode's normal form C."""
+    return unicodedata.normalize("NFC", path).split("/")[:-1]
 
 
 class Contents:
