@@ -1,36 +1,52 @@
-"""`regraft label` in a process of its own, and a browser on its page."""
+"""A sitting that is served, by `regraft label` or in a thread of the test, and a person at its page."""
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from hashlib import sha256
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+import uvicorn
+from PIL import Image
+
 from conftest import Reply
+from regraft.labelling.app import create_app
+from regraft.labelling.entrance import Entrance
+from regraft.labelling.heap import heap_of
+from regraft.labelling.journal import Journal
+from regraft.labelling.server import LIMITS
+from regraft.labelling.sitting import Sitting
+from regraft.labelling.thumbnails import Thumbnails
+from regraft.serving import server as serving
+from regraft.serving.access import Access
 
 TAB = "tab00001"
 
 
 @dataclass
 class Labelling:
-    """A sitting's page. said: the file that its stderr goes to.  cookie: of a browser that was let in."""
+    """A sitting's page. told: its addresses so far.  check: fails once it has ended.  cookie: of who was let in."""
 
-    process: subprocess.Popen[str]
-    said: Path
+    told: Callable[[], list[str]]
+    check: Callable[[], None] = lambda: None
     cookie: str = ""
 
     @property
     def addresses(self) -> list[str]:
-        """Those that the terminal has shown so far."""
-        return re.findall(r"http://127\.0\.0\.1:\d+/enter\?token=[\w-]+", self.said.read_text())
+        """Those that were shown so far."""
+        return self.told()
 
     @property
     def port(self) -> int:
@@ -41,7 +57,12 @@ class Labelling:
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         """A request as the page makes it, unless headers say otherwise; None leaves one out."""
         data = json.dumps(body).encode() if body is not None and not isinstance(body, bytes) else body
-        named = {"Cookie": self.cookie, "X_Tab": TAB, **({"Content_Type": "application/json"} if data else {}), **headers}
+        named = {
+            "Cookie": self.cookie,
+            "X_Tab": TAB,
+            **({"Content_Type": "application/json"} if data else {}),
+            **headers,
+        }
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             sent = {name.replace("_", "-"): value for name, value in named.items() if value is not None}
@@ -69,8 +90,8 @@ class Labelling:
     def wait_until(self, condition: Any, timeout: float = 120.0) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
-            assert self.process.poll() is None, self.said.read_text()
-            assert time.monotonic() < deadline, self.said.read_text()
+            self.check()
+            assert time.monotonic() < deadline
             time.sleep(0.02)
 
     def is_all_read(self) -> bool:
@@ -92,7 +113,11 @@ def labelling(photos: Path, out: Path, *flags: object, **environment: str) -> It
         process = subprocess.Popen(
             [*map(str, command)], stdout=stream, stderr=stream, text=True, env={**os.environ, **environment}
         )
-    served = Labelling(process, said)
+
+    def check() -> None:
+        assert process.poll() is None, said.read_text()
+
+    served = Labelling(lambda: re.findall(r"http://127\.0\.0\.1:\d+/enter\?token=[\w-]+", said.read_text()), check)
     try:
         served.wait_until(lambda: served.addresses)
         served.enter()
@@ -106,6 +131,41 @@ def labelling(photos: Path, out: Path, *flags: object, **environment: str) -> It
             process.wait()
 
 
+@contextmanager
+def in_thread(photos: Path, place: Path, *classes: str, **options: Any) -> Iterator[Labelling]:
+    """The same application in a thread, with mean colours in place of a network's features: there at once."""
+    heap = heap_of(photos, sorted(photos.rglob("*.jpg")), list(classes))
+    files = [heap.root / path for path in heap.paths]
+    colours = [np.asarray(Image.open(file).convert("RGB").resize((3, 3))).ravel() / 255 for file in files]
+    listening, addresses = serving._listen("127.0.0.1", 0), []
+    port = listening.getsockname()[1]
+
+    def tell(token: str) -> None:
+        addresses.append(f"http://127.0.0.1:{port}/enter?token={token}")
+
+    with Journal(place / "journal.jsonl") as journal:
+        sitting = Sitting(heap, journal, **options)
+        hashes = [sha256(file.read_bytes()).hexdigest() for file in files]
+        sitting.contents.put(range(len(files)), hashes, np.array(colours, np.float32))
+        sitting.features_arrived()
+        (place / "thumbnails").mkdir()
+        thumbnails = Thumbnails(sitting.photo_path, len(heap), place / "thumbnails")
+        entrance = Entrance(Access(hosts=serving.known_hosts("127.0.0.1")), port, tell)
+        server = uvicorn.Server(serving._config(create_app(sitting, thumbnails, entrance), LIMITS))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+        tell(entrance.token)
+        thread.start()
+        try:
+            served = Labelling(lambda: addresses)
+            served.enter()
+            yield served
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            listening.close()
+            sitting.close()
+
+
 @dataclass
 class Annotator:
     """A person who knows what the photos are, and uses the page's keys.
@@ -117,7 +177,6 @@ class Annotator:
     served: Labelling
     truth: dict[str, str]
     actions: int = 0
-    messages: list[str] = field(default_factory=list)
 
     def label_all(self) -> None:
         """Label to the last photo: groups until each class has a name, then guesses."""

@@ -4,7 +4,7 @@ import { button, make } from "./dom.js";
 
 const DIGITS = [..."1234567890"];
 const LETTERS = [..."abcdefghijklopqrvwy"]; // without those that do something: m n s t u x z
-const HUES = [255, 50, 150, 330, 95, 200, 20, 290, 120, 230, 70, 0];
+const COLOURS = 12; // that the style knows
 
 /** The key of each class: its own name where that is one character, else a digit, then letters; none after those. */
 export function keysOf(classes) {
@@ -29,10 +29,11 @@ export function classOf(key, classes) {
   return undefined;
 }
 
+/** Give an element the colour of a class; none for what is no class. */
 export function colour(element, name, classes) {
   const index = classes.indexOf(name);
-  if (index >= 0) element.style.setProperty("--hue", HUES[index] ?? (index * 137.5) % 360);
-  element.classList.toggle("coloured", index >= 0);
+  for (const old of [...element.classList]) if (/^c\d+$/.test(old)) element.classList.remove(old);
+  if (index >= 0) element.classList.add(`c${index % COLOURS}`);
   return element;
 }
 
@@ -66,5 +67,5 @@ export function chooser(classes, choose, { prompt, placeholder = "new name" } = 
       choose(name);
     },
   }, field, make("datalist", { id: "names" }, ...classes.map((name) => make("option", { value: name }))), make("button", { class: "add", text: "OK", "aria-label": "Take this name" }), make("kbd", { text: "n", "aria-hidden": "true" }));
-  return make("div", { class: "chooser", role: "group", "aria-label": prompt }, make("span", { class: "prompt", text: prompt }), ...buttons, form);
+  return make("div", { class: "chooser scroll", role: "group", "aria-label": prompt }, make("span", { class: "prompt", text: prompt }), ...buttons, form);
 }

@@ -118,6 +118,7 @@ const app = {
 
   render() {
     this.isEmpty = false;
+    this.shownClasses = this.classes.join("\n");
     this.main.className = this.screen.kind;
     this.main.scrollTop = 0;
     this.screen.show(this.main, this.footer);
@@ -127,6 +128,14 @@ const app = {
       if (isHere) tab.setAttribute("aria-current", "page");
       else tab.removeAttribute("aria-current");
     }
+  },
+
+  /** Draw the screen anew, as others have changed the classes; what is being typed stays. */
+  renderKeeping() {
+    const [typed, isTyping] = [find("name")?.value, document.activeElement === find("name")];
+    this.render();
+    if (typed) find("name").value = typed;
+    if (isTyping) this.focusName();
   },
 
   async go(kind) {
@@ -240,7 +249,7 @@ const app = {
     if (screen.kind === "progress") screen.update();
     const isNew = ["num_featured", "version", "solved_version", "num_photos"].some((name) => before[name] !== status[name]);
     if (this.isEmpty && isNew) await this.turn();
-    else if (before.classes.join("\n") !== status.classes.join("\n") && !this.isBusy && this.mayFocus()) this.render();
+    else if (this.shownClasses !== status.classes.join("\n") && !this.isBusy && !find("zoom").open) this.renderKeeping();
     if (screen.page?.cards.length && status.version > screen.page.version && !this.isBusy) {
       await this.busy(() => this.catchUp(screen.page, status.version));
     }

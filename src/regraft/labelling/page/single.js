@@ -32,7 +32,7 @@ export class Single {
     if (!page.cards.length) return app.showEmpty(WORDS[this.kind].empty);
     this.picture = make("img", { class: "large", alt: "", onclick: () => app.zoom() });
     this.note = make("p", { class: "hint" });
-    this.strip = make("ol", { class: "strip", "aria-label": "Photos of this page" }, ...page.cards.map((card, index) => {
+    this.strip = make("ol", { class: "strip scroll", "aria-label": "Photos of this page" }, ...page.cards.map((card, index) => {
       const one = make("button", { type: "button", tabindex: "-1", "aria-label": `Photo ${index + 1}`, onclick: () => this.put(index) });
       one.append(thumb(card.photo));
       return make("li", { "data-photo": card.photo }, one);
