@@ -29,7 +29,7 @@ from regraft.core.config import TrainConfig
 from regraft.core.progress import QUIET
 from regraft.core.statistics import wilson_interval
 from regraft.data.scan import list_photos
-from regraft.labelling.cards import Answer, Page
+from regraft.labelling.cards import PAGE_SIZE, Answer, Page
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.sitting import Sitting
@@ -155,8 +155,12 @@ def slips_found(truth: Truth, seed: int) -> tuple[int, int]:
         Annotator(sitting, truth, SLIPS, seed).label_all()
         labels = {row.sha256: row.label for row in sitting.rows()}
         slipped = {i for i, content in enumerate(truth.hashes) if labels[content] != truth.names[i]}
-        shown = sitting.page("doubts", size=max(1, round(LOOKED_AT * len(truth.names)))).cards
-        return len(slipped & {card.photo for card in shown}), len(slipped)
+        left, perfect, shown = max(1, round(LOOKED_AT * len(truth.names))), Annotator(sitting, truth), set()
+        while left > 0 and (page := sitting.page("doubts", size=min(left, PAGE_SIZE))).cards:
+            shown |= {card.photo for card in page.cards}
+            left -= len(page.cards)
+            perfect.answer_page(page)
+        return len(slipped & shown), len(slipped)
 
 
 def curves(name: str) -> dict[str, dict[str, list[float]]]:
@@ -226,7 +230,7 @@ def audit(num_sittings: int = 200) -> dict[str, float]:
 def _share_right(sitting: Sitting, fresh: Truth) -> float:
     """Accuracy of a sitting's head on other photos."""
     solver = sitting._solver
-    said = solver._head.log_probabilities(solver._state.projection(fresh.x)).argmax(axis=1)
+    said = solver._head.log_probabilities(solver._space.projection(fresh.x)).argmax(axis=1)
     classes = sitting.status().classes
     return float(np.mean([classes[one] == name for one, name in zip(said, fresh.names, strict=True)]))
 
@@ -238,12 +242,14 @@ def solve() -> dict[str, float]:
         seconds = []
         for name in sorted(set(truth.names)):
             sitting.add_class(name)
-        for start in range(0, 10_000, 24):
-            chosen = range(start, min(start + 24, 10_000))
-            sitting.answer([Answer(i, truth.names[i]) for i in chosen], person="script")
+        at = 0
+        for count in [*[24] * 20, 1000, *[24] * 20, 2000, *[24] * 20, 3000, *[24] * 20, 2000, *[24] * 20]:
+            sitting.answer([Answer(i, truth.names[i]) for i in range(at, at + count)], person="script")
             sitting.wait()
-            seconds.append(sitting._solver.latest.seconds)
-    return {"median_s": float(np.median(seconds)), "p95_s": float(np.quantile(seconds, 0.95)), "max_s": max(seconds)}
+            at += count
+            seconds += [sitting._solver.latest.seconds] if count == 24 else []
+    middle, high = np.median(seconds, axis=0).round(4), np.quantile(seconds, 0.95, axis=0).round(4)
+    return {"median_s": middle[0], "p95_s": high[0], "median_processor_s": middle[1], "p95_processor_s": high[1]}
 
 
 def main() -> None:

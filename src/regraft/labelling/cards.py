@@ -39,7 +39,7 @@ class Page:
         kind: "groups", "guesses", "questions", "doubts" or "audit".
         suggestion: The one class that all cards are thought to be; None for cards that each have a guess of their own,
             and for a group that nothing is known of yet.
-        cards: Up to the size that was asked for, often fewer: a page ends where more of it would be wrong than right.
+        cards: Up to the size that was asked for.
         left: How many photos could still come on such pages, these included.
         version: Of the sitting when the page was made; to be handed back with its answers.
     """

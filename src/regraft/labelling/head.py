@@ -4,7 +4,8 @@ Features are standardised and turned to the principal axes of all photos, labell
 kept; a fit begins where the last one ended, and learns from at most 4096 labels, as many of each class as that allows.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -16,7 +17,7 @@ from regraft.models.logistic import Curvature, RowsInMemory, Solution, Task, fit
 NUM_AXES = 256
 SAMPLE = 4096  # photos that tell the axes where there are more
 MOST_ROWS = 4096  # labels that a fit learns from
-ABOVE = 1e-3  # nats that a fit may lie above its minimum: less than what another label changes
+ABOVE, MOST_ABOVE = 0.1, 1e-3  # nats that a fit may lie above its minimum: in all, so that one label counts; a label
 NUM_FOLDS = 5
 BLOCK = 4096  # photos turned at a time
 
@@ -91,14 +92,15 @@ def solve_head(
     task = Task(RowsInMemory(z[rows]), y[rows], np.ones((len(rows), 1)), num_classes, penalty_of(len(rows)))
     begin = None if start is None else _widened(start.solution, num_classes)
     with threadpool_limits(1):
-        solution = fit(task, Curvature(None, projection.variances), start=begin, above=ABOVE)
+        above = min(MOST_ABOVE, ABOVE / len(rows))
+        solution = fit(task, Curvature(None, projection.variances), start=begin, above=above)
     return FastHead(solution, len(y))
 
 
-def out_of_fold(
-    z: np.ndarray, y: np.ndarray, num_classes: int, projection: Projection, start: FastHead | None = None
-) -> np.ndarray:
-    """Return what heads say of photos that they have not learned from.
+def answers_out_of_fold(
+    z: np.ndarray, y: np.ndarray, num_classes: int, projection: Projection, start: FastHead
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Solve a head for each fold of the labelled photos, which learns from the others.
 
     Args:
         z: `(n, R)` float32, projected features of the labelled photos.
@@ -107,17 +109,16 @@ def out_of_fold(
         projection: Where `z` comes from.
         start: A head on all of them, to begin at.
 
-    Returns:
-        `(n, C)` float32, logarithms of probabilities.
+    Yields:
+        For each fold, which of the photos it has, `(k,)` int64, and what the head of the others says of them, `(k, C)`
+        float32, logarithms of probabilities.
     """
-    fold, rows = folds(y), bounded(y)
-    learned = fold[rows, np.newaxis] != np.arange(NUM_FOLDS)
-    learned[:, ~learned.any(axis=0)] = True  # of too few photos; such a fold judges none
-    task = Task(RowsInMemory(z[rows]), y[rows], learned, num_classes, penalty_of(len(rows)))
-    begin = None if start is None else _repeated(_widened(start.solution, num_classes))
-    with threadpool_limits(1):
-        solution = fit(task, Curvature(None, projection.variances), start=begin, above=ABOVE)
-        return log_probabilities(RowsInMemory(z), solution, fold).astype(np.float32)
+    fold = folds(y)
+    for number in range(NUM_FOLDS):
+        own, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        if len(own) and len(others):
+            head = solve_head(z[others], y[others], num_classes, projection, start)
+            yield own, head.log_probabilities(z[own])
 
 
 def penalty_of(num_labels: int) -> float:
@@ -167,11 +168,3 @@ def _widened(solution: Solution, num_classes: int) -> Solution:
     weight = np.pad(solution.weight, ((0, 0), (0, more), (0, 0)))
     bias = np.where(solution.bias < -50, 0.0, solution.bias)  # of classes that had no photo
     return Solution(weight, np.pad(bias, ((0, 0), (0, more))))
-
-
-def _repeated(solution: Solution) -> Solution:
-    return replace(
-        solution,
-        weight=np.repeat(solution.weight, NUM_FOLDS, axis=0),
-        bias=np.repeat(solution.bias, NUM_FOLDS, axis=0),
-    )

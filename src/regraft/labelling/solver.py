@@ -5,7 +5,7 @@ While it solves, more may be labelled: those in between are skipped, and it begi
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,12 +17,13 @@ from regraft.labelling.head import (
     BLOCK,
     FastHead,
     Projection,
+    answers_out_of_fold,
     find_projection,
-    out_of_fold,
     solve_head,
 )
 
 GROWTH = 1.5  # how many times as many photos make new axes worth while
+PAUSE_S = 0.5  # for which nobody labels anything, before what can wait is computed
 FEWEST_PHOTOS = 8  # from which on axes are found
 NO_PHOTOS = np.empty(0, np.int64)
 
@@ -63,7 +64,7 @@ class Solved:
         z: `(N, R)` float32, projected features of the photos that were ready.
         clusters: Of these photos.
         log_p: `(N, C)` float32, logarithms of their probabilities; None while there are not two classes.
-        seconds: How long solving took.
+        seconds: How long solving took, and of that how long the processor worked.
         held_out: `(m, C)` float32, out-of-fold logarithms of probabilities of the photos learned from; None while that
             was not computed.
         accuracy: On the audited photos.
@@ -74,7 +75,7 @@ class Solved:
     z: np.ndarray = field(repr=False)
     clusters: Clusters = field(repr=False)
     log_p: np.ndarray | None = field(repr=False)
-    seconds: float
+    seconds: tuple[float, float]
     held_out: np.ndarray | None = field(repr=False, default=None)
     accuracy: AuditedAccuracy | None = None
     curve: tuple[CurvePoint, ...] = ()
@@ -104,11 +105,11 @@ class Solver:
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self.latest: Solved | None = None
         self._snapshot = snapshot
-        self._state = _Space()
+        self._space = _Space()
         self._head: FastHead | None = None
-        self._curve: dict[int, tuple[bytes, FastHead]] = {}
+        self._heads: dict[int, tuple[bytes, FastHead]] = {}
         self._failure: BaseException | None = None
-        self._is_due, self._is_closed, self._is_idle = False, False, True
+        self._is_due, self._is_closed, self._is_idle, self._num_waiting = False, False, True, 0
         self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="regraft-solver", daemon=True)
         self._thread.start()
@@ -126,7 +127,10 @@ class Solver:
             timeout_s: How long at most; None for as long as it takes.
         """
         with self._condition:
+            self._num_waiting += 1
+            self._condition.notify_all()
             self._condition.wait_for(lambda: self._is_idle or self._failure is not None, timeout_s)
+            self._num_waiting -= 1
         self.check()
 
     def check(self) -> None:
@@ -161,57 +165,70 @@ class Solver:
             return not self._is_closed
 
     def _solve_newest(self) -> None:
-        snapshot, began = self._snapshot(), time.perf_counter()
+        snapshot, began = self._snapshot(), (time.perf_counter(), time.thread_time())
         if len(snapshot.ready) < FEWEST_PHOTOS:
             return
-        if self._state.follow(snapshot):
-            self._head, self._curve = None, {}
+        if self._space.follow(snapshot):
+            self._head, self._heads = None, {}
         log_p = self._log_probabilities(snapshot)
-        z, clusters = self._state.z, self._state.clusters
-        self.latest = Solved(snapshot, z, clusters, log_p, time.perf_counter() - began)
-        for step in (self._with_audit, self._with_held_out, self._with_curve):
-            if log_p is None or self._is_due:
-                return
-            self.latest = step(self.latest)
+        z, clusters = self._space.z, self._space.clusters
+        seconds = time.perf_counter() - began[0], time.thread_time() - began[1]
+        self.latest = Solved(snapshot, z, clusters, log_p, seconds)
+        if log_p is not None:
+            accuracy = audited_accuracy(log_p[snapshot.audited], snapshot.audited_y)
+            self.latest = replace(self.latest, accuracy=accuracy)
+            self._add_what_can_wait(self.latest)
+
+    def _add_what_can_wait(self, solved: Solved) -> None:
+        """Add doubts and learning curve, once nobody has labelled anything for a moment."""
+        for more in (self._held_out(solved), self._curve(solved)):
+            for found in more:
+                if self._is_called_away():
+                    return
+                self.latest = found
+
+    def _is_called_away(self) -> bool:
+        """Wait a moment; return whether something new is to be solved. Does not wait where somebody waits for it."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_due or self._is_closed or self._num_waiting, PAUSE_S)
+            return self._is_due or self._is_closed
 
     def _log_probabilities(self, snapshot: Snapshot) -> np.ndarray | None:
         """Solve the head, and return what it says of every photo."""
         if len(np.unique(snapshot.y)) < 2:
             return None
-        z = self._state.z
+        z = self._space.z
         self._head = solve_head(
-            z[snapshot.photos], snapshot.y, snapshot.num_classes, self._state.projection, self._head
+            z[snapshot.photos], snapshot.y, snapshot.num_classes, self._space.projection, self._head
         )
         return self._head.log_probabilities(z)
 
-    def _with_audit(self, solved: Solved) -> Solved:
-        of = solved.snapshot
-        assert solved.log_p is not None
-        return replace(solved, accuracy=audited_accuracy(solved.log_p[of.audited], of.audited_y))
+    def _held_out(self, solved: Solved) -> Iterator[Solved]:
+        """Yield the solution as it is after each fold; in the end with what heads say of photos they have not seen."""
+        of, head = solved.snapshot, self._head
+        assert head is not None
+        z, said = solved.z[of.photos], np.zeros((len(of.y), of.num_classes), np.float32)
+        for own, log_p in answers_out_of_fold(z, of.y, of.num_classes, self._space.projection, head):
+            said[own] = log_p
+            yield solved
+        yield replace(solved, held_out=said)
 
-    def _with_held_out(self, solved: Solved) -> Solved:
-        of = solved.snapshot
-        found = out_of_fold(solved.z[of.photos], of.y, of.num_classes, self._state.projection, self._head)
-        return replace(solved, held_out=found)
-
-    def _with_curve(self, solved: Solved) -> Solved:
-        """Score heads on the first labels, too; each is solved once as long as these labels stay."""
+    def _curve(self, solved: Solved) -> Iterator[Solved]:
+        """Yield the solution with each further point; a head on the first labels is solved once while these stay."""
         of, points = solved.snapshot, []
-        if solved.accuracy is None:
-            return solved
-        for count in checkpoints(len(of.y)):
+        for count in checkpoints(len(of.y)) if len(of.audited) else ():
             y, photos = of.y[:count], of.photos[:count]
             if len(np.unique(y)) < 2:
                 continue
             key = photos.tobytes() + y.tobytes()
-            known = self._curve.get(count)
+            known = self._heads.get(count)
             if known is None or known[0] != key:
-                head = solve_head(solved.z[photos], y, of.num_classes, self._state.projection, self._head)
-                self._curve[count] = known = (key, head)
+                head = solve_head(solved.z[photos], y, of.num_classes, self._space.projection, self._head)
+                self._heads[count] = known = (key, head)
             found = audited_accuracy(known[1].log_probabilities(solved.z[of.audited]), of.audited_y)
             assert found is not None
             points.append(curve_point(count, found))
-        return replace(solved, curve=tuple(points))
+            yield replace(self.latest or solved, curve=tuple(points))
 
 
 class _Space:

@@ -6,10 +6,7 @@ import numpy as np
 
 from regraft.labelling.clusters import Clusters, unit_rows
 
-MOST_WRONG = 3.0  # photos that are expected to be wrong on a page of guesses, where it ends
-LEAST_SHOWN = 4  # photos on a page all the same
 CANDIDATES = 8  # pages of uncertain photos, of which one is chosen
-FEWEST_DOUBTED = 0.5  # probability of the label below which a photo may be doubted
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,8 @@ def guesses(log_p: np.ndarray, open_photos: np.ndarray, size: int, label: int | 
         log_p: `(N, C)` float32, logarithms of probabilities.
         open_photos: `(n,)` int64, photos without a label.
         size: How many to show at most.
-        label: The class; None for the one whose page is the surest.
+        label: The class; None for the one on whose page most photos are expected to be right. A page that ended where
+            more would be wrong than right took more keys in all on four sets of five.
     """
     if not len(open_photos):
         return NOTHING
@@ -45,7 +43,7 @@ def guesses(log_p: np.ndarray, open_photos: np.ndarray, size: int, label: int | 
     guess, p = own.argmax(axis=1), np.exp(own.max(axis=1))
     labels = np.unique(guess) if label is None else [label]
     pages = [(one, _surest(open_photos[guess == one], p[guess == one], size)) for one in labels]
-    scored = [(_worth(sure), one, photos) for one, (photos, sure) in pages if len(photos)]
+    scored = [(float(sure.sum()), one, photos) for one, (photos, sure) in pages if len(photos)]
     if not scored:
         return Chosen(NOTHING.photos, int(label or 0), 0)
     _, best, photos = max(scored, key=lambda one: (one[0], -one[1]))
@@ -120,23 +118,16 @@ def doubts(held_out: np.ndarray, y: np.ndarray, photos: np.ndarray, size: int) -
     References:
         C. G. Northcutt et al., "Confident learning", JAIR 70 (2021).
     """
-    disbelief = held_out.max(axis=1) - held_out[np.arange(len(y)), y]
-    doubted = np.flatnonzero(disbelief > 0)
-    order = doubted[np.argsort(-disbelief[doubted], kind="stable")]
+    of_label = held_out[np.arange(len(y)), y]
+    doubted = np.flatnonzero(held_out.max(axis=1) > of_label)
+    order = doubted[np.argsort(of_label[doubted], kind="stable")]
     return Chosen(photos[order[:size]], -1, len(order))
 
 
 def _surest(photos: np.ndarray, p: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the surest photos and their probabilities, until too many of them are expected to be wrong."""
+    """Return the surest photos and their probabilities."""
     order = np.argsort(-p, kind="stable")[:size]
-    wrong = np.cumsum(1 - p[order])
-    kept = order[: max(LEAST_SHOWN, int((wrong <= MOST_WRONG).sum()))]
-    return photos[kept], p[kept]
-
-
-def _worth(p: np.ndarray) -> float:
-    """How many photos a key is expected to label: one key for the page, one for each photo that is wrong."""
-    return float(len(p) / (1 + (1 - p).sum()))
+    return photos[order], p[order]
 
 
 def _mean_of(values: np.ndarray, member_of: np.ndarray, count: int) -> np.ndarray:
