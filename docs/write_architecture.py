@@ -21,6 +21,7 @@ LAYERS = (
     "run_dir",
     "run",
     "serving",
+    "labelling",
     "pipeline",
     "commands",
     "sklearn",

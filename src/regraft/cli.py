@@ -278,6 +278,70 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
 
 
 @cli.command()
+@click.argument("photos", metavar="DIR")
+@click.option("--out", metavar="RUN", help="Folder for the labels and the model.  [default: in runs/]")
+@click.option("--classes", default="", metavar="NAMES", help="Names of the classes, separated by commas.")
+@click.option(
+    "--from", "start", metavar="RUN", help="Go on from a run: its photos, labels and model, and these photos."
+)
+@click.option("--sort", metavar="DIR2", help="Also put the photos into a folder for each class, by links or copies.")
+@click.option("--page/--no-page", "with_page", default=True, help="Without a page: train on the labels that are there.")
+@with_settings("backbone", "weights", "follow_links", "offline")
+@click.option("--mode", type=click.Choice(["frozen", "auto"]), default="frozen", show_default=True, help="What learns.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the page.")
+@click.option("--port", default=8010, show_default=True, help="0 for any that is free.")
+@with_json
+def label(
+    photos: str,
+    out: str | None,
+    classes: str,
+    start: str | None,
+    sort: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Label a heap of photos on a page that learns meanwhile, and train on the labels.
+
+    DIR is a heap, a tree, or partly sorted: photos in folders that --classes names are labelled already. The page is
+    for this machine alone. Every answer is on disk at once; the same command goes on where the last one ended. DIR
+    itself is only read.
+
+    \b
+    regraft label photos/
+    regraft label photos/ --classes ant,bee --sort sorted/
+    regraft label new_photos/ --from runs/photos
+    """
+    from pathlib import Path
+
+    from regraft.commands import label as label_command
+    from regraft.commands import train as train_command
+
+    with_page, host, port = (settings.pop(name) for name in ("with_page", "host", "port"))
+
+    def show(sitting: Any) -> None:
+        from regraft.labelling.server import serve_sitting
+
+        serve_sitting(sitting, host=host, port=port, on_address=lambda url: talk(f"label at {url}   (Ctrl-C ends it)"))
+
+    options = label_command.SittingOptions(
+        tuple(name.strip() for name in classes.split(",") if name.strip()),
+        Path(start) if start else None,
+        Path(sort) if sort else None,
+        train_command.configure(**{name: value for name, value in settings.items() if value is not None}),
+    )
+    done = label_command.label(photos, out, options=options, show=show if with_page else None, progress=Progress())
+    if as_json:
+        terminal.print_json(done.to_json())
+        return
+    print(f"labelled {done.num_labelled} of {done.num_photos} photos, {done.num_set_aside} set aside")
+    print(printable(f"labels   {done.labels}"))
+    if done.num_sorted is not None:
+        print(printable(f"sorted   {done.num_sorted} photos in {sort}"))
+    if done.summary is not None:
+        terminal.print_summary(done.summary)
+
+
+@cli.command()
 @click.argument("run")
 @click.argument("folder", metavar="DIR")
 @click.option("--out", help="Folder for the new run.  [default: RUN itself]")

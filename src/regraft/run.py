@@ -113,6 +113,8 @@ class RunContext:
         step: What this training is in the record of the run.
         earlier: The run that this training goes on from, adding a step; None for a first training.
         findings: What may be wrong with the photos, as far as a training sees it.
+        labelled: The photos where somebody has labelled them in a sitting; None where folders or a list say what is
+            there.
     """
 
     photos: Path
@@ -126,6 +128,7 @@ class RunContext:
     step: Step
     earlier: RunRecord | None = None
     findings: tuple[Issue, ...] = ()
+    labelled: Dataset | None = None
 
     @property
     def mode(self) -> str:

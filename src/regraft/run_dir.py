@@ -73,6 +73,7 @@ class PhotoRecord:
             "labels": list(self.labels),
             "by": self.labelled.by,
             "at": self.labelled.at,
+            **({"guess": self.labelled.guess} if self.labelled.guess else {}),
             "split": self.split,
             **({"group": self.group} if self.group else {}),
             "sha256": self.sha256,
@@ -87,11 +88,13 @@ class PhotoRecord:
                 is otherwise damaged, another of `DAMAGED`.
         """
         labels, texts = tuple(row["labels"]), [row[name] for name in ("path", "by", "at", "sha256")]
-        if not labels or not all(isinstance(text, str) for text in (*labels, *texts, row.get("group", ""))):
+        if not labels or not all(
+            isinstance(text, str) for text in (*labels, *texts, row.get("group", ""), row.get("guess", ""))
+        ):
             raise ValueError("expected text")
         if row["split"] not in SPLITS or len(bytes.fromhex(row["sha256"])) != 32:
             raise ValueError("expected a split and a hash")
-        labelled = Labelling(row["by"], row["at"])
+        labelled = Labelling(row["by"], row["at"], row.get("guess", ""))
         return PhotoRecord(row["path"], labels, labelled, row["split"], row["sha256"], row.get("group", ""))
 
 
@@ -100,7 +103,7 @@ class Step:
     """What was done to a run.
 
     Attributes:
-        command: "train", "add" or "relabel".
+        command: "train", "add", "relabel" or "label".
         of: The folder or list that it was done with.
         at: When, in ISO 8601, UTC.
     """

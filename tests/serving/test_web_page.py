@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conftest import serving
-from reporting.test_browser import CONTRASTS, READABLE, STICKING_OUT
+from page_checks import CONTRASTS, READABLE, STICKING_OUT
 
 pytestmark = pytest.mark.slow
 TOKEN = "geheim"

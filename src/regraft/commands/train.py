@@ -112,6 +112,7 @@ def train_run(
     progress: Progress,
     trackers: Sequence[Tracker] = (),
     earlier: RunRecord | None = None,
+    labelled: Dataset | None = None,
 ) -> Run:
     """Train as `config` says and leave everything in a folder.
 
@@ -122,6 +123,8 @@ def train_run(
         progress: Where messages and progress bars go.
         trackers: Are called beside those that `config` names.
         earlier: A run to go on from: its photos, labels and splits count, and what `config` adds, but not `folder`.
+        labelled: The photos with their labels, instead of what `folder` or `earlier` says; a photo's split is "" where
+            it is to be drawn.
 
     Raises:
         RegraftError: What stands in the way, and the cure.
@@ -131,7 +134,7 @@ def train_run(
     chosen_kinds(config.drop)
     _check_installed(config)
     with create_trackers(config.track, trackers, progress) as listening:
-        run = _train(Path(folder), out, config, progress, listening, earlier)
+        run = _train(Path(folder), out, config, progress, listening, earlier, labelled)
         listening.summary = run.summary
     return run
 
@@ -173,14 +176,21 @@ def _check_installed(config: TrainConfig) -> None:
 
 
 def _train(
-    folder: Path, out: Path, config: TrainConfig, progress: Progress, listening: TrackerSet, earlier: RunRecord | None
+    folder: Path,
+    out: Path,
+    config: TrainConfig,
+    progress: Progress,
+    listening: TrackerSet,
+    earlier: RunRecord | None,
+    labelled: Dataset | None,
 ) -> Run:
     began = time.monotonic()
     deadline = None if config.limit_s is None else began + config.limit_s
     with progress.step("total", is_announced=False), process_group() as world, _held(out, world, config, progress):
         progress.quiet = progress.quiet or not world.is_main
+        step = Step("label", str(folder.resolve()), now()) if labelled else _step(folder, config, earlier)
         context = RunContext(
-            folder, out, config, deadline, world, progress, began, listening, _step(folder, config, earlier), earlier
+            folder, out, config, deadline, world, progress, began, listening, step, earlier, labelled=labelled
         )
         if world.is_main:
             listening.start(out, config.to_json())
@@ -284,6 +294,8 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
 def _photos(context: RunContext) -> Dataset:
     """List all photos, with corrected labels; decode each to check it where no features will be computed of them."""
     config = context.config
+    if context.labelled is not None:
+        return checked(context.labelled)
     if context.earlier is not None:
         return _grown(context, context.earlier)
     listed = list_photos if config.is_solved else scan

@@ -36,12 +36,14 @@ class Labelling:
     """Where a label comes from.
 
     Attributes:
-        by: "folder", "list" or "relabel".
+        by: "folder", "list" or "relabel"; or the name of the person who labelled the photo in a sitting.
         at: When it was first recorded, as ISO 8601 in UTC; "" for a label that no run has recorded yet.
+        guess: What a model took the photo for when it was labelled in a sitting; "" for nothing.
     """
 
     by: str
     at: str = ""
+    guess: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from regraft.bundle.bundle import Bundle, load
 from regraft.bundle.doubt import usual_doubt
@@ -67,20 +68,65 @@ def serve(  # noqa: PLR0913  # each is another concern of whoever starts a serve
     _allow_many_connections()
     listening = _listen(host, port)
     try:
-        shown = f"[{host}]" if ":" in host else host
-        known = tuple(dict.fromkeys((*LOCAL, shown, *access.hosts)))
         with keeping(keep) as keeper:
             models = Models(bundle, limits, on_reload)
             try:
-                app = create_app(lambda: models.current, limits, replace(access, hosts=known), keeper)
+                known = replace(access, hosts=known_hosts(host, access.hosts))
+                app = create_app(lambda: models.current, limits, known, keeper)
                 server = uvicorn.Server(_config(app, limits))
                 with _ended_by_signals(server):  # from here on, also before uvicorn sees to them itself
-                    on_ready(f"http://{shown}:{listening.getsockname()[1]}/")
+                    on_ready(_address(host, listening))
                     _run(server, lambda: _serving(server, listening, models))
             finally:
                 models.close()
     finally:
         listening.close()
+
+
+def serve_app(
+    make: Callable[[str, int], ASGIApp],
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Answer requests to any application until SIGTERM or Ctrl-C, within limits on what a client may send.
+
+    Args:
+        make: Makes it, once its address and port are known.
+        host: Address to listen on.
+        port: 0 for any that is free.
+        limits: Of connections.
+        on_ready: Is told the address, `http://host:port/`.
+
+    Raises:
+        ServeError: The address is taken.
+    """
+    _occupy_standard_streams()
+    _allow_many_connections()
+    listening = _listen(host, port)
+    try:
+        address = _address(host, listening)
+        server = uvicorn.Server(_config(make(address, listening.getsockname()[1]), limits))
+        with _ended_by_signals(server):
+            on_ready(address)
+            _run(server, lambda: server.serve(sockets=[listening]))
+    finally:
+        listening.close()
+
+
+def known_hosts(host: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names by which a server may be called: this machine's usual ones, where it listens, and others."""
+    return tuple(dict.fromkeys((*LOCAL, _bracketed(host), *others)))
+
+
+def _address(host: str, listening: socket.socket) -> str:
+    return f"http://{_bracketed(host)}:{listening.getsockname()[1]}/"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class Models:

@@ -1,0 +1,274 @@
+"""How many keys it takes to label every photo of a set rightly, and what labels are worth, by a script that knows them.
+
+    python bench/labelling.py actions      keys a photo, and how many slips come back as doubts
+    python bench/labelling.py curves       accuracy on held-out photos after 20 to 240 answers, beside random photos
+    python bench/labelling.py audit        how often the interval of the audit covers the truth
+    python bench/labelling.py solve        seconds to solve at 10,000 photos and 20 classes
+
+The script answers through `Sitting`, as the page does. A key accepts a page, puts one photo right, names a class that
+is known, or stands for the typing of a new name. Takes sets from REGRAFT_DATA; the last two had no part in choosing.
+Writes bench/results/labelling.json.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from record import HERE, machine
+from regraft.backbones.backbone import configured
+from regraft.backbones.features import extract
+from regraft.core.config import TrainConfig
+from regraft.core.progress import QUIET
+from regraft.core.statistics import wilson_interval
+from regraft.data.scan import list_photos
+from regraft.labelling.cards import PAGE_SIZE, Answer, Page
+from regraft.labelling.heap import Contents, Heap
+from regraft.labelling.journal import Journal
+from regraft.labelling.sitting import Sitting
+
+SETS = ("hymenoptera", "grocery_fruit5", "pollen2", "wbc4", "signdigits10s", "hemlock2", "grocery_veg22")
+SLIPS, LOOKED_AT = 0.02, 0.05  # of the photos
+ANSWERS = (20, 40, 80, 160, 240)
+RESULTS = HERE / "results" / "labelling.json"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Photos whose classes are known.
+
+    Attributes:
+        x: `(N, D)` float32, features.
+        names: The class of each photo.
+        hashes: Content hashes.
+    """
+
+    x: np.ndarray
+    names: list[str]
+    hashes: list[str]
+
+
+class Annotator:
+    """A person who knows every photo's class.
+
+    Args:
+        sitting: What is answered.
+        truth: The classes.
+        slips: Share of the answers that are wrong.
+        seed: Of the slips.
+    """
+
+    def __init__(self, sitting: Sitting, truth: Truth, slips: float = 0.0, seed: int = 0) -> None:
+        self.sitting, self.truth, self.num_actions = sitting, truth, 0
+        self._rng, self._slips = np.random.default_rng(seed), slips
+
+    def label_all(self) -> None:
+        """Name groups until each class has a photo, then go through the guesses."""
+        wanted = len(set(self.truth.names))
+        while not (status := self.sitting.status()).is_done:
+            is_named = sum(count > 0 for count in status.counts.values()) == wanted
+            self.answer_page(self.sitting.page("guesses" if is_named else "groups"))
+
+    def answer_page(self, page: Page) -> None:
+        """Accept a page, after naming its class and putting right what is wrong."""
+        right = [self._said(card.photo) for card in page.cards]
+        expected = page.suggestion if page.kind == "guesses" else None
+        if page.kind == "groups":
+            expected = max(sorted(set(right)), key=right.count)
+        for name in {*right}:
+            if name not in self.sitting.status().classes:
+                self.sitting.add_class(name)
+        wrong = sum(name != (expected or card.guess) for name, card in zip(right, page.cards, strict=True))
+        self.num_actions += 1 + wrong
+        answers = [Answer(card.photo, name) for card, name in zip(page.cards, right, strict=True)]
+        self.sitting.answer(answers, person="script", seen_version=page.version)
+        self.sitting.wait()
+
+    def _said(self, photo: int) -> str:
+        """The class of a photo, or by a slip another one."""
+        name = self.truth.names[photo]
+        others = sorted(set(self.truth.names) - {name})
+        return str(self._rng.choice(others)) if self._rng.random() < self._slips else name
+
+
+@contextmanager
+def sitting_on(truth: Truth, chosen: np.ndarray | None = None) -> Iterator[Sitting]:
+    """A sitting on photos whose features are there."""
+    count = len(truth.names)
+    heap = Heap(Path(), tuple(f"{i}.jpg" for i in range(count)), ("",) * count)
+    contents = Contents(count)
+    indices = heap.order.tolist()
+    contents.put(indices, [truth.hashes[i] for i in indices], truth.x[indices])
+    with tempfile.TemporaryDirectory() as folder:
+        sitting = Sitting(heap, Journal(Path(folder) / "journal.jsonl"), contents)
+        sitting.wait()
+        try:
+            yield sitting
+        finally:
+            sitting.close()
+
+
+def real(name: str) -> Truth:
+    """A set of REGRAFT_DATA; of copies the first."""
+    listed = list_photos(Path(os.environ["REGRAFT_DATA"]) / name)
+    dataset, features = extract(configured(TrainConfig(), QUIET), listed)
+    first = sorted({content: i for i, content in reversed(list(enumerate(dataset.hashes)))}.values())
+    names = [dataset.classes[dataset.labels[i]] for i in first]
+    return Truth(features.x[first], names, [dataset.hashes[i] for i in first])
+
+
+def drawn(count: int, num_classes: int, spread: float, seed: int, size: int = 64, rank: int = 48) -> Truth:
+    """Features of drawn photos: a cloud for each class."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(num_classes, rank))
+    y = rng.integers(num_classes, size=count)
+    turn = np.random.default_rng(98).normal(size=(rank, size)) / np.sqrt(rank)
+    x = (centres[y] + spread * rng.normal(size=(count, rank))) @ turn
+    hashes = [f"{seed:032x}{i:032x}" for i in range(count)]
+    return Truth(x.astype(np.float32), [f"class{label}" for label in y], hashes)
+
+
+def actions(name: str) -> dict[str, float]:
+    """Keys a photo without slips, and the share of 2 % slips that doubts bring back first."""
+    truth = real(name)
+    with sitting_on(truth) as sitting:
+        annotator = Annotator(sitting, truth)
+        annotator.label_all()
+        labels = {row.sha256: row.label for row in sitting.rows()}
+        assert [labels[content] for content in truth.hashes] == truth.names
+        keys = annotator.num_actions / len(truth.names)
+    caught = [slips_found(truth, seed) for seed in range(5)]
+    found, all_of_them = (sum(column) for column in zip(*caught, strict=True))
+    return {"photos": len(truth.names), "actions_per_photo": round(keys, 4), "slips": all_of_them, "found": found}
+
+
+def slips_found(truth: Truth, seed: int) -> tuple[int, int]:
+    """How many slips are among the first doubts, and how many there are."""
+    with sitting_on(truth) as sitting:
+        Annotator(sitting, truth, SLIPS, seed).label_all()
+        labels = {row.sha256: row.label for row in sitting.rows()}
+        slipped = {i for i, content in enumerate(truth.hashes) if labels[content] != truth.names[i]}
+        left, perfect, shown = max(1, round(LOOKED_AT * len(truth.names))), Annotator(sitting, truth), set()
+        while left > 0 and (page := sitting.page("doubts", size=min(left, PAGE_SIZE))).cards:
+            shown |= {card.photo for card in page.cards}
+            left -= len(page.cards)
+            perfect.answer_page(page)
+        return len(slipped & shown), len(slipped)
+
+
+def curves(name: str) -> dict[str, dict[str, list[float]]]:
+    """Accuracy on a held-out third after some answers: questions and guesses beside photos at random."""
+    truth, found = real(name), {}
+    order = np.random.default_rng(0).permutation(len(truth.names))
+    held_out, rest = order[: len(order) // 3], order[len(order) // 3 :]
+    part = Truth(truth.x[rest], [truth.names[i] for i in rest], [truth.hashes[i] for i in rest])
+    for way in ("questions", "random"):
+        runs = [_curve(truth, part, held_out, way, seed) for seed in range(3)]
+        found[way] = {str(n): [round(run[n], 4) for run in runs if n in run] for n in ANSWERS}
+    n = len(held_out)
+    found["interval"] = {"half": [round(np.diff(wilson_interval(round(0.9 * n), n))[0] / 2, 4)]}
+    return found
+
+
+def _curve(truth: Truth, part: Truth, held_out: np.ndarray, way: str, seed: int) -> dict[int, float]:
+    """Accuracy after each number of answers, which are single photos."""
+    from regraft.labelling.head import find_projection, solve_head
+
+    rng, found = np.random.default_rng(seed), {}
+    names = sorted(set(truth.names))
+    with sitting_on(part) as sitting:
+        for name in names:
+            sitting.add_class(name)
+        given: list[int] = []
+        at_random = rng.permutation(len(part.names)).tolist()
+        while len(given) < max(ANSWERS) and len(given) < len(part.names):
+            page = sitting.page("questions", size=10) if way == "questions" and len(given) >= 10 else None
+            chosen = [card.photo for card in page.cards] if page and page.cards else at_random[:10]
+            at_random = [i for i in at_random if i not in set(chosen)]
+            if not chosen:
+                break
+            sitting.answer([Answer(i, part.names[i]) for i in chosen], person="script")
+            sitting.wait()
+            given += chosen
+            if len(given) in ANSWERS:
+                projection = find_projection(part.x, np.arange(len(part.x)))
+                y = np.array([names.index(part.names[i]) for i in given])
+                head = solve_head(projection(part.x[given]), y, len(names), projection)
+                said = head.log_probabilities(projection(truth.x[held_out])).argmax(axis=1)
+                right = said == [names.index(truth.names[i]) for i in held_out]
+                found[len(given)] = float(right.mean())
+    return found
+
+
+def audit(num_sittings: int = 200) -> dict[str, float]:
+    """How often the interval of the audit covers the accuracy on 20,000 photos like those of the heap."""
+    covered, fresh = 0, drawn(20_000, 4, 2.2, 10**6)
+    for seed in range(num_sittings):
+        truth, rng = drawn(400, 4, 2.2, seed), np.random.default_rng(seed)
+        with sitting_on(truth) as sitting:
+            annotator = Annotator(sitting, truth)
+            while sum(count > 0 for count in sitting.status().counts.values()) < 4:
+                annotator.answer_page(sitting.page("groups"))
+            for _ in range(int(rng.integers(1, 6))):
+                annotator.answer_page(sitting.page("guesses"))
+            for card in sitting.page("audit", size=int(rng.integers(10, 41))).cards:
+                sitting.answer([Answer(card.photo, truth.names[card.photo], is_audit=True)], person="script")
+            sitting.wait()
+            found, right = sitting.status().accuracy, _share_right(sitting, fresh)
+            assert found is not None
+            covered += found.low <= right <= found.high
+    return {"sittings": num_sittings, "covered": covered}
+
+
+def _share_right(sitting: Sitting, fresh: Truth) -> float:
+    """Accuracy of a sitting's head on other photos."""
+    solver = sitting._solver
+    said = solver._head.log_probabilities(solver._space.projection(fresh.x)).argmax(axis=1)
+    classes = sitting.status().classes
+    return float(np.mean([classes[one] == name for one, name in zip(said, fresh.names, strict=True)]))
+
+
+def solve() -> dict[str, float]:
+    """Seconds of a solution after each page, while 10,000 photos of 20 classes are labelled."""
+    truth = drawn(10_000, 20, 1.5, 0, 1280, 512)
+    with sitting_on(truth) as sitting, threadpool_limits(2):
+        seconds = []
+        for name in sorted(set(truth.names)):
+            sitting.add_class(name)
+        at = 0
+        for count in [*[24] * 20, 1000, *[24] * 20, 2000, *[24] * 20, 3000, *[24] * 20, 2000, *[24] * 20]:
+            sitting.answer([Answer(i, truth.names[i]) for i in range(at, at + count)], person="script")
+            sitting.wait()
+            at += count
+            seconds += [sitting._solver.latest.seconds] if count == 24 else []
+    middle, high = np.median(seconds, axis=0).round(4), np.quantile(seconds, 0.95, axis=0).round(4)
+    return {"median_s": middle[0], "p95_s": high[0], "median_processor_s": middle[1], "p95_processor_s": high[1]}
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["actions", "curves", "audit", "solve"])
+    parser.add_argument("--sets", default=",".join(SETS))
+    wanted = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    if wanted.what in ("actions", "curves"):
+        of_set = {"actions": actions, "curves": curves}[wanted.what]
+        for name in wanted.sets.split(","):
+            found.setdefault(wanted.what, {})[name] = one = of_set(name)
+            print(name, one, flush=True)
+    else:
+        found[wanted.what] = one = {"audit": audit, "solve": solve}[wanted.what]()
+        print(one)
+    RESULTS.write_text(json.dumps({**found, "machine": machine()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
