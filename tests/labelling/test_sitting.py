@@ -1,10 +1,12 @@
 """A sitting keeps what was said, refuses what would overwrite it, and shows what helps."""
 
+import errno
+
 import numpy as np
 import pytest
 from heaps import NAMES, clouds, labels_of, say, sitting
 
-from regraft.core.errors import ConfigError, DataError
+from regraft.core.errors import ConfigError, DataError, OutputError
 from regraft.labelling.cards import Answer, Conflict, Undone
 
 
@@ -177,3 +179,20 @@ def test_labels_of_folders_count_and_can_be_put_right(tmp_path, drawn):
         assert again.status().num_labelled == 30
         assert labels_of(again)["0.jpg"] == "bee"
         assert {row.by for row in again.rows() if row.label} == {"folder", "me"}
+
+
+def test_an_answer_that_did_not_reach_the_disk_does_not_count(tmp_path, drawn, monkeypatch):
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    x, y = drawn
+    with sitting(tmp_path, x) as one:
+        say(one, y, [1])
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", broken)
+            with pytest.raises(OutputError, match="was not kept"):
+                say(one, y, [2])
+        assert labels_of(one) == {"1.jpg": NAMES[y[1]]}
+        say(one, y, [3])
+    with sitting(tmp_path, x) as again:
+        assert labels_of(again) == {f"{i}.jpg": NAMES[y[i]] for i in (1, 3)}
