@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIGHT := $(VENV)/.light
 READY := $(VENV)/.ready
+# Compiled modules are kept, whatever the environment says: hundreds of processes start.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: help setup demo docs site dist test torture quick check format bench bench-check clean
@@ -39,13 +41,13 @@ dist: $(READY)   ## wheel and sdist, checked, and tried in clean environments (P
 	$(BIN)/python deploy/dist.py $(foreach python,$(PYTHONS),--python $(python)) $(if $(TRAIN),--train)
 
 test: $(READY)   ## all tests but the long forms; with REGRAFT_DATA also those on real photos
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' -n 2 --dist worksteal --max-worker-restart 0 --durations 25
+	$(PYTEST) -m 'not gpu' -n 2 --dist worksteal --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
-	REGRAFT_TRIALS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 0 tests/faults tests/commands/test_export.py
+	REGRAFT_TRIALS=200 $(PYTEST) -m slow --timeout 0 tests/faults tests/commands/test_export.py
 
 quick: $(READY)  ## the tests that import no torch and start no process: under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quick -n 2 --dist worksteal --max-worker-restart 0 -rfE
+	$(PYTEST) --quick -n 2 --dist worksteal --max-worker-restart 0 -rfE
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check src tests bench examples docs deploy tools

@@ -119,10 +119,29 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(photos, tmp_path_factory) -> Bundle:
-    """A model of the three colours, trained once. Tests must not change its folder."""
+    """A model of the three colours on a tiny network, trained once. Tests must not change its folder."""
+    from regraft import train
+    from tiny_backbone import only_tiny_backbone
+
+    with only_tiny_backbone(tmp_path_factory.mktemp("tiny") / "backbone"):
+        return train(photos, tmp_path_factory.mktemp("run"), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def default_bundle(photos, tmp_path_factory) -> Bundle:
+    """Such a model on the default backbone: many times slower, for what depends on the network."""
     from regraft import train
 
-    return train(photos, tmp_path_factory.mktemp("run"), quiet=True)
+    return train(photos, tmp_path_factory.mktemp("run"), quiet=True, mode="frozen")
+
+
+@pytest.fixture
+def tiny(tmp_path_factory):
+    """Whatever network is asked for, it is a tiny one: for tests of trainings whose subject is not the network."""
+    from tiny_backbone import only_tiny_backbone
+
+    with only_tiny_backbone(tmp_path_factory.mktemp("tiny") / "backbone") as backbone:
+        yield backbone
 
 
 def rewrite_manifest(folder: Path, **values: Any) -> None:

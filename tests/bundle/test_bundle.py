@@ -24,8 +24,8 @@ def test_holds_the_files_of_the_contract_and_no_pickle(bundle):
     assert sorted(path.name for path in bundle.folder.iterdir()) == sorted([*FILES, "regraft.json"])
 
 
-def test_names_what_it_is_made_of(bundle):
-    manifest = bundle.manifest
+def test_names_what_it_is_made_of(default_bundle):
+    manifest = default_bundle.manifest
     assert manifest["classes"] == ["blue", "green", "red"]
     assert manifest["backbone"]["name"] == "timm/tf_efficientnet_lite0"
     assert manifest["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
@@ -37,10 +37,10 @@ def test_a_run_folder_stands_for_its_bundle(bundle):
     assert load(bundle.folder.parent).folder == bundle.folder
 
 
-def test_predicts_the_same_from_path_bytes_image_and_array(bundle, photos):
+def test_predicts_the_same_from_path_bytes_image_and_array(default_bundle, photos):
     path = photos / "red" / "red_0.jpg"
     image = Image.open(path)
-    answers = [bundle.predict(p) for p in (path, str(path), path.read_bytes(), image, np.asarray(image))]
+    answers = [default_bundle.predict(p) for p in (path, str(path), path.read_bytes(), image, np.asarray(image))]
     assert all(answer == answers[0] for answer in answers)
     assert answers[0].label == "red"
     assert sum(answers[0].probabilities.values()) == pytest.approx(1)
@@ -113,12 +113,12 @@ def test_what_is_no_bundle_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_graph_gives_the_features_that_the_head_was_solved_on(bundle, photos):
+def test_graph_gives_the_features_that_the_head_was_solved_on(default_bundle, photos):
     dataset = regraft.scan(photos)
     dataset, features = regraft.extract(regraft.load_backbone(), dataset)
-    inputs = np.stack([bundle.to_input(photos / path) for path in dataset.paths[:6]])
-    outputs = bundle.engine(inputs)
-    weight, bias = bundle.head
+    inputs = np.stack([default_bundle.to_input(photos / path) for path in dataset.paths[:6]])
+    outputs = default_bundle.engine(inputs)
+    weight, bias = default_bundle.head
     assert np.array_equal(outputs["features"], features.x[:6])
     np.testing.assert_allclose(outputs["logits"], features.x[:6] @ weight.T + bias, atol=1e-4)
 

@@ -31,9 +31,9 @@ HOSTILE = (
 
 
 @pytest.fixture
-def manifest(bundle):
+def manifest(default_bundle):
     """A manifest that a test may change."""
-    return copy.deepcopy(bundle.manifest)
+    return copy.deepcopy(default_bundle.manifest)
 
 
 def parts(text):

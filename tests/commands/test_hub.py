@@ -23,6 +23,12 @@ from regraft.core.errors import BundleError, HubError, OutputError
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 
+@pytest.fixture(scope="module")
+def bundle(default_bundle):
+    """One whose graph and weights are large files to a hub."""
+    return default_bundle
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A hub on this machine that HF_ENDPOINT names, and on which this user has logged in."""

@@ -102,9 +102,9 @@ def test_unreadable_photos_are_listed_not_judged(bundle, tmp_path):
     assert [q["path"] for q in result.to_json()["quarantined"]] == ["red/bad.jpg"]
 
 
-def test_cached_features_do_not_hide_a_bundle_that_contradicts_itself(bundle, photos, tmp_path):
+def test_cached_features_do_not_hide_a_bundle_that_contradicts_itself(default_bundle, photos, tmp_path):
     """Other weights beside the graph, with matching hashes: what the graph itself says differs, and that is noticed."""
-    copy = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    copy = shutil.copytree(default_bundle.folder, tmp_path / "bundle")
     state = load_file(copy / "model.safetensors")
     state["classifier.bias"] = state["classifier.bias"] + np.float32([0, 1, 2])
     save_file(state, copy / "model.safetensors")
@@ -120,7 +120,7 @@ def test_calibration_error_of_known_cases():
     assert expected_calibration_error(np.array([[0.8, 0.2]] * 10), np.array([0] * 8 + [1] * 2)) == pytest.approx(0)
 
 
-def test_metrics_of_training_are_those_of_the_saved_bundle(photos, tmp_path):
+def test_metrics_of_training_are_those_of_the_saved_bundle(photos, tmp_path, tiny):
     bundle = regraft.train(photos, tmp_path / "run", quiet=True, seed=3)
     rows = map(json.loads, (tmp_path / "run" / "photos.jsonl").read_text().splitlines())
     judged = [row for row in rows if row.get("split") == "val"]

@@ -137,7 +137,7 @@ def damaged(whole: bytes) -> list[bytes]:
     for seed in range(count):
         chance, changed = random.Random(seed), bytearray(whole)
         for _ in range(8):
-            changed[chance.randrange(4000)] = chance.randrange(256)
+            changed[chance.randrange(min(4000, len(whole)))] = chance.randrange(256)
         found.append(bytes(changed))
     return found
 

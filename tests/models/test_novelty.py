@@ -18,10 +18,10 @@ from regraft.data.splits import split
 from regraft.models.ood import familiar
 
 
-@pytest.fixture(scope="module")
-def solved(photos, tmp_path_factory):
+@pytest.fixture
+def solved(default_bundle):
     """A frozen model of the three colours."""
-    return regraft.train(photos, tmp_path_factory.mktemp("solved"), mode="frozen", quiet=True)
+    return default_bundle
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_tuned_model_knows_its_photos_too(photos, tmp_path, strange):
     assert sum(one.looks_new for one in said) <= 3
 
 
-def test_of_few_photos_nothing_is_said(photos, tmp_path):
+def test_of_few_photos_nothing_is_said(photos, tmp_path, tiny):
     for path in sorted(photos.rglob("*_[0-3].jpg")):
         place = tmp_path / "few" / path.parent.name
         place.mkdir(parents=True, exist_ok=True)
