@@ -244,8 +244,9 @@ def train(folder: str, out: str | None, start: str | None, quiet: bool, as_json:
     """Train on a folder of photos; the model is in OUT/bundle.
 
     DIR is DIR/<class>/<image> (regraft keeps a fifth for judging), or DIR/train/<class>/<image> with val and
-    optionally test; or an archive, a list, shards, a Parquet file, annotations or an address. Interrupted, the same command continues. Options from --epochs on are decided from the data when
-    they are not given, printed, and saved with the model.
+    optionally test; or an archive, a list, shards, a Parquet file, annotations or an address (docs/photos.md).
+    Interrupted, the same command continues. Options from --epochs on are decided from the data when they are not
+    given, printed, and saved with the model.
 
     \b
     regraft train photos/
