@@ -12,8 +12,9 @@ from regraft.backbones.features import feature_rows, store_of
 from regraft.core.errors import DataError
 from regraft.core.files import sha256_bytes
 from regraft.core.progress import QUIET
-from regraft.data.decode import Unreadable, read_bytes
+from regraft.data.decode import Unreadable
 from regraft.data.scan import Dataset, map_photos
+from regraft.data.sources import read_bytes
 from regraft.labelling.heap import Contents, Heap
 
 FIRST_PART, LARGEST_PART = 32, 256  # photos

@@ -15,8 +15,9 @@ from PIL import Image
 from regraft.core.files import PARTIAL
 from regraft.core.runtime import num_cores
 from regraft.data import decode as decoding
-from regraft.data.decode import Unreadable, decode, grey_maximum, read_bytes
+from regraft.data.decode import Unreadable, decode, grey_maximum
 from regraft.data.grey_range import BITS, HEAD_BYTES, may_be_16_bit
+from regraft.data.sources import read_bytes
 
 EDGES = {"thumb": 384, "screen": 1600}  # pixels of the longer side
 QUALITY = {"thumb": 80, "screen": 88}  # of a JPEG
