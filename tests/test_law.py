@@ -31,6 +31,7 @@ TORCH_MODULES = {
     *(
         f"training.{name}"
         for name in (
+            "augmentation",
             "batches",
             "batchnorm",
             "bf16",

@@ -67,6 +67,8 @@ def test_the_graph_and_the_table_give_signed_roots_of_length_1(tiny, rooted, pho
     plain = Engine(tiny.graph, precision)(images)["features"]
     found = Engine(with_roots(tiny).graph, precision)(images)["features"]
     assert np.abs(found - exact(plain)).max() <= WITHIN
+    parts = [part.outputs for part in Engine(with_roots(tiny).graph, precision)._parts()._parts]
+    assert parts == ([["features"]] if precision == "f32" else [[engines.BEFORE_ROOTS], ["features"]])
     table = FeatureTable(plain, {str(i): i for i in range(len(plain))})
     assert np.abs(table.roots().table - exact(plain)).max() <= WITHIN
 

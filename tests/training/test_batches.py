@@ -25,11 +25,11 @@ from regraft.data.decode import decode
 from regraft.data.scan import Dataset, list_photos
 from regraft.data.transforms import Preprocessing, photo_to_input
 from regraft.training import batches
+from regraft.training.augmentation import augmentation
 from regraft.training.batches import (
     Batch,
     DecodedPhotos,
     Loader,
-    augmentation,
     choose_workers,
     decode_to_judge,
     decode_to_learn,

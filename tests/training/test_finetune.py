@@ -24,7 +24,8 @@ from regraft.models.linear_head import Head
 from regraft.training import cached_activations as prefixes
 from regraft.training import finetune as finetuning
 from regraft.training import loop, planning
-from regraft.training.batches import Loader, augmentation, decode_to_learn
+from regraft.training.augmentation import augmentation
+from regraft.training.batches import Loader, decode_to_learn
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.finetune import FineTuneJob, finetune

@@ -27,7 +27,8 @@ from regraft.data.scan import Dataset
 from regraft.data.transforms import Preprocessing
 from regraft.training import loop
 from regraft.training import train_state as learner_module
-from regraft.training.batches import DecodedPhotos, Loader, augmentation
+from regraft.training.augmentation import augmentation
+from regraft.training.batches import DecodedPhotos, Loader
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.loop import answers, fit, gradients, hold_still, judge, rate_factor

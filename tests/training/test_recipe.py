@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from regraft.core.errors import ConfigError
 from regraft.core.settings import settings_of
 from regraft.data.transforms import Preprocessing
-from regraft.training.batches import augmentation
+from regraft.training.augmentation import augmentation
 from regraft.training.loop import rate_factor
 from regraft.training.recipe import Recipe, check_names, choose, decide, tutorial
 

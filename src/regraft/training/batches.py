@@ -16,14 +16,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import InterpolationMode, v2
 
 from regraft.core.errors import DataError, OutputError
 from regraft.core.files import writable_cache
@@ -32,14 +31,13 @@ from regraft.core.runtime import num_cores
 from regraft.data.decode import Unreadable, decode
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.transforms import FILTERS, Preprocessing, photo_to_input
+from regraft.training.augmentation import Augmentation
 from regraft.training.distributed import ProcessGroup
-from regraft.training.recipe import Recipe
 
 STORED_SIDE = 2  # times the size that is resized to: of larger photos, crops would show no more
 MEMORY_SHARE = 0.4  # of the free memory that decoded photos may take; the rest goes to a memory-mapped file
 CHUNK_BYTES = 256 * 2**20
 SHM_PER_BATCH = 4  # batches on their way from each worker
-Augmentation = Callable[[Tensor], Tensor]
 
 
 class Decoded(Protocol):
@@ -134,22 +132,6 @@ def decode_to_judge(dataset: Dataset, preprocessing: Preprocessing, progress: Pr
         OutputError: There is no room for the decoded photos.
     """
     return _decoded(dataset, partial(_as_input, preprocessing), "decode photos to judge", progress)
-
-
-def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
-    """Build the random changes of one photo `(3, H, W)` uint8, to the network's input size.
-
-    Their randomness is torch's.
-    """
-    steps: list[torch.nn.Module] = [_RandomCrop(preprocessing, recipe.min_crop)]
-    if recipe.flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if recipe.augment == "color":
-        steps.append(v2.ColorJitter(0.4, 0.4, 0.4))
-    if recipe.augment == "trivial":
-        steps.append(v2.TrivialAugmentWide())
-    changes: Augmentation = v2.Compose(steps)
-    return changes
 
 
 def order(hashes: Sequence[str], seed: int, epoch: int) -> list[int]:
@@ -289,35 +271,6 @@ def _begin_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = lambda *_: None
-
-
-class _RandomCrop(torch.nn.Module):
-    """A random part of a photo, resized to the network's input: of the photo as it is padded or squashed there."""
-
-    def __init__(self, preprocessing: Preprocessing, min_crop: float) -> None:
-        super().__init__()
-        self._preprocessing, self._scale = preprocessing, (min_crop, 1.0)
-
-    def forward(self, photo: Tensor) -> Tensor:
-        """Change a photo `(3, H, W)` uint8."""
-        p, squashed = self._preprocessing, 1.0
-        if p.crop_mode == "border":
-            photo = _padded(photo, p)
-        if p.crop_mode == "squash":
-            squashed = (photo.shape[2] / photo.shape[1]) / (p.width / p.height)
-        ratio = (squashed * 3 / 4, squashed * 4 / 3)
-        how = InterpolationMode(p.interpolation)
-        crop = v2.RandomResizedCrop((p.height, p.width), self._scale, ratio, interpolation=how, antialias=True)
-        return cast(Tensor, crop(photo))
-
-
-def _padded(photo: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Pad a photo `(3, H, W)` to the aspect ratio of the network's input."""
-    p, (height, width) = preprocessing, photo.shape[1:]
-    scale = max(height / p.height, width / p.width)
-    above, before = round(scale * p.height) - height, round(scale * p.width) - width
-    sides = [before // 2, above // 2, before - before // 2, above - above // 2]
-    return cast(Tensor, v2.functional.pad(photo, sides, fill=list(p.fill)))
 
 
 class _Changed(TorchDataset[Tensor]):

@@ -27,7 +27,8 @@ from regraft.core.errors import TrainError
 from regraft.core.memory import in_pieces
 from regraft.core.progress import Progress
 from regraft.data.scan import Dataset, map_photos
-from regraft.training.batches import Augmentation, DecodedPhotos, HostMemory, Loader
+from regraft.training.augmentation import Augmentation
+from regraft.training.batches import DecodedPhotos, HostMemory, Loader
 
 
 @dataclass(frozen=True)

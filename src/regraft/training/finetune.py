@@ -24,7 +24,8 @@ from regraft.core.progress import Progress
 from regraft.core.runtime import keep_freed_memory
 from regraft.data.scan import Dataset
 from regraft.models.linear_head import Head
-from regraft.training.batches import Loader, augmentation, choose_workers, decode_to_judge, decode_to_learn
+from regraft.training.augmentation import augmentation
+from regraft.training.batches import Loader, choose_workers, decode_to_judge, decode_to_learn
 from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
