@@ -79,7 +79,7 @@ def only_tiny_backbone(folder: Path) -> Iterator[Backbone]:
         return tiny
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("commands.train", "commands.scan", "models.feature_search"):
+        for module in ("commands.train", "commands.scan", "commands.label", "models.feature_search"):
             patch.setattr(f"regraft.{module}.configured", only)
         yield tiny
 

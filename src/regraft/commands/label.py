@@ -221,7 +221,8 @@ def _trained(
         )
         sides = tuple(record.sides.get(content, "") for content in dataset.hashes)
         dataset = replace(dataset, labelled=origins, splits=sides)
-    return train_run(sitting.heap.root, out, config, progress, earlier=record, labelled=dataset).summary
+    folder = sitting.heap.root if record is None else record.folder
+    return train_run(folder, out, config, progress, earlier=record, labelled=dataset).summary
 
 
 def _wait_for_all(sitting: Sitting) -> None:

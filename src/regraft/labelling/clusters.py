@@ -47,6 +47,23 @@ def find_clusters(z: np.ndarray, rows: np.ndarray) -> Clusters:
     return assigned(z, rows, centres)
 
 
+def extended(clusters: Clusters, z: np.ndarray, rows: np.ndarray) -> Clusters:
+    """Add more photos, each to the nearest centre.
+
+    Args:
+        clusters: Of other photos.
+        z: `(n, R)` float32, projected features.
+        rows: `(n,)` int64, which photos they are of.
+    """
+    more = assigned(z, rows, clusters.centres)
+    return Clusters(
+        np.concatenate([clusters.rows, more.rows]),
+        np.concatenate([clusters.member_of, more.member_of]),
+        np.concatenate([clusters.closeness, more.closeness]),
+        clusters.centres,
+    )
+
+
 def assigned(z: np.ndarray, rows: np.ndarray, centres: np.ndarray) -> Clusters:
     """Assign photos to the nearest of some centres.
 

@@ -49,11 +49,13 @@ class Labels:
     Attributes:
         classes: Names; the index of a class never changes.
         version: How many entries there were.
+        ever_named: Every name that a class ever had.
         is_audit_over: Whether the photos kept for the audit may be shown with guesses.
     """
 
     def __init__(self) -> None:
         self.classes: list[str] = []
+        self.ever_named: set[str] = set()
         self.version = 0
         self.is_audit_over = False
         self._verdicts: dict[str, list[Verdict]] = {}
@@ -133,9 +135,11 @@ class Labels:
 
     def _classes(self, entry: Mapping[str, Any], _: int) -> None:
         self.classes += [str(name) for name in entry["names"]]
+        self.ever_named.update(self.classes)
 
     def _rename(self, entry: Mapping[str, Any], _: int) -> None:
         self.classes[self.classes.index(entry["old"])] = str(entry["new"])
+        self.ever_named.add(str(entry["new"]))
 
     def _end_audit(self, _: Mapping[str, Any], __: int) -> None:
         self.is_audit_over = True

@@ -58,7 +58,7 @@ class Sitting:
         self._is_reserved = heap.audited
         for entry in journal.entries:
             self._labels.apply(entry)
-        if new := [name for name in heap.classes if name not in self._labels.classes]:
+        if new := [name for name in heap.classes if name not in self._labels.ever_named]:
             self._keep({"kind": "classes", "names": new})
         self._num_seen = 0
         self._solver = Solver(self._snapshot)

@@ -12,7 +12,7 @@ import numpy as np
 
 from regraft.labelling.audit import audited_accuracy, checkpoints, curve_point
 from regraft.labelling.cards import AuditedAccuracy, CurvePoint
-from regraft.labelling.clusters import Clusters, assigned, find_clusters
+from regraft.labelling.clusters import Clusters, extended, find_clusters
 from regraft.labelling.head import (
     BLOCK,
     FastHead,
@@ -266,5 +266,5 @@ class _Space:
         if is_new:
             self.clusters = find_clusters(self.z[self._known], self._known)
         elif len(fresh):
-            self.clusters = assigned(self.z[self._known], self._known, self.clusters.centres)
+            self.clusters = extended(self.clusters, self.z[fresh], fresh)
         return is_new

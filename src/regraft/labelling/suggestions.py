@@ -6,6 +6,7 @@ import numpy as np
 
 from regraft.labelling.clusters import Clusters, unit_rows
 
+MOST_COMPARED = 4096  # labelled photos that groups are compared with
 CANDIDATES = 8  # pages of uncertain photos, of which one is chosen
 
 
@@ -70,7 +71,8 @@ def groups(clusters: Clusters, z: np.ndarray, open_photos: np.ndarray, labelled:
     sizes = np.minimum(np.bincount(clusters.member_of[left], minlength=count), size)
     worth = sizes * _mean_of(clusters.closeness[left], clusters.member_of[left], count)
     if len(labelled):
-        worth = worth * (1 - (clusters.centres @ unit_rows(z[labelled]).T).max(axis=1).clip(0, 0.999))
+        some = labelled[:: -(-len(labelled) // MOST_COMPARED)]
+        worth = worth * (1 - (clusters.centres @ unit_rows(z[some]).T).max(axis=1).clip(0, 0.999))
     best = int(np.where(sizes > 0, worth, -1).argmax())
     own = np.flatnonzero(left & (clusters.member_of == best))
     closest = own[np.argsort(-clusters.closeness[own], kind="stable")][:size]
