@@ -18,12 +18,12 @@ from PIL import Image
 
 from commands.test_train import save_toy
 from conftest import COLOURS, all_of, draw, tree_of
+from page_checks import STICKING_OUT
 from regraft.bundle.bundle import Prediction
 from regraft.commands.compare import Comparison, compare
 from regraft.commands.train import configure
 from regraft.core.progress import Progress, printable
 from regraft.reporting.plots import prediction_grid
-from reporting.test_browser import STICKING_OUT
 
 PAYLOADS = {
     "script": "<script>alert(1)</script>",

@@ -98,7 +98,7 @@ class Thumbnails:
 
     def _is_on_disk(self, photo: int) -> bool:
         key = _key(self._path_of(photo))
-        return key is not None and self._disk.get(key) is not None
+        return key is not None and self._disk.has(key)
 
 
 class _Memory:
@@ -143,6 +143,9 @@ class _Disk:
         except OSError:
             return None
         return data if data.endswith(END) else None
+
+    def has(self, key: str) -> bool:
+        return self._place(key).is_file()
 
     def put(self, key: str, data: bytes) -> None:
         place = self._place(key)

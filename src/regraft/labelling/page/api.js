@@ -66,6 +66,6 @@ export function getPage(kind, size, without, className = "") {
 export const getCards = (photos) => call(`api/cards?photos=${photos.join(",")}`).then((body) => body.cards);
 export const postAnswers = (answers, version, isAudit = false) => post("api/answers", { answers, version, is_audit: isAudit });
 export const postUndo = () => post("api/undo");
-export const postClass = (name) => post("api/classes", { name });
+export const postClass = (name, old = null) => post("api/classes", { name, old });
 export const postTrain = () => post("api/train");
 export const postSort = () => post("api/sort");

@@ -57,8 +57,8 @@ export class Grid {
   }
 
   async take(page) {
-    Object.assign(this, { page, cursor: 0, done: new Set(), out: new Set() });
     await loaded(page.cards.map((card) => card.photo));
+    Object.assign(this, { page, cursor: 0, done: new Set(), out: new Set() });
   }
 
   show(main, footer) {
@@ -66,7 +66,7 @@ export class Grid {
     if (!page.cards.length) return app.showEmpty(WORDS[this.kind].empty);
     this.list = make("ul", { class: this.hasCaptions ? "cards" : "cards bare", "aria-label": "Photos" }, ...page.cards.map((card, index) => this.card(card, index)));
     main.replaceChildren(
-      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: WORDS[this.kind].hint })), this.sizes()),
+      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: WORDS[this.kind].hint })), make("div", { class: "beside" }, make("span", { id: "next" }), this.sizes())),
       this.list,
     );
     footer.replaceChildren(
@@ -150,32 +150,19 @@ export class Grid {
     return [left.length === 1 ? "Yes, this one" : many];
   }
 
-  /** Choose columns so that the page fits the window with photos as large as they can be. */
+  /** Choose rows so that the page fits the window with photos as large as they can be; else it is scrolled. */
   fit() {
     if (!this.list?.isConnected) return;
     const shape = aspect(this.page.cards.map((card) => card.photo));
     const width = this.list.clientWidth;
-    const height = this.app.main.clientHeight - (this.list.offsetTop - this.app.main.offsetTop) - 12;
-    const number = this.page.cards.length;
-    const most = Math.max(2, Math.floor((width + GAP) / (LEAST_WIDTH + GAP)));
-    let columns = Math.min(most, number);
+    const height = this.app.main.clientHeight - (this.list.offsetTop - this.app.main.offsetTop) - 14;
     const caption = this.hasCaptions ? CAPTION * (this.kind === "doubts" ? 1.9 : 1) : 0;
-    for (let few = 1; few <= most; few++) {
-      const one = Math.min((width - GAP * (few - 1)) / few, MOST_WIDTH);
-      const rows = Math.ceil(number / few);
-      if (rows * (one / shape + caption) + GAP * (rows - 1) <= height) {
-        columns = few;
-        break;
-      }
-    }
-    columns = Math.max(columns, 2);
+    const { columns, side, rows } = arranged(this.page.cards.length, { width, height, caption, shape });
+    const room = (height - GAP * (rows - 1)) / rows - caption; // upright photos use what is left below
     this.columns = columns;
     this.list.style.setProperty("--columns", columns);
-    const one = Math.min((width - GAP * (columns - 1)) / columns, MOST_WIDTH);
-    const rows = Math.ceil(number / columns);
-    const room = (height - GAP * (rows - 1)) / rows - caption; // upright photos use what is left below
-    this.list.style.setProperty("--shape", Math.min(shape, Math.max(one / room, shape * 0.8)));
-    this.list.style.setProperty("--most", `${MOST_WIDTH}px`);
+    this.list.style.setProperty("--shape", Math.min(shape, Math.max(side / room, shape * 0.8)));
+    this.list.style.setProperty("--most", `${side}px`);
   }
 
   put(index, { focus = true } = {}) {
@@ -289,6 +276,20 @@ export class Grid {
     }
     return [["Enter", this.kind === "doubts" ? "the labels are right" : "accept the page"], [keys, "say what the marked photo is"], ["n", "type another name"], ["⌫", "leave the marked photo for later"], ...common];
   }
+}
+
+/** The arrangement with the widest cards that fits; two or more columns of cards that are wide enough where none does. */
+function arranged(number, { width, height, caption, shape }) {
+  const all = Array.from({ length: number }, (_, index) => {
+    const rows = index + 1;
+    const columns = Math.ceil(number / rows);
+    const side = Math.min((width - GAP * (columns - 1)) / columns, ((height - GAP * (rows - 1)) / rows - caption) * shape, MOST_WIDTH);
+    return { columns, rows, side };
+  });
+  const best = all.reduce((one, other) => (other.side > one.side ? other : one));
+  if (best.side >= LEAST_WIDTH) return best;
+  const columns = Math.max(2, Math.floor((width + GAP) / (LEAST_WIDTH + GAP)));
+  return { columns, rows: Math.ceil(number / columns), side: (width - GAP * (columns - 1)) / columns };
 }
 
 function said(answers) {

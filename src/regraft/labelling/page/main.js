@@ -13,6 +13,7 @@ const SCALES = [0.25, 0.5, 1, 2]; // of a page's number of photos
 const ORDER = ["groups", "guesses", "questions", "doubts", "progress"];
 const NAMES = { groups: "Groups", guesses: "Guesses", questions: "Questions", doubts: "Doubts", progress: "Progress", audit: "photos drawn at random" };
 const REMEMBERED = 200; // pages that undoing can show again
+const WORTH_MEASURING = 60; // labels
 const SOON_MS = 800; // until the state is asked for again, while something is under way
 const LATER_MS = 3000;
 
@@ -45,8 +46,7 @@ const app = {
     try {
       const { version, status } = await postAnswers(answers, page.version, isAudit);
       await this.moved(version, page);
-      this.status = status;
-      this.showCount();
+      this.know(status);
     } catch (failure) {
       if (failure.status === 409) await this.catchUp(page, (await getStatus()).version);
       throw failure;
@@ -62,15 +62,17 @@ const app = {
 
   /** Show on the page what was said elsewhere. */
   async catchUp(page, version) {
-    this.screen.refresh(await getCards(page.cards.map((card) => card.photo)));
-    page.version = version;
+    const cards = await getCards(page.cards.map((card) => card.photo));
+    if (this.screen.page !== page) return; // another one is shown by now
+    this.screen.refresh(cards);
+    page.version = Math.max(page.version, version);
     this.screen.update();
   },
 
   async addClass(name, page) {
     if (this.classes.includes(name)) return;
     const { classes, version } = await postClass(name);
-    this.status = { ...this.status, classes };
+    this.know({ ...this.status, classes, version });
     await this.moved(version, page);
     this.render();
   },
@@ -123,11 +125,23 @@ const app = {
     this.main.scrollTop = 0;
     this.screen.show(this.main, this.footer);
     this.main.dataset.turn = ++this.turns;
+    this.showNext();
     for (const tab of document.querySelectorAll("[data-screen]")) {
       const isHere = tab.dataset.screen === (this.screen.kind === "audit" ? "progress" : this.screen.kind);
       if (isHere) tab.setAttribute("aria-current", "page");
       else tab.removeAttribute("aria-current");
     }
+  },
+
+  /** Offer what is worth doing now, where it is another screen. */
+  showNext() {
+    const { status, screen } = this;
+    const isNew = status.accuracy === null && status.num_audit_left && status.num_labelled >= WORTH_MEASURING;
+    const offers = { groups: status.solved_version >= 0 ? ["The model can guess now", "guesses"] : null, guesses: isNew ? ["See how good the model is", "audit"] : null };
+    const [text, kind] = offers[screen.kind] ?? [];
+    const place = find("next");
+    if (!place || place.textContent === (text ?? "")) return;
+    place.replaceChildren(...(text ? [button(text, "", () => this.go(kind))] : []));
   },
 
   /** Draw the screen anew, as others have changed the classes; what is being typed stays. */
@@ -236,24 +250,31 @@ const app = {
   async poll() {
     const before = this.status;
     try {
-      this.status = await getStatus();
+      this.know(await getStatus());
       if (this.isLost) this.hideAlert();
       this.isLost = false;
     } catch (failure) {
       this.isLost = true;
       return this.alert(failure.message);
     }
-    this.showCount();
     const { status, screen } = this;
     if (!screen || !before) return undefined;
     if (screen.kind === "progress") screen.update();
+    this.showNext();
     const isNew = ["num_featured", "version", "solved_version", "num_photos"].some((name) => before[name] !== status[name]);
     if (this.isEmpty && isNew) await this.turn();
     else if (this.shownClasses !== status.classes.join("\n") && !this.isBusy && !find("zoom").open) this.renderKeeping();
     if (screen.page?.cards.length && status.version > screen.page.version && !this.isBusy) {
-      await this.busy(() => this.catchUp(screen.page, status.version));
+      await this.catchUp(screen.page, status.version).catch((failure) => this.alert(failure.message));
     }
     return undefined;
+  },
+
+  /** Take over how far it is, unless what was told later is known already. */
+  know(status) {
+    if (this.status && status.version < this.status.version) return;
+    this.status = status;
+    this.showCount();
   },
 
   showCount() {

@@ -1,8 +1,8 @@
 // How far it is, how good the model is, what more labels would bring, and the model itself.
 
 import { button, count, draw, make, percent } from "./dom.js";
-import { label } from "./classes.js";
-import { postSort, postTrain } from "./api.js";
+import { colour, label } from "./classes.js";
+import { postClass, postSort, postTrain } from "./api.js";
 
 const MORE = 50; // labels that the gain is told for
 const WIDTH = 400;
@@ -31,7 +31,7 @@ export class Progress {
   /** Draw it anew, unless nothing has changed. */
   update() {
     const { status } = this.app;
-    if (!this.body?.isConnected || !status) return;
+    if (!this.body?.isConnected || !status || this.body.contains(document.activeElement?.closest("input"))) return;
     const shown = JSON.stringify(status);
     if (shown === this.shown && this.body.children.length) return;
     this.shown = shown;
@@ -47,7 +47,7 @@ export class Progress {
     const left = num_photos - num_labelled - num_set_aside;
     const rows = classes.map((name) => {
       const meter = make("meter", { max: Math.max(1, ...Object.values(status.counts)), value: status.counts[name] ?? 0, "aria-label": name });
-      return make("li", {}, label(name, classes), meter, make("span", { class: "number", text: (status.counts[name] ?? 0).toLocaleString("en") }));
+      return colour(make("li", {}, this.nameOf(name), meter, make("span", { class: "number", text: (status.counts[name] ?? 0).toLocaleString("en") })), name, classes);
     });
     const notes = [left ? `${left.toLocaleString("en")} to go` : null, num_set_aside ? `${num_set_aside.toLocaleString("en")} set aside` : null, status.num_unreadable ? `${count(status.num_unreadable, "file")} cannot be read` : null];
     const sort = status.sort_folder
@@ -56,6 +56,29 @@ export class Progress {
     return make("section", {}, make("h2", { text: "Labels" }),
       make("p", { class: "figure" }, make("b", { text: num_labelled.toLocaleString("en") }), ` of ${count(num_photos, "photo")}`),
       make("p", { class: "hint", text: notes.filter(Boolean).join(", ") }), make("ul", { class: "counts" }, ...rows), sort);
+  }
+
+  /** A class, which a click lets one rename. */
+  nameOf(name) {
+    const { classes } = this.app;
+    const shown = make("button", { type: "button", class: "rename", title: "Rename", "aria-label": `Rename ${name}`, onclick: () => {
+      const field = make("input", { type: "text", value: name, maxlength: 100, "aria-label": `New name of ${name}`, spellcheck: "false" });
+      const form = make("form", { class: "name", onsubmit: (event) => (event.preventDefault(), this.rename(name, field.value.trim())) }, field);
+      field.addEventListener("blur", () => form.replaceWith(shown));
+      shown.replaceWith(form);
+      field.select();
+    } }, label(name, classes));
+    return shown;
+  }
+
+  rename(old, name) {
+    document.activeElement.blur();
+    if (!name || name === old) return undefined;
+    return this.app.busy(async () => {
+      await postClass(name, old);
+      await this.app.poll();
+      this.app.say(`${old} is called ${name} now.`);
+    });
   }
 
   accuracy(status) {
@@ -144,6 +167,5 @@ function chart(points, gain) {
     ...points.map((one) => draw("circle", { class: "dot", cx: x(one.num_labels), cy: y(one.accuracy), r: 3.5 })),
     gain === null ? null : draw("path", { class: "line expected", d: path([[x(last.num_labels), y(last.accuracy)], [x(end), y(last.accuracy + gain)]]) }),
     draw("text", { x: MARGIN.left, y: HEIGHT - 14, text: "0" }),
-    draw("text", { x: x(last.num_labels), y: HEIGHT - 14, "text-anchor": gain === null ? "end" : "middle", text: `${last.num_labels} labels` }),
-    gain === null ? null : draw("text", { x: x(end), y: HEIGHT - 14, "text-anchor": "end", text: `+${MORE}` }));
+    draw("text", { x: x(end), y: HEIGHT - 14, "text-anchor": "end", text: `${last.num_labels.toLocaleString("en")} labels${gain === null ? "" : `, then ${MORE} more`}` }));
 }

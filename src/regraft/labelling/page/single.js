@@ -23,8 +23,8 @@ export class Single {
   }
 
   async take(page) {
-    Object.assign(this, { page, cursor: 0, done: new Set(), out: new Set() });
     await loaded(page.cards.slice(0, 1).map((card) => card.photo));
+    Object.assign(this, { page, cursor: 0, done: new Set(), out: new Set() });
   }
 
   show(main, footer) {
