@@ -91,6 +91,15 @@ def test_the_last_copy_of_a_photo_is_never_removed(heap, tmp_path, way):
     assert listing(out) == {"cat/a.jpg": b"photo a.jpg", "cat/b.jpg": b"photo b.jpg"}
 
 
+def test_a_photo_that_became_a_link_to_the_sorted_one_is_not_lost(heap, tmp_path, way):
+    out = tmp_path / "out"
+    sort_photos([(heap / "a.jpg", "cat")], out)
+    (heap / "a.jpg").unlink()
+    (heap / "a.jpg").symlink_to(out / "cat/a.jpg")
+    assert undo(out).num_removed == 0
+    assert (heap / "a.jpg").read_bytes() == b"photo a.jpg"
+
+
 def test_sorting_again_moves_only_what_has_another_class(heap, tmp_path, way):
     out = tmp_path / "out"
     sort_photos([(heap / "a.jpg", "cat"), (heap / "b.jpg", "dog")], out)
