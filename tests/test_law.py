@@ -231,6 +231,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "data.fetch": "a folder that is not published yet",
     "data.sources": "a temporary folder",
     "data.orchard": "a folder that is not published yet",
+    "data.remote": "the cache",
     "data.sorting": "removes what is still a copy of a photo elsewhere, and writes where nothing is",
     "bundle.write": "a folder that is not published yet",
     "exporters.formats": "a folder that is not published yet",
@@ -241,6 +242,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "commands.export": "asks ExportedFiles first",
     "serving.keeping": "names that are the content's hash, where nothing is yet",
     "serving.model": "a folder of the server's own",
+    "labelling.thumbnails": "the cache",
 }
 
 
