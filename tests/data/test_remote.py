@@ -65,11 +65,11 @@ def test_a_tree_is_copied_once_and_then_what_has_changed(memory, counted):
     assert len(counted) == len(FILES)
     assert contents(list_photos("memory://set")) == FILES
     assert len(counted) == len(FILES)
-    memory.pipe_file("/set/ant/0.jpg", b"another")
+    memory.pipe_file("/set/ant/0.jpg", b"new 0")
     memory.rm("/set/ant/1.jpg")
     now = contents(list_photos("memory://set"))
     assert counted[len(FILES) :] == ["/set/ant/0.jpg"]
-    assert now == {name: data for name, data in FILES.items() if name != "ant/1.jpg"} | {"ant/0.jpg": b"another"}
+    assert now == {name: data for name, data in FILES.items() if name != "ant/1.jpg"} | {"ant/0.jpg": b"new 0"}
 
 
 def test_a_cut_copy_goes_on(memory, counted, monkeypatch):
