@@ -17,9 +17,9 @@ from regraft.models.layout import layout, spread
 from regraft.reporting.curves import Context
 from regraft.reporting.page import jpeg
 
-NUM_PHOTOS = 300  # laying them out takes two seconds; each adds about 4 kB to the page
+NUM_PHOTOS = 240  # laying them out takes a second or two; each adds about 3 kB to the page
 FEWEST = 8
-TILE = 96  # pixels of a photo in the picture of all
+TILE = 80  # pixels of a photo in the picture of all
 ASPECT = 1.6  # width of the map over its height
 FILLED = 0.26  # share of the map that photos cover
 LARGEST = 0.055  # width of a photo, as a share of the map's
@@ -32,7 +32,7 @@ def photo_map(bundle: Bundle, evaluation: Evaluation, progress: Progress = QUIET
 
     Args:
         bundle: The model.
-        evaluation: Of the model; where it is about more than 300 photos, those that it has wrong come first.
+        evaluation: Of the model; where it is about more than 240 photos, those that it has wrong come first.
         progress: Is told what is done.
 
     Returns:
