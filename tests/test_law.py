@@ -227,6 +227,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "models.head_cache": "the cache",
     "data.fetch": "a folder that is not published yet",
     "data.sources": "a temporary folder",
+    "data.remote": "the cache",
     "data.orchard": "a folder that is not published yet",
     "bundle.write": "a folder that is not published yet",
     "exporters.formats": "a folder that is not published yet",

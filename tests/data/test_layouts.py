@@ -207,7 +207,7 @@ def test_a_list_keeps_its_splits_and_says_what_it_lists_in_vain(tmp_path):
 
 def test_a_list_that_is_too_large_is_refused_by_its_size(tmp_path, monkeypatch):
     build(tmp_path, listed(ROWS))
-    monkeypatch.setattr("regraft.data.list_manifest.MAX_BYTES", 20)
+    monkeypatch.setattr("regraft.data.list_records.MAX_BYTES", 20)
     with pytest.raises(DataError, match=r"list\.csv has \d+ bytes\. Expected a list of at most 20\."):
         scan(tmp_path / "list.csv")
 
