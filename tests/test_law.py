@@ -230,6 +230,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "data.dataset_writers": "a folder that is not published yet",
     "data.fetch": "a folder that is not published yet",
     "data.sources": "a temporary folder",
+    "data.remote": "the cache",
     "data.orchard": "a folder that is not published yet",
     "data.remote": "the cache",
     "data.sorting": "removes what is still a copy of a photo elsewhere, and writes where nothing is",
