@@ -232,7 +232,6 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "data.sources": "a temporary folder",
     "data.remote": "the cache",
     "data.orchard": "a folder that is not published yet",
-    "data.remote": "the cache",
     "data.sorting": "removes what is still a copy of a photo elsewhere, and writes where nothing is",
     "bundle.write": "a folder that is not published yet",
     "exporters.formats": "a folder that is not published yet",
