@@ -243,8 +243,8 @@ def test_the_recipe_is_saved_whole_as_it_was_carried_out(story):
 @pytest.mark.parametrize(
     ("given", "head_start"),
     [
-        ({}, "solved"),
-        ({"batchnorm": "train"}, "solved"),
+        ({}, "softened"),
+        ({"batchnorm": "train"}, "softened"),
         ({"head_start": "zero"}, "zero"),
         ({"weights": "random"}, "zero"),
     ],
@@ -256,6 +256,19 @@ def test_training_begins_from_the_solved_head_of_a_network_that_knows_something(
         mislabelled, tmp_path / "run", configure(**{"mode": "full", "epochs": 1, **toy, **given}), Progress(quiet=True)
     )
     assert run.bundle.manifest["provenance"]["recipe"]["head_start"] == head_start
+
+
+def test_a_softened_head_answers_as_the_solved_one_and_is_half_as_sure(mislabelled, toy, tmp_path):
+    still = {"mode": "full", "epochs": 1, "learning_rate": 0.0, "head_learning_rate": 0.0, "batchnorm": "eval", **toy}
+    weights = {}
+    for start in ("solved", "softened"):
+        run = train_run(mislabelled, tmp_path / start, configure(**still, head_start=start), Progress(quiet=True))
+        weights[start] = run.bundle.head
+    (solved, bias), (softened, soft_bias) = weights["solved"], weights["softened"]
+    factor = float((softened * solved).sum() / (solved * solved).sum())
+    assert 0 < factor < 0.9
+    assert softened == pytest.approx(factor * solved, rel=1e-5)
+    assert soft_bias == pytest.approx(factor * bias, rel=1e-5)
 
 
 def test_what_is_not_to_learn_does_not_move(story, toy):

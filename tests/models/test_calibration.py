@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
 from regraft.core.statistics import upper_bound
-from regraft.models.calibration import calibrated, temperature, thresholds
+from regraft.models.calibration import SOFT, calibrated, softening, temperature, thresholds
 from regraft.models.logistic import log_softmax
 
 
@@ -221,3 +221,15 @@ def test_thresholds_are_of_probabilities_with_the_temperature_applied():
     honest = thresholds(log_softmax(log_p / 5), y)
     for kind in ("max_error", "coverage"):
         assert np.array(promises[kind]) == pytest.approx(np.array(honest[kind]), abs=0.05)
+
+
+@pytest.mark.parametrize("num_classes", [2, 22])
+def test_a_softened_head_has_its_share_of_the_loss_of_guessing(num_classes):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, num_classes, 60)
+    logits = 20 * np.eye(num_classes)[y] + rng.normal(size=(60, num_classes))
+    factor = softening(logits, y)
+    assert 0 < factor < 1
+    softened = log_loss(y, np.exp(log_softmax(factor * logits)), labels=range(num_classes))
+    assert softened == pytest.approx(SOFT * np.log(num_classes), rel=1e-6)
+    assert softening(np.zeros((60, num_classes)), y) == 1.0, "who guesses is not sure"

@@ -17,6 +17,8 @@ COLDEST, HOTTEST = 0.05, 20.0
 COVERAGES = (0.8, 0.9, 0.95, 0.99)
 SHARES = 10  # shares of photos answered, from a tenth to all, among which one is chosen by its error
 CERTAINTY = 0.9  # that all of them have no more errors than is said
+SOFT = 0.5  # share of the loss of guessing that a softened head has on the photos that it was solved on
+HALVINGS = 30
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -70,6 +72,31 @@ def _likeliest(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None, dou
 
     best = _lowest(loss, float(np.log(COLDEST)), float(np.log(HOTTEST)))
     return float(np.exp(best)) if loss(0.0) - loss(best) > WORTH else 1.0
+
+
+def softening(logits: np.ndarray, y: np.ndarray) -> float:
+    """Find by what to multiply logits so that their mean loss is `SOFT` of the loss of guessing.
+
+    A head that was solved on photos has hardly a loss on them, and a network that begins to learn from it has hardly a
+    gradient.
+
+    Args:
+        logits: `(N, C)`, of photos that were learned from.
+        y: `(N,)` int64, the labels.
+
+    Returns:
+        Above 0 and at most 1; 1 where the loss is larger already.
+    """
+    logits, aim = logits.astype(np.float64), SOFT * np.log(logits.shape[1])
+
+    def loss(factor: float) -> float:
+        return -float(log_softmax(factor * logits)[np.arange(len(y)), y].mean())
+
+    low, high = 0.0, 1.0  # factors between which the loss comes to the aim
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if loss(middle) > aim else (low, middle)
+    return high
 
 
 def calibrated(logits: np.ndarray, y: np.ndarray) -> tuple[float, dict[str, Any]]:

@@ -19,7 +19,7 @@ from regraft.data.grey_range import grey_bits
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, held_out
 from regraft.evaluation.comparison import pair
-from regraft.models.calibration import calibrated
+from regraft.models.calibration import calibrated, softening
 from regraft.models.linear_head import Head
 from regraft.models.ood import FamiliarRegion, familiar
 from regraft.pipeline.linear_probe import folds_for, head_of
@@ -129,11 +129,19 @@ def _tuned(
 ) -> "Tuned":
     """Train a network by gradient descent; `job` has the fields of FineTuneJob that differ from phase to phase."""
     finetuning, config = import_torch_module("training.finetune"), context.config
+    if head is not None and recipe.head_start == "softened" and inputs.features is not None:
+        head = _softened(head, inputs.features.of(job["train"]))
     whole = finetuning.FineTuneJob(
         **job, seed=config.seed, workers=config.workers, identity=_identity(inputs, context), force=config.force
     )
     tuned: Tuned = finetuning.finetune(network, whole, recipe, head, context.world, context.progress)
     return tuned
+
+
+def _softened(head: Head, learned: Features) -> Head:
+    """Return a head that is less sure of the photos that it was solved on."""
+    factor = np.float32(softening(head.logits(learned.x), learned.y))
+    return replace(head, weight=factor * head.weight, bias=factor * head.bias)
 
 
 def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) -> tuple[Dataset, Dataset]:

@@ -172,9 +172,9 @@ class Classifier(nn.Module):
 
 
 def _with_first_head(network: Network, recipe: Recipe, head: Head | None, num_classes: int, seed: int) -> Network:
-    if recipe.head_start == "solved":
+    if recipe.head_start in ("solved", "softened"):
         if head is None:
-            raise ConfigError("--head-start solved needs a pretrained backbone. Choose zero or random.")
+            raise ConfigError(f"--head-start {recipe.head_start} needs a pretrained backbone. Choose zero or random.")
         return with_new_head(network, torch.from_numpy(head.weight), torch.from_numpy(head.bias))
     torch.manual_seed(seed)
     if recipe.head_start == "zero":

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from regraft.core.errors import ConfigError, nearest
 
 MIN_STEPS = 50  # fewer teach a small set too little
-FAST, GENTLE = 1e-3, 3e-4  # rates of a backbone: where BatchNorm makes up for the size of weights, and where it is kept
+FAST = 1e-3  # rate of a backbone
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Recipe:
     clip: float = 0.0
     """Largest norm of a step's gradient; 0 for no limit."""
 
-    head_start: Literal["solved", "zero", "random"] = "zero"
-    """Where the head begins: solved on frozen features, near zero, or as torch draws a linear layer."""
+    head_start: Literal["solved", "softened", "zero", "random"] = "zero"
+    """Where the head begins: solved on frozen features, solved and scaled down so that it is less sure of the training
+    photos and the backbone has something to learn, near zero, or as torch draws a linear layer."""
 
     batchnorm: Literal["eval", "train"] = "train"
     """Whether BatchNorm keeps its pretrained statistics or takes those of each batch, which spoils a solved head."""
@@ -157,9 +158,9 @@ def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
     Args:
         mode: "scratch" for random weights; all other modes are alike here.
         num_train: Photos to learn from.
-        from_solved: Whether training begins from a head that was solved on frozen features. Then the statistics of
-            BatchNorm, on which it rests, are kept, and gradients, which a sharp head makes large, are cut. Otherwise
-            BatchNorm learns, which bears a higher rate.
+        from_solved: Whether training begins from a head that was solved on frozen features. It is softened, the
+            statistics of BatchNorm, on which it rests, are kept, and long gradients are cut. Otherwise BatchNorm
+            learns.
     """
     steps_an_epoch = -(-num_train // Recipe.batch_size)
     enough = -(-MIN_STEPS // steps_an_epoch)
@@ -167,8 +168,8 @@ def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
         rate = 2 * FAST
         return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
     if from_solved:
-        return Recipe(max(10, enough), learning_rate=GENTLE, head_start="solved", batchnorm="eval", clip=1.0)
-    return Recipe(max(10, enough), learning_rate=FAST)
+        return Recipe(max(10, enough), head_start="softened", batchnorm="eval", clip=1.0)
+    return Recipe(max(10, enough))
 
 
 def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
