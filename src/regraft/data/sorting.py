@@ -10,15 +10,18 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from regraft.core.errors import DataError, OutputError
-from regraft.core.files import LOCK, MARKER, exclusive, make_folder, read_marker, remove, sweep, write_atomic
+from regraft.core.files import LOCK, MARKER, exclusive, read_marker, remove, sweep, write_atomic
 from regraft.core.ownership import foreign, write_output
+from regraft.data.decode import Unreadable
+from regraft.data.sources import read_bytes
 
 RECORD = ".regraft-sorted.jsonl"
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"\\|?*%]|^[. ]|[. ]$')  # in names of folders, on one system or another
@@ -80,7 +83,7 @@ def sort_photos(assignments: Sequence[tuple[Path, str]], out: Path) -> int:
         OutputError: The folder cannot be written, another process uses it, or photos to be sorted lie in it.
     """
     out = out.expanduser().absolute()
-    wanted = {str(path.resolve()): label for path, label in assignments}
+    wanted = _by_source(assignments)
     _refuse_inside(out, wanted)
     is_new = not out.exists()
     with exclusive(out):
@@ -90,6 +93,9 @@ def sort_photos(assignments: Sequence[tuple[Path, str]], out: Path) -> int:
         write_output(out / RECORD, after.to_bytes())  # before anything is made: a kill leaves nothing that is not named
         try:
             _take_away(out, (old for old in before.photos.values() if after.photos[old.source] != old))
+            within = _within(out)
+            for folder in {str(PurePosixPath(after.photos[source].name).parent) for source in wanted}:
+                _make(out, out / folder, within)
             for source in wanted:
                 _put(out, after.photos[source])
             _remove_empty(out, before.folders)
@@ -127,6 +133,15 @@ def undo(out: Path) -> Undone:
     return Undone(len(there) - len(kept), tuple(kept))
 
 
+def _by_source(assignments: Sequence[tuple[Path, str]]) -> dict[str, str]:
+    """Return the class of each photo by where it lies, links followed; each folder is looked at once."""
+    real = cache(Path.resolve)
+    return {
+        str(path.resolve() if path.is_symlink() else real(path.parent) / path.name): label
+        for path, label in assignments
+    }
+
+
 def _refuse_inside(out: Path, sources: Iterable[str]) -> None:
     place = out.resolve()
     for source in sources:
@@ -156,7 +171,7 @@ def _planned(before: _Record, wanted: Mapping[str, str], out: Path) -> _Record:
     after = _Record(dict(before.photos), set(before.folders))
     for source, label in wanted.items():
         if label not in folders:
-            folders[label] = _free("/".join(map(_safe, label.split("/"))), taken_folders)
+            folders[label] = _free("/".join(map(safe_name, label.split("/"))), taken_folders)
             after.folders |= _missing(out, folders[label])
         if source in before.photos and before.photos[source].label == label:
             continue
@@ -172,7 +187,7 @@ def _planned(before: _Record, wanted: Mapping[str, str], out: Path) -> _Record:
     return after
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Return a name that every file system takes for a visible folder; other characters become %XX."""
     safe = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name) or "%"
     return f"%{ord(safe[0]):02X}{safe[1:]}" if _RESERVED.fullmatch(safe) else safe
@@ -202,46 +217,63 @@ def _names_in(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.is_dir() else []
 
 
+def _make(out: Path, folder: Path, within: Callable[[Path], bool]) -> None:
+    if not within(folder):
+        raise OutputError(f"{folder} leads out of {out} by a link. Remove the link, or choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def _put(out: Path, placed: _Placed) -> None:
     """Link or copy a photo to its place, where nothing is there yet."""
     target = out / placed.name
     if os.path.lexists(target):
         return
-    make_folder(target.parent)
-    _refuse_leading_out(out, target.parent)
     try:
         os.link(placed.source, target)
-    except FileNotFoundError as error:
-        raise DataError(f"{placed.source} is gone. Run the command again when nothing moves the photos.") from error
-    except OSError:  # another disk, or a file system without links
-        write_atomic(target, Path(placed.source).read_bytes())
+    except OSError:  # another disk, a file system without links, or a photo in an archive
+        write_atomic(target, _content(placed.source))
 
 
-def _refuse_leading_out(out: Path, folder: Path) -> None:
-    if not folder.resolve().is_relative_to(out.resolve()):
-        raise OutputError(f"{folder} leads out of {out} by a link. Remove the link, or choose another folder.")
+def _content(source: str) -> bytes:
+    """Read a photo. Raises DataError where it is gone."""
+    try:
+        return read_bytes(Path(source))
+    except Unreadable as error:
+        raise DataError(f"{source} {error}. Run the command again when nothing moves the photos.") from error
+
+
+def _within(out: Path) -> Callable[[Path], bool]:
+    """Return a function that says whether a folder lies in another, links followed; each is looked at once."""
+    place = out.resolve()
+    return cache(lambda folder: folder.resolve().is_relative_to(place))
 
 
 def _take_away(out: Path, photos: Iterable[_Placed]) -> list[Path]:
     """Remove files that are still their photos, which stay where they are; return those that are not."""
-    kept = []
+    kept, within = [], _within(out)
     for one in photos:
         target, source = out / one.name, Path(one.source)
         if not os.path.lexists(target):
             continue
-        if _is_spare(out, target, source):
+        if _is_spare(target, source, within):
             target.unlink()
         else:
             kept.append(target)
     return kept
 
 
-def _is_spare(out: Path, target: Path, source: Path) -> bool:
+def _is_spare(target: Path, source: Path, within: Callable[[Path], bool]) -> bool:
     """Return whether a file in the folder can go without loss: the same photo lies outside of it."""
-    is_inside = target.parent.resolve().is_relative_to(out.resolve()) and not target.is_symlink()
-    if not is_inside or not source.is_file() or source.resolve().is_relative_to(out.resolve()):
+    if target.is_symlink() or not within(target.parent):
         return False
-    return target.samefile(source) or filecmp.cmp(target, source, shallow=False)
+    if within(source.resolve() if source.is_symlink() else source.parent):  # where a link leads, the last copy may be
+        return False
+    if source.is_file():
+        return target.samefile(source) or filecmp.cmp(target, source, shallow=False)
+    try:
+        return read_bytes(source) == target.read_bytes()  # of a photo in an archive
+    except Unreadable:
+        return False
 
 
 def _remove_empty(out: Path, folders: set[str]) -> None:
