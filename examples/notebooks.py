@@ -1,6 +1,6 @@
 """Make both notebooks from their one source, transfer_learning.py: run its code once, put each language's prose around.
 
-    python examples/notebooks.py [--out FOLDER]
+    python examples/notebooks.py [--out FOLDER] [--source FILE]
 
 Runs offline, in a folder that is thrown away, on the photos that come with regraft.
 """
@@ -37,16 +37,17 @@ def main() -> None:
     """Run once, write both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE, help="folder for the notebooks")
-    out = parser.parse_args().out
-    ran = run(edition("en"))
+    parser.add_argument("--source", type=Path, default=SOURCE, help="what they are made from")
+    given = parser.parse_args()
+    ran = run(edition("en", given.source))
     for language, name in EDITIONS.items():
-        nbformat.write(with_outputs(edition(language), ran), out / name)
-        print(out / name)
+        nbformat.write(with_outputs(edition(language, given.source), ran), given.out / name)
+        print(given.out / name)
 
 
-def edition(language: str) -> NotebookNode:
+def edition(language: str, source_file: Path = SOURCE) -> NotebookNode:
     """The notebook in one language, not yet run."""
-    source = jupytext.read(SOURCE)
+    source = jupytext.read(source_file)
     wanted = [cell for cell in source.cells if cell.metadata.get("lang", language) == language]
     cells = [_cell(cell, language) for cell in wanted if cell.cell_type != "raw"]
     metadata = {"kernelspec": dict(source.metadata["kernelspec"]), "language_info": {"name": "python"}}

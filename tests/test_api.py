@@ -28,6 +28,7 @@ def test_the_same_photos_give_the_same_bytes(photos, tmp_path, monkeypatch):
     assert sha256_file(tmp_path / "a/bundle/model.onnx") == sha256_file(tmp_path / "b/bundle/model.onnx")
 
 
+@pytest.mark.usefixtures("tiny")
 def test_names_of_files_do_not_matter(photos, tmp_path):
     renamed = tmp_path / "renamed"
     for i, path in enumerate(sorted(photos.rglob("*.jpg"), reverse=True)):
@@ -40,6 +41,7 @@ def test_names_of_files_do_not_matter(photos, tmp_path):
     assert np.array_equal(a.head[0], b.head[0])
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_bad_file_is_left_out_and_recorded(photos, tmp_path):
     folder = shutil.copytree(photos, tmp_path / "photos")
     (folder / "red" / "red_00.jpg").write_bytes((folder / "red" / "red_0.jpg").read_bytes()[:400])
@@ -53,6 +55,7 @@ def test_a_bad_file_is_left_out_and_recorded(photos, tmp_path):
     assert model_hash(tmp_path / "run") == model_hash(tmp_path / "clean")
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_new_run_replaces_the_old_one_whole(photos, tmp_path):
     first = regraft.train(photos, tmp_path / "run", quiet=True)
     two = draw_folder(tmp_path / "two", ("cat", "dog"), 4)
@@ -68,6 +71,7 @@ def test_a_new_run_replaces_the_old_one_whole(photos, tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_run_that_fails_keeps_the_old_bundle(photos, tmp_path, monkeypatch):
     regraft.train(photos, tmp_path / "run", quiet=True)
     before = model_hash(tmp_path / "run")
@@ -79,12 +83,14 @@ def test_a_run_that_fails_keeps_the_old_bundle(photos, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob(".regraft-partial-*"))
 
 
+@pytest.mark.usefixtures("tiny")
 def test_what_a_killed_run_left_is_swept_away(photos, tmp_path):
     (tmp_path / "run" / f".regraft-partial-{32 * '0'}").mkdir(parents=True)
     regraft.train(photos, tmp_path / "run", quiet=True)
     assert not list((tmp_path / "run").glob(".regraft-partial-*"))
 
 
+@pytest.mark.usefixtures("tiny")
 def test_numeric_classes_keep_their_names(tmp_path):
     folder = draw_folder(tmp_path / "digits", ("10", "2", "1"), 4)
     bundle = regraft.train(folder, tmp_path / "run", quiet=True)
@@ -93,13 +99,14 @@ def test_numeric_classes_keep_their_names(tmp_path):
 
 
 def test_tiny_sets_train_or_refuse(tmp_path):
-    bundle = regraft.train(draw_folder(tmp_path / "two", ("a", "b"), 2), tmp_path / "run", quiet=True)
+    toy = {**save_toy(tmp_path / "toy"), "quiet": True}
+    bundle = regraft.train(draw_folder(tmp_path / "two", ("a", "b"), 2), tmp_path / "run", **toy)
     assert bundle.manifest["metrics"]["accuracy"]["n"] == 2
     with pytest.raises(DataError, match="no photos to judge"):
-        regraft.train(draw_folder(tmp_path / "one", ("a", "b"), 1), tmp_path / "run1", quiet=True)
+        regraft.train(draw_folder(tmp_path / "one", ("a", "b"), 1), tmp_path / "run1", **toy)
     uneven = draw_folder(tmp_path / "uneven", ("a", "b"), 6)
     draw(uneven / "single" / "x.jpg", (40, 60, 200), 3)
-    assert regraft.train(uneven, tmp_path / "run2", quiet=True).classes == ("a", "b", "single")
+    assert regraft.train(uneven, tmp_path / "run2", **toy).classes == ("a", "b", "single")
 
 
 @pytest.mark.parametrize("wrap", ["plain", "parallel", "checkpoint"])
@@ -113,7 +120,8 @@ def test_torchvision_weights_from_a_file_however_they_were_saved(photos, tmp_pat
         "checkpoint": {"epoch": 3, "arch": "resnet18", "state_dict": parallel, "best_prec1": 71.0},
     }[wrap]
     torch.save(content, tmp_path / "model_best.pth.tar")
-    bundle = regraft.train(photos, tmp_path / "run", backbone="resnet18", weights=str(tmp_path / "model_best.pth.tar"))
+    settings = {"backbone": "resnet18", "weights": str(tmp_path / "model_best.pth.tar"), "mode": "frozen"}
+    bundle = regraft.train(photos, tmp_path / "run", report=False, **settings)
     assert "122 of 122 tensors loaded; from file model_best.pth.tar" in capsys.readouterr().err
     saved = load_file(bundle.folder / "model.safetensors")
     assert np.array_equal(saved["layer4.1.conv2.weight"], network.layer4[1].conv2.weight.detach().numpy())
@@ -123,14 +131,15 @@ def test_torchvision_weights_from_a_file_however_they_were_saved(photos, tmp_pat
 def test_random_weights_follow_the_seed(photos, tmp_path):
     runs = [
         regraft.train(
-            photos, tmp_path / name, quiet=True, backbone="timm/mobilenetv3_small_050", weights="random", seed=s
+            photos, tmp_path / name, quiet=True, mode="frozen", backbone="timm/test_resnet", weights="random", seed=s
         )
         for name, s in (("a", 0), ("b", 1))
     ]
-    stems = [load_file(run.folder / "model.safetensors")["conv_stem.weight"] for run in runs]
+    stems = [load_file(run.folder / "model.safetensors")["conv1.0.weight"] for run in runs]
     assert not np.array_equal(*stems)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_accuracy_reported_is_chance_when_labels_are_noise(tmp_path):
     """No leak from judging into learning: photos of one colour under three names."""
     for c, name in enumerate("abc"):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(folder, out):
-    return train_run(folder, out, TrainConfig(mode="frozen"), Progress(quiet=True)).summary
+    return train_run(folder, out, TrainConfig(mode="frozen", report=False), Progress(quiet=True)).summary
 
 
 def test_ants_and_bees(real_photos, tmp_path):
@@ -49,7 +49,7 @@ def test_hard_sets_are_reported_honestly(real_photos, tmp_path, name, least, mos
 
 def test_evaluate_repeats_the_figure_of_training(real_photos, tmp_path):
     folder = real_photos / "hymenoptera"
-    bundle = regraft.train(folder, tmp_path, quiet=True, mode="frozen")
+    bundle = regraft.train(folder, tmp_path, quiet=True, mode="frozen", report=False)
     assert regraft.evaluate(bundle, folder / "val").accuracy.value == bundle.manifest["metrics"]["accuracy"]["value"]
 
 
@@ -68,7 +68,7 @@ def test_junk_among_real_photos_changes_nothing_but_the_record(real_photos, tmp_
 
 def test_photos_of_other_sets_look_new_to_the_ants_and_bees_model(real_photos, tmp_path, record_property):
     """Not worse than what needs no features: how little the largest probability is."""
-    bundle = regraft.train(real_photos / "hymenoptera", tmp_path, quiet=True, mode="frozen")
+    bundle = regraft.train(real_photos / "hymenoptera", tmp_path, quiet=True, mode="frozen", report=False)
     own = [answer.prediction for answer in predict(bundle, [real_photos / "hymenoptera" / "val"])]
     others = [
         answer.prediction

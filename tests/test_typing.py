@@ -60,18 +60,20 @@ except regraft.RegraftError as error:
 WRONG = "import regraft\nregraft.load(3)\nregraft.train('photos').predict('a.jpg').labl\n"
 
 
-def checked(script, text):
-    """What mypy has to say, from the cache that `make check` leaves."""
-    script.write_text(text)
+def checked(*scripts):
+    """What mypy has to say of each, from the cache that `make check` leaves."""
     env = {**os.environ, "MYPYPATH": "src"}
-    command = [sys.executable, "-m", "mypy", "--strict", str(script)]
+    command = [sys.executable, "-m", "mypy", "--strict", *map(str, scripts)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
-    return [line.partition(": error: ")[2] for line in done.stdout.splitlines() if ": error: " in line]
+    lines = [line.partition(": error: ") for line in done.stdout.splitlines() if ": error: " in line]
+    return [[said for place, _, said in lines if script.name in place] for script in scripts]
 
 
 @pytest.mark.slow
 def test_a_users_program_is_typed_throughout(tmp_path):
     assert Path(regraft.__file__).with_name("py.typed").is_file()
-    assert checked(tmp_path / "user.py", USER) == []
-    mistakes = checked(tmp_path / "wrong.py", WRONG)
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    of_user, mistakes = checked(tmp_path / "user.py", tmp_path / "wrong.py")
+    assert of_user == []
     assert [mistake.split("  ")[1] for mistake in mistakes] == ["[arg-type]", "[attr-defined]"]

@@ -283,17 +283,22 @@ def test_a_cold_cache_without_torch_names_the_cure(empty_cache):
 
 @pytest.mark.slow
 def test_processes_that_start_together_trace_once(empty_cache):
+    """Both come from one process that has imported what they need."""
     code = (
+        "import os, timm, torch\n"
         "from regraft.backbones import onnx_export as trace; from regraft.backbones.backbone import load_backbone\n"
         "export = trace.export\n"
-        "trace.export = lambda *a: (print('traced'), export(*a))\n"
-        f"print(load_backbone({SMALL!r}, 'random').graph_sha256)"
+        "trace.export = lambda *a: (print('traced', flush=True), export(*a))\n"
+        "def start():\n"
+        "    if pid := os.fork(): return pid\n"
+        f"    print(load_backbone({SMALL!r}, 'random').graph_sha256, flush=True)\n"
+        "    os._exit(0)\n"
+        "assert [os.waitpid(pid, 0)[1] for pid in [start(), start()]] == [0, 0]"
     )
-    env = {**os.environ, "PYTHONPATH": str(TESTS / "blocked")}
-    command = [sys.executable, "-c", code]
-    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lines = [line for process in running for line in process.communicate()[0].splitlines()]
-    assert [process.returncode for process in running] == [0, 0]
+    done = in_process(code)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
     assert lines.count("traced") == 1
     assert len(set(lines)) == 2
 

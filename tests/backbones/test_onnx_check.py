@@ -54,8 +54,8 @@ def test_a_plain_network_is_what_its_file_says():
     assert Engine(graph)(np.full((2, 8, 8, 3), 7, np.uint8))["features"].tolist() == [[7.0] * 192] * 2
 
 
-def test_the_reader_finds_what_the_onnx_package_finds(bundle):
-    model, found = onnx.load_from_string(bundle.graph), read_model(bundle.graph)
+def test_the_reader_finds_what_the_onnx_package_finds(default_bundle):
+    model, found = onnx.load_from_string(default_bundle.graph), read_model(default_bundle.graph)
     for ours, theirs in zip(found["graph"]["node"], model.graph.node, strict=True):
         assert (ours["op_type"], ours.get("input", [])) == (theirs.op_type, list(theirs.input))
         assert ours["output"] == list(theirs.output)
@@ -66,7 +66,7 @@ def test_the_reader_finds_what_the_onnx_package_finds(bundle):
     for ours, theirs in zip(found["graph"]["initializer"], model.graph.initializer, strict=True):
         assert (ours["name"], ours.get("dims", [])) == (theirs.name, list(theirs.dims))
         assert bytes(ours["raw_data"]) == theirs.raw_data
-    weight, bias = check_graph(bundle.graph).head
+    weight, bias = check_graph(default_bundle.graph).head
     constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     assert np.array_equal(weight, constants["head.weight"])
     assert np.array_equal(bias, constants["head.bias"])
@@ -316,12 +316,12 @@ def test_what_would_take_too_much_is_refused_before_it_is_compiled(name):
         Engine(graph)
 
 
-def test_the_cost_of_a_network_is_counted(bundle, monkeypatch):
+def test_the_cost_of_a_network_is_counted(default_bundle, monkeypatch):
     """About 0.39 billion multiplications, as the paper of EfficientNet-Lite0 says."""
     import regraft.backbones.graph_cost as cost
     from regraft.backbones.engine import _core
 
-    model = _core().read_model(bundle.graph)
+    model = _core().read_model(default_bundle.graph)
     model.reshape({model.inputs[0]: [1, 224, 224, 3]})
     check_cost(model)
     for limit in ("MAX_WORK", "MAX_LIVE_BYTES"):

@@ -96,10 +96,10 @@ def check_sum(bundle, path):
         assert total == pytest.approx(logits[label], rel=1e-3, abs=1e-3)
 
 
-def test_the_map_and_the_bias_make_up_the_logit(bundle, photos):
+def test_the_map_and_the_bias_make_up_the_logit(default_bundle, photos):
     for path in sorted(photos.rglob("*.jpg"))[::7]:
-        assert heat_map(bundle, bundle.to_input(path), 0).shape == (7, 7)
-        check_sum(bundle, path)
+        assert heat_map(default_bundle, default_bundle.to_input(path), 0).shape == (7, 7)
+        check_sum(default_bundle, path)
 
 
 def test_so_it_does_for_a_head_on_all_levels(photos, tmp_path):
@@ -133,19 +133,19 @@ def test_places_of_finer_maps_fall_into_cells_of_the_coarsest():
     assert not heat_map(known, np.zeros((8, 12, 3), np.uint8), 0).any()
 
 
-def test_it_is_gradient_times_activation(bundle, photos):
-    network = timm.create_model(f"local-dir:{bundle.folder}", pretrained=True).eval()
+def test_it_is_gradient_times_activation(default_bundle, photos):
+    network = timm.create_model(f"local-dir:{default_bundle.folder}", pretrained=True).eval()
     kept = {}
     network.global_pool.register_forward_pre_hook(lambda _, inputs: kept.update(map=inputs[0]))
-    mean = torch.tensor(bundle.preprocessing.mean)
-    std = torch.tensor(bundle.preprocessing.std)
-    image = bundle.to_input(photos / "green" / "green_1.jpg")
+    mean = torch.tensor(default_bundle.preprocessing.mean)
+    std = torch.tensor(default_bundle.preprocessing.std)
+    image = default_bundle.to_input(photos / "green" / "green_1.jpg")
     pixels = ((torch.from_numpy(image.copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
     for label in range(3):
         logits = network(pixels)
         (gradient,) = torch.autograd.grad(logits[0, label], kept["map"])
         expected = (gradient * kept["map"]).sum(dim=1)[0].detach().numpy()
-        np.testing.assert_allclose(heat_map(bundle, image, label), expected, atol=1e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(heat_map(default_bundle, image, label), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_the_peak_lies_on_the_object(folder, tmp_path):

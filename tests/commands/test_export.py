@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -335,18 +336,17 @@ def random_bundle(name: str, folder: Path) -> Bundle:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_twelve_backbones_from_file_bytes(name, odd, tmp_path, record_property):
     bundle = random_bundle(name, tmp_path / "bundle")
-    more = draw_folder(tmp_path / "photos", ("a", "b"), 100 if IS_LONG else 8)
-    largest, num_photos = 0.0, 0
-    for photos in (odd, more):
-        found = regraft.export(bundle, tmp_path / "model", photos=photos)
-        count = len([path for path in photos.rglob("*") if path.is_file()])
-        assert found.num_agree + found.num_ties == found.num_photos == count
-        assert found.max_difference <= 1e-4
-        largest, num_photos = max(largest, found.max_difference), num_photos + count
+    more = draw_folder(tmp_path / "photos", ("a", "b"), 100 if IS_LONG else 4)
+    shutil.copytree(odd, more / "odd")
+    found = regraft.export(bundle, tmp_path / "model", photos=more)
+    num_photos = len([path for path in more.rglob("*") if path.is_file()])
+    assert found.num_agree + found.num_ties == found.num_photos == num_photos
+    assert found.max_difference <= 1e-4
+    largest = found.max_difference
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    inputs = np.stack([bundle.to_input(path) for path in sorted(more.rglob("*.jpg"))])
+    inputs = np.stack([bundle.to_input(path) for path in sorted(more.glob("?/*.jpg"))])
     expected = bundle.probabilities(bundle.engine(inputs)["logits"])
     for size in (1, 3, 8):
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]

@@ -132,8 +132,8 @@ def test_each_kind_of_finding_has_a_picture(messy, tmp_path, empty_cache):
     assert ["train/bee/page.jpg", "not an image of a known format"] in left_out
 
 
-def test_training_drops_what_it_is_told_to_and_says_what_it_sees(messy, tmp_path, empty_cache, capsys):
-    options = {"mode": "frozen", "backbone": "timm/test_resnet", "weights": "random"}
+def test_training_drops_what_it_is_told_to_and_says_what_it_sees(messy, tmp_path, capsys):
+    options = {"mode": "frozen", "backbone": "timm/test_resnet", "weights": "random", "report": False}
     regraft.train(messy, tmp_path / "a", **options)
     assert "doctor: leaks: 1, conflicts: 1, duplicates: 1" in capsys.readouterr().err
     regraft.train(messy, tmp_path / "b", drop="leaks,conflicts", **options)
@@ -144,11 +144,11 @@ def test_training_drops_what_it_is_told_to_and_says_what_it_sees(messy, tmp_path
         regraft.train(messy, tmp_path / "c", strict=True, **options)
 
 
-def test_photos_of_a_group_stay_on_one_side(tmp_path, empty_cache):
+def test_photos_of_a_group_stay_on_one_side(tmp_path):
     photos = draw_folder(tmp_path / "photos", ("red", "green"), 20)
     for number, path in enumerate(sorted(photos.rglob("*.jpg"))):
         path.rename(path.with_name(f"patient{number % 10}_{number}.jpg"))
-    options = {"mode": "frozen", "backbone": "timm/test_resnet", "weights": "random", "quiet": True}
+    options = {"mode": "frozen", "backbone": "timm/test_resnet", "weights": "random", "quiet": True, "report": False}
     regraft.train(photos, tmp_path / "run", group_by="patient[0-9]+", **options)
     sides: dict[str, set[str]] = {}
     for line in (tmp_path / "run" / "photos.jsonl").read_text().splitlines():

@@ -388,13 +388,18 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
     assert not (run.out / "checkpoints").exists()
 
 
-def ladder(tmp_path, count, **toy):
+def ladder(photos, tmp_path, **toy):
     """What auto says and does when nothing of the recipe is fixed."""
-    photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), count).parent
-    draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
     said = Recorder()
     config = configure(search=False, report=False, **save_toy(tmp_path / "toy", **toy))
     return train_run(photos, tmp_path / "run", config, said), said
+
+
+def drawn_splits(root, **counts):
+    """Three colours in each split, so many photos of each."""
+    for number, (name, count) in enumerate(counts.items()):
+        draw_folder(root / name, ("red", "green", "blue"), count, seed=5000 * number)
+    return root
 
 
 @pytest.mark.slow
@@ -402,7 +407,7 @@ def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_n
     monkeypatch.setattr(
         fine_tune, "decide", lambda *known, **_: decide(*known)
     )  # a numb stage wakes at a high rate only
-    run, said = ladder(tmp_path, 30, numb=True)
+    run, said = ladder(drawn_splits(tmp_path / "photos", train=30, val=6), tmp_path, numb=True)
     assert run.summary["accuracy"]["value"] > 0.6
     pattern = r"last stages: of \d+ \S+ photos last stages alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
     end = r"last stages: of \d+ \S+ photos full alone is right on \d, .*; without a clear gain the simpler one stays"
@@ -415,7 +420,8 @@ def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_n
 
 @pytest.mark.slow
 def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
-    run, _ = ladder(tmp_path, 8, dead=True)
+    """Photos of val choose, so that nothing has to be cross-validated."""
+    run, _ = ladder(drawn_splits(tmp_path / "photos", train=8, val=12, test=6), tmp_path, dead=True)
     of_stages, of_all = run.summary["decision"].split("full: ")
     assert re.match(r"frozen: of \d+ \S+ photos last stages alone is right on ", of_stages)
     assert re.match(r"of \d+ \S+ photos full alone is right on ", of_all)

@@ -114,7 +114,7 @@ COMMANDS = (Case.train, Case.train, Case.compare, Case.scan, Case.fix, Case.expo
 
 
 @pytest.fixture
-def quick(monkeypatch, bundle):
+def quick(monkeypatch, bundle, tiny):
     """What takes long is left out."""
     monkeypatch.setattr(demo_command, "unpack_orchard", lambda root, on_photo: draw_folder(root, ("kiwi", "melon"), 6))
     drawn = (

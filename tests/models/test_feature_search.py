@@ -15,15 +15,16 @@ from regraft.core.config import TrainConfig
 from regraft.core.progress import Progress
 
 
-@pytest.fixture
-def blind_at_the_end(tmp_path):
+@pytest.fixture(scope="module")
+def blind_at_the_end(tmp_path_factory):
     """Settings for a network whose last features are the same for every photo, while its levels see."""
     torch.manual_seed(0)
     network = timm.create_model("test_resnet")
     for layer in (network.layer4[-1].bn2, network.layer4[-1].downsample[-1]):
         torch.nn.init.zeros_(layer.weight)
-    save_file(network.state_dict(), tmp_path / "blind.safetensors")
-    return {"backbone": "timm/test_resnet", "weights": str(tmp_path / "blind.safetensors")}
+    file = tmp_path_factory.mktemp("blind") / "blind.safetensors"
+    save_file(network.state_dict(), file)
+    return {"backbone": "timm/test_resnet", "weights": str(file)}
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def photos(tmp_path):
     return draw_folder(tmp_path / "photos", ("red", "green", "blue"), 10)
 
 
-def test_levels_are_chosen_where_the_end_is_blind(photos, tmp_path, blind_at_the_end, empty_cache, capsys):
+def test_levels_are_chosen_where_the_end_is_blind(photos, tmp_path, blind_at_the_end, capsys):
     plain = train_run(photos, tmp_path / "a", TrainConfig(mode="frozen", **blind_at_the_end), Progress())
     assert plain.summary["accuracy"]["value"] < 0.7
     assert "searched" not in plain.bundle.manifest["provenance"]
@@ -50,7 +51,7 @@ def test_levels_are_chosen_where_the_end_is_blind(photos, tmp_path, blind_at_the
     assert run.summary["decision"].startswith(f"features of {best['way']}")
 
 
-def test_the_bundle_of_levels_is_like_any_other(photos, tmp_path, blind_at_the_end, empty_cache):
+def test_the_bundle_of_levels_is_like_any_other(photos, tmp_path, blind_at_the_end):
     settings = {**blind_at_the_end, "mode": "frozen", "search": True, "quiet": True}
     bundle = regraft.train(photos, tmp_path / "run", **settings)
     for path in sorted(photos.rglob("*.jpg"))[::5]:
@@ -61,7 +62,7 @@ def test_the_bundle_of_levels_is_like_any_other(photos, tmp_path, blind_at_the_e
     assert "levels" in (bundle.folder / "README.md").read_text()
 
 
-def test_photos_to_judge_on_have_no_part_in_the_choice(photos, tmp_path, blind_at_the_end, empty_cache):
+def test_photos_to_judge_on_have_no_part_in_the_choice(photos, tmp_path, blind_at_the_end):
     """With their labels turned round, the same features are chosen."""
     turned = {"red": "green", "green": "blue", "blue": "red"}
     runs = []

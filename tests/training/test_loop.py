@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 from dataclasses import astuple, replace
@@ -770,7 +771,8 @@ def test_several_processes_end_as_one_does(size, changes, tmp_path):
     recipe = recipe_of(**changes)
     alone = learner_of(recipe)
     rows = run(alone, train_loader(recipe, count=22)).rows
-    torch.multiprocessing.spawn(one_of, (size, tmp_path, changes), size)
+    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each process
+    torch.multiprocessing.start_processes(one_of, (size, tmp_path, changes), size, start_method="forkserver")
     end = torch.load(tmp_path / "end.pt")
     close = rounding(8, num_sums=6)  # 22 photos twice, in batches of 8
     assert distance(weights(alone.network), end["weights"]) <= close
