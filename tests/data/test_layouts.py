@@ -130,7 +130,7 @@ REFUSED = {
         "list.csv",
         "'r' of val in line 4",
     ),
-    "a list without a column": (listed(["path,class", "red/1.jpg,red"]), "list.csv", "'path', 'class'"),
+    "a list without a column": (listed(["path,colour,shape", "red/1.jpg,red,round"]), "list.csv", "'path', 'colour'"),
     "a list without a label": (listed(["path,label", "red/1.jpg,"]), "list.csv", "no label in line 2"),
     "a split by another name": (listed(["path,label,split", "red/1.jpg,r,holdout"]), "list.csv", "'holdout' in line 2"),
     "a split here and there": (
@@ -141,7 +141,7 @@ REFUSED = {
     "nothing to learn from": (listed(["path,label,split", "red/1.jpg,r,val"]), "list.csv", "split train"),
     "an empty list": (listed(["path,label"]), "list.csv", "lists no photos"),
     "lines that are no JSON": (PLAIN | {"list.jsonl": "{]\n"}, "list.jsonl", "line 1"),
-    "lines that are no objects": (PLAIN | {"list.jsonl": "[1]\n"}, "list.jsonl", "no path in line 1"),
+    "lines that are no objects": (PLAIN | {"list.jsonl": "[1]\n"}, "list.jsonl", "Found nothing"),
     "a file that is no list": (PLAIN | {"list.txt": "red"}, "list.txt", "list.txt is a file"),
 }
 

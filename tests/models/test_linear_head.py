@@ -1,5 +1,6 @@
 """The solved head is scikit-learn's, to the last label, and the same bytes every time."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,12 @@ def floored_scaler(x):
 def unfold(x, y, penalty):
     """Scikit-learn's own way: scale, then fit, without a rotation. Returns `x -> logits (N, C)`."""
     scaler = floored_scaler(x)
-    model = LogisticRegression(C=1 / (penalty * len(y)), tol=1e-8, max_iter=5000).fit(scaler.transform(x), y)
+    model = LogisticRegression(C=1 / (penalty * len(y)), solver="newton-cg", tol=1e-8, max_iter=5000)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # its line search ends in rounding; its usual solver ends a thousand times earlier
+        model.fit(scaler.transform(x), y)
 
     def logits(x):
         decision = model.decision_function(scaler.transform(x.astype(np.float64)))
