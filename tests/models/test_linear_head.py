@@ -50,9 +50,7 @@ def unfold(x, y, penalty):
     scaler = floored_scaler(x)
     model = LogisticRegression(C=1 / (penalty * len(y)), solver="newton-cg", tol=1e-8, max_iter=5000)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # its line search ends in rounding; its usual solver ends a thousand times earlier
+        warnings.simplefilter("ignore")  # its line search ends in rounding; the usual solver ends far earlier
         model.fit(scaler.transform(x), y)
 
     def logits(x):
