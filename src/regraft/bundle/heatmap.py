@@ -44,11 +44,10 @@ def heat_map(bundle: Bundle, image: np.ndarray, label: int) -> np.ndarray:
 
 
 def _root_factors(outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Return by what roots multiply each feature of a photo, `(D,)`; 1 where the model takes none."""
-    features = outputs["features"][0]
+    """Return by what roots multiply each feature of a photo, `(D,)` or `(1,)` of 1 where the model takes none."""
     if BEFORE_ROOTS not in outputs:
-        return np.ones_like(features)
-    before = outputs[BEFORE_ROOTS][0]
+        return np.ones(1, np.float32)
+    features, before = outputs["features"][0], outputs[BEFORE_ROOTS][0]
     return np.asarray(np.divide(features, before, out=np.zeros_like(features), where=before != 0))
 
 
