@@ -812,11 +812,12 @@ def gone(pids: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("trial", range(max(2, TRIALS // 10)))
-def test_a_server_that_is_stopped_first_answers_those_it_has_heard(bundle, record_property, trial):
+def test_a_server_that_is_stopped_first_answers_those_it_has_heard(default_bundle, record_property, trial):
+    """On a network so slow that all are heard before the first is answered."""
     batches = [[photo(100 * batch + number) for number in range(8)] for batch in range(6)]
     bodies = [form(*map(file_part, batch)) for batch in batches]
     options = {"limits": {"drain_s": 60.0}}  # however busy the machine is
-    with serving(bundle.folder, options=options) as served, ThreadPoolExecutor(len(batches)) as pool:
+    with serving(default_bundle.folder, options=options) as served, ThreadPoolExecutor(len(batches)) as pool:
         workers = served.workers()
         kind = "multipart/form-data; boundary=edge"
         replies = [pool.submit(served.ask, "POST", "/v1/predict?heatmap=1", body, kind) for body in bodies]
@@ -825,7 +826,7 @@ def test_a_server_that_is_stopped_first_answers_those_it_has_heard(bundle, recor
         for batch, reply in zip(batches, replies, strict=True):
             assert reply.result().status == 200
             labels = [row["label"] for row in reply.result().json["predictions"]]
-            assert labels == [bundle.predict(data).label for data in batch]
+            assert labels == [default_bundle.predict(data).label for data in batch]
         assert served.process.wait(90) == 0
         assert "Traceback" not in served.said.read_text()
         served.wait_until(lambda: gone(workers))
