@@ -247,8 +247,8 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(bundle, copy, 
     [
         (lambda m: {"classes": [*m["classes"], "teal"], "metrics": {}}, "4 classes and 3 logits"),
         (lambda m: {"classes": m["classes"][:2], "metrics": {}}, "2 classes and 3 logits"),
-        (lambda m: {"backbone": {**m["backbone"], "num_features": 1000}}, "has 1280 features, its manifest says 1000"),
-        (lambda m: {"preprocessing": {**m["preprocessing"], "height": 320}}, r"takes images of \(224, 224\)"),
+        (lambda m: {"backbone": {**m["backbone"], "num_features": 1000}}, "has 12 features, its manifest says 1000"),
+        (lambda m: {"preprocessing": {**m["preprocessing"], "height": 320}}, r"takes images of \(16, 16\)"),
         (lambda m: {"heads": {"none": []}}, "has no head 'none'"),
         (lambda m: {"heads": {"conv_stem": []}}, "has no head 'conv_stem'"),
         (lambda m: {"heads": {}}, "its heads is wrong"),
@@ -270,10 +270,11 @@ def test_a_manifest_that_says_something_else_than_the_files_is_refused(bundle, c
         load(copy)
 
 
-def test_a_head_of_other_numbers_than_the_graph_has_is_refused(copy):
+def test_a_head_of_other_numbers_than_the_graph_has_is_refused(bundle, copy):
+    (head,) = bundle.manifest["heads"]
     data = bytearray((copy / "model.safetensors").read_bytes())
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    begin = 8 + int.from_bytes(data[:8], "little") + header["classifier.weight"]["data_offsets"][0]
+    begin = 8 + int.from_bytes(data[:8], "little") + header[f"{head}.weight"]["data_offsets"][0]
     data[begin : begin + 4] = np.float32(1.0).tobytes()
     write_atomic(copy / "model.safetensors", bytes(data))
     rehash(copy, "model.safetensors")
