@@ -224,6 +224,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "backbones.backbone": "the cache",
     "backbones.onnx_export": "the cache",
     "data.feature_cache": "the cache",
+    "labelling.thumbnails": "the cache",
     "models.head_cache": "the cache",
     "data.fetch": "a folder that is not published yet",
     "data.orchard": "a folder that is not published yet",

@@ -87,7 +87,7 @@ class Labelling:
         photos = ",".join(map(str, range(self.status()["num_photos"])))
         return {card["name"]: card for card in self.ask("GET", f"/api/cards?photos={photos}").json["cards"]}
 
-    def wait_until(self, condition: Any, timeout: float = 120.0) -> None:
+    def wait_until(self, condition: Any, timeout: float = 240.0) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             self.check()
