@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -258,15 +259,18 @@ def main() -> None:
     parser.add_argument("what", choices=["actions", "curves", "audit", "solve"])
     parser.add_argument("--sets", default=",".join(SETS))
     wanted = parser.parse_args()
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if wanted.what in ("actions", "curves"):
-        of_set = {"actions": actions, "curves": curves}[wanted.what]
         for name in wanted.sets.split(","):
-            found.setdefault(wanted.what, {})[name] = one = of_set(name)
-            print(name, one, flush=True)
+            keep(wanted.what, {"actions": actions, "curves": curves}[wanted.what](name), name)
     else:
-        found[wanted.what] = one = {"audit": audit, "solve": solve}[wanted.what]()
-        print(one)
+        keep(wanted.what, {"audit": audit, "solve": solve}[wanted.what]())
+
+
+def keep(what: str, one: dict[str, Any], name: str | None = None) -> None:
+    """Print a result and write it beside those that are there."""
+    print(name or what, one, flush=True)
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    found[what] = one if name is None else {**found.get(what, {}), name: one}
     RESULTS.write_text(json.dumps({**found, "machine": machine()}, indent=2) + "\n")
 
 

@@ -228,6 +228,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "models.head_cache": "the cache",
     "data.fetch": "a folder that is not published yet",
     "data.orchard": "a folder that is not published yet",
+    "data.sorting": "removes what is still a copy of a photo elsewhere, and writes where nothing is",
     "bundle.write": "a folder that is not published yet",
     "exporters.formats": "a folder that is not published yet",
     "exporters.sample_photos": "a folder that is not published yet",

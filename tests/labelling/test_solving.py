@@ -66,6 +66,13 @@ def test_questions_are_unsure_and_unlike_each_other():
     assert sorted(chosen // 8) == [0, 1, 2]
 
 
+def test_the_label_that_is_least_believed_is_doubted_first_and_what_is_believed_not_at_all():
+    p = np.array([[0.9, 0.1], [0.4, 0.6], [0.01, 0.99], [0.3, 0.7]])
+    found = suggestions.doubts(np.log(p), np.array([0, 0, 0, 1]), np.array([5, 6, 7, 8]), 10)
+    assert found.photos.tolist() == [7, 6]
+    assert found.left == 2
+
+
 def test_clusters_follow_the_photos_and_copies_of_one_photo_are_no_harm():
     x, y = clouds(90, spread=0.2)
     clusters = find_clusters(x - x.mean(axis=0), np.arange(90))
