@@ -183,6 +183,7 @@ class Annotator:
         self.served.wait_until(self.served.is_all_read)
         while not self.served.status()["is_done"]:
             self.served.wait_until(self.served.is_solved)
+            self.page.wait_for_selector(".card, #on")  # while photos are read there is neither
             if self.page.query_selector("#on"):
                 self.turn_by("Enter")
             elif not self.page.query_selector("#screen.groups"):
