@@ -226,6 +226,7 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "backbones.derived": "the cache",
     "backbones.onnx_export": "the cache",
     "data.feature_cache": "the cache",
+    "labelling.thumbnails": "the cache",
     "models.head_cache": "the cache",
     "data.dataset_writers": "a folder that is not published yet",
     "data.fetch": "a folder that is not published yet",

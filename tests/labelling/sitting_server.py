@@ -87,7 +87,7 @@ class Labelling:
         photos = ",".join(map(str, range(self.status()["num_photos"])))
         return {card["name"]: card for card in self.ask("GET", f"/api/cards?photos={photos}").json["cards"]}
 
-    def wait_until(self, condition: Any, timeout: float = 120.0) -> None:
+    def wait_until(self, condition: Any, timeout: float = 240.0) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             self.check()
@@ -183,6 +183,7 @@ class Annotator:
         self.served.wait_until(self.served.is_all_read)
         while not self.served.status()["is_done"]:
             self.served.wait_until(self.served.is_solved)
+            self.page.wait_for_selector(".card, #on")  # while photos are read there is neither
             if self.page.query_selector("#on"):
                 self.turn_by("Enter")
             elif not self.page.query_selector("#screen.groups"):

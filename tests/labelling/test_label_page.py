@@ -72,6 +72,7 @@ def browse(chromium):
             name, _, value = served.cookie.partition("=")
             context.add_cookies([{"name": name, "value": value, "domain": "127.0.0.1", "path": "/"}])
         page, own = context.new_page(), f"127.0.0.1:{served.port}"
+        page.set_default_timeout(120_000)  # of a machine that does other things too
         foreign, messages = [], []
         page.on(
             "request", lambda r: r.url.startswith("data:") or urlsplit(r.url).netloc == own or foreign.append(r.url)
@@ -144,11 +145,9 @@ def test_a_heap_is_labelled_to_the_last_photo_by_keys_and_all_is_taken_back(serv
 def test_one_photo_at_a_time_is_answered_set_aside_left_and_measured(served, browse, heap):
     page = browse(served)
     person = Annotator(page, served, heap.truth)
-    for _ in CLASSES:
-        while not page.query_selector("#screen.groups .card"):
-            page.wait_for_timeout(20)
-        if len(served.status()["classes"]) < 3:
-            person.name_group()
+    while len(served.status()["classes"]) < len(CLASSES):
+        page.wait_for_selector("#screen.groups .card")
+        person.name_group()
     served.wait_until(served.is_solved)
     person.open("progress")
     before = served.status()
@@ -395,8 +394,11 @@ def test_a_photo_that_has_gone_is_told_on_its_place(browse, tmp_path, heap):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", MOST_ACTIONS)
 def test_real_photos_are_labelled_to_the_last_by_keys(real_photos, browse, tmp_path, record_property, name):
+    if name != "hymenoptera" and "REGRAFT_TRIALS" not in os.environ:
+        pytest.skip("the long form: set REGRAFT_TRIALS")
     truth = heap_of(real_photos / name, tmp_path / "heap")
     with labelling(tmp_path / "heap", tmp_path / "run") as served:
         served.wait_until(served.is_all_read, timeout=500)

@@ -154,11 +154,15 @@ const app = {
 
   async go(kind) {
     if (this.isBusy) return;
-    if (this.screen?.page?.cards.length) this.remember(this.screen);
-    if (this.screen) this.screen.page = null;
-    this.screen = this.screens[kind];
+    const [before, next] = [this.screen, this.screens[kind]];
+    const kept = next.page;
+    if (before?.page?.cards.length) this.remember(before);
     this.hideAlert();
-    await this.turn();
+    next.page = null;
+    this.screen = next;
+    if (await this.turn()) return;
+    next.page = kept; // it could not be fetched: what was shown stays
+    this.screen = before ?? next;
   },
 
   /** Show that a screen has nothing, why, and where to go on. */
@@ -294,7 +298,7 @@ const app = {
   key(event) {
     const zoom = find("zoom");
     if (["z", " "].includes(event.key)) return zoom.open ? zoom.close() : this.screen.current ? this.zoom() : false;
-    if (find("keys").open || !this.screen) return false;
+    if (find("keys").open || !this.screen || (!this.screen.page && this.screen.kind !== "progress")) return false;
     const at = ORDER.indexOf(this.screen.kind === "audit" ? "progress" : this.screen.kind);
     const acts = {
       u: () => this.undo(), "?": () => this.showKeys(), n: () => this.focusName(),
