@@ -243,7 +243,6 @@ OWN_PLACES = {  # modules that overwrite or remove, and why nothing of the user'
     "commands.export": "asks ExportedFiles first",
     "serving.keeping": "names that are the content's hash, where nothing is yet",
     "serving.model": "a folder of the server's own",
-    "labelling.thumbnails": "the cache",
 }
 
 
