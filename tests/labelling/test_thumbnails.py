@@ -61,7 +61,7 @@ def test_what_is_no_photo_is_told(tmp_path):
 
 
 def test_a_thumbnail_is_made_once_and_anew_when_its_photo_changes_or_it_is_damaged(tmp_path):
-    photo = draw(tmp_path / "a.jpg", (200, 40, 40), 1)
+    photo = draw(tmp_path / "a.bmp", (200, 40, 40), 1)  # as many bytes, whatever it shows
     first = thumbnails(tmp_path, [photo]).get(0, "thumb")
     [file] = kept(tmp_path)
     file.write_bytes(first[:-1] + b"\0" + first[-2:])  # a whole file, other than what would be made
