@@ -130,6 +130,8 @@ OUR_TAGS = {
     "line",
     "polyline",
     "circle",
+    "input",
+    "label",
     "text",
 }
 
@@ -223,6 +225,10 @@ def test_classes_are_the_payloads_themselves(hostile):
         assert set(json.loads((run.out / "bundle" / "regraft.json").read_text())["classes"]) == set(hostile.labels)
 
 
+PART = r"(left|top|border-style|background-position|--s):[-a-z0-9.% ]+"
+MAP_STYLE = f"{PART}(;{PART})*"
+
+
 def test_pages_have_no_elements_but_their_own(hostile):
     for file in hostile.pages:
         root = tree_of(file.read_text(encoding="utf-8"))
@@ -234,6 +240,7 @@ def test_pages_have_no_elements_but_their_own(hostile):
         styles = [one.get("style") for one in root.iter() if one.get("style")]
         assert all(
             re.fullmatch(r"((left:[0-9.]+%;)?width:[0-9.]+%|background:rgba\(var\(--shade\),[0-9.]+\))", one)
+            or re.fullmatch(MAP_STYLE, one)
             for one in styles
         )
         assert len(list(root.iter("style"))) == len(list(root.iter("title"))) == len(list(root.iter("h1"))) == 1

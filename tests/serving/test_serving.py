@@ -75,7 +75,7 @@ class Stopped(Exception):
 def test_it_may_be_called_by_its_own_name_and_those_that_are_added(bundle, monkeypatch, host, more, known):
     """An IPv6 address stands in brackets there."""
 
-    def create(current, limits, access):
+    def create(current, limits, access, keeper):
         assert len(set(access.hosts)) == len(access.hosts)
         assert set(access.hosts) == known
         raise Stopped
