@@ -72,7 +72,7 @@ def browse(chromium):
             name, _, value = served.cookie.partition("=")
             context.add_cookies([{"name": name, "value": value, "domain": "127.0.0.1", "path": "/"}])
         page, own = context.new_page(), f"127.0.0.1:{served.port}"
-        page.set_default_timeout(120_000)  # of a machine that does other things too
+        page.set_default_timeout(40_000)  # of a machine that does other things too
         foreign, messages = [], []
         page.on(
             "request", lambda r: r.url.startswith("data:") or urlsplit(r.url).netloc == own or foreign.append(r.url)
