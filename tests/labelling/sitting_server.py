@@ -220,20 +220,26 @@ class Annotator:
         return dict(self.page.evaluate(pairs))
 
     def name_group(self) -> None:
-        """Take out what is not of the class that most are, and name the others."""
+        """Say of each photo that is not of the class that most are what it is, and name the others."""
         shown = self.shown()
         names = list(shown.values())
         most = max(sorted(set(names)), key=names.count)
         for photo, name in shown.items():
             if name != most:
-                self.actions += 1
-                self.page.click(f".card[data-photo='{photo}'] .photo")
-        if key := self.keys().get(most):
-            return self.turn_by(key)
-        self.page.keyboard.press("Escape")  # out of the field, where it has the focus already
+                self.page.keyboard.press("Escape")  # out of the field, where it has the focus already
+                self.page.hover(f".card[data-photo='{photo}'] .photo")
+                self.press("Shift+Enter" if self.type_unless_known(name) else f"Shift+Digit{self.keys()[name]}")
+                self.page.wait_for_selector(f".card.done[data-photo='{photo}']")
+        self.page.keyboard.press("Escape")
+        self.turn_by("Enter" if self.type_unless_known(most) else self.keys()[most])
+
+    def type_unless_known(self, name: str) -> bool:
+        """Type the name of a class that there is no key for yet."""
+        if name in self.keys():
+            return False
         self.page.keyboard.press("n")
-        self.page.keyboard.type(most)
-        return self.turn_by("Enter")
+        self.page.keyboard.type(name)
+        return True
 
     def accept_page(self) -> None:
         """Put single photos right, and accept the others."""

@@ -23,8 +23,9 @@ export function keysOf(classes) {
   return keys;
 }
 
-/** The class that a key stands for; undefined for none. */
-export function classOf(key, classes) {
+/** The class that a pressed key stands for, with Shift or without; undefined for none. */
+export function classOf(event, classes) {
+  const key = event.shiftKey ? (/^Digit(\d)$/.exec(event.code)?.[1] ?? event.key.toLowerCase()) : event.key;
   for (const [name, own] of keysOf(classes)) if (own === key) return name;
   return undefined;
 }
@@ -49,23 +50,22 @@ export function known(typed, classes) {
   return classes.find((one) => plain(one) === plain(typed)) ?? typed.trim().replace(/\s+/g, " ");
 }
 
-/** Buttons for all classes and a field for a new one. `choose` is called with a name. */
+/** Buttons for all classes and a field for a new one. `choose` is called with a name, and whether Shift was held. */
 export function chooser(classes, choose, { prompt, placeholder = "new name" } = {}) {
   const keys = keysOf(classes);
-  const buttons = classes.map((name) => colour(button(name, keys.get(name) ?? "", () => choose(name), { class: "class", "data-class": name }), name, classes));
+  const buttons = classes.map((name) => colour(button(name, keys.get(name) ?? "", (event) => choose(name, event.shiftKey), { class: "class", "data-class": name }), name, classes));
   const field = make("input", {
     id: "name", type: "text", placeholder, "aria-label": placeholder, maxlength: 100, list: "names", autocomplete: "off", autocapitalize: "off", spellcheck: "false", enterkeyhint: "done",
   });
-  const form = make("form", {
-    class: "name",
-    onsubmit: (event) => {
-      event.preventDefault();
-      const name = known(field.value, classes);
-      if (!name) return;
-      field.value = "";
-      field.blur();
-      choose(name);
-    },
-  }, field, make("datalist", { id: "names" }, ...classes.map((name) => make("option", { value: name }))), make("button", { class: "add", text: "OK", "aria-label": "Take this name" }), make("kbd", { text: "n", "aria-hidden": "true" }));
+  const take = (event, withShift) => {
+    event.preventDefault();
+    const name = known(field.value, classes);
+    if (!name) return;
+    field.value = "";
+    field.blur();
+    choose(name, withShift);
+  };
+  field.addEventListener("keydown", (event) => (event.key === "Enter" && event.shiftKey ? take(event, true) : undefined));
+  const form = make("form", { class: "name", onsubmit: (event) => take(event, false) }, field, make("datalist", { id: "names" }, ...classes.map((name) => make("option", { value: name }))), make("button", { class: "add", text: "OK", "aria-label": "Take this name" }), make("kbd", { text: "n", "aria-hidden": "true" }));
   return make("div", { class: "chooser scroll", role: "group", "aria-label": prompt }, make("span", { class: "prompt", text: prompt }), ...buttons, form);
 }

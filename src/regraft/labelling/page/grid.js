@@ -71,7 +71,7 @@ export class Grid {
     );
     footer.replaceChildren(
       (this.accept = this.acceptButton()),
-      chooser(app.classes, (name) => this.choose(name), {
+      chooser(app.classes, (name, isAlone) => this.choose(name, isAlone), {
         prompt: this.kind === "groups" ? "They are" : "Marked photo:",
         placeholder: this.kind === "groups" ? "type a name" : "another name",
       }),
@@ -204,9 +204,9 @@ export class Grid {
     return this.answer([this.current], null, true);
   }
 
-  /** A class was chosen: for a group, of all that is left in it; else of the photo under the cursor. */
-  async choose(name) {
-    if (this.kind !== "groups" || !this.open.length) return this.answer([this.current], name);
+  /** A class was chosen: for a group, of all that is left in it; else, or with Shift, of the photo under the cursor. */
+  async choose(name, isAlone = false) {
+    if (isAlone || this.kind !== "groups" || !this.open.length) return this.answer([this.current], name);
     if (await this.answer(this.open, name)) await this.turn();
   }
 
@@ -263,16 +263,16 @@ export class Grid {
       Enter: () => this.acceptAll(), x: () => this.setAside(), Backspace: () => this.toggle(this.current), Delete: () => this.toggle(this.current),
       ...(this.kind === "groups" ? { s: () => this.skip() } : {}),
     };
-    const name = classOf(event.key, this.app.classes);
+    const name = classOf(event, this.app.classes);
     if (event.key in acts) return acts[event.key]();
-    return name === undefined ? false : this.choose(name);
+    return name === undefined ? false : this.choose(name, event.shiftKey);
   }
 
   get legend() {
     const common = [["← ↑ → ↓", "mark a photo; the mouse does too"], ["z", "zoom, also Space or a double click"], ["x", "set it aside: not a photo of this task"], ["+ -", "larger photos, smaller ones"]];
     const keys = [...keysOf(this.app.classes)].slice(0, 3).map(([, key]) => key).join(" ") || "1 2 3";
     if (this.kind === "groups") {
-      return [[keys, "say what the group is"], ["n", "type a name"], ["⌫", "take the marked photo out; a click does too"], ["s", "another group"], ...common];
+      return [[keys, "say what the group is"], [`Shift ${keys}`, "say what the marked photo is"], ["n", "type a name; Shift Enter for the marked photo alone"], ["⌫", "take the marked photo out; a click does too"], ["s", "another group"], ...common];
     }
     return [["Enter", this.kind === "doubts" ? "the labels are right" : "accept the page"], [keys, "say what the marked photo is"], ["n", "type another name"], ["⌫", "leave the marked photo for later"], ...common];
   }

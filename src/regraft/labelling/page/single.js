@@ -149,7 +149,7 @@ export class Single {
       Enter: () => this.agree(),
     };
     if (this.kind === "audit") delete acts.Enter; // there is no guess to agree to
-    const name = classOf(event.key, this.app.classes);
+    const name = classOf(event, this.app.classes);
     if (event.key in acts) return acts[event.key]();
     return name === undefined ? false : this.choose(name);
   }
