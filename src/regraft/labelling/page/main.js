@@ -14,6 +14,7 @@ const ORDER = ["groups", "guesses", "questions", "doubts", "progress"];
 const NAMES = { groups: "Groups", guesses: "Guesses", questions: "Questions", doubts: "Doubts", progress: "Progress", audit: "photos drawn at random" };
 const REMEMBERED = 200; // pages that undoing can show again
 const WORTH_MEASURING = 60; // labels
+const WAIT_MS = 20; // for what is under way
 const SOON_MS = 800; // until the state is asked for again, while something is under way
 const LATER_MS = 3000;
 
@@ -93,6 +94,7 @@ const app = {
         this.lookAhead(screen, page, size);
       }
       this.render();
+      this.main.dataset.turn = ++this.turns; // pages only: a screen that is drawn anew shows the same photos
     });
   },
 
@@ -124,7 +126,6 @@ const app = {
     this.main.className = this.screen.kind;
     this.main.scrollTop = 0;
     this.screen.show(this.main, this.footer);
-    this.main.dataset.turn = ++this.turns;
     this.showNext();
     for (const tab of document.querySelectorAll("[data-screen]")) {
       const isHere = tab.dataset.screen === (this.screen.kind === "audit" ? "progress" : this.screen.kind);
@@ -189,7 +190,8 @@ const app = {
     return places.find((one) => one !== without) ?? "progress";
   },
 
-  undo() {
+  async undo() {
+    while (this.isBusy) await new Promise((done) => setTimeout(done, WAIT_MS)); // pressed twice, it is done twice
     return this.busy(async () => {
       const { version, cards } = await postUndo();
       if (!cards.length) return this.say("There is nothing to undo.");
