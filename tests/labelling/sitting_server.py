@@ -166,6 +166,11 @@ def in_thread(photos: Path, place: Path, *classes: str, **options: Any) -> Itera
             sitting.close()
 
 
+def shifted(key: str) -> str:
+    """A class's key with Shift."""
+    return f"Shift+Digit{key}" if key.isdigit() else f"Shift+Key{key.upper()}"
+
+
 @dataclass
 class Annotator:
     """A person who knows what the photos are, and uses the page's keys.
@@ -228,7 +233,7 @@ class Annotator:
             if name != most:
                 self.page.keyboard.press("Escape")  # out of the field, where it has the focus already
                 self.page.hover(f".card[data-photo='{photo}'] .photo")
-                self.press("Shift+Enter" if self.type_unless_known(name) else f"Shift+Digit{self.keys()[name]}")
+                self.press("Shift+Enter" if self.type_unless_known(name) else shifted(self.keys()[name]))
                 self.page.wait_for_selector(f".card.done[data-photo='{photo}']")
         self.page.keyboard.press("Escape")
         self.turn_by("Enter" if self.type_unless_known(most) else self.keys()[most])

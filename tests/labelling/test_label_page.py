@@ -142,7 +142,6 @@ def test_a_heap_is_labelled_to_the_last_photo_by_keys_and_all_is_taken_back(serv
     assert served.status()["classes"] == list(dict.fromkeys(served.status()["classes"]))
 
 
-@pytest.mark.xfail(strict=False, reason="its script names groups that hold several classes, and then may wait in vain")
 def test_one_photo_at_a_time_is_answered_set_aside_left_and_measured(served, browse, heap):
     page = browse(served)
     person = Annotator(page, served, heap.truth)

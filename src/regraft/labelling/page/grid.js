@@ -84,7 +84,7 @@ export class Grid {
     footer.hidden = false;
     this.fit();
     this.update();
-    this.put(this.cursor, { focus: app.mayFocus() });
+    this.put(this.underMouse() ?? this.cursor, { focus: app.mayFocus() });
     if (this.kind === "groups" && !app.classes.length) app.focusName();
   }
 
@@ -179,8 +179,16 @@ export class Grid {
     if (focus) item.scrollIntoView({ block: "nearest" });
   }
 
+  /** The photo on which the mouse rests, if it was what pointed last; no event tells of a page that comes under it. */
+  underMouse() {
+    const at = this.app.pointer && document.elementFromPoint(...this.app.pointer)?.closest(".card");
+    return at ? [...this.list.children].indexOf(at) : undefined;
+  }
+
   hover(event, index) {
-    if (event.pointerType !== "mouse" || index === this.cursor || (!event.movementX && !event.movementY)) return;
+    const [x, y] = this.app.pointer ?? [];
+    const isMoved = event.clientX !== x || event.clientY !== y; // else the page moved, not the mouse
+    if (event.pointerType !== "mouse" || index === this.cursor || !isMoved) return;
     this.put(index, { focus: this.app.mayFocus() });
   }
 
@@ -258,7 +266,10 @@ export class Grid {
 
   key(event) {
     const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns };
-    if (event.key in moves) return this.put(this.cursor + moves[event.key]);
+    if (event.key in moves) {
+      this.app.pointer = null;
+      return this.put(this.cursor + moves[event.key]);
+    }
     const acts = {
       Enter: () => this.acceptAll(), x: () => this.setAside(), Backspace: () => this.toggle(this.current), Delete: () => this.toggle(this.current),
       ...(this.kind === "groups" ? { s: () => this.skip() } : {}),

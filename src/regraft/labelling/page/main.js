@@ -20,7 +20,7 @@ const LATER_MS = 3000;
 
 const app = {
   main: find("screen"), footer: find("footer"), status: null, screen: null, screens: {},
-  leftOut: new Set(), history: [], isBusy: false, isEmpty: false, turns: 0, scale: 2,
+  leftOut: new Set(), history: [], isBusy: false, isEmpty: false, pointer: null, turns: 0, scale: 2,
 
   get classes() {
     return this.status?.classes ?? [];
@@ -334,6 +334,9 @@ addEventListener("keyup", (event) => {
 addEventListener("click", (event) => {
   const isPressed = event.detail && event.target.closest("#footer button, .question button, header .tools button");
   if (isPressed && app.screen?.put && app.screen.page?.cards.length && !app.isEmpty && app.mayFocus()) document.activeElement.blur();
+});
+addEventListener("pointermove", (event) => {
+  app.pointer = event.pointerType === "mouse" ? [event.clientX, event.clientY] : null;
 });
 addEventListener("resize", () => app.screen?.fit());
 addEventListener("error", (event) => app.alert(`Something went wrong on this page: ${event.message}. Load it again; what was saved is safe.`));
