@@ -285,7 +285,8 @@ class _Changed(TorchDataset[Tensor]):
             return pixels
         content = self._photos.dataset.hashes[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(_draw(self._seed, self._epoch, content, "change")[:15], 16))
+            # Not torch.manual_seed: it also asks for a traceback, to seed a GPU by when one is used.
+            torch.default_generator.manual_seed(int(_draw(self._seed, self._epoch, content, "change")[:15], 16))
             return self._change(pixels)
 
 
