@@ -8,7 +8,7 @@ from regraft.bundle.bundle import load
 from regraft.bundle.format import FILES, MANIFEST
 from regraft.core.errors import BundleError
 from regraft.core.files import MARKER, sha256_file
-from regraft.core.ownership import check, record
+from regraft.core.ownership import check, record, remove_made
 from regraft.core.progress import QUIET, Progress
 
 SCRATCH = ("checkpoints", "folds", "stages")  # folders of what an unfinished training continues from
@@ -41,6 +41,12 @@ def claim_run(out: Path, progress: Progress = QUIET) -> None:
         known = {path.relative_to(out).as_posix(): [sha256_file(path)] for path in _files(out)}
     record(out, known)
     check(out, NAMES)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove what an unfinished training would continue from."""
+    for name in SCRATCH:
+        remove_made(out / name)
 
 
 def _files(out: Path) -> list[Path]:

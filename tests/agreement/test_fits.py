@@ -103,8 +103,8 @@ def test_layers_learn_behind_the_way_that_was_searched(long_photos, backbone, tm
         begun.append((inputs, head))
         raise TooLittleTime("not begun")
 
-    monkeypatch.setattr("regraft.commands.train.tuned_on_split", tuned)
-    monkeypatch.setattr("regraft.commands.train.missing_for_training", tuple)
+    monkeypatch.setattr("regraft.pipeline.phases.tuned_on_split", tuned)
+    monkeypatch.setattr("regraft.pipeline.phases.missing_for_training", tuple)
     run = train(long_photos, tmp_path / "run", mode="auto")
     ((inputs, head),) = begun
     assert run.bundle.preprocessing.crop_mode in ("border", "squash")

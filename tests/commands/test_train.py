@@ -17,7 +17,6 @@ from conftest import COLOURS, draw, draw_folder
 from regraft import run as run_module
 from regraft.backbones.features import Features
 from regraft.bundle.bundle import load
-from regraft.commands import train as train_command
 from regraft.commands.train import configure, start_of, train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import BundleError, ConfigError, TrainError
@@ -27,7 +26,7 @@ from regraft.data.scan import list_photos
 from regraft.data.splits import fold_ids, split
 from regraft.models import feature_search as search
 from regraft.models.linear_head import solve
-from regraft.pipeline import fine_tune, linear_probe
+from regraft.pipeline import fine_tune, linear_probe, phases
 from regraft.pipeline.fine_tune import _learned_and_watched
 from regraft.training import finetune
 from regraft.training.recipe import Recipe, decide
@@ -541,7 +540,7 @@ def audited(monkeypatch):
     note(linear_probe, "solve", lambda features, *_: decided.update(features.hashes))
     note(finetune, "finetune", lambda network, job, recipe, *_: decided.update(choosing_of(job, recipe)))
     note(fine_tune, "correct_of", lambda model, photos, context: decided.update(photos.hashes))
-    note(train_command, "correct_frozen", lambda one, selection, start: decided.update(selection.photos.hashes))
+    note(phases, "correct_frozen", lambda one, selection, start: decided.update(selection.photos.hashes))
     note(run_module, "evaluate_dataset", lambda bundle, dataset, name: judged.update(dataset.hashes))
     return decided, judged
 

@@ -21,7 +21,6 @@ WATCHED = (
 SIGNAL = "signal"
 PRELOADED = (
     "regraft.commands.train",
-    "regraft.commands.train",
     "regraft.training.finetune",
     "regraft.backbones.onnx_export",
     "sklearn.linear_model",

@@ -39,7 +39,7 @@ PHASES = {
     "judge the bundle": ("regraft.run.evaluate_dataset", 1),
     "seal the bundle": ("regraft.run.seal", 2),
     "list the photos": ("regraft.run_dir.write_output", 1),
-    "forget checkpoints": ("regraft.commands.train._forget", 1),
+    "forget checkpoints": ("regraft.pipeline.phases.remove_unfinished", 1),
 }
 
 

@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from regraft.backbones.backbone import Backbone, configured
-from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.bundle.bundle import Bundle, load
 from regraft.commands.report import NAME as REPORT
 from regraft.commands.report import write_report
 from regraft.commands.scan import chosen_kinds, counted, drop_issues, quick_audit
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, MissingExtra
-from regraft.core.files import exclusive, sweep, workspace
+from regraft.core.files import exclusive, sweep
 from regraft.core.ownership import remove_made
 from regraft.core.progress import Progress
 from regraft.core.runtime import missing_for_training
-from regraft.core.statistics import accuracy
 from regraft.core.trackers import Tracker, TrackerSet, create_trackers
 from regraft.data.grey_range import grey_bits
 from regraft.data.growth import split_grown, with_known_sides
@@ -36,46 +34,26 @@ from regraft.data.merge import joined, merged, relabelled
 from regraft.data.remote import shown
 from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
-from regraft.data.transforms import CROP_MODES
-from regraft.models.feature_search import Trial
 from regraft.models.linear_head import Head
-from regraft.pipeline.fine_tune import (
-    FULL,
-    Candidate,
-    Phase,
-    better,
-    learning_from,
-    name_of,
-    phases,
-    sentences,
-    traced,
-    tuned_on_split,
-)
-from regraft.pipeline.linear_probe import correct_frozen, folds_for, frozen_model, head_of, solve_head
-from regraft.pipeline.selection import Selection, is_shifted, select, without_room
+from regraft.pipeline.linear_probe import solve_head
+from regraft.pipeline.phases import features_of, run_phases
 from regraft.run import (
-    Outcome,
     Run,
     RunContext,
     SplitDataset,
-    TrainedModel,
     TrainInputs,
-    announce,
-    delivered,
     finished,
     say_what_is_there,
 )
 from regraft.run_dir import RunRecord, Step, now, place, unchanged
-from regraft.run_ownership import SCRATCH, check_run, claim_run
+from regraft.run_ownership import check_run, claim_run, remove_unfinished
 from regraft.training.distributed import ProcessGroup, process_group
-from regraft.training.planning import TooLittleTime
 from regraft.training.recipe import Recipe, check_names, choose
 
 if TYPE_CHECKING:
-    from regraft.training.finetune import Tuned
+    pass
 
 T = TypeVar("T")
-WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 
 def train(
@@ -201,7 +179,7 @@ def _train(
         say_what_is_there(inputs.photos_split, progress)
         solved = solve_head(inputs, context)
         context = replace(context, findings=_seen(inputs, solved.head if solved else None, context))
-        outcome = _run_phases(inputs, solved, context)
+        outcome = run_phases(inputs, solved, context)
         if outcome is not None and config.report:
             run = finished(inputs.photos_split, outcome, context)
             write_report(run.bundle, outcome.evaluation, run.summary, out / REPORT, progress)
@@ -223,7 +201,7 @@ def _held(out: Path, world: ProcessGroup, config: TrainConfig, progress: Progres
         sweep(out)
         claim_run(out, progress)
         if config.restart:
-            _forget(out)
+            remove_unfinished(out)
         if not (out / "checkpoints").exists():
             remove_made(out / "history.jsonl")  # of the run before this one
         world.barrier()
@@ -237,7 +215,7 @@ def _prepare(context: RunContext) -> TrainInputs:
     backbone = None if config.mode == "scratch" else _backbone(context).with_grey_bits(grey_bits(dataset, progress))
     features = None
     if backbone is not None and (config.is_solved or config.drop):
-        dataset, features = _features(backbone, dataset, context)
+        dataset, features = features_of(backbone, dataset, context)
     if config.drop:
         dataset = _main_first(context, lambda: drop_issues(dataset, features, config, progress))
     if config.strict and dataset.quarantine:
@@ -323,131 +301,6 @@ def _main_first(context: RunContext, work: Callable[[], T]) -> T:
     return done
 
 
-def _features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
-    """Compute features of all photos, each by one of the processes."""
-    rank, size = context.world.rank, context.world.size
-    if size > 1:
-        fill(backbone, dataset.subset(range(rank, len(dataset), size)), progress=context.progress)
-        context.world.barrier()
-    dataset, features = extract(backbone, dataset, progress=context.progress)
-    return dataset, features.by_content
-
-
-def _run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -> Outcome | None:
-    """Run the phases as far as mode, time and gain allow. None in processes that do not write."""
-    if solved is None or context.config.mode == "full":
-        return _climbed_alone(inputs, solved.head if solved else None, context)
-    selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
-    best, is_far = _first(inputs, solved, selection, context)
-    head, has_begun = None, False
-    for phase in phases(context.config, is_far):
-        stop = context.world.broadcast(None if best is None else _why_stop(best, has_begun, context))
-        if stop is not None:
-            best = best and _decided(best, stop)
-            break
-        if best is not None:
-            announce(inputs.photos_split, best.outcome, context)
-        context.progress.say(f"{phase.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
-        if not has_begun:
-            inputs, solved = _fitted_like(best, inputs, solved, context)
-        head = head or _head_to_begin_from(learning_from(inputs, selection.learned), solved.head, context)
-        try:
-            best = _run_phase(inputs, head, best, selection, phase, context)
-        except TooLittleTime as error:
-            context.progress.say(f"{phase.name}: {error}")
-            best = best and _decided(best, f"{name_of(best.outcome)}: there was no time left: {phase.name} {error}")
-            break
-        has_begun = True
-    if best is None:
-        return None
-    if has_begun:
-        finished(inputs.photos_split, best.outcome, context)  # a kill from now on costs nothing
-        _forget(context.out)
-    return best.outcome
-
-
-def _climbed_alone(inputs: TrainInputs, head: Head | None, context: RunContext) -> Outcome | None:
-    """Run one phase of gradient descent that is compared with nothing. None in processes that do not write."""
-    tuned = tuned_on_split(inputs, head, FULL, context)
-    if not context.world.is_main:
-        return None
-    splits = inputs.photos_split.splits
-    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.judged[1], context) as model:
-        outcome = delivered(model, inputs.photos_split, context)
-    finished(inputs.photos_split, outcome, context)
-    _forget(context.out)
-    return outcome
-
-
-def _first(
-    inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext
-) -> tuple[Candidate | None, bool]:
-    """Return the frozen model, None in processes that do not write; and whether val is too unlike train for it."""
-    config, progress = context.config, context.progress
-    selected = selection.count(correct_frozen(solved, selection, inputs))
-    is_far = config.mode == "auto" and is_shifted(selected, solved.head.cross_validated)
-    if is_far:
-        progress.say(f"val is from elsewhere: {selected}, cross-validated {solved}; so all layers learn, at once")
-    if not context.world.is_main:
-        return None, is_far
-    outcome, chosen = frozen_model(solved, inputs, config.is_searching and not is_far, context)
-    correct, inside = correct_frozen(chosen, selection, inputs), chosen.head.cross_validated
-    unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
-    outside = None if selection.is_set_aside else selection.count(correct)
-    return Candidate(outcome, correct, (unseen, outside)), is_far
-
-
-def _fitted_like(
-    best: Candidate | None, inputs: TrainInputs, solved: Trial, context: RunContext
-) -> tuple[TrainInputs, Trial]:
-    """Let photos fit the input of the network that learns as they do that of the frozen model, where it was searched.
-
-    Returns:
-        The inputs, and the head solved on their features.
-    """
-    assert inputs.backbone is not None
-    found = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
-    if found == inputs.backbone.preprocessing.crop_mode:
-        return inputs, solved
-    fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == found)
-    backbone = inputs.backbone.with_fit(fit)
-    _, features = _features(backbone, inputs.photos_split.dataset, context)
-    inputs = replace(inputs, backbone=backbone, features=features)
-    return inputs, solve_head(inputs, context) or solved
-
-
-def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext) -> Head:
-    """Return a head solved without the photos that choose between models."""
-    train = learning.photos_split.splits.train
-    if learning.features is None or len(train) == len(solved.held_out):
-        return solved
-    return head_of(learning.features, train, context.config)
-
-
-def _run_phase(
-    inputs: TrainInputs, head: Head, best: Candidate | None, selection: Selection, phase: Phase, context: RunContext
-) -> Candidate | None:
-    """Train one phase and return the better of its model and the best so far. None in processes that do not write."""
-    learning = learning_from(inputs, selection.learned)
-    tuned = tuned_on_split(learning, head, phase, context)
-    if best is None:
-        return None
-    unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]
-    with _traced(tuned, learning, unseen, context) as model:
-        return better(model, phase, best, selection, inputs, context)
-
-
-@contextmanager
-def _traced(tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> Iterator[TrainedModel]:
-    """Yield a trained network as what bundles are made of; its files last as long as the block."""
-    with workspace(context.out) as folder:
-        yield traced(folder, tuned, inputs, unseen, context)
-
-
-def _decided(best: Candidate, why: str) -> Candidate:
-    return replace(best, outcome=replace(best.outcome, decision=sentences(best.outcome.decision, why)))
-
-
 def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
     """Audit the photos quickly and say what is found; not where issues were dropped already. It decides nothing."""
     photos_split = inputs.photos_split
@@ -463,29 +316,3 @@ def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[
         what = counted(seen)
         context.progress.say(f"doctor: {what}; look at them with: regraft scan {context.photos} --out findings")
     return seen
-
-
-def _why_stop(best: Candidate, has_begun: bool, context: RunContext) -> str | None:
-    """Say why no further phase is run, in one sentence, "" in mode frozen; None to run the next one.
-
-    Photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has been run.
-    """
-    if context.config.mode == "frozen":
-        return ""
-    name = name_of(best.outcome)
-    if full := without_room(*best.counts):
-        num_wrong = full.n - round(full.value * full.n)
-        wrong = f"only {num_wrong}" if num_wrong else "none"
-        return f"{name}: it has {wrong} of {full.n} {full.split} photos wrong, too few to show that any model is better"
-    if missing_for_training():
-        return f"{name}: letting layers learn may give a better one, and needs torch: pip install 'regraft[train]'"
-    left_s = context.left_s(best.outcome.evaluation.accuracy.n)
-    if left_s is not None and left_s < WORTH_S:
-        return f"{name}: there was no time left to {'train all layers' if has_begun else 'fine-tune'}"
-    return None
-
-
-def _forget(out: Path) -> None:
-    """Remove what an unfinished training would continue from."""
-    for name in SCRATCH:
-        remove_made(out / name)
