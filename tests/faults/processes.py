@@ -233,7 +233,7 @@ def story(folder: Path, *flags: object, dead: bool = False) -> Story:
 
 
 def toy(folder: Path, *, dead: bool = False) -> tuple[object, ...]:
-    """Options for a network of half a million random weights at 64 pixels. dead: to which all photos are alike."""
+    """Options for a network of half a million random weights at 32 pixels. dead: to which all photos are alike."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -245,7 +245,7 @@ def toy(folder: Path, *, dead: bool = False) -> tuple[object, ...]:
         torch.nn.init.ones_(network.conv1[1].bias)  # so that it can learn to see
     folder.mkdir(parents=True)
     save_file(network.state_dict(), folder / "model.safetensors")
-    size = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    size = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
     config = {"pretrained_cfg": {**size, "interpolation": "bilinear"}}
     (folder / "config.json").write_text(json.dumps(config))
     return ("--backbone", "timm/test_resnet", "--weights", folder / "model.safetensors")

@@ -110,7 +110,7 @@ def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context
     on_row = partial(context.trackers.row, part="last_stages" if phase.in_part else "")
     is_optional = context.config.mode == "auto" and context.config.is_solved
     job = {"train": train, "val": val, "budget_s": left_s, "folder": context.out / phase.folder, "on_row": on_row}
-    job["is_optional"] = is_optional
+    job |= {"is_optional": is_optional, "may_shrink": context.config.recipe == "regraft"}
     return _tuned(network, inputs, head, recipe, job, context)
 
 

@@ -179,6 +179,8 @@ class Loader:
         seed: Of order and augmentation.
         world: The processes that train together.
         change: The augmentation, None for photos that the network is evaluated on.
+        small_change: The same to smaller photos; None where the network takes no others.
+        small_epochs: How many epochs, the first ones, have smaller photos.
         weights: `(C,)`, how much each class counts; None for all alike.
         ghost_size: Photos that must not be divided among processes; 0 where it does not matter.
         num_workers: Processes that augment photos ahead of the network; 0 for none.
@@ -189,6 +191,8 @@ class Loader:
     seed: int
     world: ProcessGroup
     change: Augmentation | None = None
+    small_change: Augmentation | None = None
+    small_epochs: int = 0
     weights: tuple[float, ...] | None = None
     ghost_size: int = 0
     num_workers: int = 0
@@ -203,8 +207,9 @@ class Loader:
         """Yield this process's share of an epoch's batches, from the one numbered `first`."""
         batches = self.batches_of(epoch)[first:]
         shares = [self._share(indices) for indices in batches]
+        change = self.small_change if epoch < self.small_epochs else self.change
         loader = DataLoader(
-            self.photos.in_epoch(self.change, self.seed, epoch),
+            self.photos.in_epoch(change, self.seed, epoch),
             batch_sampler=[[i for part in share for i in part] for share in shares],
             num_workers=self.num_workers,
             collate_fn=torch.stack,

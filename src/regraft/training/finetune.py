@@ -24,13 +24,13 @@ from regraft.core.progress import Progress
 from regraft.core.runtime import keep_freed_memory
 from regraft.data.scan import Dataset
 from regraft.models.linear_head import Head
-from regraft.training.augmentation import augmentation
+from regraft.training.augmentation import Augmentation, augmentation
 from regraft.training.batches import Loader, choose_workers, decode_to_judge, decode_to_learn
 from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.loop import answers, fit, gradients
-from regraft.training.planning import TooLittleTime, plan
+from regraft.training.planning import SAFETY, TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
 from regraft.training.train_state import FitResult, HistoryRow, TrainState, resume
@@ -38,6 +38,7 @@ from regraft.training.train_state import FitResult, HistoryRow, TrainState, resu
 PROBED_STEPS = 2  # that measure how long an epoch takes
 JUDGING_COST = 0.35  # of a photo that is evaluated, relative to one that is learned from
 FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
+SMALL, GRID = 0.7, 32  # side of smaller photos, as a share of the input's, and what it is a multiple of
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
 
@@ -56,6 +57,7 @@ class FineTuneJob:
         force: Continue although settings of the recipe have changed.
         on_row: Called with each finished epoch, also with those before a checkpoint that is continued.
         is_optional: Not to be begun where less than half of its epochs fit into the time.
+        may_shrink: Whether first epochs may learn from smaller photos where time is short.
     """
 
     train: Dataset
@@ -68,6 +70,7 @@ class FineTuneJob:
     force: bool = False
     on_row: Callable[[HistoryRow], None] = lambda row: None
     is_optional: bool = False
+    may_shrink: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def finetune(
         for row in fitted.rows:
             job.on_row(row)
     elif job.budget_s is not None:
-        _fit_to_time(train_state, train, val, deadline, job.is_optional, progress)
+        _fit_to_time(train_state, train, val, deadline, job, progress)
+    train = replace(train, small_epochs=train_state.recipe.small_epochs)
     progress.say(f"recipe: {train_state.recipe}")
     try:
         fitted = fit(train_state, fitted, train, val, job.folder, deadline, progress)
@@ -287,11 +291,38 @@ def _loaders(
         seed=job.seed,
         world=world,
         change=augmentation(recipe, p),
+        small_change=_small_change(network, recipe),
         weights=_class_weights(job.train) if recipe.class_weights else None,
         ghost_size=_ghost_size(recipe),
         num_workers=choose_workers(job.workers, batch, world, progress),
     )
     return train, Loader(decode_to_judge(job.val, p, progress), recipe.val_batch_size, job.seed, world)
+
+
+def _small_change(network: Network, recipe: Recipe) -> Augmentation | None:
+    """Return the changes of a photo to smaller ones; None for a network that takes no others.
+
+    Raises ConfigError where the recipe wants smaller ones and the network takes none.
+    """
+    p = network.preprocessing
+    height, width = (GRID * round(SMALL * side / GRID) for side in (p.height, p.width))
+    if recipe.views == 0 and 0 < height < p.height and 0 < width < p.width and _takes(network, height, width):
+        return augmentation(recipe, replace(p, height=height, width=width))
+    if recipe.small_epochs:
+        raise ConfigError(
+            f"--small-epochs {recipe.small_epochs}: {network.reference} takes no smaller photos. Leave it out."
+        )
+    return None
+
+
+def _takes(network: Network, height: int, width: int) -> bool:
+    """Tell whether a network takes photos of another size, by asking it."""
+    try:
+        with torch.inference_mode():
+            network.module.eval()(torch.zeros(1, 3, height, width))
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
 
 
 def _ghost_size(recipe: Recipe) -> int:
@@ -307,12 +338,30 @@ def _class_weights(dataset: Dataset) -> tuple[float, ...]:
 
 
 def _fit_to_time(
-    train_state: TrainState, train: Loader, val: Loader, deadline: float, is_optional: bool, progress: Progress
+    train_state: TrainState, train: Loader, val: Loader, deadline: float, job: FineTuneJob, progress: Progress
 ) -> None:
     """Plan as many epochs as there is time for, by the speed of a few steps that change nothing.
 
     Raises TooLittleTime where the training is optional and half of its epochs do not fit.
     """
+    recipe, small_epoch_s = train_state.recipe, None
+    per_photo = _seconds_a_photo(train_state, train, progress)
+    epoch_s = per_photo * (len(train.photos) + JUDGING_COST * len(val.photos))
+    if job.may_shrink and train.small_change and recipe.epochs * epoch_s > SAFETY * (deadline - time.monotonic()):
+        smaller = _seconds_a_photo(train_state, replace(train, small_epochs=1), progress)
+        small_epoch_s = epoch_s - (per_photo - smaller) * len(train.photos)
+    left_s = deadline - time.monotonic()
+    found = plan(recipe.epochs, epoch_s, left_s, 1 / per_photo, small_epoch_s=small_epoch_s)
+    found = train_state.world.broadcast(found)
+    if job.is_optional and not found.is_worth_it:
+        raise TooLittleTime(found.declined())
+    small_epochs = min(found.epochs, max(found.small_epochs, recipe.small_epochs))
+    train_state.about = train_state.about.fitted(epochs=found.epochs, small_epochs=small_epochs)
+    progress.say(found.said(time.time()))
+
+
+def _seconds_a_photo(train_state: TrainState, train: Loader, progress: Progress) -> float:
+    """Measure how long a photo takes, by all processes, in steps that change nothing."""
     train_state.network.eval()
     num_photos, began = 0, time.monotonic()
     for number, batch in enumerate(islice(train.load(0), PROBED_STEPS + 1)):
@@ -321,14 +370,7 @@ def _fit_to_time(
         gradients(train_state, batch, progress)
         num_photos += len(batch.labels)
     train_state.optimizer.zero_grad()
-    per_photo = (time.monotonic() - began) / num_photos / train_state.world.size
-    epoch_s = per_photo * (len(train.photos) + JUDGING_COST * len(val.photos))
-    found = plan(train_state.recipe.epochs, epoch_s, deadline - time.monotonic(), 1 / per_photo)
-    found = train_state.world.broadcast(found)
-    if is_optional and not found.is_worth_it:
-        raise TooLittleTime(found.declined())
-    train_state.about = train_state.about.fitted(epochs=found.epochs)
-    progress.say(found.said(time.time()))
+    return (time.monotonic() - began) / num_photos / train_state.world.size
 
 
 def _taken_out(

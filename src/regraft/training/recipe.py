@@ -70,6 +70,10 @@ class Recipe:
     views: int = 0
     """With unfreeze: versions of each photo that the other stages run on, once; they come again in turn. 0 for none."""
 
+    small_epochs: int = 0
+    """How many epochs, the first ones, learn from photos of 0.7 times the input's side; where time is short it is
+    chosen so that more epochs fit (M. Tan, Q. Le, EfficientNetV2, ICML 2021)."""
+
     min_crop: float = 0.35
     """Smallest share of a photo that a random crop shows."""
 
@@ -106,6 +110,8 @@ class Recipe:
                 raise ConfigError(problem)
         if self.patience and self.keep != "best":
             raise ConfigError("--patience needs --keep best: without it no epoch is better than another.")
+        if self.views and self.small_epochs:
+            raise ConfigError("--small-epochs and --views exclude each other: what frozen stages made has one size.")
         if self.views and self.unfreeze < 1:
             raise ConfigError(
                 "--views needs --unfreeze 1 or more: stages that all learn, or none, have nothing to keep."
@@ -214,6 +220,7 @@ _BOUNDS = {
     "clip": (0.0, 1e9),
     "unfreeze": (-1, 10_000),
     "views": (0, 100_000),
+    "small_epochs": (0, 100_000),
     "min_crop": (0.001, 1.0),
     "label_smoothing": (0.0, 0.999),
     "ema": (0.0, 0.999999),
