@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -304,6 +305,26 @@ def test_the_running_average_is_delivered_in_place_of_the_weights(tune):
     average = tune(recipe_of(epochs=6, batch_size=64, ema=0.999999)).network.module
     assert distance(average, first_step) < 1e-4
     assert distance(average, last) > 1e-2
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.5}, {"unfreeze": 1, "views": 2}, {"unfreeze": 1}], ids=str)
+def test_between_first_and_learned_weights_lies_what_is_delivered_and_judged(changes, tune, val_set):
+    first, learned, between = (
+        tune(recipe_of(**{"batchnorm": "eval", **changes, **end}))
+        for end in ({"learning_rate": 0.0, "head_learning_rate": 0.0}, {}, {"interpolation": 0.25})
+    )
+    states = [one.network.module.state_dict() for one in (first, learned, between)]
+    for name, value in states[2].items():
+        ends = (states[0][name], states[1][name])
+        assert torch.equal(value, torch.lerp(*ends, 0.25) if value.is_floating_point() else ends[1]), name
+    assert distance(between.network.module, learned.network.module) > 0
+    assert between.answers.tolist() == logits_of(between.network, val_set).argmax(dim=1).tolist()
+    assert between.frozen_sha256 == learned.frozen_sha256
+
+
+def test_weights_between_want_statistics_that_stay():
+    with pytest.raises(ConfigError, match="--interpolation below 1 needs --batchnorm eval"):
+        recipe_of(interpolation=0.5)
 
 
 def test_the_delivered_network_is_ready_for_use(tune):
@@ -659,6 +680,7 @@ def test_layer_decay_slows_the_first_stages(tune):
         {"ema": 0.9},
         {"optimizer": "adamw"},
         {"batchnorm": "eval"},
+        {"batchnorm": "eval", "interpolation": 0.5},
         {"microbatch_size": 2},
         {"batch_size": 4},
         {"class_weights": True},
@@ -830,6 +852,60 @@ def test_what_is_optional_is_not_begun_for_less_than_half_of_its_epochs(tune, cl
         tune(recipe, network_of(Slow(clock)), budget_s=1.0, folder=tmp_path, is_optional=True)
     assert not (tmp_path / "checkpoints").exists()
     assert tune(recipe_of(epochs=1), network_of(Slow(clock)), budget_s=1e6, is_optional=True).recipe.epochs == 1
+
+
+class Seeing(Slow):
+    """Takes time for every pixel; remembers the sides of the photos that it learns from. One size: takes no other."""
+
+    sides: ClassVar[list[int]] = []
+    one_size = False
+
+    def __deepcopy__(self, memo):
+        other = type(self)(self.clock)
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
+
+    def forward(self, images):
+        if self.one_size and images.shape[-1] != 64:
+            raise AssertionError("takes photos of 64 pixels")
+        share = (images.shape[-1] / 64) ** 2
+        if torch.is_grad_enabled():
+            self.sides.append(images.shape[-1])
+        self.clock.now += 0.004 * len(images) * (share if torch.is_grad_enabled() else finetuning.JUDGING_COST)
+        return Toy.forward(self, images)
+
+
+class Stubborn(Seeing):
+    """Such a network that takes photos of one size."""
+
+    one_size = True
+
+
+def seeing(clock, kind=Seeing):
+    kind.sides.clear()
+    return replace(network_of(kind(clock)), preprocessing=replace(SMALL, height=64, width=64, resize=(72, 72)))
+
+
+def test_the_first_epochs_learn_from_smaller_photos(tune, clock):
+    tuned = tune(recipe_of(epochs=3, small_epochs=1), seeing(clock))
+    assert Seeing.sides == [32] * 3 + [64] * 6
+    assert tuned.recipe.small_epochs == 1
+
+
+def test_where_time_is_short_photos_are_smaller_before_epochs_are_fewer(tune, clock, capsys):
+    job = {"budget_s": 0.5, "may_shrink": True, "progress": Progress()}
+    tuned = tune(recipe_of(epochs=8), seeing(clock), **job)
+    assert (tuned.recipe.epochs, tuned.stopped) == (8, "")
+    assert 0 < tuned.recipe.small_epochs <= 6
+    assert f"plan: 8 of 8 epochs, the first {tuned.recipe.small_epochs} with smaller photos," in capsys.readouterr().err
+    assert tune(recipe_of(epochs=8), seeing(clock), **job | {"budget_s": 9.0}).recipe.small_epochs == 0
+    assert tune(recipe_of(epochs=8), seeing(clock), **job | {"may_shrink": False}).recipe.epochs < 8
+    assert tune(recipe_of(epochs=8), seeing(clock, Stubborn), **job).recipe.epochs < 8
+
+
+def test_a_network_of_one_size_learns_from_no_smaller_photos(tune, clock):
+    with pytest.raises(ConfigError, match="--small-epochs 1: regraft/toy takes no smaller photos"):
+        tune(recipe_of(small_epochs=1), seeing(clock, Stubborn))
 
 
 def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tune, clock, tmp_path, monkeypatch):

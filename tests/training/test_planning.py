@@ -33,3 +33,22 @@ def test_one_line_says_what_and_when():
     assert plan(10, 50.0, 100, 20.0).declined() == (
         "not begun: 1 of 10 epochs would fit into the 100 s left, at 20 photos/s"
     )
+
+
+@pytest.mark.parametrize(
+    ("left_s", "small_epoch_s", "expected"),
+    [
+        (1000, 20.0, (10, 0)),  # as many as were wanted
+        (480, 20.0, (10, 2)),  # 441.6 s: two of them save 30 s each
+        (350, 20.0, (10, 6)),
+        (300, 20.0, (9, 6)),  # no more than three quarters
+        (350, None, (6, 0)),
+        (350, 50.0, (6, 0)),  # nothing to save
+        (10, 20.0, (1, 0)),
+    ],
+)
+def test_photos_are_smaller_before_epochs_are_fewer(left_s, small_epoch_s, expected):
+    found = plan(10, 50.0, left_s, 20.0, small_epoch_s=small_epoch_s)
+    assert (found.epochs, found.small_epochs) == expected
+    assert found.seconds <= max(left_s, 50.0)
+    assert found.seconds == 50.0 * found.epochs - (50.0 - (small_epoch_s or 50.0)) * found.small_epochs

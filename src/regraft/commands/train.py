@@ -302,7 +302,10 @@ def _main_first(context: RunContext, work: Callable[[], T]) -> T:
 
 
 def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
-    """Audit the photos quickly and say what is found; not where issues were dropped already. It decides nothing."""
+    """Audit the photos quickly and say what is found; not where issues were dropped already.
+
+    Photos from elsewhere make mode auto let all layers learn, at once; else it decides nothing.
+    """
     photos_split = inputs.photos_split
     seen = (
         ()

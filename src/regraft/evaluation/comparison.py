@@ -63,13 +63,22 @@ class Pair:
         """Whether b is ahead, but not by enough: more photos would tell."""
         return self.b_only > self.a_only and self.p_value > BETTER
 
-    def decision(self, how: str) -> str:
+    @property
+    def b_is_no_worse(self) -> bool:
+        """Whether b is to be preferred where it is expected to be better, whatever these photos leave open."""
+        return self.b_only >= self.a_only
+
+    def decision(self, how: str, *, is_b_expected: bool = False) -> str:
         """Say in one sentence which model is chosen and why.
 
         Args:
             how: Which photos were compared, a word that stands before "photos".
+            is_b_expected: Whether b is preferred unless it is worse.
         """
         chosen, why = (self.b, "") if self.b_wins else (self.a, "; without a clear gain the simpler one stays")
+        if is_b_expected:
+            chosen = self.b if self.b_is_no_worse else self.a
+            why = "; on photos from elsewhere, layers that learned are preferred unless they are worse"
         return (
             f"{chosen}: of {self.n} {how} photos {self.b} alone is right on {self.b_only}, {self.a} alone on "
             f"{self.a_only} (p = {self.p_value:.2g}){why}"

@@ -69,15 +69,16 @@ class Candidate:
     counts: tuple[Accuracy | None, ...]
 
 
-def phases(config: TrainConfig, is_shifted: bool = False) -> tuple[Phase, ...]:
+def phases(config: TrainConfig, is_far: bool = False) -> tuple[Phase, ...]:
     """List what is trained in turn; one training alone where the user has fixed something of the recipe.
 
     Args:
         config: How to train.
-        is_shifted: Whether val is answered much worse than cross-validation says: then all layers learn, at once.
+        is_far: Whether photos from elsewhere are to be answered: then all layers learn, at once, and the last stages
+            alone only where the time is too short for that.
     """
-    is_direct = config.mode != "auto" or config.recipe != "regraft" or config.settings or is_shifted
-    return (FULL,) if is_direct else (LAST_STAGES, FULL)
+    is_direct = config.mode != "auto" or config.recipe != "regraft" or config.settings
+    return (FULL,) if is_direct else (FULL, LAST_STAGES) if is_far else (LAST_STAGES, FULL)
 
 
 def learning_from(inputs: TrainInputs, learned: Dataset) -> TrainInputs:
@@ -244,6 +245,7 @@ def better(
 ) -> Candidate:
     """Make the tuned model the bundle if it is clearly better on the photos that choose; else keep the best so far.
 
+    Where photos from elsewhere are to be answered it has to be no worse: layers that learn are expected to be better.
     Photos that the reported accuracy comes from have no part in it: on them, only a model that is chosen is evaluated.
     In one process, an open comparison with a frozen model on few photos set aside is repeated by cross-validation.
 
@@ -261,14 +263,15 @@ def better(
     name, correct = name_of(best.outcome), correct_of(model, selection.photos, context)
     compared, how = pair(name, best.correct, phase.name, correct), selection.name
     counts: tuple[Accuracy | None, ...] = (selection.count(correct),)
-    is_open = compared.is_open and compared.n < FEW and context.world.size == 1
+    is_open = compared.is_open and not selection.is_far and compared.n < FEW and context.world.size == 1
     if is_open and best.outcome.features is not None and selection.is_set_aside:
         context.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
         frozen, tuned = _cross_validated(inputs, best.outcome.features, model, phase, context)
         compared, how = pair(name, frozen, phase.name, tuned), "cross-validated"
         counts = (accuracy(int(tuned.sum()), len(tuned), how),)
-    decision = sentences(best.outcome.decision, compared.decision(how))
-    if compared.b_wins:
+    decision = sentences(best.outcome.decision, compared.decision(how, is_b_expected=selection.is_far))
+    wins = compared.b_is_no_worse if selection.is_far else compared.b_wins
+    if wins:
         model = replace(model, details={**model.details, "chosen_on": selection.to_json()})
         best = Candidate(delivered(model, inputs.photos_split, context), correct, counts)
     return replace(best, outcome=replace(best.outcome, decision=decision))

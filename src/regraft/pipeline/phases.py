@@ -30,7 +30,7 @@ from regraft.pipeline.fine_tune import (
     tuned_on_split,
 )
 from regraft.pipeline.linear_probe import correct_frozen, folds_for, frozen_model, head_of, solve_head
-from regraft.pipeline.selection import Selection, is_shifted, select, without_room
+from regraft.pipeline.selection import Selection, is_from_elsewhere, select, without_room
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered, finished
 from regraft.run_ownership import remove_unfinished
 from regraft.training.planning import TooLittleTime
@@ -69,10 +69,11 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
     if solved is None or context.config.mode == "full":
         return _tuned_alone(inputs, solved.head if solved else None, context)
     selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
-    best, is_far = _frozen_first(inputs, solved, selection, context)
+    selection = replace(selection, is_far=_is_far(inputs, solved, selection, context))
+    best = _frozen_first(inputs, solved, selection, context)
     head, has_begun = None, False
-    for phase in phases(context.config, is_far):
-        stop = context.world.broadcast(None if best is None else _why_stop(best, has_begun, context))
+    for phase in phases(context.config, selection.is_far):
+        stop = context.world.broadcast(None if best is None else _why_stop(best, selection, has_begun, context))
         if stop is not None:
             best = best and _decided(best, stop)
             break
@@ -87,8 +88,12 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
         except TooLittleTime as error:
             context.progress.say(f"{phase.name}: {error}")
             best = best and _decided(best, f"{name_of(best.outcome)}: there was no time left: {phase.name} {error}")
+            if phase is FULL and selection.is_far:
+                continue  # the last stages alone may have time
             break
         has_begun = True
+        if selection.is_far:
+            break
     if best is None:
         return None
     if has_begun:
@@ -110,22 +115,26 @@ def _tuned_alone(inputs: TrainInputs, head: Head | None, context: RunContext) ->
     return outcome
 
 
-def _frozen_first(
-    inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext
-) -> tuple[Candidate | None, bool]:
-    """Return the frozen model, None in processes that do not write; and whether val is too unlike train for it."""
-    config, progress = context.config, context.progress
-    selected = selection.count(correct_frozen(solved, selection, inputs))
-    is_far = config.mode == "auto" and is_shifted(selected, solved.head.cross_validated)
+def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> bool:
+    """Return whether photos from elsewhere are to be answered, for which frozen features are not enough."""
+    selected, inside = selection.count(correct_frozen(solved, selection, inputs)), solved.head.cross_validated
+    is_far = context.config.mode == "auto" and is_from_elsewhere(selected, inside, context.findings)
     if is_far:
-        progress.say(f"val is from elsewhere: {selected}, cross-validated {solved}; so all layers learn, at once")
+        known = "" if selected is None or inside is None else f" ({selected}, cross-validated {solved})"
+        context.progress.say(f"photos from elsewhere are to be answered{known}: so all layers learn, at once")
+    return is_far
+
+
+def _frozen_first(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> Candidate | None:
+    """Return the frozen model; None in processes that do not write."""
     if not context.world.is_main:
-        return None, is_far
-    outcome, chosen = frozen_model(solved, inputs, config.is_searching and not is_far, context)
+        return None
+    is_searching = context.config.is_searching and not selection.is_far
+    outcome, chosen = frozen_model(solved, inputs, is_searching, context)
     correct, inside = correct_frozen(chosen, selection, inputs), chosen.head.cross_validated
     unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
     outside = None if selection.is_set_aside else selection.count(correct)
-    return Candidate(outcome, correct, (unseen, outside)), is_far
+    return Candidate(outcome, correct, (unseen, outside))
 
 
 def _fitted_like(
@@ -179,7 +188,7 @@ def _decided(best: Candidate, why: str) -> Candidate:
     return replace(best, outcome=replace(best.outcome, decision=sentences(best.outcome.decision, why)))
 
 
-def _why_stop(best: Candidate, has_begun: bool, context: RunContext) -> str | None:
+def _why_stop(best: Candidate, selection: Selection, has_begun: bool, context: RunContext) -> str | None:
     """Say why no further phase is run, in one sentence, "" in mode frozen; None to run the next one.
 
     Photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has been run.
@@ -187,7 +196,7 @@ def _why_stop(best: Candidate, has_begun: bool, context: RunContext) -> str | No
     if context.config.mode == "frozen":
         return ""
     name = name_of(best.outcome)
-    if full := without_room(*best.counts):
+    if not selection.is_far and (full := without_room(*best.counts)):
         num_wrong = full.n - round(full.value * full.n)
         wrong = f"only {num_wrong}" if num_wrong else "none"
         return f"{name}: it has {wrong} of {full.n} {full.split} photos wrong, too few to show that any model is better"

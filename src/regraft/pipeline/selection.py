@@ -1,5 +1,6 @@
 """Which photos choose between models: never those of the reported accuracy, so that no choice can flatter it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from regraft.core.files import sha256_json
 from regraft.core.statistics import Accuracy, accuracy
+from regraft.data.issues import Issue
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
 from regraft.evaluation.comparison import no_room
@@ -25,11 +27,14 @@ class Selection:
         photos: N photos that choose. Gradient descent does not learn from them; nor is the model evaluated on them.
         learned: The photos that gradient descent learns from.
         name: What they are called: "val", or "set-aside".
+        is_far: Whether photos that do not come from where those to learn from do are to be answered. Then layers that
+            learn are expected to be better.
     """
 
     photos: Dataset
     learned: Dataset
     name: str
+    is_far: bool = False
 
     @property
     def is_set_aside(self) -> bool:
@@ -98,6 +103,20 @@ def right_frozen(selection: Selection, head: Head, train: Dataset, x: np.ndarray
     log_p = head.held_out[[place[path] for path in selection.photos.paths]]
     known = np.isfinite(log_p).all(axis=1)
     return np.asarray(known & (np.nan_to_num(log_p).argmax(axis=1) == selection.photos.labels))
+
+
+def is_from_elsewhere(selected: Accuracy | None, cross_validated: Score | None, issues: Iterable[Issue]) -> bool:
+    """Return whether photos that do not come from where those to learn from do are to be answered.
+
+    Either val is answered clearly worse than cross-validation says, or a model tells the photos of val or test from
+    those to learn from. For that, nobody looks at the labels of test: how well it is answered chooses nothing.
+
+    Args:
+        selected: Accuracy on the photos that choose between models; None where there are none.
+        cross_validated: Score on the photos to learn from; None where there is none.
+        issues: Of the photos.
+    """
+    return is_shifted(selected, cross_validated) or any(one.kind == "split shift" for one in issues)
 
 
 def is_shifted(selected: Accuracy | None, cross_validated: Score | None) -> bool:

@@ -124,6 +124,7 @@ def finetune(
         before = CheckpointInfo.from_json(checkpoint.state["about"])
         about = replace(about, carried_out=continued(before, job.identity, recipe, job.force, progress))
     network = _with_first_head(network, about.asked, head, len(job.train.classes), job.seed)
+    first = {name: value.detach().clone() for name, value in network.module.state_dict().items()}
     learning = _learning(network, about.asked)
     frozen = _frozen_sha256(network, learning)
     train, val = _loaders(network, job, about.carried_out, world, progress)
@@ -153,7 +154,7 @@ def finetune(
             f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
             "The same command goes on from here; with --workers 0 there are no such processes."
         ) from error
-    trained, said = _taken_out(network, train_state, val, progress)
+    trained, said = _taken_out(network, first, train_state, val, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if train_state.best else fitted.epoch + bool(fitted.step)
@@ -374,12 +375,14 @@ def _seconds_a_photo(train_state: TrainState, train: Loader, progress: Progress)
 
 
 def _taken_out(
-    network: Network, train_state: TrainState, val: Loader, progress: Progress
+    network: Network, first: dict[str, Tensor], train_state: TrainState, val: Loader, progress: Progress
 ) -> tuple[Network, np.ndarray]:
     """Return the network as it is delivered, on the CPU, and its answers to the photos of `val`."""
     delivered = cast(Classifier, train_state.delivered)
     if train_state.best:
         delivered.load_state_dict(train_state.best)
+    learned = delivered.network.state_dict()
+    delivered.network.load_state_dict(_between(first, learned, train_state.recipe.interpolation))
     said = answers(train_state, val, progress)
     module = network.module.cpu()
     module.load_state_dict({**module.state_dict(), **delivered.network.state_dict()})
@@ -387,3 +390,16 @@ def _taken_out(
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     return replace(network, module=module), said
+
+
+def _between(first: dict[str, Tensor], learned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return weights that lie at a share of the way from the first to the learned ones; whole numbers are the latter.
+
+    Those that have not moved stay as they are, to the last bit.
+    """
+    if share == 1:
+        return learned
+    return {
+        name: torch.lerp(first[name].to(value.device), value, share) if value.is_floating_point() else value
+        for name, value in learned.items()
+    }

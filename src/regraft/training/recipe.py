@@ -95,6 +95,10 @@ class Recipe:
     ema: float = 0.0
     """Decay a step of a running average of the weights, which is then what is delivered. 0 for none."""
 
+    interpolation: float = 1.0
+    """Share of the way from the first weights to the learned ones at which the delivered ones lie; needs BatchNorm in
+    eval. Short of 1, photos from elsewhere are answered better (M. Wortsman et al., WiSE-FT, CVPR 2022)."""
+
     keep: Literal["last", "best"] = "last"
     """Which epoch is delivered. "best" by loss on photos set apart from training, never those that are judged."""
 
@@ -110,6 +114,10 @@ class Recipe:
                 raise ConfigError(problem)
         if self.patience and self.keep != "best":
             raise ConfigError("--patience needs --keep best: without it no epoch is better than another.")
+        if self.interpolation < 1 and self.batchnorm == "train":
+            raise ConfigError(
+                "--interpolation below 1 needs --batchnorm eval: statistics of other weights do not fit those between."
+            )
         if self.views and self.small_epochs:
             raise ConfigError("--small-epochs and --views exclude each other: what frozen stages made has one size.")
         if self.views and self.unfreeze < 1:
@@ -224,6 +232,7 @@ _BOUNDS = {
     "min_crop": (0.001, 1.0),
     "label_smoothing": (0.0, 0.999),
     "ema": (0.0, 0.999999),
+    "interpolation": (0.0, 1.0),
     "patience": (0, 100_000),
 }
 

@@ -1,0 +1,90 @@
+"""Which phase comes next: all layers at once where photos from elsewhere are to be answered, whatever their labels."""
+
+import numpy as np
+import pytest
+
+from regraft.commands.train import configure, train_run
+from regraft.core.progress import QUIET
+from regraft.evaluation.comparison import pair
+from regraft.pipeline.fine_tune import FULL, LAST_STAGES, phases
+from regraft.pipeline.selection import is_from_elsewhere
+from regraft.training.planning import TooLittleTime
+from tiny_backbone import SHADES, draw, only_tiny_backbone
+
+NAMES = ("ash", "birch", "cedar")
+
+
+@pytest.fixture(autouse=True)
+def backbone(tmp_path):
+    with only_tiny_backbone(tmp_path / "backbone") as tiny:
+        yield tiny
+
+
+def draw_split(root, moved=0, mixed_up=False):
+    """Photos to learn from and to be evaluated on, the latter lighter; and under wrong labels where that is wanted."""
+    for part, lighter, seed in (("train", 0, 0), ("test", moved, 5000)):
+        for c, name in enumerate(NAMES):
+            for i in range(24):
+                label = NAMES[(c + i) % 3] if mixed_up and part == "test" else name
+                shade = tuple(value + lighter for value in SHADES[name])
+                draw(root / part / label / f"{name}_{i}.png", shade, seed + 1000 * c + i)
+    return root
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Names of the phases that were begun; none has time."""
+    names = []
+
+    def tuned(inputs, head, phase, context):
+        names.append(phase.name)
+        raise TooLittleTime("not begun")
+
+    monkeypatch.setattr("regraft.pipeline.phases.tuned_on_split", tuned)
+    monkeypatch.setattr("regraft.pipeline.phases.missing_for_training", tuple)
+    return names
+
+
+def shifts(run):
+    return [one["text"] for one in run.summary["findings"] if one["kind"] == "split shift"]
+
+
+def test_photos_from_elsewhere_let_all_layers_learn_at_once(tmp_path, begun):
+    run = train_run(draw_split(tmp_path / "photos", moved=40), tmp_path / "run", configure(), QUIET)
+    assert len(shifts(run)) == 1
+    assert begun == ["full", "last stages"], "which take less time, where there is too little for all"
+    assert run.summary["mode"] == "frozen"
+    assert "there was no time left: full not begun" in run.summary["decision"]
+
+
+def test_photos_of_the_same_kind_let_the_last_stages_learn_first(tmp_path, begun):
+    run = train_run(draw_split(tmp_path / "photos"), tmp_path / "run", configure(), QUIET)
+    assert (shifts(run), begun) == ([], ["last stages"])
+
+
+def test_the_labels_that_judge_have_no_part_in_it(tmp_path):
+    texts = []
+    for mixed_up in (False, True):
+        photos = draw_split(tmp_path / f"photos{mixed_up}", moved=40, mixed_up=mixed_up)
+        run = train_run(photos, tmp_path / f"run{mixed_up}", configure(mode="frozen"), QUIET)
+        texts.append((shifts(run), run.summary["accuracy"]["value"]))
+    assert texts[0][0] == texts[1][0] != []
+    assert texts[0][1] != texts[1][1]
+
+
+def test_the_order_of_the_phases():
+    assert phases(configure()) == (LAST_STAGES, FULL)
+    assert phases(configure(), is_far=True) == (FULL, LAST_STAGES)
+    assert phases(configure(mode="full"), is_far=True) == (FULL,)
+    assert not is_from_elsewhere(None, None, ())
+
+
+@pytest.mark.parametrize(("only_b", "wins", "is_no_worse"), [(0, False, True), (2, False, True), (9, True, True)])
+def test_on_photos_from_elsewhere_layers_that_learned_are_kept_unless_they_are_worse(only_b, wins, is_no_worse):
+    a = np.arange(40) < 20
+    compared = pair("frozen", a, "full", a | (np.arange(40) >= 40 - only_b))
+    assert (compared.b_wins, compared.b_is_no_worse) == (wins, is_no_worse)
+    assert compared.decision("val", is_b_expected=True).startswith("full: of 40 val photos full alone is right on ")
+    worse = pair("frozen", a, "full", np.arange(40) < 19)
+    assert not worse.b_is_no_worse
+    assert worse.decision("val", is_b_expected=True).startswith("frozen: ")
