@@ -192,8 +192,8 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         folder: For the backbone's files.
         tuned: The network, and how its training went.
         inputs: The photos that it has learned from, and the backbone that it began with.
-        unseen: Photos that it has not learned from, which set the limit beyond which a photo is unlike the training
-            photos.
+        unseen: Photos that it has not learned from. They set the limit beyond which a photo is unlike the training
+            photos; and temperature and thresholds, if the model is not evaluated on them.
         context: Of the run.
     """
     network = tuned.network
@@ -211,11 +211,11 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         backbone = replace(backbone, info={**backbone.info, "loaded": inputs.backbone.info["loaded"]})
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
-    temperature, thresholds = calibrated(np.empty((0, len(bias))), np.empty(0, np.int64))  # nothing to go by
-    if splits.test is not None and len(splits.val):  # photos that it has not learned from, and that are not scored
-        own = extract(backbone, splits.val, progress=context.progress)[1]
-        temperature, thresholds = calibrated(own.x @ weight.T + bias, own.y)
-    known = _known(backbone, splits.train, extract(backbone, unseen, progress=context.progress)[1], context)
+    own = extract(backbone, unseen, progress=context.progress)[1]
+    is_judged = not set(unseen.hashes).isdisjoint(splits.judged[1].hashes)  # then there is nothing to go by
+    chosen = np.arange(0 if is_judged else len(own.y))
+    temperature, thresholds = calibrated((own.x @ weight.T + bias)[chosen], own.y[chosen])
+    known = _known(backbone, splits.train, own, context)
     return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)
 
 
