@@ -25,7 +25,7 @@ from regraft.data.scan import list_photos
 from regraft.data.splits import folds_of
 from regraft.evaluation.evaluate import evaluate, evaluate_dataset
 from regraft.models import feature_search as search
-from regraft.models.linear_head import floored
+from regraft.models.standardised import floored
 from regraft.pipeline import linear_probe
 from regraft.run_dir import read_record
 from regraft.serving.worker import WorkItem, answer

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from regraft.backbones.features import Features
 from regraft.data.splits import fold_ids
 from regraft.models import linear_head as heads
-from regraft.models import logistic
+from regraft.models import logistic, standardised
 from regraft.models.linear_head import PENALTIES, out_of_fold, score, solve
 from regraft.models.logistic import Curvature, RowsInMemory, Task, fit, log_softmax
 
@@ -114,7 +114,7 @@ def test_float32_on_raw_features_gives_the_labels_of_the_float64_solution():
     features = draw_features(120, 64, 5, separation=1.0)
     shifted = features_of(features.x * 1e-2 + 10, features.y)
     head = solve(shifted, 5, folds_of(shifted))
-    problem = heads._problem(shifted, 5, np.arange(120))
+    problem = standardised.problem_of(shifted, 5, np.arange(120))
     one = problem.fit(head.penalty, None, 1e-12)
     weight, bias = one.weight[0], one.bias[0]
     assert np.array_equal(head.logits(shifted.x).argmax(axis=1), (problem.rows.z @ weight.T + bias).argmax(axis=1))
@@ -123,7 +123,7 @@ def test_float32_on_raw_features_gives_the_labels_of_the_float64_solution():
 def test_rotation_changes_nothing(monkeypatch):
     features = draw_features(40, 60, 3)
     rotated = solve(features, 3, folds_of(features))
-    monkeypatch.setattr(heads, "principal_axes", lambda z: (np.eye(z.shape[1]), np.ones(z.shape[1])))
+    monkeypatch.setattr(standardised, "principal_axes", lambda z: (np.eye(z.shape[1]), np.ones(z.shape[1])))
     expected = solve(features, 3, folds_of(features))
     assert expected.penalty == rotated.penalty
     assert np.allclose(rotated.logits(features.x), expected.logits(features.x), atol=1e-3)
@@ -196,9 +196,9 @@ def test_cross_validation_is_no_better_than_photos_not_seen():
 
 def test_no_feature_is_divided_by_less_than_the_median_spread():
     mean, spread = np.zeros(5), np.array([1e-12, 0.01, 1.0, 2.0, 8.0])
-    assert heads.floored(mean, spread).tolist() == [1.5, 1.5, 1.5, 2.0, 8.0]
-    assert heads.floored(mean, 1e-30 * spread).tolist() == (1e-30 * heads.floored(mean, spread)).tolist()
-    assert heads.floored(mean, 0 * spread).tolist() == [1] * 5
+    assert standardised.floored(mean, spread).tolist() == [1.5, 1.5, 1.5, 2.0, 8.0]
+    assert standardised.floored(mean, 1e-30 * spread).tolist() == (1e-30 * standardised.floored(mean, spread)).tolist()
+    assert standardised.floored(mean, 0 * spread).tolist() == [1] * 5
 
 
 def test_the_order_of_photos_changes_no_bit():
@@ -240,7 +240,7 @@ def test_photos_never_judged_are_always_learned_from():
         return fit(task, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "fit", heads_fit)
+        patch.setattr(standardised, "fit", heads_fit)
         out_of_fold(features, 3, folds)
     assert seen == [{0, 1, 2}] * 3
 
@@ -361,9 +361,11 @@ def test_without_weights_every_bit_is_that_of_weights_of_one(shape):
     assert (plain.penalty, plain.curve, plain.cross_validated) == (ones.penalty, ones.curve, ones.cross_validated)
 
 
-@pytest.mark.parametrize(("shape", "most"), [("N<D", heads.MAX_HELD), ("N>D", heads.MAX_HELD), ("N>D", 0)])
+@pytest.mark.parametrize(
+    ("shape", "most"), [("N<D", standardised.MAX_HELD), ("N>D", standardised.MAX_HELD), ("N>D", 0)]
+)
 def test_a_whole_weight_is_so_many_copies(shape, most, monkeypatch):
-    monkeypatch.setattr(heads, "MAX_HELD", most)
+    monkeypatch.setattr(standardised, "MAX_HELD", most)
     features = draw_features(*SHAPES[shape], 3)
     folds, counts = folds_of(features), np.arange(len(features.y)) // 3 % 3 + 1
     copies = np.repeat(np.arange(len(counts)), counts)

@@ -9,7 +9,7 @@ from regraft.backbones.features import Features
 from regraft.core.pca import principal_axes
 from regraft.data.splits import fold_ids
 from regraft.models import linear_head as heads
-from regraft.models import logistic
+from regraft.models import logistic, standardised
 from regraft.models.linear_head import out_of_fold, solve
 from regraft.models.logistic import Curvature, RowsInMemory, StreamedRows, Task, fit, moments, sampled_curvature
 
@@ -124,7 +124,7 @@ def test_moments_are_those_of_the_chosen_rows():
 @pytest.fixture
 def as_many(monkeypatch):
     """Every problem as if its photos were too many for memory."""
-    monkeypatch.setattr(heads, "MAX_HELD", 0)
+    monkeypatch.setattr(standardised, "MAX_HELD", 0)
 
 
 @pytest.mark.usefixtures("as_many")
@@ -148,7 +148,7 @@ def test_streamed_it_chooses_the_penalty_that_trying_all_chooses(separation, mon
     x, y = draw(600, 60, 3, separation=separation)
     folds = fold_ids(y, tuple(map(str, range(600))))
     walked = solve(features_of(x, y), 3, folds)
-    monkeypatch.setattr(heads, "MAX_HELD", 2**30)
+    monkeypatch.setattr(standardised, "MAX_HELD", 2**30)
     monkeypatch.setattr(heads, "PENALTIES", heads.ALL_PENALTIES)
     full = solve(features_of(x, y), 3, folds)
     assert [point.penalty for point in full.curve] == list(heads.ALL_PENALTIES)

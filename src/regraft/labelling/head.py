@@ -11,8 +11,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from regraft.core.pca import principal_axes
-from regraft.models.linear_head import FEW, MIDDLING, floored
+from regraft.models.linear_head import FEW, MIDDLING
 from regraft.models.logistic import Curvature, RowsInMemory, Solution, Task, fit, log_probabilities, moments
+from regraft.models.standardised import floored
 
 NUM_AXES = 256
 SAMPLE = 4096  # photos that tell the axes where there are more
