@@ -36,8 +36,8 @@ def begun(monkeypatch):
     """Names of the phases that were begun; none has time."""
     names = []
 
-    def tuned(inputs, head, phase, context):
-        names.append(phase.name)
+    def tuned(inputs, head, phase, context, *, is_far):
+        names.append(phase.name + (", far" if is_far else ""))
         raise TooLittleTime("not begun")
 
     monkeypatch.setattr("regraft.pipeline.phases.tuned_on_split", tuned)
@@ -52,7 +52,7 @@ def shifts(run):
 def test_photos_from_elsewhere_let_all_layers_learn_at_once(tmp_path, begun):
     run = train_run(draw_split(tmp_path / "photos", moved=40), tmp_path / "run", configure(), QUIET)
     assert len(shifts(run)) == 1
-    assert begun == ["full", "last stages"], "which take less time, where there is too little for all"
+    assert begun == ["full, far", "last stages, far"], "which take less time, where there is too little for all"
     assert run.summary["mode"] == "frozen"
     assert "there was no time left: full not begun" in run.summary["decision"]
 

@@ -39,6 +39,7 @@ VALUES = {
     "batchnorm": (("eval", "train"), ("frozen", ""), (0, None, True)),
     "unfreeze": ((-1, 0, 3), (-2, 10_001), NOT_A_COUNT),
     "views": ((0, 7), (-1, 100_001), NOT_A_COUNT),
+    "small_epochs": ((0, 7), (-1, 100_001), NOT_A_COUNT),
     "min_crop": ((0.001, 0.5, 1), (0.0, 1.1, -0.3, NAN, INF), NOT_A_NUMBER),
     "flip": ((True, False), (), NOT_A_SWITCH),
     "augment": (("crop", "color", "trivial"), ("colour", "none"), (0, None)),
@@ -46,6 +47,7 @@ VALUES = {
     "label_smoothing": ((0, 0.5), (-0.1, 1.0, NAN, INF), NOT_A_NUMBER),
     "class_weights": ((True, False), (), NOT_A_SWITCH),
     "ema": ((0, 0.999), (-0.1, 1.0, NAN, INF), NOT_A_NUMBER),
+    "interpolation": ((0, 0.5, 1.0), (-0.1, 1.1, NAN, INF), NOT_A_NUMBER),
     "keep": (("last", "best"), ("first", ""), (0, None)),
     "patience": ((0, 5), (-1, 100_001), NOT_A_COUNT),
     "compile": ((True, False), (), NOT_A_SWITCH),
@@ -57,7 +59,7 @@ def cases(column):
 
 
 def made(name, value):
-    return Recipe(**{"keep": "best", "unfreeze": 1, name: value})
+    return Recipe(**{"keep": "best", "unfreeze": 1, "batchnorm": "eval", name: value})
 
 
 def test_the_table_of_this_test_has_every_setting():
@@ -80,6 +82,11 @@ def test_a_value_out_of_range_is_refused_by_the_name_of_its_option(name, value):
 def test_a_value_of_the_wrong_kind_is_refused_by_the_name_of_its_option(name, value):
     with pytest.raises(ConfigError, match=f"^--{name.replace('_', '-')} .*Expected"):
         made(name, value)
+
+
+def test_smaller_photos_and_kept_activations_exclude_each_other():
+    with pytest.raises(ConfigError, match="--small-epochs and --views exclude each other"):
+        Recipe(views=2, unfreeze=1, small_epochs=1)
 
 
 def test_patience_without_a_best_epoch_is_refused():
@@ -122,7 +129,17 @@ def test_training_that_begins_from_a_solved_head_keeps_what_it_rests_on_and_soft
     assert (solved.head_start, solved.batchnorm) == ("softened", "eval"), "statistics that move spoil a solved head"
     assert (other.head_start, other.batchnorm) == ("zero", "train")
     assert solved.clip > 0 == other.clip
+    assert solved.learning_rate < other.learning_rate, "without BatchNorm's help"
     assert decide("scratch", 100, from_solved=True) == decide("scratch", 100), "random weights know nothing"
+
+
+def test_for_photos_from_elsewhere_weights_between_are_delivered():
+    near, far = (decide("full", 100, from_solved=True, is_far=is_far) for is_far in (False, True))
+    assert near.interpolation == 1
+    assert 0.5 < far.interpolation < 1
+    assert far == replace(near, interpolation=far.interpolation)
+    assert choose("regraft", far, "full", {"batchnorm": "train"}).interpolation == 1, "asked for, and nothing refused"
+    assert decide("full", 100, is_far=True) == decide("full", 100)
 
 
 @pytest.mark.parametrize(("mode", "epochs", "unfreeze"), [("full", 10, 0), ("frozen", 20, -1), ("scratch", 20, 0)])
@@ -145,6 +162,7 @@ def test_the_tutorials_numbers_are_those_of_the_notebook(mode, epochs, unfreeze)
         "batchnorm": "train",
         "unfreeze": unfreeze,
         "views": 0,
+        "small_epochs": 0,
         "min_crop": 0.08,
         "flip": True,
         "augment": "crop",
@@ -152,6 +170,7 @@ def test_the_tutorials_numbers_are_those_of_the_notebook(mode, epochs, unfreeze)
         "label_smoothing": 0.0,
         "class_weights": False,
         "ema": 0.0,
+        "interpolation": 1.0,
         "keep": "last",
         "patience": 0,
         "compile": False,

@@ -87,7 +87,9 @@ def learning_from(inputs: TrainInputs, learned: Dataset) -> TrainInputs:
     return replace(inputs, photos_split=replace(photos_split, splits=replace(photos_split.splits, train=learned)))
 
 
-def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context: RunContext) -> "Tuned":
+def tuned_on_split(
+    inputs: TrainInputs, head: Head | None, phase: Phase, context: RunContext, *, is_far: bool = False
+) -> "Tuned":
     """Train a network by gradient descent on the photos to learn from.
 
     Args:
@@ -95,6 +97,7 @@ def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context
         head: Solved on the backbone's features, for a recipe that begins with it; None where none was solved.
         phase: Which layers learn.
         context: Of the run.
+        is_far: Whether photos from elsewhere are to be answered.
 
     Raises:
         TooLittleTime: In mode auto, where less than half of the epochs would fit into the time that is left.
@@ -102,7 +105,8 @@ def tuned_on_split(inputs: TrainInputs, head: Head | None, phase: Phase, context
     """
     splits = inputs.photos_split.splits
     network = _network(inputs, context.config)
-    decided = decide(context.mode, len(splits.train), from_solved=head is not None and context.config.weights != RANDOM)
+    is_solved = head is not None and context.config.weights != RANDOM
+    decided = decide(context.mode, len(splits.train), from_solved=is_solved, is_far=is_far)
     if phase.in_part:
         decided = replace(decided, unfreeze=import_torch_module("backbones.stages").last_half(network), views=VIEWS)
     recipe = choose(context.config.recipe, decided, context.mode, context.config.settings)

@@ -66,10 +66,12 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
     Returns:
         What became the bundle; None in processes that do not write.
     """
-    if solved is None or context.config.mode == "full":
-        return _tuned_alone(inputs, solved.head if solved else None, context)
+    if solved is None:
+        return _tuned_alone(inputs, None, context)
     selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
     selection = replace(selection, is_far=_is_far(inputs, solved, selection, context))
+    if context.config.mode == "full":
+        return _tuned_alone(inputs, solved.head, context, is_far=selection.is_far)
     best = _frozen_first(inputs, solved, selection, context)
     head, has_begun = None, False
     for phase in phases(context.config, selection.is_far):
@@ -102,9 +104,11 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
     return best.outcome
 
 
-def _tuned_alone(inputs: TrainInputs, head: Head | None, context: RunContext) -> Outcome | None:
+def _tuned_alone(
+    inputs: TrainInputs, head: Head | None, context: RunContext, *, is_far: bool = False
+) -> Outcome | None:
     """Run one phase of gradient descent that is compared with nothing. None in processes that do not write."""
-    tuned = tuned_on_split(inputs, head, FULL, context)
+    tuned = tuned_on_split(inputs, head, FULL, context, is_far=is_far)
     if not context.world.is_main:
         return None
     splits = inputs.photos_split.splits
@@ -118,8 +122,8 @@ def _tuned_alone(inputs: TrainInputs, head: Head | None, context: RunContext) ->
 def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> bool:
     """Return whether photos from elsewhere are to be answered, for which frozen features are not enough."""
     selected, inside = selection.count(correct_frozen(solved, selection, inputs)), solved.head.cross_validated
-    is_far = context.config.mode == "auto" and is_from_elsewhere(selected, inside, context.findings)
-    if is_far:
+    is_far = is_from_elsewhere(selected, inside, context.findings)
+    if is_far and context.config.mode == "auto":
         known = "" if selected is None or inside is None else f" ({selected}, cross-validated {solved})"
         context.progress.say(f"photos from elsewhere are to be answered{known}: so all layers learn, at once")
     return is_far
@@ -169,7 +173,7 @@ def _run_phase(
 ) -> Candidate | None:
     """Train one phase and return the better of its model and the best so far. None in processes that do not write."""
     learning = learning_from(inputs, selection.learned)
-    tuned = tuned_on_split(learning, head, phase, context)
+    tuned = tuned_on_split(learning, head, phase, context, is_far=selection.is_far)
     if best is None:
         return None
     unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]

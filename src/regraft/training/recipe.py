@@ -12,6 +12,7 @@ from regraft.core.errors import ConfigError, nearest
 
 MIN_STEPS = 50  # fewer teach a small set too little
 FAST = 1e-3  # rate of a backbone
+BETWEEN = 0.8  # of the way from the first to the learned weights, where photos from elsewhere are to be answered
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,17 @@ def tutorial(mode: str) -> Recipe:
     )
 
 
-def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
+def decide(mode: str, num_train: int, *, from_solved: bool = False, is_far: bool = False) -> Recipe:
     """Choose regraft's recipe, as the study in LOG.md found it.
 
     Args:
         mode: "scratch" for random weights; all other modes are alike here.
         num_train: Photos to learn from.
         from_solved: Whether training begins from a head that was solved on frozen features. It is softened, the
-            statistics of BatchNorm, on which it rests, are kept, and long gradients are cut. Otherwise BatchNorm
-            learns.
+            statistics of BatchNorm, on which it rests, are kept, long gradients are cut, and all moves half as fast:
+            without BatchNorm's help, some networks do not survive more. Otherwise BatchNorm learns.
+        is_far: Whether photos from elsewhere are to be answered. Then weights between the first and the learned ones
+            are delivered; on photos like those learned from, that would be a loss.
     """
     steps_an_epoch = -(-num_train // Recipe.batch_size)
     enough = -(-MIN_STEPS // steps_an_epoch)
@@ -182,7 +185,9 @@ def decide(mode: str, num_train: int, *, from_solved: bool = False) -> Recipe:
         rate = 2 * FAST
         return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
     if from_solved:
-        return Recipe(max(10, enough), head_start="softened", batchnorm="eval", clip=1.0)
+        rate, share = FAST / 2, BETWEEN if is_far else 1.0
+        recipe = Recipe(max(10, enough), learning_rate=rate, head_learning_rate=rate, interpolation=share, clip=1.0)
+        return replace(recipe, head_start="softened", batchnorm="eval")
     return Recipe(max(10, enough))
 
 
@@ -198,6 +203,8 @@ def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recip
     Raises:
         ConfigError: A setting is of the wrong kind or out of range, or two do not go together.
     """
+    if fixed.get("batchnorm") == "train":
+        recipe = replace(recipe, interpolation=1.0)
     return replace(tutorial(mode) if name == "tutorial" else recipe, **fixed)
 
 
