@@ -44,7 +44,7 @@ test: $(READY)   ## all tests but the long forms; with REGRAFT_DATA also those o
 	$(PYTEST) -m 'not gpu' -n 2 --dist worksteal --max-worker-restart 0 --durations 25
 
 torture: $(READY)  ## the fault tests in their long form
-	REGRAFT_TRIALS=200 $(PYTEST) -m slow --timeout 0 tests/faults tests/commands/test_export.py
+	REGRAFT_TRIALS=200 $(PYTEST) -m slow --timeout 0 tests
 
 quick: $(READY)  ## the tests that import no torch and start no process: under two minutes
 	$(PYTEST) --quick -n 2 --dist worksteal --max-worker-restart 0 -rfE

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import regraft
+from faults.processes import long_form
 from regraft.backbones.backbone import load_backbone
 from regraft.backbones.derived import with_all_levels
 from regraft.backbones.engine import Pooled
@@ -159,6 +160,7 @@ def with_random_weights(name, folder, out):
 
 
 @pytest.mark.slow
+@long_form
 def test_so_it_does_where_places_are_covered(folder, tmp_path):
     bundle = with_random_weights("timm/deit_tiny_distilled_patch16_224", folder, tmp_path / "run")
     assert bundle.pooled is None
@@ -168,7 +170,11 @@ def test_so_it_does_where_places_are_covered(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "is_last"), [("resnet50", False), ("timm/swin_tiny_patch4_window7_224", True)], ids=["resnet50", "swin"]
+    ("name", "is_last"),
+    [
+        pytest.param("resnet50", False, id="resnet50"),
+        pytest.param("timm/swin_tiny_patch4_window7_224", True, id="swin", marks=long_form),
+    ],
 )
 def test_what_an_object_changes_in_the_map_lies_on_the_object(folder, tmp_path, name, is_last):
     """Random weights tell one of two objects by the lack of the other, so the map's own peak may lie elsewhere."""

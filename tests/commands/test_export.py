@@ -15,7 +15,7 @@ from PIL import Image
 
 import regraft
 from conftest import draw_folder
-from faults.processes import IS_LONG, record
+from faults.processes import IS_LONG, long_form, record
 from regraft.backbones.backbone import load_backbone
 from regraft.bundle.bundle import Bundle, load
 from regraft.bundle.write import manifest_of, seal, write_model
@@ -25,19 +25,15 @@ from regraft.exporters.output_files import ExportedFiles
 from regraft.exporters.proof import running
 from regraft.exporters.standalone_script import script
 
-BACKBONES = (
-    "resnet18",
-    "mobilenet_v3_small",
+BACKBONES = ("resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224", "timm/convnext_atto", "timm/test_resnet")
+MORE_BACKBONES = (
     "densenet121",
     "regnet_y_400mf",
     "shufflenet_v2_x0_5",
     "swin_t",
     "timm/efficientnet_b0",
-    "timm/vit_tiny_patch16_224",
     "timm/deit_tiny_distilled_patch16_224",
-    "timm/convnext_atto",
     "timm/mobilevit_xxs",
-    "timm/test_resnet",
 )
 
 
@@ -333,7 +329,7 @@ def random_bundle(name: str, folder: Path) -> Bundle:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600 if IS_LONG else 300)
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, *(pytest.param(name, marks=long_form) for name in MORE_BACKBONES)])
 def test_twelve_backbones_from_file_bytes(name, odd, tmp_path, record_property):
     bundle = random_bundle(name, tmp_path / "bundle")
     more = draw_folder(tmp_path / "photos", ("a", "b"), 100 if IS_LONG else 4)

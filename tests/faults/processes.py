@@ -27,6 +27,7 @@ from regraft.core.files import PARTIAL, sha256_file
 
 TRIALS = int(os.environ.get("REGRAFT_TRIALS", "20"))
 IS_LONG = TRIALS > 20
+long_form = pytest.mark.skipif(not IS_LONG, reason="the long form: make torture")
 SHORT = ("--mode", "full", "--epochs", "5", "--batch-size", "4", "--no-report")  # 3 steps an epoch over 12 of 15 photos
 INTERVAL = "regraft.training.loop.CHECKPOINT_SECONDS"
 

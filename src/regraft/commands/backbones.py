@@ -22,25 +22,25 @@ class Ranked:
 
     Attributes:
         backbone: The network's name.
-        trials: The features configuration and the head that was solved on it.
+        trial: The features configuration and the head that was solved on it.
         photos_per_s: Photos a second through the network, decoding not counted.
     """
 
     backbone: str
-    trials: Trial
+    trial: Trial
     photos_per_s: float
 
     @property
     def accuracy(self) -> Accuracy:
         """Accuracy, cross-validated over all photos."""
-        return accuracy(self.trials.score.num_right, self.trials.score.n, "cross-validated")
+        return accuracy(self.trial.score.num_right, self.trial.score.n, "cross-validated")
 
     def to_json(self) -> dict[str, Any]:
         """Return what `regraft backbones --rank --json` prints of it."""
         feature_config = {
             "backbone": self.backbone,
-            "features": self.trials.feature_config.name,
-            "log_loss": self.trials.score.log_loss,
+            "features": self.trial.feature_config.name,
+            "log_loss": self.trial.score.log_loss,
         }
         return {**feature_config, "accuracy": self.accuracy.to_json(), "photos_per_s": round(self.photos_per_s, 1)}
 
@@ -72,8 +72,8 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
             found.append(
                 Ranked(name, solved(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
             )
-            progress.say(f"  {name}, {found[-1].trials}")
-    return sorted(found, key=lambda one: one.trials.score.log_loss)
+            progress.say(f"  {name}, {found[-1].trial}")
+    return sorted(found, key=lambda one: one.trial.score.log_loss)
 
 
 def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, Backbone]]:
