@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from record import HERE, cases, complete, fill, where
@@ -51,7 +51,7 @@ def main() -> None:
             arguments.result,
             "python bench/regimes.py",
             cases(seed=seeds, regime=regimes, set=arguments.sets.split(",")),
-            lambda case: {**measure(case, graphs, Path(folder)), "busy": arguments.busy},
+            lambda case: {**measure(case, graphs, Path(folder), REGIMES[case["regime"]]), "busy": arguments.busy},
         )
     if arguments.result == RESULT:
         fill("regimes", table(result))
@@ -66,10 +66,10 @@ def traced(folder: Path) -> Path:
     return folder / "graphs"
 
 
-def measure(case: dict, graphs: Path, scratch: Path) -> dict:
-    """One run in a process of its own."""
+def measure(case: dict, graphs: Path, scratch: Path, options: Sequence[str]) -> dict:
+    """One run with these options in a process of its own."""
     photos = Path(os.environ["REGRAFT_DATA"]) / case["set"]
-    answer, seconds = trained(photos, [*REGIMES[case["regime"]], "--seed", case["seed"]], graphs, scratch)
+    answer, seconds = trained(photos, [*options, "--seed", case["seed"]], graphs, scratch)
     return {**judged(answer, photos), "seconds": round(seconds, 1)}
 
 
@@ -102,9 +102,11 @@ def table(result: dict) -> str:
     return "\n".join([*lines, "", f"Seconds on {where(result)}; `{result['command']}`."])
 
 
-def by_set(rows: list[dict], key: str, names: dict[str, str], cell: Callable[[list[dict]], str]) -> list[str]:
+def by_set(
+    rows: list[dict], key: str, names: dict[str, str], cell: Callable[[list[dict]], str], of: Sequence[str] = SETS
+) -> list[str]:
     """A column for each set, a line for each value of a key that was measured. names: what a value is called."""
-    sets = [name for name in SETS if any(row["set"] == name for row in rows)]
+    sets = [name for name in of if any(row["set"] == name for row in rows)]
     lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
     for value, name in names.items():
         cells = [cell([row for row in rows if row["set"] == one and row[key] == value]) for one in sets]

@@ -1,0 +1,91 @@
+"""The default command beside timm's settings for fine-tuning: the same photos, split and weights, whole processes.
+
+    python bench/auto.py [--sets grocery_veg22,wbc4] [--tools "auto 10m,timm"] [--seeds 0,1] [--busy]
+
+Takes sets from REGRAFT_DATA. Measures what bench/results/auto.json does not hold yet, all tools of one set and seed one
+after the other, and fills README.md. --busy: beside a process that takes one core, into auto-busy.json and no README.
+No choice of the recipe looked at the sets marked with a star.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from busy import SPIN
+from peers import measure as measured_peer
+from record import HERE, cases, complete, fill, where
+from regimes import by_set, measure, traced
+
+SETS = ("grocery_veg22", "wbc4", "signdigits10s", "hymenoptera", "grocery_fruit5", "pollen2", "hemlock2")
+CONFIRMING = ("grocery_fruit5", "pollen2", "hemlock2")
+TOOLS = {  # by name in the results: name in the table, options
+    "frozen": ("`--mode frozen`", ("--mode", "frozen")),
+    "auto 3m": ("`regraft train --time 3m`", ("--time", "3m")),
+    "auto 10m": ("`regraft train`", ()),
+    "timm": ("timm, train.py's settings, 10 epochs", None),
+}
+
+
+def main() -> None:
+    """Measure what is missing, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--busy", action="store_true")
+    arguments = parser.parse_args()
+    wanted = cases(
+        seed=map(int, arguments.seeds.split(",")), set=arguments.sets.split(","), tool=arguments.tools.split(",")
+    )
+    name = "auto-busy" if arguments.busy else "auto"
+    with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder, one_core_taken(arguments.busy):
+        graphs = traced(Path(folder))
+        path, command = HERE / "results" / f"{name}.json", f"python bench/auto.py{' --busy' * arguments.busy}"
+        result = complete(path, command, wanted, lambda case: cell_of(case, graphs, Path(folder)))
+    if not arguments.busy:
+        fill("auto", table(result))
+    print(table(result))
+
+
+@contextmanager
+def one_core_taken(is_busy: bool) -> Iterator[None]:
+    """Within the block another process computes without end, where that is wanted."""
+    spinning = subprocess.Popen([sys.executable, "-c", SPIN]) if is_busy else None
+    try:
+        yield
+    finally:
+        if spinning:
+            spinning.kill()
+
+
+def cell_of(case: dict, graphs: Path, scratch: Path) -> dict:
+    """How many photos one tool has right in a process of its own, and its seconds."""
+    if case["tool"] == "timm":
+        return measured_peer(case, graphs, scratch, None)
+    found = measure(case, graphs, scratch, TOOLS[case["tool"]][1])
+    return {**found, "accuracy": found["num_right"] / found["n"]}
+
+
+def table(result: dict) -> str:
+    """A line for each tool, a column for each set."""
+    names = {tool: name for tool, (name, _) in TOOLS.items()}
+    lines = by_set(result["rows"], "tool", names, cell, SETS)
+    lines[0] = " ".join(f"{word}\\*" if word in CONFIRMING else word for word in lines[0].split(" "))
+    note = f"Right, and seconds of the whole process, {where(result)}; `{result['command']}`."
+    return "\n".join([*lines, "", f"\\* No choice of the recipe looked at this set. {note}"])
+
+
+def cell(rows: list[dict]) -> str:
+    """`91.2 %, 295 s, 3x`: means, and of how many seeds."""
+    if not rows:
+        return ""
+    mean, seconds = (sum(row[name] for row in rows) / len(rows) for name in ("accuracy", "seconds"))
+    return f"{100 * mean:.1f} %, {seconds:.0f} s, {len(rows)}x"
+
+
+if __name__ == "__main__":
+    main()
