@@ -8,6 +8,7 @@ import atexit
 import functools
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from conftest import draw_folder
 from regraft.core.files import PARTIAL, sha256_file
@@ -229,8 +231,23 @@ def story(folder: Path, *flags: object, dead: bool = False) -> Story:
     photos = draw_folder(folder / "few", ("red", "green", "blue"), 5)
     command = ("train", photos, *toy(folder / "toy", dead=dead), *(flags or SHORT), "--json")
     out, cache = folder / "undisturbed", folder / "cache"
+    nursery().run("--version")  # torch is in memory before seconds are counted
     ended = nursery().run(*command, "--out", out, REGRAFT_CACHE=str(cache))
     return Story(photos, command, out, cache, weights_of(out), ended.summary, ended.seconds)
+
+
+def shared_story(base: Path) -> Story:
+    """The undisturbed run of the short command, once for all modules and for all workers of the test runner.
+
+    base: the folder for temporary files of this worker.
+    """
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "story"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        known = folder / "story.pickle"
+        if not known.exists():
+            known.write_bytes(pickle.dumps(story(folder)))
+        return pickle.loads(known.read_bytes())
 
 
 def toy(folder: Path, *, dead: bool = False) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from conftest import draw
-from faults.processes import Trip, record, story, toy
+from faults.processes import Trip, record, shared_story, toy
 from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return story(tmp_path_factory.mktemp("whole"))
+    return shared_story(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from faults.processes import IS_LONG, TRIALS, Trip, record, story, weights_of
+from faults.processes import IS_LONG, TRIALS, Trip, record, shared_story, story, weights_of
 from regraft.core.progress import QUIET
 from regraft.training.checkpoint import latest_checkpoint
 
@@ -18,7 +18,7 @@ INTERVALS = (0.0, 0.1, 30.0)  # of checkpoints: after each step, within epochs, 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return story(tmp_path_factory.mktemp("whole"))
+    return shared_story(tmp_path_factory.getbasetemp())
 
 
 def rows_to_keep(out) -> int:
@@ -102,7 +102,7 @@ def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
     whole = story(tmp_path, "--mode", "auto", *learn, dead=True)
     assert "cross-validated" in whole.figures[2]
     num_steps = 10 + 5 * 10  # of the split, and of five folds: all photos at once, ten times
-    trials = max(2, TRIALS // 5)
+    trials = max(2, TRIALS // 10)
     done = []
     for trial in range(trials):
         trip = Trip("regraft.training.loop.gradients", 2 + (num_steps - 2) * trial // (trials - 1), signal.SIGKILL)

@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 
-from faults.processes import IS_LONG, TRIALS, Trip, record, story
+from faults.processes import IS_LONG, TRIALS, Trip, record, shared_story
 
 pytestmark = pytest.mark.slow
 IN_HAND = 4  # photos that threads have just begun with when a signal comes
@@ -45,7 +45,7 @@ PHASES = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return story(tmp_path_factory.mktemp("whole"))
+    return shared_story(tmp_path_factory.getbasetemp())
 
 
 def was_stopped(ended, signum: int) -> None:

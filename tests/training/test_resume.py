@@ -8,7 +8,7 @@ from regraft.training.recipe import Recipe, tutorial
 from regraft.training.resume import APPLIED, REFUSED, CheckpointInfo, continued
 
 IDENTITY = {"photos": "a" * 64, "backbone": "net", "mode": "full", "recipe": "regraft", "seed": "0"}
-ASKED = Recipe(keep="best", unfreeze=2)
+ASKED = Recipe(keep="best", unfreeze=2, batchnorm="eval")
 OTHER = {
     "epochs": 99,
     "batch_size": 99,
@@ -24,9 +24,10 @@ OTHER = {
     "warmup": 0.99,
     "clip": 0.99,
     "head_start": "random",
-    "batchnorm": "eval",
+    "batchnorm": "train",
     "unfreeze": 1,
     "views": 9,
+    "small_epochs": 9,
     "min_crop": 0.99,
     "flip": False,
     "augment": "trivial",
@@ -34,6 +35,7 @@ OTHER = {
     "label_smoothing": 0.99,
     "class_weights": True,
     "ema": 0.99,
+    "interpolation": 0.99,
     "keep": "last",
     "patience": 9,
     "compile": True,

@@ -179,11 +179,11 @@ class Loader:
         seed: Of order and augmentation.
         world: The processes that train together.
         change: The augmentation, None for photos that the network is evaluated on.
-        small_change: The same to smaller photos; None where the network takes no others.
-        small_epochs: How many epochs, the first ones, have smaller photos.
         weights: `(C,)`, how much each class counts; None for all alike.
         ghost_size: Photos that must not be divided among processes; 0 where it does not matter.
         num_workers: Processes that augment photos ahead of the network; 0 for none.
+        small_change: The same to smaller photos; None where the network takes no others.
+        small_epochs: How many epochs, the first ones, have smaller photos.
     """
 
     photos: Decoded
@@ -191,11 +191,11 @@ class Loader:
     seed: int
     world: ProcessGroup
     change: Augmentation | None = None
-    small_change: Augmentation | None = None
-    small_epochs: int = 0
     weights: tuple[float, ...] | None = None
     ghost_size: int = 0
     num_workers: int = 0
+    small_change: Augmentation | None = None
+    small_epochs: int = 0
 
     def batches_of(self, epoch: int) -> list[list[int]]:
         """Return the indices of the photos of each batch of an epoch, over all processes."""

@@ -185,9 +185,9 @@ def decide(mode: str, num_train: int, *, from_solved: bool = False, is_far: bool
         rate = 2 * FAST
         return Recipe(max(20, enough), learning_rate=rate, head_learning_rate=rate, head_start="random")
     if from_solved:
-        rate, share = FAST / 2, BETWEEN if is_far else 1.0
-        recipe = Recipe(max(10, enough), learning_rate=rate, head_learning_rate=rate, interpolation=share, clip=1.0)
-        return replace(recipe, head_start="softened", batchnorm="eval")
+        slower = Recipe(max(10, enough), learning_rate=FAST / 2, head_learning_rate=FAST / 2, clip=1.0)
+        share = BETWEEN if is_far else 1.0
+        return replace(slower, head_start="softened", batchnorm="eval", interpolation=share)
     return Recipe(max(10, enough))
 
 
