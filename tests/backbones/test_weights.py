@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import tarfile
@@ -15,11 +16,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18, resnet34
 
+from regraft.backbones import weights
 from regraft.backbones.weights import in_order, load_into, read_weights, unwrapped, without_prefix
+from regraft.core import signals
 from regraft.core.errors import WeightsError
 
 
@@ -384,3 +388,20 @@ def test_in_order_renames_by_position_and_refuses_other_shapes():
         in_order(dict(list(other.items())[:-1]), own, "package")
     with pytest.raises(WeightsError, match="package does not fit"):
         in_order({**other, "x0": torch.zeros(1)}, own, "package")
+
+
+@pytest.mark.parametrize("reader", ["_read_safetensors", "_read_torch"])
+def test_a_signal_while_weights_are_read_is_no_damage(reader, tmp_path, monkeypatch):
+    """Libraries turn what a signal raises within them into errors of their own."""
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"PK\x03\x04")
+
+    def load(*_, **__):
+        signals._handle(signal.SIGTERM, None)
+        raise SafetensorError("could not determine the shape of a tensor")
+
+    monkeypatch.setattr(signals, "_pending", [])
+    monkeypatch.setattr(weights, "load_file", load)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(signals.Interrupted):
+        getattr(weights, reader)(path)

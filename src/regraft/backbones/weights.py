@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from regraft.core.errors import WeightsError
+from regraft.core.signals import held_back
 
 StateDict = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -160,7 +161,8 @@ def in_order(state: StateDict, network: nn.Module, source: str) -> StateDict:
 
 def _read_safetensors(path: Path) -> Any:
     try:
-        return load_file(path)
+        with held_back():  # a signal in the midst of it would look like damage
+            return load_file(path)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise WeightsError(f"{path} is not an intact safetensors file: {error}. Fetch or save it again.") from error
 
@@ -171,7 +173,7 @@ def _read_torch(path: Path) -> Any:
     if not start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or the bare pickle of old versions
         raise WeightsError(f"{path} is not a PyTorch file: it begins with {start!r}. Fetch or save it again.")
     try:
-        with warnings.catch_warnings():
+        with held_back(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive makes torch.load raise nearly anything
