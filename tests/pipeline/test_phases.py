@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from regraft.commands.train import configure, train_run
-from regraft.core.progress import QUIET
+from regraft.core.progress import QUIET, Progress
 from regraft.evaluation.comparison import pair
 from regraft.pipeline.fine_tune import FULL, LAST_STAGES, phases
 from regraft.pipeline.selection import is_from_elsewhere
@@ -60,6 +60,15 @@ def test_photos_from_elsewhere_let_all_layers_learn_at_once(tmp_path, begun):
 def test_photos_of_the_same_kind_let_the_last_stages_learn_first(tmp_path, begun):
     run = train_run(draw_split(tmp_path / "photos"), tmp_path / "run", configure(), QUIET)
     assert (shifts(run), begun) == ([], ["last stages"])
+
+
+def test_frozen_features_of_photos_from_elsewhere_are_searched_where_that_is_asked_for(tmp_path, capsys):
+    photos = draw_split(tmp_path / "photos", moved=40)
+    for i in range(8):  # labels that nobody gets right, so that there is room for something better
+        (photos / "train" / "ash" / f"ash_{i}.png").rename(photos / "train" / "birch" / f"of_ash_{i}.png")
+    run = train_run(photos, tmp_path / "run", configure(mode="frozen", search=True), Progress())
+    assert len(shifts(run)) == 1
+    assert "other features of the same network, cross-validated" in capsys.readouterr().err
 
 
 def test_the_labels_that_judge_have_no_part_in_it(tmp_path):

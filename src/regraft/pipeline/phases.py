@@ -120,7 +120,9 @@ def _tuned_alone(
 
 
 def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> bool:
-    """Return whether photos from elsewhere are to be answered, for which frozen features are not enough."""
+    """Return whether photos from elsewhere are to be answered by layers that learn."""
+    if context.config.mode == "frozen":
+        return False
     selected, inside = selection.count(correct_frozen(solved, selection, inputs)), solved.head.cross_validated
     is_far = is_from_elsewhere(selected, inside, context.findings)
     if is_far and context.config.mode == "auto":
@@ -195,7 +197,7 @@ def _decided(best: Candidate, why: str) -> Candidate:
 def _why_stop(best: Candidate, selection: Selection, has_begun: bool, context: RunContext) -> str | None:
     """Say why no further phase is run, in one sentence, "" in mode frozen; None to run the next one.
 
-    Photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has been run.
+    The labels of photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has been run.
     """
     if context.config.mode == "frozen":
         return ""
