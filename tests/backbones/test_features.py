@@ -210,6 +210,15 @@ def test_a_class_without_a_readable_photo_is_left_out(backbone, empty_cache, tmp
     assert found.y.tolist() == [0, 0, 1, 1]
 
 
+def test_a_part_without_photos_of_a_class_keeps_the_numbers_of_the_others(backbone, empty_cache, tmp_path):
+    """Also a part of a single class."""
+    dataset = list_photos(draw_folder(tmp_path / "data", ("blue", "green", "red"), 2))
+    for wanted in ((0, 2), (1, 2), (2,)):
+        part = dataset.subset(i for i, label in enumerate(dataset.labels) if label in wanted)
+        used, found = extract(backbone, part)
+        assert (used.classes, found.y.tolist()) == (dataset.classes, part.labels.tolist())
+
+
 def test_photos_of_which_none_can_be_read_are_an_error(backbone, empty_cache, tmp_path):
     root = draw_folder(tmp_path / "data", ("red", "green"), 2)
     for path in root.glob("*/*.jpg"):

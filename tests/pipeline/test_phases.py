@@ -1,13 +1,17 @@
 """Which phase comes next: all layers at once where photos from elsewhere are to be answered, whatever their labels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from regraft.commands.train import configure, train_run
 from regraft.core.progress import QUIET, Progress
+from regraft.data.scan import list_photos
 from regraft.evaluation.comparison import pair
-from regraft.pipeline.fine_tune import FULL, LAST_STAGES, phases
+from regraft.pipeline.fine_tune import FULL, LAST_STAGES, correct_of, phases
 from regraft.pipeline.selection import is_from_elsewhere
+from regraft.run import TrainedModel
 from regraft.training.planning import TooLittleTime
 from tiny_backbone import SHADES, draw, only_tiny_backbone
 
@@ -97,3 +101,21 @@ def test_on_photos_from_elsewhere_layers_that_learned_are_kept_unless_they_are_w
     worse = pair("frozen", a, "full", np.arange(40) < 19)
     assert not worse.b_is_no_worse
     assert worse.decision("val", is_b_expected=True).startswith("frozen: ")
+
+
+def test_photos_that_choose_are_counted_as_predictions_are_also_where_a_class_has_none(tmp_path, backbone):
+    """Photos of val without the first class."""
+    photos = draw_split(tmp_path / "photos")
+    for name in NAMES[1:]:
+        (photos / "val" / name).mkdir(parents=True)
+        for i in range(6):
+            draw(photos / "val" / name / f"{i}.png", SHADES[name], 9000 + i)
+    run = train_run(photos, tmp_path / "run", configure(mode="frozen"), QUIET)
+    weight, bias = run.bundle.head
+    model = TrainedModel("frozen", backbone, weight, bias, {}, None, 1.0, {}, None)
+    dataset = list_photos(photos)
+    val = dataset.subset(i for i, split in enumerate(dataset.splits) if split == "val")
+    counted = correct_of(model, val, SimpleNamespace(progress=QUIET))
+    predicted = [run.bundle.predict(val.root / path).label for path in val.paths]
+    assert counted.tolist() == [label == val.classes[i] for label, i in zip(predicted, val.labels, strict=True)]
+    assert counted.sum() > 6

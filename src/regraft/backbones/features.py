@@ -140,12 +140,14 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
 
     Returns:
         The data set with the photos that cannot be decoded moved to its quarantine, and the features of the others.
+        Classes that lose all photos by that are left out; of a part of a data set that has none of some class, the
+        classes stay as they are.
 
     Raises:
         DataError: A photo changed since it was scanned, or too few can be decoded.
     """
     rows, failures = fill(backbone, dataset, progress=progress)
-    dataset = checked(dataset.without(failures))
+    dataset = checked(dataset.without(failures)) if failures else dataset
     places = rows.places(dataset.hashes)
     is_all = np.array_equal(places, np.arange(len(rows.table)))
     return dataset, Features(rows.table, dataset.labels, dataset.hashes, None if is_all else places)

@@ -215,7 +215,7 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         backbone = replace(backbone, info={**backbone.info, "loaded": inputs.backbone.info["loaded"]})
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
-    own = extract(backbone, unseen, progress=context.progress)[1]
+    own = _features_of(backbone, unseen, context)
     is_judged = not set(unseen.hashes).isdisjoint(splits.judged[1].hashes)  # then there is nothing to go by
     chosen = np.arange(0 if is_judged else len(own.y))
     temperature, thresholds = calibrated((own.x @ weight.T + bias)[chosen], own.y[chosen])
@@ -226,8 +226,12 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
 def _known(backbone: Backbone, train: Dataset, unseen: Features, context: RunContext) -> FamiliarRegion | None:
     """Find where features of training photos lie, with a limit set by photos that the network has not learned from."""
     some = sorted(range(len(train)), key=lambda i: train.hashes[i])[:NUM_KNOWN]
-    _, learned = extract(backbone, train.subset(some), progress=context.progress)
-    return familiar(learned, unseen)
+    return familiar(_features_of(backbone, train.subset(some), context), unseen)
+
+
+def _features_of(backbone: Backbone, photos: Dataset, context: RunContext) -> Features:
+    """Compute features of some of the photos, with their labels among the classes of all, one row for each."""
+    return extract(backbone, photos, progress=context.progress)[1].by_content.of(photos)
 
 
 def name_of(best: Outcome) -> str:
@@ -240,8 +244,8 @@ def correct_of(model: TrainedModel, photos: Dataset, context: RunContext) -> np.
     """Tell which of N photos a model has right, as `(N,)` bool."""
     if not len(photos):
         return np.zeros(0, bool)
-    features = extract(model.backbone, photos, progress=context.progress)[1]
-    return np.asarray((features.x @ model.weight.T + model.bias).argmax(axis=1) == features.y)
+    logits = _features_of(model.backbone, photos, context).x @ model.weight.T + model.bias
+    return np.asarray(logits.argmax(axis=1) == photos.labels)
 
 
 def better(

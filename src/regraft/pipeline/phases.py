@@ -197,7 +197,8 @@ def _decided(best: Candidate, why: str) -> Candidate:
 def _why_stop(best: Candidate, selection: Selection, has_begun: bool, context: RunContext) -> str | None:
     """Say why no further phase is run, in one sentence, "" in mode frozen; None to run the next one.
 
-    The labels of photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has been run.
+    The labels of photos that the model is evaluated on have no say. `has_begun` is whether a phase of fine-tuning has
+    been run.
     """
     if context.config.mode == "frozen":
         return ""
