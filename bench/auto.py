@@ -26,7 +26,7 @@ TOOLS = {  # by name in the results: name in the table, options
     "frozen": ("`--mode frozen`", ("--mode", "frozen")),
     "auto 3m": ("`regraft train --time 3m`", ("--time", "3m")),
     "auto 10m": ("`regraft train`", ()),
-    "timm": ("timm, train.py's settings, 10 epochs", None),
+    "timm": ("timm, train.py's settings", None),
 }
 
 
@@ -75,7 +75,7 @@ def table(result: dict) -> str:
     names = {tool: name for tool, (name, _) in TOOLS.items()}
     lines = by_set(result["rows"], "tool", names, cell, SETS)
     lines[0] = " ".join(f"{word}\\*" if word in CONFIRMING else word for word in lines[0].split(" "))
-    note = f"Right, and seconds of the whole process, {where(result)}; `{result['command']}`."
+    note = f"Accuracy and seconds, means over seeds, {where(result)}; `{result['command']}`."
     return "\n".join([*lines, "", f"\\* No choice of the recipe looked at this set. {note}"])
 
 

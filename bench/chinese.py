@@ -53,6 +53,7 @@ WORDS = {
     "memory": "内存",
 }
 SENTENCES = (
+    (r"\\\* No choice of the recipe looked at this set\. ", r"\\* 选择训练方案时没有看过这个数据集。"),
     (
         r"All layers learn at ([\d.]+) photos/s on (.+?), judging after each epoch included, "
         r"([\d.]+) times as fast as the tutorial's plain loop \(([\d.]+)\)",

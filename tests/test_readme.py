@@ -94,7 +94,7 @@ def test_tables_are_the_benchmarks():
     record = benchmark("record")
     texts = {
         **{name: benchmark(name).table for name in ("frozen", "limits", "engines", "searching", "regimes", "peers")},
-        **{name: benchmark(name).table for name in ("serving", "prefixes")},
+        **{name: benchmark(name).table for name in ("serving", "prefixes", "auto")},
         "scale": lambda result: record.processes(result, 0),
         "scanning": lambda result: record.processes(result, 1),
         "training": benchmark("training").sentence,
