@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from conftest import draw_folder
+from faults.processes import long_form
 from regraft.backbones.catalog import Reference
 from regraft.backbones.network import FeatureGraph, Network, build, check_linear
 from regraft.backbones.stages import stages
@@ -930,10 +931,10 @@ def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tun
         ("timm/dla46x_c", 64),
         ("timm/mobilenetv4_conv_small", 64),
         ("timm/test_resnet", 64),
-        ("timm/swin_tiny_patch4_window7_224", 224),
-        ("torchvision/swin_t", 224),
+        pytest.param("timm/swin_tiny_patch4_window7_224", 224, marks=long_form),
+        pytest.param("torchvision/swin_t", 224, marks=long_form),
         ("torchvision/googlenet", 96),
-        ("torchvision/inception_v3", 299),
+        pytest.param("torchvision/inception_v3", 299, marks=long_form),
         ("torchvision/mobilenet_v2", 64),
         ("regraft/mobilenet_v1", 64),
     ],
