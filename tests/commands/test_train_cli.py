@@ -238,7 +238,7 @@ def test_train_prints_json_alone_and_talks_elsewhere(regraft_main, photos, toy, 
     talk = done.stderr.splitlines()
     assert [line[:10] for line in talk if line.startswith("epoch ")] == ["epoch  1/2", "epoch  2/2"]
     (recipe,) = [line for line in talk if line.startswith("recipe: 2 epochs of batches of 32; adamw rate ")]
-    progress = ("epoch ", "fine-tune: ", "extract features: ", "write report: ")
+    progress = ("epoch ", "fine-tune: ", "extract features: ", "write report ...", "draw report: ")
     assert talk[-1].startswith(progress), recipe
 
 

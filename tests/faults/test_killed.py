@@ -102,7 +102,7 @@ def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
     whole = story(tmp_path, "--mode", "auto", *learn, dead=True)
     assert "cross-validated" in whole.figures[2]
     num_steps = 10 + 5 * 10  # of the split, and of five folds: all photos at once, ten times
-    trials = max(2, TRIALS // 10)
+    trials = TRIALS // 5 if IS_LONG else 2
     done = []
     for trial in range(trials):
         trip = Trip("regraft.training.loop.gradients", 2 + (num_steps - 2) * trial // (trials - 1), signal.SIGKILL)
