@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from busy import SPIN
+from peers import cell
 from peers import measure as measured_peer
 from record import HERE, cases, complete, fill, where
 from regimes import by_set, measure, traced
@@ -77,14 +78,6 @@ def table(result: dict) -> str:
     lines[0] = " ".join(f"{word}\\*" if word in CONFIRMING else word for word in lines[0].split(" "))
     note = f"Accuracy and seconds, means over seeds, {where(result)}; `{result['command']}`."
     return "\n".join([*lines, "", f"\\* No choice of the recipe looked at this set. {note}"])
-
-
-def cell(rows: list[dict]) -> str:
-    """`91.2 %, 295 s, 3x`: means, and of how many seeds."""
-    if not rows:
-        return ""
-    mean, seconds = (sum(row[name] for row in rows) / len(rows) for name in ("accuracy", "seconds"))
-    return f"{100 * mean:.1f} %, {seconds:.0f} s, {len(rows)}x"
 
 
 if __name__ == "__main__":

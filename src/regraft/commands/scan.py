@@ -122,24 +122,13 @@ def quick_audit(
         Issues, the most serious first.
     """
     found = findings.copies(dataset, findings.groups_of_copies(dataset))
-    found += split_shift(dataset, _answered(dataset, table.of(dataset), head)) if table is not None else []
+    found += split_shift(dataset, table.of(dataset), head) if table is not None else []
     if head is not None:
         place = {path: i for i, path in enumerate(dataset.paths)}
         for one in findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out))):
             photos = tuple(place[learned.paths[i]] for i in one.photos)
             found.append(replace(one, photos=photos, drop=photos))
     return _ordered(found)
-
-
-def _answered(dataset: Dataset, features: Features, head: Head | None) -> Features:
-    """Return features with the head's answers in place of the labels of photos that are not learned from.
-
-    So what is found may decide how a model learns, and the labels that it is evaluated by have no part in it.
-    """
-    if head is None:
-        return features
-    is_outside = np.array([split != "train" for split in dataset.splits])
-    return replace(features, y=np.where(is_outside, head.logits(features.x).argmax(axis=1), features.y))
 
 
 def counted(found: Iterable[Issue]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from regraft.backbones.backbone import Backbone, configured
 from regraft.bundle.bundle import Bundle, load
@@ -49,9 +49,6 @@ from regraft.run_dir import RunRecord, Step, now, place, unchanged
 from regraft.run_ownership import check_run, claim_run, remove_unfinished
 from regraft.training.distributed import ProcessGroup, process_group
 from regraft.training.recipe import Recipe, check_names, choose
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 

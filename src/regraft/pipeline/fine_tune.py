@@ -197,7 +197,7 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         tuned: The network, and how its training went.
         inputs: The photos that it has learned from, and the backbone that it began with.
         unseen: Photos that it has not learned from. They set the limit beyond which a photo is unlike the training
-            photos; and temperature and thresholds, if the model is not evaluated on them.
+            photos; and those that the model is not evaluated on set temperature and thresholds.
         context: Of the run.
     """
     network = tuned.network
@@ -216,8 +216,8 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
     own = _features_of(backbone, unseen, context)
-    is_judged = not set(unseen.hashes).isdisjoint(splits.judged[1].hashes)  # then there is nothing to go by
-    chosen = np.arange(0 if is_judged else len(own.y))
+    judged = set(splits.judged[1].hashes)
+    chosen = np.array([content not in judged for content in own.hashes], bool)
     temperature, thresholds = calibrated((own.x @ weight.T + bias)[chosen], own.y[chosen])
     known = _known(backbone, splits.train, own, context)
     return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)

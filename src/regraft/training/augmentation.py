@@ -1,15 +1,19 @@
 """Random changes of photos, each made to fit the network's input as it is when the model is asked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from regraft.backbones.network import Network
+from regraft.core.errors import ConfigError
 from regraft.data.transforms import Preprocessing
 from regraft.training.recipe import Recipe
 
+SMALL, GRID = 0.7, 32  # side of smaller photos, as a share of the input's, and what it is a multiple of
 Augmentation = Callable[[Tensor], Tensor]
 
 
@@ -27,6 +31,33 @@ def augmentation(recipe: Recipe, preprocessing: Preprocessing) -> Augmentation:
         steps.append(v2.TrivialAugmentWide())
     changes: Augmentation = v2.Compose(steps)
     return changes
+
+
+def small_augmentation(recipe: Recipe, network: Network) -> Augmentation | None:
+    """Build the same changes to photos of `SMALL` times the side; None for a network that takes no such photos.
+
+    Raises:
+        ConfigError: The recipe wants smaller photos, and the network takes none.
+    """
+    p = network.preprocessing
+    height, width = (GRID * round(SMALL * side / GRID) for side in (p.height, p.width))
+    if recipe.views == 0 and 0 < height < p.height and 0 < width < p.width and _takes(network, height, width):
+        return augmentation(recipe, replace(p, height=height, width=width))
+    if recipe.small_epochs:
+        raise ConfigError(
+            f"--small-epochs {recipe.small_epochs}: {network.reference} takes no smaller photos. Leave it out."
+        )
+    return None
+
+
+def _takes(network: Network, height: int, width: int) -> bool:
+    """Tell whether a network takes photos of another size, by asking it."""
+    try:
+        with torch.inference_mode():
+            network.module.eval()(torch.zeros(1, 3, height, width))
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
 
 
 class _RandomCrop(torch.nn.Module):

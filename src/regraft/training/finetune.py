@@ -24,7 +24,7 @@ from regraft.core.progress import Progress
 from regraft.core.runtime import keep_freed_memory
 from regraft.data.scan import Dataset
 from regraft.models.linear_head import Head
-from regraft.training.augmentation import Augmentation, augmentation
+from regraft.training.augmentation import augmentation, small_augmentation
 from regraft.training.batches import Loader, choose_workers, decode_to_judge, decode_to_learn
 from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
@@ -38,7 +38,6 @@ from regraft.training.train_state import FitResult, HistoryRow, TrainState, resu
 PROBED_STEPS = 2  # that measure how long an epoch takes
 JUDGING_COST = 0.35  # of a photo that is evaluated, relative to one that is learned from
 FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
-SMALL, GRID = 0.7, 32  # side of smaller photos, as a share of the input's, and what it is a multiple of
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
 
@@ -124,7 +123,7 @@ def finetune(
         before = CheckpointInfo.from_json(checkpoint.state["about"])
         about = replace(about, carried_out=continued(before, job.identity, recipe, job.force, progress))
     network = _with_first_head(network, about.asked, head, len(job.train.classes), job.seed)
-    first = {name: value.detach().clone() for name, value in network.module.state_dict().items()}
+    first = _copied(network) if about.asked.interpolation < 1 else {}
     learning = _learning(network, about.asked)
     frozen = _frozen_sha256(network, learning)
     train, val = _loaders(network, job, about.carried_out, world, progress)
@@ -286,44 +285,19 @@ def _loaders(
 ) -> tuple[Loader, Loader]:
     p = network.preprocessing
     batch = (recipe.batch_size, p.height, p.width, 3)
+    may_shrink = recipe.small_epochs or (job.may_shrink and job.budget_s is not None)
     train = Loader(
         photos=decode_to_learn(job.train, p, progress),
         batch_size=recipe.batch_size,
         seed=job.seed,
         world=world,
         change=augmentation(recipe, p),
-        small_change=_small_change(network, recipe),
+        small_change=small_augmentation(recipe, network) if may_shrink else None,
         weights=_class_weights(job.train) if recipe.class_weights else None,
         ghost_size=_ghost_size(recipe),
         num_workers=choose_workers(job.workers, batch, world, progress),
     )
     return train, Loader(decode_to_judge(job.val, p, progress), recipe.val_batch_size, job.seed, world)
-
-
-def _small_change(network: Network, recipe: Recipe) -> Augmentation | None:
-    """Return the changes of a photo to smaller ones; None for a network that takes no others.
-
-    Raises ConfigError where the recipe wants smaller ones and the network takes none.
-    """
-    p = network.preprocessing
-    height, width = (GRID * round(SMALL * side / GRID) for side in (p.height, p.width))
-    if recipe.views == 0 and 0 < height < p.height and 0 < width < p.width and _takes(network, height, width):
-        return augmentation(recipe, replace(p, height=height, width=width))
-    if recipe.small_epochs:
-        raise ConfigError(
-            f"--small-epochs {recipe.small_epochs}: {network.reference} takes no smaller photos. Leave it out."
-        )
-    return None
-
-
-def _takes(network: Network, height: int, width: int) -> bool:
-    """Tell whether a network takes photos of another size, by asking it."""
-    try:
-        with torch.inference_mode():
-            network.module.eval()(torch.zeros(1, 3, height, width))
-    except (RuntimeError, AssertionError, ValueError):
-        return False
-    return True
 
 
 def _ghost_size(recipe: Recipe) -> int:
@@ -390,6 +364,10 @@ def _taken_out(
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     return replace(network, module=module), said
+
+
+def _copied(network: Network) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.module.state_dict().items()}
 
 
 def _between(first: dict[str, Tensor], learned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
