@@ -11,7 +11,7 @@ from regraft.core.files import MARKER, sha256_file
 from regraft.core.ownership import check, record, remove_made
 from regraft.core.progress import QUIET, Progress
 
-SCRATCH = ("checkpoints", "folds", "stages")  # folders of what an unfinished training continues from
+SCRATCH = ("checkpoints", "folds", "stages", "refit")  # folders of what an unfinished training continues from
 NAMES = ("bundle", "result.json", "photos.jsonl", "quarantine.csv", "history.jsonl", "report.html", *SCRATCH)
 
 

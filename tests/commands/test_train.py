@@ -28,6 +28,7 @@ from regraft.models import feature_search as search
 from regraft.models.linear_head import solve
 from regraft.pipeline import fine_tune, linear_probe, phases
 from regraft.pipeline.fine_tune import _learned_and_watched
+from regraft.run_ownership import SCRATCH
 from regraft.training import finetune
 from regraft.training.recipe import Recipe, decide
 
@@ -380,11 +381,16 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
     run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind), Recorder(look))
     assert linear_probe[0] < 0.5
     assert run.summary["accuracy"]["value"] > 0.8
-    pattern = r"full: of 24 cross-validated photos full alone is right on \d+, frozen alone on \d \(p = \S+\)"
-    assert re.fullmatch(pattern, run.summary["decision"])
-    assert run.summary["mode"] == regraft.load(run.out).manifest["provenance"]["mode"] == "full"
-    assert len(run.summary["history"]) == len(read_lines(run.out / "history.jsonl")) == 5
-    assert not (run.out / "checkpoints").exists()
+    pattern = r"full: of 24 cross-validated photos full alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
+    end = "then it learned from all 24 photos, those that chose too"
+    assert re.fullmatch(pattern + end, run.summary["decision"])
+    provenance = regraft.load(run.out).manifest["provenance"]
+    assert run.summary["mode"] == provenance["mode"] == "full"
+    chosen_on = provenance["chosen_on"]
+    assert (provenance["refit"], chosen_on["photos"], chosen_on["n"]) == (24, "set-aside", 5)
+    assert run.summary["history"] == read_lines(run.out / "history.jsonl")
+    assert len(run.summary["history"]) == 5
+    assert not any((run.out / name).exists() for name in SCRATCH)
 
 
 def ladder(photos, tmp_path, **toy):
@@ -409,12 +415,13 @@ def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_n
     run, said = ladder(drawn_splits(tmp_path / "photos", train=30, val=6), tmp_path, numb=True)
     assert run.summary["accuracy"]["value"] > 0.6
     pattern = r"last stages: of \d+ \S+ photos last stages alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
-    end = r"last stages: of \d+ \S+ photos full alone is right on \d, .*; without a clear gain the simpler one stays"
+    end = r"last stages: of \d+ \S+ photos full alone is right on \d, .*; without a clear gain the simpler one stays\. "
+    end += "then it learned from all 90 photos, those that chose too"
     assert re.fullmatch(pattern + end, run.summary["decision"])
     recipe = run.bundle.manifest["provenance"]["recipe"]
     assert recipe["unfreeze"] >= 1
     assert recipe["views"] == 6
-    assert len([line for line in said.lines if line.startswith("usable now: ")]) == 2
+    assert len([line for line in said.lines if line.startswith("usable now: ")]) == 3
 
 
 @pytest.mark.slow
@@ -438,6 +445,7 @@ def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path)
     assert [line for line in said.lines if line.endswith("undecided, so both are cross-validated")]
     assert "fold 5 of 5" in said.lines
     assert re.match(r"full: of 24 cross-validated photos full alone is right on \d+, ", run.summary["decision"])
+    assert re.search(r"\. (then it learned from|trained again on) all ", run.summary["decision"])
     assert run.summary["mode"] == "full"
     assert visible(run.out) == [
         "bundle",

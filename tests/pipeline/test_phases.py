@@ -9,9 +9,12 @@ from regraft.commands.train import configure, train_run
 from regraft.core.progress import QUIET, Progress
 from regraft.data.scan import list_photos
 from regraft.evaluation.comparison import pair
-from regraft.pipeline.fine_tune import FULL, LAST_STAGES, correct_of, phases
+from regraft.pipeline import phases as phases_module
+from regraft.pipeline.fine_tune import FULL, LAST_STAGES, Candidate, correct_of, phases
 from regraft.pipeline.selection import is_from_elsewhere
-from regraft.run import TrainedModel
+from regraft.run import Outcome, TrainedModel
+from regraft.run_ownership import SCRATCH
+from regraft.training.distributed import ProcessGroup
 from regraft.training.planning import TooLittleTime
 from tiny_backbone import SHADES, draw, only_tiny_backbone
 
@@ -119,3 +122,47 @@ def test_photos_that_choose_are_counted_as_predictions_are_also_where_a_class_ha
     predicted = [run.bundle.predict(val.root / path).label for path in val.paths]
     assert counted.tolist() == [label == val.classes[i] for label, i in zip(predicted, val.labels, strict=True)]
     assert counted.sum() > 6
+
+
+@pytest.mark.parametrize(("num_right", "is_taken"), [(5, False), (6, True)])
+def test_a_model_that_learned_from_all_photos_is_taken_unless_it_fails_those_that_chose(
+    monkeypatch, num_right, is_taken
+):
+    """Six of ten photos that chose were right before."""
+    before = TrainedModel("full", None, None, None, {}, None, 0.5, {"n": 10}, None)
+    best = Candidate(Outcome(before, None, decision="full: why"), np.arange(10) < 6, ())
+    selection = SimpleNamespace(photos=range(10), to_json=lambda: {"n": 10})
+    inputs = SimpleNamespace(photos_split=SimpleNamespace(splits=SimpleNamespace(train=range(50))))
+    monkeypatch.setattr(phases_module, "correct_of", lambda *_: np.arange(10) < num_right)
+    monkeypatch.setattr(phases_module, "delivered", lambda model, *_: Outcome(model, None))
+    again = TrainedModel("full", None, None, None, {"epoch": 10}, None, 1.0, {}, None)
+    found = phases_module._better_refitted(again, best, selection, inputs, None).outcome
+    if not is_taken:
+        assert found.model is before
+        assert found.decision == "full: why. trained again on all photos it was worse, so that was not taken"
+        return
+    assert found.decision == "full: why. then it learned from all 50 photos, those that chose too"
+    assert (found.model.temperature, found.model.thresholds) == (0.5, {"n": 10})
+    assert found.model.details == {"epoch": 10, "chosen_on": {"n": 10}, "refit": 50}
+
+
+def test_where_there_is_no_time_to_learn_from_all_photos_that_is_said(monkeypatch, begun):
+    """Nothing is begun that would be cut."""
+    monkeypatch.setattr(phases_module, "announce", lambda *_: None)
+    tuned = TrainedModel("full", None, None, None, {"recipe": {"views": 0}})
+    best = Candidate(Outcome(tuned, None, decision="full: why"), np.ones(7, bool), ())
+    splits = SimpleNamespace(train=range(50))
+    inputs = SimpleNamespace(photos_split=SimpleNamespace(splits=splits))
+    context = SimpleNamespace(world=ProcessGroup(), progress=QUIET)
+    found = phases_module._refitted(inputs, None, best, SimpleNamespace(photos=range(7), is_far=False), context)
+    assert found.outcome.decision == "full: why. 7 photos that chose were not learned from: there was no time left"
+    assert begun == ["full"]
+    assert FULL.refit().least == LAST_STAGES.refit().least == 1.0
+    assert {FULL.refit().folder, LAST_STAGES.refit().folder} <= set(SCRATCH)
+
+
+def test_a_frozen_model_has_learned_from_all_photos_already(begun):
+    frozen = Candidate(Outcome(TrainedModel("frozen", None, None, None), None), np.ones(7, bool), ())
+    context = SimpleNamespace(world=ProcessGroup(), progress=QUIET)
+    assert phases_module._refitted(None, None, frozen, None, context) is frozen
+    assert begun == []

@@ -850,9 +850,9 @@ def test_without_time_one_step_is_taken_and_a_network_delivered(tune, val_set, t
 def test_what_is_optional_is_not_begun_for_less_than_half_of_its_epochs(tune, clock, tmp_path):
     recipe = recipe_of(epochs=500)
     with pytest.raises(planning.TooLittleTime, match=r"not begun: \d+ of 500 epochs would fit into the"):
-        tune(recipe, network_of(Slow(clock)), budget_s=1.0, folder=tmp_path, is_optional=True)
+        tune(recipe, network_of(Slow(clock)), budget_s=1.0, folder=tmp_path, least=0.5)
     assert not (tmp_path / "checkpoints").exists()
-    assert tune(recipe_of(epochs=1), network_of(Slow(clock)), budget_s=1e6, is_optional=True).recipe.epochs == 1
+    assert tune(recipe_of(epochs=1), network_of(Slow(clock)), budget_s=1e6, least=0.5).recipe.epochs == 1
 
 
 class Seeing(Slow):

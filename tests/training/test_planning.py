@@ -18,13 +18,15 @@ from regraft.training.planning import plan
 )
 def test_as_many_epochs_as_fit(left_s, once_s, epochs, is_worth_it):
     found = plan(10, 50.0, left_s, 20.0, once_s)
-    assert (found.epochs, found.is_worth_it) == (epochs, is_worth_it)
+    assert (found.epochs, found.is_worth(0.5)) == (epochs, is_worth_it)
+    assert found.is_worth(0.0)
+    assert found.is_worth(1.0) == (epochs == 10)
     assert found.seconds == once_s + 50 * epochs
 
 
 def test_few_epochs_are_worth_it_where_few_were_wanted():
-    assert plan(1, 50.0, 60, 20.0).is_worth_it
-    assert not plan(1, 50.0, 40, 20.0).is_worth_it
+    assert plan(1, 50.0, 60, 20.0).is_worth(0.5)
+    assert not plan(1, 50.0, 40, 20.0).is_worth(0.5)
 
 
 def test_one_line_says_what_and_when():

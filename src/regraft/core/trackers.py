@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from regraft.core.errors import ConfigError, MissingExtra, nearest
+from regraft.core.ownership import write_output
 from regraft.core.progress import Progress
 
 PROJECT = "regraft"
@@ -40,8 +41,9 @@ class Tracker(Protocol):
     def row(self, row: dict[str, Any]) -> None:
         """Record an epoch that is over.
 
-        Where a training is continued, its earlier epochs come first. Mode auto trains twice: figures of its first
-        training, that of the last stages, are named `last_stages/...`, and epochs begin anew with the second.
+        Where a training is continued, its earlier epochs come first. Mode auto trains several times, and epochs begin
+        anew each time: figures of the last stages are named `last_stages/...`, those of the chosen training done again
+        on all photos `refit/...`.
 
         Args:
             row: The epoch's line of history.jsonl; losses in nats, accuracies 0..1, seconds, epochs from 1.
@@ -53,6 +55,15 @@ class Tracker(Protocol):
         Args:
             summary: What result.json says; empty where the training did not come to its end.
         """
+
+
+def write_history(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write history.jsonl: one JSON object an epoch.
+
+    Raises:
+        OutputError: It cannot be written, or something else is there, which stays.
+    """
+    write_output(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 @dataclass

@@ -43,14 +43,23 @@ class Phase:
         name: What it is called in comparisons.
         folder: Where it keeps what it continues from, relative to the run's folder.
         in_part: Whether the last stages alone learn, behind frozen ones that run once.
+        part: What trackers call it, "" for nothing.
+        least: Share of its epochs without which it is not begun in mode auto.
     """
 
     name: str
     folder: str
     in_part: bool
+    part: str = ""
+    least: float = 0.5
+
+    def refit(self) -> "Phase":
+        """Return the same training, to be done again on more photos: as a whole or not at all."""
+        return replace(self, folder="refit", part="refit", least=1.0)
 
 
-LAST_STAGES, FULL = Phase("last stages", "stages", True), Phase("full", ".", False)
+LAST_STAGES = Phase("last stages", "stages", in_part=True, part="last_stages")
+FULL = Phase("full", ".", in_part=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def tuned_on_split(
         is_far: Whether photos from elsewhere are to be answered.
 
     Raises:
-        TooLittleTime: In mode auto, where less than half of the epochs would fit into the time that is left.
+        TooLittleTime: In mode auto, where less of the epochs than the phase needs would fit into the time that is left.
         ConfigError: The recipe keeps the best epoch, and no photo can be set apart to choose it by.
     """
     splits = inputs.photos_split.splits
@@ -112,10 +121,10 @@ def tuned_on_split(
     recipe = choose(context.config.recipe, decided, context.mode, context.config.settings)
     train, val = _learned_and_watched(splits, recipe, context.config)
     left_s = context.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
-    on_row = partial(context.trackers.row, part="last_stages" if phase.in_part else "")
-    is_optional = context.config.mode == "auto" and context.config.is_solved
+    on_row = partial(context.trackers.row, part=phase.part)
+    least = phase.least if context.config.mode == "auto" and context.config.is_solved else 0.0
     job = {"train": train, "val": val, "budget_s": left_s, "folder": context.out / phase.folder, "on_row": on_row}
-    job |= {"is_optional": is_optional, "may_shrink": context.config.recipe == "regraft"}
+    job |= {"least": least, "may_shrink": context.config.recipe == "regraft"}
     return _tuned(network, inputs, head, recipe, job, context)
 
 

@@ -13,15 +13,18 @@ from regraft.backbones.features import FeatureTable, extract, fill
 from regraft.core.files import workspace
 from regraft.core.runtime import missing_for_training
 from regraft.core.statistics import accuracy
+from regraft.core.trackers import write_history
 from regraft.data.scan import Dataset
 from regraft.data.transforms import CROP_MODES
 from regraft.models.feature_search import Trial
 from regraft.models.linear_head import Head
 from regraft.pipeline.fine_tune import (
     FULL,
+    LAST_STAGES,
     Candidate,
     Phase,
     better,
+    correct_of,
     learning_from,
     name_of,
     phases,
@@ -96,10 +99,14 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
         has_begun = True
         if selection.is_far:
             break
+    if has_begun and selection.is_set_aside:
+        best = _refitted(inputs, solved.head, best, selection, context)
     if best is None:
         return None
     if has_begun:
         finished(inputs.photos_split, best.outcome, context)  # a kill from now on costs nothing
+        if rows := best.outcome.model.details.get("history"):
+            write_history(context.out, rows)  # of the model that is there, whichever was trained last
         remove_unfinished(context.out)
     return best.outcome
 
@@ -181,6 +188,55 @@ def _run_phase(
     unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]
     with _traced(tuned, learning, unseen, context) as model:
         return better(model, phase, best, selection, inputs, context)
+
+
+def _refitted(
+    inputs: TrainInputs, head: Head, best: Candidate | None, selection: Selection, context: RunContext
+) -> Candidate | None:
+    """Train the chosen network again, on all photos to learn from: those that chose have done their work.
+
+    Its temperature and thresholds stay those of the chosen one, found on photos that it had not seen. None in
+    processes that do not write.
+
+    Args:
+        inputs: The photos and the backbone.
+        head: Solved on all photos to learn from.
+        best: What was chosen; a frozen head has learned from all photos already.
+        selection: The photos that chose.
+        context: Of the run.
+    """
+    name = context.world.broadcast(None if best is None else name_of(best.outcome))
+    phase = {phase.name: phase for phase in (LAST_STAGES, FULL)}.get(name or "")
+    if phase is None:
+        return best
+    if best is not None:
+        announce(inputs.photos_split, best.outcome, context)
+    splits = inputs.photos_split.splits
+    context.progress.say(f"{phase.name}: again, on all {len(splits.train)} photos to learn from")
+    try:
+        tuned = tuned_on_split(inputs, head, phase.refit(), context, is_far=selection.is_far)
+    except TooLittleTime as error:
+        context.progress.say(f"{phase.name}: on all photos {error}")
+        without = f"{len(selection.photos)} photos that chose were not learned from: there was no time left"
+        return best and _decided(best, without)
+    if best is None:
+        return None
+    with _traced(tuned, inputs, splits.judged[1], context) as model:
+        return _better_refitted(model, best, selection, inputs, context)
+
+
+def _better_refitted(
+    model: TrainedModel, best: Candidate, selection: Selection, inputs: TrainInputs, context: RunContext
+) -> Candidate:
+    """Return the model that has learned from all photos, unless it has less of those right that are new to it."""
+    if correct_of(model, selection.photos, context).sum() < best.correct.sum():
+        return _decided(best, "trained again on all photos it was worse, so that was not taken")
+    before = best.outcome.model
+    details = {**model.details, "chosen_on": selection.to_json(), "refit": len(inputs.photos_split.splits.train)}
+    model = replace(model, details=details, temperature=before.temperature, thresholds=before.thresholds)
+    outcome = delivered(model, inputs.photos_split, context)
+    best = replace(best, outcome=replace(outcome, decision=best.outcome.decision))
+    return _decided(best, f"then it learned from all {details['refit']} photos, those that chose too")
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class FineTuneJob:
         identity: What must be the same for a checkpoint to be continued.
         force: Continue although settings of the recipe have changed.
         on_row: Called with each finished epoch, also with those before a checkpoint that is continued.
-        is_optional: Not to be begun where less than half of its epochs fit into the time.
+        least: Share of its epochs without which it is not begun; 0 for as many as fit into the time, one at least.
         may_shrink: Whether first epochs may learn from smaller photos where time is short.
     """
 
@@ -68,7 +68,7 @@ class FineTuneJob:
     identity: dict[str, str] = field(default_factory=dict)
     force: bool = False
     on_row: Callable[[HistoryRow], None] = lambda row: None
-    is_optional: bool = False
+    least: float = 0.0
     may_shrink: bool = False
 
 
@@ -113,7 +113,7 @@ def finetune(
         TrainError: The training cannot be continued, or its loss is not finite; or a process that helps it was killed.
         ConfigError: The recipe does not suit the network, or needs a head that is not given.
         DataError: A photo cannot be used any more.
-        TooLittleTime: The job is optional and its time is too short.
+        TooLittleTime: Fewer epochs fit into the job's time than it needs.
     """
     deadline = float("inf") if job.budget_s is None else time.monotonic() + job.budget_s
     keep_freed_memory()
@@ -317,7 +317,7 @@ def _fit_to_time(
 ) -> None:
     """Plan as many epochs as there is time for, by the speed of a few steps that change nothing.
 
-    Raises TooLittleTime where the training is optional and half of its epochs do not fit.
+    Raises TooLittleTime where fewer epochs fit than the job needs.
     """
     recipe, small_epoch_s = train_state.recipe, None
     per_photo = _seconds_a_photo(train_state, train, progress)
@@ -328,7 +328,7 @@ def _fit_to_time(
     left_s = deadline - time.monotonic()
     found = plan(recipe.epochs, epoch_s, left_s, 1 / per_photo, small_epoch_s=small_epoch_s)
     found = train_state.world.broadcast(found)
-    if job.is_optional and not found.is_worth_it:
+    if not found.is_worth(job.least):
         raise TooLittleTime(found.declined())
     small_epochs = min(found.epochs, max(found.small_epochs, recipe.small_epochs))
     train_state.about = train_state.about.fitted(epochs=found.epochs, small_epochs=small_epochs)

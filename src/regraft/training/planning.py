@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 SAFETY = 0.92  # share of the time that is planned for
 SMALL_SHARE = 0.75  # of the epochs, at most, that learn from smaller photos
-LEAST = 0.5  # share of its epochs without which a training that is tried on top of another model is not begun
 
 
 class TooLittleTime(Exception):
@@ -33,10 +32,9 @@ class Plan:
     left_s: float
     photos_per_s: float
 
-    @property
-    def is_worth_it(self) -> bool:
-        """Whether at least half of the epochs fit."""
-        return self.epochs >= LEAST * self.wanted and self.seconds <= self.left_s
+    def is_worth(self, least: float) -> bool:
+        """Return whether at least this share of the epochs fits; 0 for a training that is done whatever fits."""
+        return least == 0 or (self.epochs >= least * self.wanted and self.seconds <= self.left_s)
 
     def said(self, now: float) -> str:
         """Describe the plan in one line. `now` is in seconds since 1970."""

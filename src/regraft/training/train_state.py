@@ -1,6 +1,5 @@
 """What changes while a network learns, and how it is kept: all that a run which was cut needs to go on."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from regraft.core.ownership import write_output
+from regraft.core.trackers import write_history
 from regraft.training.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.recipe import Recipe
@@ -160,9 +159,4 @@ def _save(folder: Path, train_state: TrainState, fitted: FitResult) -> None:
     stopped = "patience" if fitted.stopped == "patience" else ""  # other ends are there to be continued from
     state = {"about": train_state.about.to_json(), "fit": {**asdict(fitted), "stopped": stopped}}
     save_checkpoint(folder / "checkpoints", Checkpoint(tensors, state))
-    _write_history(folder, fitted.rows)
-
-
-def _write_history(folder: Path, rows: list[HistoryRow]) -> None:
-    """Write history.jsonl: one JSON object an epoch."""
-    write_output(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_history(folder, fitted.rows)
