@@ -19,6 +19,7 @@ LAYERS = (
     "reporting",
     "run_ownership",
     "run_dir",
+    "run_location",
     "run",
     "serving",
     "labelling",

@@ -15,7 +15,8 @@ from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
 from regraft.core.files import json_bytes
 from regraft.core.progress import QUIET
-from regraft.run_dir import photos_of, place, read_record, read_summary, unchanged
+from regraft.run_dir import photos_of, read_record, read_summary, unchanged
+from regraft.run_location import place
 from tiny_backbone import draw_photos, tiny_backbone
 
 

@@ -19,7 +19,8 @@ from regraft.evaluation.evaluate import evaluate
 from regraft.reporting.html_compare import SideBySide, compared_html
 from regraft.reporting.page import write_page
 from regraft.run import Run
-from regraft.run_dir import name_of, place, read_summary
+from regraft.run_dir import read_summary
+from regraft.run_location import name_of, place
 from regraft.run_ownership import check_run
 
 MODES = ("frozen", "full", "scratch")

@@ -31,7 +31,8 @@ from regraft.labelling.labels import checked_name
 from regraft.labelling.outputs import LabelRow, labelled_dataset, write_csv
 from regraft.labelling.sitting import FOLDER, Say, Sitting
 from regraft.labelling.stream import stream_features
-from regraft.run_dir import RunRecord, place, read_record
+from regraft.run_dir import RunRecord, read_record
+from regraft.run_location import place
 
 SITTING, JOURNAL, LABELS = "sitting", "journal.jsonl", "labels.csv"
 

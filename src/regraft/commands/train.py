@@ -45,7 +45,8 @@ from regraft.run import (
     finished,
     say_what_is_there,
 )
-from regraft.run_dir import RunRecord, Step, now, place, unchanged
+from regraft.run_dir import RunRecord, Step, now, unchanged
+from regraft.run_location import place
 from regraft.run_ownership import check_run, claim_run, remove_unfinished
 from regraft.training.distributed import ProcessGroup, process_group
 from regraft.training.recipe import Recipe, check_names, choose
