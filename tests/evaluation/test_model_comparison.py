@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
-from regraft.evaluation.comparison import BETTER, DIFFERS, no_room, pair, pairs
+from regraft.evaluation.comparison import BETTER, DIFFERS, no_room, pair, pairs, permutation_p
 
 quick = settings(deadline=None, database=None, max_examples=60)
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -168,3 +168,29 @@ def test_the_decision_is_one_sentence_with_its_figures():
     far_behind = compared(table(both=20, a_only=9, b_only=1))
     assert (far_behind.b_wins, far_behind.is_open) == (False, False)
     assert far_behind.decision("val").startswith("frozen: ")
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.5])
+def test_paired_losses_differ_by_chance_as_often_as_a_t_test_says(shift):
+    """The two agree where differences are normal."""
+    differences = np.random.default_rng(3).normal(shift, 0.4, 60)
+    expected = ttest_1samp(differences, 0.0).pvalue
+    assert permutation_p(differences) == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 9999) + 0.01)
+    assert permutation_p(-differences) == permutation_p(differences)
+
+
+def test_few_pairs_have_few_signs():
+    """Of three differences alike two of eight choices of signs are as far from 0."""
+    assert permutation_p(np.array([0.1, 0.1, 0.1])) == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 9999))
+    assert permutation_p(np.zeros(5)) == 1.0
+
+
+def test_less_loss_decides_where_right_answers_do_not():
+    a = np.arange(40) < 20
+    alike = pair("frozen", a, "full", a)
+    assert alike.decision("val").startswith("frozen: ")
+    chosen = alike.decision("val", losses=(0.5, 0.4))
+    assert chosen.startswith("full: of 40 val photos full alone is right on 0, frozen alone on 0 ")
+    assert chosen.endswith("; its log loss is clearly less, 0.400 instead of 0.500")
+    worse = pair("frozen", a, "full", np.arange(40) < 19)
+    assert worse.decision("val", losses=(0.5, 0.4)).startswith("frozen: ")

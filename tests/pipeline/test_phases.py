@@ -10,8 +10,8 @@ from regraft.core.progress import QUIET, Progress
 from regraft.data.scan import list_photos
 from regraft.evaluation.comparison import pair
 from regraft.pipeline import phases as phases_module
-from regraft.pipeline.fine_tune import FULL, LAST_STAGES, Candidate, correct_of, phases
-from regraft.pipeline.selection import is_from_elsewhere
+from regraft.pipeline.fine_tune import FULL, LAST_STAGES, Candidate, answers_of, phases
+from regraft.pipeline.selection import Answers, is_from_elsewhere
 from regraft.run import Outcome, TrainedModel
 from regraft.run_ownership import SCRATCH
 from regraft.training.distributed import ProcessGroup
@@ -118,10 +118,15 @@ def test_photos_that_choose_are_counted_as_predictions_are_also_where_a_class_ha
     model = TrainedModel("frozen", backbone, weight, bias, {}, None, 1.0, {}, None)
     dataset = list_photos(photos)
     val = dataset.subset(i for i, split in enumerate(dataset.splits) if split == "val")
-    counted = correct_of(model, val, SimpleNamespace(progress=QUIET))
+    counted = answers_of(model, val, SimpleNamespace(progress=QUIET)).correct
     predicted = [run.bundle.predict(val.root / path).label for path in val.paths]
     assert counted.tolist() == [label == val.classes[i] for label, i in zip(predicted, val.labels, strict=True)]
     assert counted.sum() > 6
+
+
+def answers(num_right):
+    """Of ten photos of the first of two classes."""
+    return Answers(np.where(np.arange(10)[:, np.newaxis] < num_right, [[-0.1, -2.4]], [[-2.4, -0.1]]), np.zeros(10))
 
 
 @pytest.mark.parametrize(("num_right", "is_taken"), [(5, False), (6, True)])
@@ -130,10 +135,10 @@ def test_a_model_that_learned_from_all_photos_is_taken_unless_it_fails_those_tha
 ):
     """Six of ten photos that chose were right before."""
     before = TrainedModel("full", None, None, None, {}, None, 0.5, {"n": 10}, None)
-    best = Candidate(Outcome(before, None, decision="full: why"), np.arange(10) < 6, ())
+    best = Candidate(Outcome(before, None, decision="full: why"), answers(6), ())
     selection = SimpleNamespace(photos=range(10), to_json=lambda: {"n": 10})
     inputs = SimpleNamespace(photos_split=SimpleNamespace(splits=SimpleNamespace(train=range(50))))
-    monkeypatch.setattr(phases_module, "correct_of", lambda *_: np.arange(10) < num_right)
+    monkeypatch.setattr(phases_module, "answers_of", lambda *_: answers(num_right))
     monkeypatch.setattr(phases_module, "delivered", lambda model, *_: Outcome(model, None))
     again = TrainedModel("full", None, None, None, {"epoch": 10}, None, 1.0, {}, None)
     found = phases_module._better_refitted(again, best, selection, inputs, None).outcome
@@ -150,7 +155,7 @@ def test_where_there_is_no_time_to_learn_from_all_photos_that_is_said(monkeypatc
     """Nothing is begun that would be cut."""
     monkeypatch.setattr(phases_module, "announce", lambda *_: None)
     tuned = TrainedModel("full", None, None, None, {"recipe": {"views": 0}})
-    best = Candidate(Outcome(tuned, None, decision="full: why"), np.ones(7, bool), ())
+    best = Candidate(Outcome(tuned, None, decision="full: why"), answers(7), ())
     splits = SimpleNamespace(train=range(50))
     inputs = SimpleNamespace(photos_split=SimpleNamespace(splits=splits))
     context = SimpleNamespace(world=ProcessGroup(), progress=QUIET)
@@ -162,7 +167,7 @@ def test_where_there_is_no_time_to_learn_from_all_photos_that_is_said(monkeypatc
 
 
 def test_a_frozen_model_has_learned_from_all_photos_already(begun):
-    frozen = Candidate(Outcome(TrainedModel("frozen", None, None, None), None), np.ones(7, bool), ())
+    frozen = Candidate(Outcome(TrainedModel("frozen", None, None, None), None), answers(7), ())
     context = SimpleNamespace(world=ProcessGroup(), progress=QUIET)
     assert phases_module._refitted(None, None, frozen, None, context) is frozen
     assert begun == []

@@ -10,8 +10,9 @@ from regraft.data.scan import Dataset
 from regraft.data.splits import Splits, folds_of
 from regraft.evaluation.comparison import pair
 from regraft.models.linear_head import Head, Score
+from regraft.models.logistic import log_softmax
 from regraft.pipeline import selection as selections
-from regraft.pipeline.selection import is_shifted, right_frozen, select, without_room
+from regraft.pipeline.selection import Answers, frozen_answers, is_shifted, select, without_room
 
 CLASSES = ("a", "b", "c")
 
@@ -75,16 +76,17 @@ def test_a_frozen_head_is_right_on_photos_set_aside_by_answers_that_have_not_see
     missing = splits.train.paths.index(chosen.photos.paths[3])
     held_out[missing] = np.nan
     known_by_heart = head_of(held_out, np.zeros((3, 2)))
-    correct = right_frozen(chosen, known_by_heart, splits.train, np.zeros((len(chosen.photos), 2), np.float32))
-    assert correct.tolist() == [i != 3 for i in range(len(chosen.photos))]
+    answers = frozen_answers(chosen, known_by_heart, splits.train, np.zeros((len(chosen.photos), 2), np.float32))
+    assert answers.losses[3] == pytest.approx(np.log(3)), "that of a guess"
+    assert answers.correct.tolist() == [i != 3 for i in range(len(chosen.photos))]
 
 
 def test_a_frozen_head_answers_photos_of_val_itself():
     splits = LAYOUTS["val and test"]
     chosen = select(splits, folds_of(splits.train, 5, 0))
     x = np.eye(3, dtype=np.float32)[np.where(np.arange(20) < 5, (chosen.photos.labels + 1) % 3, chosen.photos.labels)]
-    correct = right_frozen(chosen, head_of(np.full((60, 3), np.nan), np.eye(3)), splits.train, x)
-    assert correct.tolist() == [i >= 5 for i in range(20)]
+    answers = frozen_answers(chosen, head_of(np.full((60, 3), np.nan), np.eye(3)), splits.train, x)
+    assert answers.correct.tolist() == [i >= 5 for i in range(20)]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +136,29 @@ def test_what_is_reported_is_flattered_only_where_the_photos_that_judge_choose()
     honest, flattered = (reported(rule, 2000, 0.7).mean() / 150 - 0.7 for rule in ("others choose", "they choose"))
     assert abs(honest) < 3 * spread
     assert flattered > 3 * spread
+
+
+def answers_of(signal, seed=0):
+    """Of a hundred photos of three classes."""
+    labels = np.arange(100) % 3
+    logits = np.random.default_rng(seed).normal(0, 1, (100, 3)) + signal * np.eye(3)[labels]
+    return Answers(log_softmax(logits), labels)
+
+
+def test_models_are_told_apart_by_their_loss():
+    usual, alike, less = answers_of(2.0), answers_of(2.0, seed=2), answers_of(3.0)
+    assert alike.clearly_less_loss(usual) is usual.clearly_less_loss(alike) is None
+    assert usual.clearly_less_loss(less) is None
+    before, after = less.clearly_less_loss(usual)
+    assert (before, after) == (usual.losses.mean(), less.losses.mean())
+    assert after < before
+    nothing = Answers(np.zeros((0, 3)), np.zeros(0, np.int64))
+    assert nothing.clearly_less_loss(nothing) is None
+
+
+def test_losses_are_compared_at_the_temperatures_that_fit_best():
+    """A network that label smoothing made modest loses nothing by it."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1, (200, 3)) + 3 * np.eye(3)[np.arange(200) % 3]
+    sure, modest = (Answers(log_softmax(scale * logits), np.arange(200) % 3) for scale in (1.0, 0.3))
+    assert modest.losses == pytest.approx(sure.losses, abs=0.02)

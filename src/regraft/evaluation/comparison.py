@@ -9,6 +9,7 @@ import numpy as np
 from regraft.core.statistics import difference_interval, holm
 
 DIFFERS = 0.05  # largest two-sided p-value that is called a difference
+DRAWS, ROUNDING = 9999, 1e-9
 BETTER = 0.1  # largest one for which auto prefers the model that took longer: one-sided 0.05
 
 
@@ -68,14 +69,17 @@ class Pair:
         """Whether b is to be preferred where it is expected to be better, whatever these photos leave open."""
         return self.b_only >= self.a_only
 
-    def decision(self, how: str, *, is_b_expected: bool = False) -> str:
+    def decision(self, how: str, *, is_b_expected: bool = False, losses: tuple[float, float] | None = None) -> str:
         """Say in one sentence which model is chosen and why.
 
         Args:
             how: Which photos were compared, a word that stands before "photos".
             is_b_expected: Whether b is preferred unless it is worse.
+            losses: Mean losses of a and b, where that of b is clearly less; None where that is not so.
         """
         chosen, why = (self.b, "") if self.b_wins else (self.a, "; without a clear gain the simpler one stays")
+        if losses is not None and self.b_is_no_worse and not self.b_wins:
+            chosen, why = self.b, f"; its log loss is clearly less, {losses[1]:.3f} instead of {losses[0]:.3f}"
         if is_b_expected:
             chosen = self.b if self.b_is_no_worse else self.a
             why = "; on photos from elsewhere, layers that learned are preferred unless they are worse"
@@ -92,6 +96,23 @@ class Pair:
 def _points(share: float) -> str:
     """Write a share in hundredths, with one decimal, or one digit where that would be nothing."""
     return f"{round(100 * share, 1) or float(f'{100 * share:.1g}'):g}"
+
+
+def permutation_p(differences: np.ndarray) -> float:
+    """Return the two-sided probability that paired differences of no meaning have a mean so far from 0.
+
+    Each difference is as likely to have the other sign: of `DRAWS` such choices, drawn with a fixed seed, those are
+    counted whose mean is as far from 0.
+
+    Args:
+        differences: `(N,)`, of two models' losses on the same photos.
+
+    References:
+        R. A. Fisher, "The Design of Experiments" (1935), section 21.
+    """
+    signs = np.random.default_rng(0).choice(np.array([-1.0, 1.0]), (DRAWS, len(differences)))
+    means = np.abs(signs @ differences)
+    return float((1 + (means >= abs(differences.sum()) * (1 - ROUNDING)).sum()) / (1 + DRAWS))
 
 
 def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:

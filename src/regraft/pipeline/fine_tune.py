@@ -21,9 +21,10 @@ from regraft.data.splits import Splits, held_out
 from regraft.evaluation.comparison import pair
 from regraft.models.calibration import calibrated, softening
 from regraft.models.linear_head import Head
+from regraft.models.logistic import log_softmax
 from regraft.models.ood import FamiliarRegion, familiar
 from regraft.pipeline.linear_probe import folds_for, head_of
-from regraft.pipeline.selection import Selection
+from regraft.pipeline.selection import Answers, Selection
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, delivered
 from regraft.training.recipe import Recipe, choose, decide
 
@@ -68,13 +69,13 @@ class Candidate:
 
     Attributes:
         outcome: The model as the run's bundle.
-        correct: `(N,)` bool, which of the photos that choose between models it has right.
+        answers: To the photos that choose between models.
         counts: How many it has right of photos that it has not seen, of several kinds; the reported accuracy comes from
             none of them.
     """
 
     outcome: Outcome
-    correct: np.ndarray
+    answers: Answers
     counts: tuple[Accuracy | None, ...]
 
 
@@ -249,12 +250,12 @@ def name_of(best: Outcome) -> str:
     return "frozen" if recipe is None else LAST_STAGES.name if recipe["views"] else FULL.name
 
 
-def correct_of(model: TrainedModel, photos: Dataset, context: RunContext) -> np.ndarray:
-    """Tell which of N photos a model has right, as `(N,)` bool."""
+def answers_of(model: TrainedModel, photos: Dataset, context: RunContext) -> Answers:
+    """Return what a model answers to photos that it has not seen."""
     if not len(photos):
-        return np.zeros(0, bool)
+        return Answers(np.zeros((0, len(photos.classes))), photos.labels)
     logits = _features_of(model.backbone, photos, context).x @ model.weight.T + model.bias
-    return np.asarray(logits.argmax(axis=1) == photos.labels)
+    return Answers(log_softmax(logits.astype(np.float64)), photos.labels)
 
 
 def better(
@@ -262,6 +263,7 @@ def better(
 ) -> Candidate:
     """Make the tuned model the bundle if it is clearly better on the photos that choose; else keep the best so far.
 
+    Clearly better is right on more of them than chance explains; or on as many, with clearly less loss.
     Where photos from elsewhere are to be answered it has to be no worse: layers that learn are expected to be better.
     Photos that the reported accuracy comes from have no part in it: on them, only a model that is chosen is evaluated.
     In one process, an open comparison with a frozen model on few photos set aside is repeated by cross-validation.
@@ -277,20 +279,22 @@ def better(
     Returns:
         The better one, its decision with a sentence more.
     """
-    name, correct = name_of(best.outcome), correct_of(model, selection.photos, context)
-    compared, how = pair(name, best.correct, phase.name, correct), selection.name
-    counts: tuple[Accuracy | None, ...] = (selection.count(correct),)
-    is_open = compared.is_open and not selection.is_far and compared.n < FEW and context.world.size == 1
-    if is_open and best.outcome.features is not None and selection.is_set_aside:
+    name, answers = name_of(best.outcome), answers_of(model, selection.photos, context)
+    compared, how = pair(name, best.answers.correct, phase.name, answers.correct), selection.name
+    losses = answers.clearly_less_loss(best.answers)
+    counts: tuple[Accuracy | None, ...] = (selection.count(answers.correct),)
+    is_open = compared.is_open and losses is None and not selection.is_far and compared.n < FEW
+    features = best.outcome.features if selection.is_set_aside and context.world.size == 1 else None
+    if is_open and features is not None:
         context.progress.say(f"{compared.decision(how)}: undecided, so both are cross-validated")
-        frozen, tuned = _cross_validated(inputs, best.outcome.features, model, phase, context)
+        frozen, tuned = _cross_validated(inputs, features, model, phase, context)
         compared, how = pair(name, frozen, phase.name, tuned), "cross-validated"
         counts = (accuracy(int(tuned.sum()), len(tuned), how),)
-    decision = sentences(best.outcome.decision, compared.decision(how, is_b_expected=selection.is_far))
-    wins = compared.b_is_no_worse if selection.is_far else compared.b_wins
-    if wins:
+    said = compared.decision(how, is_b_expected=selection.is_far, losses=losses)
+    decision = sentences(best.outcome.decision, said)
+    if compared.b_wins or (compared.b_is_no_worse and (selection.is_far or losses is not None)):
         model = replace(model, details={**model.details, "chosen_on": selection.to_json()})
-        best = Candidate(delivered(model, inputs.photos_split, context), correct, counts)
+        best = Candidate(delivered(model, inputs.photos_split, context), answers, counts)
     return replace(best, outcome=replace(best.outcome, decision=decision))
 
 

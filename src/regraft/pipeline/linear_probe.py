@@ -15,7 +15,7 @@ from regraft.models.calibration import calibrated
 from regraft.models.feature_search import FeatureConfig, Trial, best, input_of, search, solved
 from regraft.models.linear_head import Head, out_of_fold, score, solve
 from regraft.models.ood import familiar
-from regraft.pipeline.selection import Selection, right_frozen
+from regraft.pipeline.selection import Answers, Selection, frozen_answers
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered
 
 MANY = 1000  # photos to evaluate on, beside which cross-validation over all photos tells nothing new
@@ -73,19 +73,16 @@ def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context:
     return replace(_delivered(chosen, trials, inputs, context), decision=decision), chosen
 
 
-def correct_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> np.ndarray:
-    """Tell which of the photos that choose between models a solved head has right without having seen them.
+def answers_of_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> Answers:
+    """Return what a solved head answers to the photos that choose between models without having seen them.
 
     Args:
         one: The features configuration and its head.
-        selection: The N photos that choose.
+        selection: The photos that choose.
         inputs: The photos that the head was solved on.
-
-    Returns:
-        `(N,)` bool.
     """
     x = one.feature_config.features.of(selection.photos).x
-    return right_frozen(selection, one.head, inputs.photos_split.splits.train, x)
+    return frozen_answers(selection, one.head, inputs.photos_split.splits.train, x)
 
 
 def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Outcome:

@@ -23,8 +23,8 @@ from regraft.pipeline.fine_tune import (
     LAST_STAGES,
     Candidate,
     Phase,
+    answers_of,
     better,
-    correct_of,
     learning_from,
     name_of,
     phases,
@@ -32,7 +32,7 @@ from regraft.pipeline.fine_tune import (
     traced,
     tuned_on_split,
 )
-from regraft.pipeline.linear_probe import correct_frozen, folds_for, frozen_model, head_of, solve_head
+from regraft.pipeline.linear_probe import answers_of_frozen, folds_for, frozen_model, head_of, solve_head
 from regraft.pipeline.selection import Selection, is_from_elsewhere, select, without_room
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered, finished
 from regraft.run_ownership import remove_unfinished
@@ -130,7 +130,8 @@ def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: R
     """Return whether photos from elsewhere are to be answered by layers that learn."""
     if context.config.mode == "frozen":
         return False
-    selected, inside = selection.count(correct_frozen(solved, selection, inputs)), solved.head.cross_validated
+    answers, inside = answers_of_frozen(solved, selection, inputs), solved.head.cross_validated
+    selected = selection.count(answers.correct)
     is_far = is_from_elsewhere(selected, inside, context.findings)
     if is_far and context.config.mode == "auto":
         known = "" if selected is None or inside is None else f" ({selected}, cross-validated {solved})"
@@ -144,10 +145,10 @@ def _frozen_first(inputs: TrainInputs, solved: Trial, selection: Selection, cont
         return None
     is_searching = context.config.is_searching and not selection.is_far
     outcome, chosen = frozen_model(solved, inputs, is_searching, context)
-    correct, inside = correct_frozen(chosen, selection, inputs), chosen.head.cross_validated
+    answers, inside = answers_of_frozen(chosen, selection, inputs), chosen.head.cross_validated
     unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
-    outside = None if selection.is_set_aside else selection.count(correct)
-    return Candidate(outcome, correct, (unseen, outside))
+    outside = None if selection.is_set_aside else selection.count(answers.correct)
+    return Candidate(outcome, answers, (unseen, outside))
 
 
 def _fitted_like(
@@ -229,7 +230,7 @@ def _better_refitted(
     model: TrainedModel, best: Candidate, selection: Selection, inputs: TrainInputs, context: RunContext
 ) -> Candidate:
     """Return the model that has learned from all photos, unless it has less of those right that are new to it."""
-    if correct_of(model, selection.photos, context).sum() < best.correct.sum():
+    if answers_of(model, selection.photos, context).correct.sum() < best.answers.correct.sum():
         return _decided(best, "trained again on all photos it was worse, so that was not taken")
     before = best.outcome.model
     details = {**model.details, "chosen_on": selection.to_json(), "refit": len(inputs.photos_split.splits.train)}

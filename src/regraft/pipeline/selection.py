@@ -11,8 +11,10 @@ from regraft.core.statistics import Accuracy, accuracy
 from regraft.data.issues import Issue
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
-from regraft.evaluation.comparison import no_room
+from regraft.evaluation.comparison import BETTER, no_room, permutation_p
+from regraft.models.calibration import temperature
 from regraft.models.linear_head import Head, Score
+from regraft.models.logistic import log_softmax
 
 ENOUGH = 300  # photos that choose between models; of more, the rest is learned from
 CLEARLY = 0.05  # of accuracy, by which photos from elsewhere are answered worse than those of the same kind
@@ -85,24 +87,62 @@ def select(splits: Splits, folds: np.ndarray) -> Selection:
     return Selection(train.subset(sorted(chosen)), train.subset(learned), SET_ASIDE)
 
 
-def right_frozen(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> np.ndarray:
-    """Tell which of the photos that choose between models a solved head has right, as far as it has not seen them.
+@dataclass(frozen=True)
+class Answers:
+    """What a model that has not seen them answers to the photos that choose.
+
+    Attributes:
+        log_p: `(N, C)` float64, logarithms of probabilities; a row of NaN for a photo without an answer.
+        labels: `(N,)` int64.
+    """
+
+    log_p: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """`(N,)` bool; a photo without an answer is counted as wrong."""
+        return np.asarray(self._known & (np.nan_to_num(self.log_p).argmax(axis=1) == self.labels))
+
+    @property
+    def losses(self) -> np.ndarray:
+        """`(N,)` float64, log losses in nats at the temperature that fits best; without an answer that of a guess."""
+        log_p = log_softmax(self.log_p / temperature(self.log_p, self.labels))
+        own = log_p[np.arange(len(self.labels)), self.labels]
+        return np.asarray(np.where(self._known, -own, np.log(self.log_p.shape[1])))
+
+    @property
+    def _known(self) -> np.ndarray:
+        return np.asarray(np.isfinite(self.log_p).all(axis=1))
+
+    def clearly_less_loss(self, other: "Answers") -> tuple[float, float] | None:
+        """Return the mean losses of another model and of this one where this one's are clearly less; None else.
+
+        That tells models apart which are right on nearly the same photos.
+        """
+        if not len(self.labels):
+            return None
+        before, after = other.losses, self.losses
+        is_less = after.mean() < before.mean() and permutation_p(after - before) <= BETTER
+        return (float(before.mean()), float(after.mean())) if is_less else None
+
+
+def frozen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> Answers:
+    """Return what a solved head answers to the photos that choose between models, as far as it has not seen them.
 
     Args:
-        selection: The photos that choose.
+        selection: The N photos that choose.
         head: Solved on the photos to learn from.
         train: Those photos, in the head's order.
         x: `(N, D)` float32, features of the photos that choose.
 
     Returns:
-        `(N,)` bool. For photos set aside the folds' answers count, and a photo without one counts as wrong.
+        For photos set aside, the answers of the folds.
     """
     if not selection.is_set_aside:
-        return np.asarray(head.logits(x).argmax(axis=1) == selection.photos.labels)
+        return Answers(log_softmax(head.logits(x).astype(np.float64)), selection.photos.labels)
     place = {path: i for i, path in enumerate(train.paths)}
-    log_p = head.held_out[[place[path] for path in selection.photos.paths]]
-    known = np.isfinite(log_p).all(axis=1)
-    return np.asarray(known & (np.nan_to_num(log_p).argmax(axis=1) == selection.photos.labels))
+    return Answers(head.held_out[[place[path] for path in selection.photos.paths]], selection.photos.labels)
 
 
 def is_from_elsewhere(selected: Accuracy | None, cross_validated: Score | None, issues: Iterable[Issue]) -> bool:
