@@ -28,6 +28,7 @@ from regraft.models import feature_search as search
 from regraft.models.linear_head import solve
 from regraft.pipeline import fine_tune, linear_probe, phases
 from regraft.pipeline.fine_tune import _learned_and_watched
+from regraft.pipeline.selection import Answers
 from regraft.run_ownership import SCRATCH
 from regraft.training import finetune
 from regraft.training.recipe import Recipe, decide
@@ -368,6 +369,25 @@ LEARN = {
 }
 
 
+@pytest.fixture
+def only_right_answers_tell(monkeypatch):
+    """No losses tell models apart."""
+    monkeypatch.setattr(Answers, "clearly_less_loss", lambda *_: None)
+
+
+def test_auto_takes_the_tuned_model_where_its_loss_is_clearly_less(tmp_path, photos):
+    """Five photos that choose are too few to tell by right answers."""
+    blind = save_toy(tmp_path / "blind", dead=True)
+    run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind, report=False), Progress(quiet=True))
+    pattern = (
+        r"full: of 5 set-aside photos full alone is right on \d, frozen alone on 0 \(p = \S+\); "
+        r"its log loss is clearly less, 0\.\d+ instead of 1\.\d+\. .*"
+    )
+    assert re.fullmatch(pattern, run.summary["decision"])
+    assert run.summary["mode"] == "full"
+
+
+@pytest.mark.usefixtures("only_right_answers_tell")
 def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
     photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 8).parent
     draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
@@ -408,6 +428,7 @@ def drawn_splits(root, **counts):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_right_answers_tell")
 def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_no_better(tmp_path, monkeypatch):
     monkeypatch.setattr(
         fine_tune, "decide", lambda *known, **_: decide(*known)
@@ -437,6 +458,7 @@ def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_right_answers_tell")
 def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path):
     """Five photos that choose: four right more are not enough, those of all folds are."""
     said = Recorder()
