@@ -75,8 +75,8 @@ def entries_of_one(count: int = 64) -> bytes:
     blob = b"PK\3\4" + struct.pack("<HHH", 20, 0, 8) + sizes + struct.pack("<HH", 14, 0) + b"archive/data/0" + zeros
     names = [f"archive/data/{i}".encode() for i in range(count)]
     directory = whole[start:end] + b"".join(
-        b"PK\1\2" + struct.pack("<HHHH", 20, 20, 0, 8) + sizes + struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, start)
-        + name
+        b"PK\1\2" + struct.pack("<HHHH", 20, 20, 0, 8) + sizes
+        + struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, start) + name
         for name in names
     )  # fmt: skip
     total = 3 + count

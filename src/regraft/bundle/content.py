@@ -21,7 +21,7 @@ from regraft.data.folder_layout import is_junk
 
 MAX_TEXT_BYTES = 64 * 2**20  # of the manifest, config.json and the card
 MAX_GRAPH_BYTES = 2**31  # what protobuf allows
-MOST_BYTES = {name: MAX_TEXT_BYTES for name in (MANIFEST, *FILES)}
+MOST_BYTES = dict.fromkeys((MANIFEST, *FILES), MAX_TEXT_BYTES)
 MOST_BYTES |= {"model.onnx": MAX_GRAPH_BYTES, "model.safetensors": 4 * MAX_GRAPH_BYTES}
 TRIES = 3  # a bundle may be replaced while it is read
 RESTORE = "Train again or restore a copy."

@@ -250,7 +250,7 @@ def _verified(folder: Path, repository: _Repository) -> Bundle:
 
 @contextmanager
 def _explained(repository: _Repository) -> Iterator[Allowance]:
-    """Silence the Hub's library within the block, bound what it is sent, and turn whatever it raises into a HubError."""
+    """Silence the library in the block, bound what it is sent, and turn whatever it raises into a HubError."""
     allowance = Allowance(repository.endpoint)
     try:
         with _silenced(_library()), allowance.over(_library().utils.get_session()):
