@@ -331,3 +331,10 @@ def test_the_cost_of_a_network_is_counted(default_bundle, monkeypatch):
                 check_cost(model)
     monkeypatch.setattr(cost, "MAX_WORK", 450e6)
     check_cost(model)
+
+
+def test_a_graph_that_does_not_look_at_the_photo_is_refused():
+    model = model_of([node("Relu", "x", "features")], [array("k", [[1.0]], np.float32)])
+    model.graph.node[0].input[0] = "k"
+    with pytest.raises(GraphError, match="does not depend on the photo"):
+        Engine(check_graph(model.SerializeToString()))

@@ -132,7 +132,7 @@ def quick(monkeypatch, bundle, tiny):
     monkeypatch.setattr(report_command, "report_html", lambda *_: "<p>a report</p>")
     monkeypatch.setattr(compare_command, "compared_html", lambda *_: "<p>a comparison</p>")
     monkeypatch.setattr(
-        hub, "_download", lambda _, folder, __: shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
+        hub, "_download", lambda _, folder, *__: shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from regraft.backbones.graph_cost import check_cost
-from regraft.backbones.onnx_check import Graph, check_graph
+from regraft.backbones.onnx_check import Graph, GraphError, check_graph
 from regraft.core.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
@@ -280,8 +280,10 @@ def checked(graph: Graph | Path | bytes) -> Graph:
 
 
 def _read(core: Any, source: Graph | Path) -> Any:
-    """Read a graph for one photo at a time. Raises GraphError where that takes more than any known network does."""
+    """Read a graph for one photo at a time. Raises GraphError where that takes too much, or ignores it."""
     model = core.read_model(source.data if isinstance(source, Graph) else source)
+    if not model.inputs:  # one that nothing reads is left out
+        raise GraphError("what it gives does not depend on the photo")
     _, *rest = model.inputs[0].partial_shape
     model.reshape({model.inputs[0]: [1, *rest]})
     check_cost(model)

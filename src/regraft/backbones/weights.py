@@ -4,9 +4,11 @@ safetensors and PyTorch files are read, the latter with `weights_only=True` and 
 code is refused unexecuted.
 """
 
+import mmap
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 PREFIXES = ("module.", "backbone.", "model.", "net.", "encoder.", "_orig_mod.")
 MIN_LOADED = 0.9  # a smaller share of the backbone's tensors means another architecture
 MAX_WRAPPERS = 8  # one inside the other: a checkpoint inside itself would have no end
+UNPACKED_BYTES = 16 * 2**20  # more than its own size that a PyTorch file may unpack to: tensors are never packed
+HEADER_BYTES = 4 * 2**20  # of a safetensors file: some 40,000 tensors, each of which is taken by itself
 DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
 
 
@@ -161,6 +165,10 @@ def in_order(state: StateDict, network: nn.Module, source: str) -> StateDict:
 
 def _read_safetensors(path: Path) -> Any:
     try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > HEADER_BYTES:
+            raise ValueError(f"its header would have {length} bytes, expected at most {HEADER_BYTES}")
         with held_back():  # a signal in the midst of it would look like damage
             return load_file(path)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
@@ -173,9 +181,13 @@ def _read_torch(path: Path) -> Any:
     if not start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or the bare pickle of old versions
         raise WeightsError(f"{path} is not a PyTorch file: it begins with {start!r}. Fetch or save it again.")
     try:
+        if reason := _excess(path, is_zip=start.startswith(b"PK")):
+            raise WeightsError(f"{path} was refused: {reason}. Expected a state dict. Save model.state_dict().")
         with held_back(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # a damaged archive makes torch.load raise nearly anything
         if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
             raise WeightsError(
@@ -184,6 +196,24 @@ def _read_torch(path: Path) -> Any:
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is not an intact PyTorch file: {reason}. Fetch or save it again.") from error
+
+
+def _excess(path: Path, is_zip: bool) -> str | None:
+    """Say what a PyTorch file asks memory for besides its own bytes, before it is read; None where it does not.
+
+    `weights_only=True` still unpacks what is packed, and makes a bytearray of any size that the pickle names.
+    """
+    with open(path, "rb") as file:
+        if not is_zip:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return "it asks for a bytearray" if data.find(b"bytearray\n") >= 0 else None
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+            if unpacked > size + UNPACKED_BYTES:
+                return f"its {size} bytes would unpack to {unpacked}"
+            pickles = (archive.read(member) for member in members if member.filename.endswith("data.pkl"))
+            return "it asks for a bytearray" if any(b"bytearray\n" in data for data in pickles) else None
 
 
 def _is_plain(value: Any) -> bool:

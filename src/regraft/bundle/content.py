@@ -21,6 +21,8 @@ from regraft.data.folder_layout import is_junk
 
 MAX_TEXT_BYTES = 64 * 2**20  # of the manifest, config.json and the card
 MAX_GRAPH_BYTES = 2**31  # what protobuf allows
+MOST_BYTES = dict.fromkeys((MANIFEST, *FILES), MAX_TEXT_BYTES)
+MOST_BYTES |= {"model.onnx": MAX_GRAPH_BYTES, "model.safetensors": 4 * MAX_GRAPH_BYTES}
 TRIES = 3  # a bundle may be replaced while it is read
 RESTORE = "Train again or restore a copy."
 Head = tuple[np.ndarray, np.ndarray]  # weight (C, D) and bias (C,) float32
@@ -82,7 +84,7 @@ def read_again(folder: Path, name: str, sha256: str) -> bytes:
     """
     path = folder / name
     try:
-        data = _read(path, MAX_GRAPH_BYTES * 4)
+        data = _read(path, MOST_BYTES[name])
     except BundleError as error:
         raise BundleError(f"{path} was removed or replaced since the model was loaded. Load it again.") from error
     if sha256_bytes(data) != sha256:

@@ -13,8 +13,9 @@ from regraft.core.errors import BackboneError, MissingExtra
 from regraft.core.runtime import (
     PACKAGES,
     TRAINING,
-    cache_folder,
+    chosen_cache,
     environment,
+    foreign_hands,
     is_full_precision,
     is_offline,
     num_cores,
@@ -95,12 +96,14 @@ def _memory() -> Iterator[Check]:
 
 
 def _cache() -> Iterator[Check]:
-    place = cache_folder()
+    place = chosen_cache()
     nearest = next(folder for folder in (place, *place.parents) if folder.is_dir())
     free = shutil.disk_usage(nearest).free
     problem = ""
     if not os.access(nearest, os.W_OK):
         problem = "cannot be written: everything is computed again each time; choose another with REGRAFT_CACHE"
+    elif why := foreign_hands(place):
+        problem = f"{why}, so it is not used; choose another with REGRAFT_CACHE"
     elif free < TIGHT_BYTES:
         problem = "the disk is nearly full"
     held = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) if place.is_dir() else 0

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from regraft.bundle.bundle import Bundle, load
+from regraft.bundle.content import MOST_BYTES
 from regraft.bundle.format import FILES, MANIFEST
+from regraft.commands.hub_bounds import Allowance
 from regraft.core.errors import BundleError, HubError, MissingExtra, OutputError, RegraftError
 from regraft.core.files import published, remove
 from regraft.core.progress import QUIET, Progress
@@ -128,8 +130,8 @@ def pull(
     if not _is_free(folder):
         raise OutputError(f"{folder} is there already. Nothing was fetched. Remove it, or choose another with --out.")
     with published(folder) as partial:
-        with _explained(repository):
-            _download(repository, partial, progress)
+        with _explained(repository) as allowance:
+            _download(repository, partial, progress, allowance)
         bundle = _verified(partial, repository)
     return replace(bundle, folder=folder)
 
@@ -141,6 +143,7 @@ def _library() -> Any:
         import huggingface_hub.constants
         import huggingface_hub.errors
         import huggingface_hub.utils
+        import huggingface_hub.utils.logging  # when it is imported, it resets what `_silenced` sets
     except ImportError as error:
         raise MissingExtra("huggingface_hub", "hub") from error
     return huggingface_hub
@@ -203,21 +206,37 @@ def _make(repository: _Repository, private: bool) -> None:
         api.create_branch(repo_id, branch=repository.revision, exist_ok=True)
 
 
-def _download(repository: _Repository, folder: Path, progress: Progress) -> None:
-    """Download a bundle's files, all of one commit, into a folder. Raises BundleError where one is missing."""
+def _download(repository: _Repository, folder: Path, progress: Progress, allowance: Allowance) -> None:
+    """Download a bundle's files, all of one commit, into a folder. Raises BundleError and HubError."""
     api, repo_id = repository.api, repository.repo_id
     found = api.model_info(repo_id, revision=repository.revision, timeout=TIMEOUT_S, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    sizes = {file.rfilename: file.size for file in found.siblings or ()}
     if missing := [name for name in PUSHED if name not in sizes]:
         raise BundleError(
             f"{repository} is no bundle: it has no {' and no '.join(missing)}. Nothing was kept. "
             "Expected what `regraft push` uploads."
         )
-    with progress.step(f"pull {repo_id}", total=sum(sizes[name] for name in PUSHED), unit="bytes") as advance:
-        for name in PUSHED:
+    if not re.fullmatch(r"[0-9a-f]{40,64}", str(found.sha)):
+        raise HubError(f"{repository} is at {str(found.sha)[:80]!r}, expected the hash of a commit. Check the address.")
+    expected = {name: _size(repository, name, sizes[name]) for name in PUSHED}
+    with progress.step(f"pull {repo_id}", total=sum(expected.values()), unit="bytes") as advance:
+        for name, size in expected.items():
+            allowance.of_file(size)
             api.hf_hub_download(repo_id, name, revision=found.sha, local_dir=folder)
-            advance(sizes[name])
+            advance(size)
     remove(folder / ".cache")  # what the library keeps for itself
+
+
+def _size(repository: _Repository, name: str, size: Any) -> int:
+    """Return a file's size in bytes, or the most that it may have where a hub tells none. Raises BundleError."""
+    most = MOST_BYTES[name]
+    if size is None:
+        return most
+    if not isinstance(size, int) or not 0 <= size <= most:
+        raise BundleError(
+            f"{repository} says that {name} has {str(size)[:40]} bytes, expected at most {most}. Nothing was fetched."
+        )
+    return size
 
 
 def _verified(folder: Path, repository: _Repository) -> Bundle:
@@ -230,11 +249,12 @@ def _verified(folder: Path, repository: _Repository) -> Bundle:
 
 
 @contextmanager
-def _explained(repository: _Repository) -> Iterator[None]:
-    """Silence the Hub's library within the block, and turn whatever it raises into one HubError."""
+def _explained(repository: _Repository) -> Iterator[Allowance]:
+    """Silence the library in the block, bound what it is sent, and turn whatever it raises into a HubError."""
+    allowance = Allowance(repository.endpoint)
     try:
-        with _silenced(_library()):
-            yield
+        with _silenced(_library()), allowance.over(_library().utils.get_session()):
+            yield allowance
     except RegraftError:
         raise
     except Exception as error:  # the library raises a family of its own for every kind of failure
@@ -269,6 +289,10 @@ def _reason(error: BaseException, repository: _Repository) -> str:
             return _refusal(cause, repository)
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return f"HF_HUB_OFFLINE forbids to ask for {repository}. Unset it to go online."
+    if isinstance(causes[-1], (TypeError, LookupError, AttributeError, RecursionError)):
+        return (
+            f"{repository.endpoint} does not answer as a hub does. Expected the Hugging Face Hub, or a server like it."
+        )
     reason = re.sub(r"^\[Errno -?\d+\] ", "", str(causes[-1]) or type(causes[-1]).__name__)[:_LONGEST].rstrip(". ")
     return f"Cannot exchange files with {repository}: {reason}. Check connection and disk, and try again."
 

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import functools
 import hashlib
 import io
 import json
@@ -11,7 +10,6 @@ import re
 import shutil
 import socket
 import stat
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +22,8 @@ from filelock import FileLock, Timeout
 from regraft.core.csv_cells import to_cell
 from regraft.core.errors import OutputError
 from regraft.core.progress import Progress
-from regraft.core.runtime import cache_folder
+from regraft.core.runtime import cache_folder, chosen_cache, foreign_hands
+from regraft.core.runtime import temporary_folder as _temporary_folder
 from regraft.core.version import __version__
 
 PARTIAL = ".regraft-partial-"  # prefix of everything that is still being written; 32 hexadecimal digits follow
@@ -141,7 +140,7 @@ def make_folder(path: Path, *, kind: str = "folder") -> Path:
 
 
 def writable_cache(name: str, progress: Progress) -> Path:
-    """Return the cache's folder `name`, or a temporary one where that cannot be written.
+    """Return the cache's folder `name`, or a temporary one where that cannot be written, or others may write to it.
 
     Args:
         name: Of the folder within the cache.
@@ -151,18 +150,21 @@ def writable_cache(name: str, progress: Progress) -> Path:
         A folder that exists; leftovers in it that are older than a day are removed. A temporary one lives as long as
         the process.
     """
+    if why := foreign_hands(chosen_cache()):
+        progress.say_once(
+            "cache",
+            f"The cache {chosen_cache()} is not used: {why}. Going on without: nothing is kept for the next run. Name "
+            "a folder of your own with REGRAFT_CACHE.",
+        )
     try:
+        with suppress(OSError):  # what the next lines say better
+            cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)  # for its owner alone
         folder = make_folder(cache_folder() / name, kind="cache")
         sweep(folder, older_than_s=DAY_S)
         return folder
     except OutputError as error:
         progress.say_once("cache", f"{error} Going on without: nothing is kept for the next run.")
         return make_folder(Path(_temporary_folder().name) / name)
-
-
-@functools.cache
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="regraft-")
 
 
 @contextmanager

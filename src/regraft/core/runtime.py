@@ -1,11 +1,14 @@
 """The machine and process that regraft runs in: cores, cache folder, versions, switches from the environment."""
 
 import ctypes
+import functools
 import logging
 import math
 import os
 import platform
+import stat
 import sys
+import tempfile
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,10 +67,49 @@ def _quota_of(group: Path) -> float | None:
     return None
 
 
-def cache_folder() -> Path:
-    """Return the folder for exported networks and features: `REGRAFT_CACHE`, or the user's cache folder."""
+def chosen_cache() -> Path:
+    """Return the folder that `REGRAFT_CACHE` names, or the user's cache folder."""
     chosen = os.environ.get("REGRAFT_CACHE")
     return Path(chosen) if chosen else user_cache_path("regraft")
+
+
+def cache_folder() -> Path:
+    """Return the folder for exported networks and features: the chosen one, where nobody else may write to it.
+
+    What is cached is believed: whoever may write there could put in other networks and features. So a cache in foreign
+    hands is neither read nor written; a temporary folder stands for it, which lives as long as the process.
+    """
+    chosen = chosen_cache()
+    return Path(temporary_folder().name) if foreign_hands(chosen) else chosen
+
+
+def foreign_hands(folder: Path) -> str | None:
+    """Return why a folder's content may come from other users of this machine; None where only its owner is trusted.
+
+    The owner's group is trusted, and so is the administrator. An administrator may use a folder of somebody else's, but
+    not where everybody could have put it, such as in /tmp.
+
+    Args:
+        folder: Perhaps not there yet.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
+    try:
+        found, around = folder.stat(), folder.resolve().parent.stat()
+    except OSError:
+        return None
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody on this machine may write to it"
+    is_others = found.st_uid not in (0, os.geteuid())
+    if is_others and (os.geteuid() or around.st_mode & stat.S_IWOTH):
+        return f"it belongs to another user (number {found.st_uid})"
+    return None
+
+
+@functools.cache
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder of this process alone."""
+    return tempfile.TemporaryDirectory(prefix="regraft-")
 
 
 def rank_and_world() -> tuple[int, int]:
