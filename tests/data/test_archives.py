@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow
 import pyarrow.parquet
@@ -281,7 +282,29 @@ def test_any_place_of_a_packed_tar_is_found(tmp_path, monkeypatch):
 
 
 def _close_points(self):
-    self.starts, self.states, self.spacing = [], [], 2**12
+    self.starts, self.states, self.spacing, self.ends = [], [], 2**12, {}
+
+
+def test_a_packed_tar_is_unpacked_once_by_many_threads_that_read_in_order(tmp_path, monkeypatch):
+    data = {f"{i:03}.jpg": os.urandom(20_000) for i in range(200)}
+    archive = tmp_path / "set.tar.gz"
+    with tarfile.open(archive, "w:gz") as opened:
+        for name, content in data.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    assert len(sources.members(archive)) == 200
+    unpacked, unpack = [], gunzip.Gunzip._unpacked
+
+    def counting(self, limit):
+        unpacked.append(part := unpack(self, limit))
+        return part
+
+    monkeypatch.setattr(gunzip.Gunzip, "_unpacked", counting)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda name: read_bytes(archive / name), data))
+    assert read == list(data.values())
+    assert sum(map(len, unpacked)) < 4 * sum(map(len, data.values()))  # from the points alone it would be 30 times
 
 
 def test_a_splitting_archive_is_split_as_a_folder_is(tmp_path):
