@@ -3,9 +3,10 @@
     pip install 'moto[server]' s3fs
     python bench/store.py [--photos 2000] [--rounds 3]
 
-The store is moto on this machine, in a process of its own. Features of new photos are extracted, from listing on, from
-the folder and from the store in turn, each time from nothing but the backbone's graph; of several rounds the fastest
-counts. Then once with a store of which every twentieth answer fails, by a status or by hanging up, and which is killed
+The store is moto on this machine, in a process of its own. `regraft train --mode frozen` runs as a whole process on the
+folder and on the store in turn, each time from nothing but the backbone's graph; of several rounds the fastest counts,
+and the processor's time in regraft's process, which is without the store's own.
+Then once with a store of which every twentieth answer fails, by a status or by hanging up, and which is killed
 and started anew when it has given half of the photos: every photo must have arrived once. Writes
 bench/results/store.json.
 """
@@ -26,10 +27,8 @@ from pathlib import Path
 
 from limits import timed, versions
 from record import HERE, machine, real_or_drawn
-from regraft.backbones.backbone import load_backbone
-from regraft.backbones.features import extract
 from regraft.data.remote import copy_of
-from regraft.data.scan import Dataset, list_photos
+from regraft.data.scan import list_photos
 
 BUCKET, FAILING = "photos", 20
 
@@ -50,34 +49,43 @@ def main() -> None:
         photos = versions(real_or_drawn("hymenoptera", scratch), scratch / "photos", arguments.photos)
         with store(photos) as port:
             os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-            seconds = speeds(photos, scratch / "cache", arguments.rounds)
+            rounds = speeds(photos, scratch, arguments.rounds)
         survived = restarted(photos, scratch / "cache", port)
-    result = {"command": "python bench/store.py", **machine(), "num_photos": arguments.photos, "seconds": seconds}
-    result |= {"of_folder": min(seconds["folder"]) / min(seconds["store"]), "failing": survived}
+    result = {"command": "python bench/store.py", **machine(), "num_photos": arguments.photos, "rounds": rounds}
+    least = {name: {kind: min(one[kind] for one in rounds[name]) for kind in rounds[name][0]} for name in rounds}
+    result |= {"of_folder": {kind: least["folder"][kind] / least["store"][kind] for kind in least["store"]}}
+    result |= {"failing": survived}
     (HERE / "results" / "store.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({"of_folder": result["of_folder"], "failing": survived, "seconds": seconds}, indent=1))
+    print(json.dumps({"of_folder": result["of_folder"], "failing": survived, "rounds": rounds}, indent=1))
 
 
-def speeds(photos: Path, cache: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds from listing to features, and how many of them a copy took."""
-    backbone, found = load_backbone(), {"folder": [], "store": [], "copy": []}
-    extract(backbone, list_photos(photos))  # what is made once
+def speeds(photos: Path, scratch: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of whole trainings, and of the processor in them."""
+    found: dict[str, list[dict[str, float]]] = {"folder": [], "store": []}
+    trained(photos, scratch)  # what is made once
     for _ in range(rounds):
-        for name, place in (("folder", str(photos)), ("store", f"s3://{BUCKET}")):
-            for kind in ("features", "remote"):
-                shutil.rmtree(cache / kind, ignore_errors=True)
-            listed: list[Dataset] = []
-            listing = timed(lambda place=place, to=listed: to.append(list_photos(place)))
-            found[name].append(listing + timed(lambda dataset=listed[0]: extract(backbone, dataset)))
-            if name == "store":
-                found["copy"].append(listing)
-            print(name, found[name][-1], listing, file=sys.stderr, flush=True)
+        for name, place in (("folder", photos), ("store", f"s3://{BUCKET}")):
+            found[name].append(trained(place, scratch))
+            print(name, found[name][-1], file=sys.stderr, flush=True)
     return found
+
+
+def trained(place: str | Path, scratch: Path) -> dict[str, float]:
+    """A training on photos whose features are not known."""
+    for kind in ("features", "remote"):
+        shutil.rmtree(scratch / "cache" / kind, ignore_errors=True)
+    shutil.rmtree(scratch / "run", ignore_errors=True)
+    words = ["train", str(place), "--mode", "frozen", "--no-report", "--quiet", "--out", str(scratch / "run")]
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "regraft", *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0, status
+    return {"seconds": time.perf_counter() - began, "processor": used.ru_utime + used.ru_stime}
 
 
 def restarted(photos: Path, cache: Path, port: int) -> dict[str, float]:
     """Copy from a store that fails and is killed once; what has arrived is compared file by file."""
-    shutil.rmtree(cache / "remote")
+    shutil.rmtree(cache / "remote", ignore_errors=True)
     copy, ended = copy_of(Path(f"s3://{BUCKET}")), threading.Event()
     paths = sorted(path.relative_to(photos) for path in photos.rglob("*.jpg"))
     running = [_start(photos, port, FAILING)]
