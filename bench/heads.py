@@ -21,7 +21,7 @@ from regraft.core.config import TrainConfig
 from regraft.core.progress import QUIET
 from regraft.data.scan import scan
 from regraft.data.splits import folds_of
-from regraft.models import linear_head as heads
+from regraft.models import linear_head, standardised
 from regraft.models.logistic import log_softmax
 
 SETS = ("hymenoptera", "grocery_fruit5", "wbc4", "signdigits10s", "hemlock2", "grocery_veg22", "pollen2")
@@ -47,9 +47,9 @@ def signed_root(x: np.ndarray) -> np.ndarray:
 
 WAYS: dict[str, tuple[Scale, Callable[[np.ndarray], np.ndarray]]] = {
     "own spread": (own_spread, np.asarray),
-    "floor": (heads.floored, np.asarray),
+    "floor": (standardised.floored, np.asarray),
     "shrunk": (shrunk, np.asarray),
-    "floor, roots of unit length": (heads.floored, signed_root),
+    "floor, roots of unit length": (standardised.floored, signed_root),
 }
 
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 def measure(case: dict) -> dict:
     """Accuracy and log loss of outer folds, and what was promised inside."""
-    heads.floored, change = WAYS[case["way"]]
+    standardised.floored, change = WAYS[case["way"]]
     dataset = scan(Path(os.environ["REGRAFT_DATA"]) / case["set"])
     dataset, features = extract(configured(TrainConfig()), dataset, progress=QUIET)
     folds, x, num_classes = folds_of(dataset, 5, 0), change(features.x), len(dataset.classes)
@@ -72,7 +72,8 @@ def measure(case: dict) -> dict:
     for number in np.unique(folds[folds >= 0]):
         inside, outside = np.flatnonzero(folds != number), np.flatnonzero(folds == number)
         learned = dataset.subset(inside)
-        head = heads.solve(Features(x[inside], learned.labels, learned.hashes), num_classes, folds_of(learned, 5, 0))
+        known = Features(x[inside], learned.labels, learned.hashes)
+        head = linear_head.solve(known, num_classes, folds_of(learned, 5, 0))
         log_p = log_softmax(head.logits(x[outside]).astype(np.float64))
         lost[outside] = -log_p[np.arange(len(outside)), dataset.labels[outside]]
         num_right += int((log_p.argmax(axis=1) == dataset.labels[outside]).sum())

@@ -1,6 +1,7 @@
 """Boxes of annotation programs: what becomes a crop, what is set aside, and what is refused by name."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -164,3 +165,59 @@ def test_yolo_names_its_classes_and_splits_by_folders(place, names):
     (place / "labels" / "val" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n7 0 0 1 1\n")
     with pytest.raises(DataError, match=r"a\.txt has no box in line 2\. Expected a class below 2"):
         list_photos(place)
+
+
+def yolo(place, photos, texts, names="data.yaml"):
+    """Two photos of each folder, the second one without boxes."""
+    for images, labels in zip(photos, texts, strict=True):
+        for folder in (images, labels):
+            (place / "yolo" / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in (("a", "0 0.5 0.5 0.5 0.5\n1 0.25 0.5 0.5 1\n"), ("b", "")):
+            Image.open(place / "a.png").save(place / "yolo" / images / f"{name}.png")
+            (place / "yolo" / labels / f"{name}.txt").write_text(text)
+    (place / "yolo" / names).write_text("names: [ant, bee]" if names == "data.yaml" else "ant\nbee\n")
+    return place / "yolo"
+
+
+DARKNET = ("obj_train_data", "obj_valid_data")
+OF_YOLO = {
+    "Roboflow": (("train/images", "valid/images"), ("train/labels", "valid/labels"), "data.yaml"),
+    "Darknet": (DARKNET, DARKNET, "obj.names"),
+}
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("program", OF_YOLO)
+def test_yolo_has_a_folder_for_each_split(place, program, is_packed):
+    photos, texts, names = OF_YOLO[program]
+    folder = yolo(place, photos, texts, names)
+    dataset = list_photos(shutil.make_archive(str(folder), "zip", folder) if is_packed else folder)
+    assert dataset.paths == tuple(f"{one}/a.png#{box}" for one in photos for box in ("10,8,20,14", "0,0,20,30"))
+    assert dataset.splits == ("train", "train", "val", "val")
+    assert [dataset.classes[label] for label in dataset.labels] == ["ant", "bee"] * 2
+
+
+@pytest.mark.parametrize("box", ["0 nan 0.5 0.5 0.5", "0 0.5 0.5 inf 0.5", "nan 0.5 0.5 0.5 0.5", "1e999 0 0 1 1"])
+def test_a_box_of_yolo_that_is_nowhere_is_refused_by_its_line(place, box):
+    folder = yolo(place, ["images"], ["labels"])
+    (folder / "labels" / "b.txt").write_text(f"\n{box}\n")
+    with pytest.raises(DataError, match=r"b\.txt has no box in line 2"):
+        list_photos(folder)
+
+
+@pytest.mark.parametrize("photos", ["train2017", "images/train2017", "images"])
+def test_coco_has_its_photos_beside_the_folder_of_its_annotations(place, photos):
+    file = coco(place, (0, 0, [1, 1, 5, 5]), (0, 1, [1, 1, 8, 8]), photos=["a.png"])
+    (place / "set" / photos).mkdir(parents=True)
+    (place / "set" / "annotations").mkdir()
+    (place / "a.png").rename(place / "set" / photos / "a.png")
+    file = file.rename(place / "set" / "annotations" / "instances_train2017.json")
+    dataset = list_photos(file)
+    assert {str(dataset.root / path) for path in dataset.paths} == {
+        str(place / "set" / photos / f"a.png#{box}") for box in ("1,1,5,5", "1,1,8,8")
+    }
+
+
+def test_label_studio_names_the_photos_of_its_coco_by_addresses(place):
+    file = coco(place, (0, 0, [1, 1, 5, 5]), (1, 1, [1, 1, 8, 8]), photos=["/data/local-files/?d=a.png", "b.png"])
+    assert list_photos(file).paths == ("a.png#1,1,5,5", "b.png#1,1,8,8")

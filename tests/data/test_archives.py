@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow
 import pyarrow.parquet
@@ -281,7 +282,29 @@ def test_any_place_of_a_packed_tar_is_found(tmp_path, monkeypatch):
 
 
 def _close_points(self):
-    self.starts, self.states, self.spacing = [], [], 2**12
+    self.starts, self.states, self.spacing, self.ends = [], [], 2**12, {}
+
+
+def test_a_packed_tar_is_unpacked_once_by_many_threads_that_read_in_order(tmp_path, monkeypatch):
+    data = {f"{i:03}.jpg": os.urandom(20_000) for i in range(200)}
+    archive = tmp_path / "set.tar.gz"
+    with tarfile.open(archive, "w:gz") as opened:
+        for name, content in data.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    assert len(sources.members(archive)) == 200
+    unpacked, unpack = [], gunzip.Gunzip._unpacked
+
+    def counting(self, limit):
+        unpacked.append(part := unpack(self, limit))
+        return part
+
+    monkeypatch.setattr(gunzip.Gunzip, "_unpacked", counting)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda name: read_bytes(archive / name), data))
+    assert read == list(data.values())
+    assert sum(map(len, unpacked)) < 4 * sum(map(len, data.values()))  # from the points alone it would be 30 times
 
 
 def test_a_splitting_archive_is_split_as_a_folder_is(tmp_path):
@@ -348,8 +371,23 @@ def test_rows_are_read_in_any_order_and_those_without_class_or_image_are_set_asi
     assert [dataset.read(i) for i in (3, 0, 2, 1)] == [bytes([i]) * (i + 1) for i in (4, 0, 2, 1)]
     assert {q.path: q.reason for q in dataset.quarantine} == {
         "3.jpg": "no class in the column kind",
-        "5.jpg": "the row has no image",
+        "5.jpg": "the row has no image, and there is no file at its path b.jpg",
     }
+
+
+def test_a_row_without_bytes_is_the_photo_at_its_path_if_that_is_in_the_tables_folder(tmp_path):
+    make = tmp_path / "set"
+    make.mkdir()
+    for file in (make / "1.jpg", make / "2.jpg", tmp_path / "3.jpg"):
+        file.write_bytes(file.name.encode())
+    (make / "4.jpg").symlink_to(tmp_path / "3.jpg")
+    paths = [str(make / "1.jpg"), "2.jpg", str(tmp_path / "3.jpg"), "../3.jpg", "4.jpg", "/etc/passwd", "gone.jpg"]
+    labels = ["ant", "bee", "ant", "ant", "ant", "bee", "bee"]
+    dataset = list_photos(table(make, image=[{"bytes": None, "path": path} for path in paths], label=labels))
+    assert [dataset.read(i) for i in range(len(dataset))] == [b"1.jpg", b"2.jpg"]
+    reasons = [q.reason for q in dataset.quarantine]
+    assert all(f"the path {path}, outside the table's folder" in reasons[i] for i, path in enumerate(paths[2:6]))
+    assert "there is no file at its path gone.jpg" in reasons[4]
 
 
 def test_plain_bytes_are_images_too_and_a_column_of_classes_can_be_named(tmp_path):

@@ -92,6 +92,30 @@ def test_a_cut_copy_goes_on(memory, counted, monkeypatch):
     assert sorted(counted) == ["/set/bee/7.jpg", "/set/bee/8.jpg"]
 
 
+def test_a_place_that_is_gone_is_not_asked_for_every_object(memory, monkeypatch):
+    fill(memory, {f"{i}.jpg": b"x" for i in range(200)})
+    asked = []
+
+    def failing(self, path, **options):
+        asked.append(path)
+        raise OSError("the place is down")
+
+    monkeypatch.setattr(type(memory), "cat_file", failing)
+    with pytest.raises(DataError, match=r"200 of the 200 objects .*: /set/0\.jpg: OSError: the place is down"):
+        list_photos("memory://set")
+    assert len(asked) < 100 * remote.NUM_TRIES
+
+    def forbidden(self, path, **options):
+        asked.append(path)
+        raise PermissionError("Forbidden")
+
+    asked.clear()
+    monkeypatch.setattr(type(memory), "cat_file", forbidden)
+    with pytest.raises(DataError, match="PermissionError: Forbidden"):
+        list_photos("memory://set")
+    assert len(asked) <= 200
+
+
 def test_what_came_short_is_asked_for_again(memory, monkeypatch):
     fill(memory)
     read, short = type(memory).cat_file, set(FILES)
@@ -173,13 +197,13 @@ def test_a_tree_of_the_web_survives_failed_requests_and_a_restart(tmp_path, monk
     server = serve(0)
     port, read, fetch = server.server_port, [], remote._fetch
 
-    def restarting(system, folder, one):
+    def restarting(system, folder, given_up, one):
         read.append(one)
         if len(read) == 25:
             servers[0].shutdown()
             servers[0].server_close()
             servers.append(serve(port))
-        return fetch(system, folder, one)
+        return fetch(system, folder, given_up, one)
 
     servers = [server]
     monkeypatch.setattr(remote, "_fetch", restarting)

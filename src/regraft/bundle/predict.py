@@ -8,11 +8,13 @@ from typing import Any
 from regraft.bundle.bundle import Bundle, Prediction
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET, Progress
+from regraft.data.decode import Unreadable
 from regraft.data.folder_layout import is_junk, natural_key
 from regraft.data.links import identity_of, note_on_links
 from regraft.data.remote import fetched
 from regraft.data.scan import map_photos
 from regraft.data.sources import is_photo_file, is_source, members, refused
+from regraft.data.video_frames import frames_of, is_video
 
 SAID = 20  # members of an archive that are not read, and named
 
@@ -44,14 +46,20 @@ class Answer:
 
 
 def predict(
-    bundle: Bundle, sources: Iterable[str | Path], *, follow_links: bool = False, progress: Progress = QUIET
+    bundle: Bundle,
+    sources: Iterable[str | Path],
+    *,
+    follow_links: bool = False,
+    every_s: float | None = None,
+    progress: Progress = QUIET,
 ) -> Iterator[Answer]:
     """Predict photos, and all photos below folders.
 
     Args:
         bundle: The model.
-        sources: Photos and folders.
+        sources: Photos, videos and folders.
         follow_links: Whether links to folders, in the folders named, are followed.
+        every_s: Seconds from frame to frame of videos, each of which is a photo; None to read no videos.
         progress: Is told what is done.
 
     Yields:
@@ -59,9 +67,10 @@ def predict(
 
     Raises:
         DataError: A source does not exist, or there is no photo at all; before anything is predicted.
+        MissingExtra: There are videos to read, and PyAV is not installed.
     """
     sources = list(sources)
-    paths = list(find_photos(sources, follow_links=follow_links, progress=progress))
+    paths = list(find_photos(sources, follow_links=follow_links, every_s=every_s, progress=progress))
     if not paths:
         raise DataError(
             f"There are no photos in {', '.join(map(str, sources)) or 'nothing'}. Expected files in a folder."
@@ -79,25 +88,54 @@ def predict(
 
 
 def find_photos(
-    sources: Iterable[str | Path], *, follow_links: bool = False, progress: Progress = QUIET
+    sources: Iterable[str | Path],
+    *,
+    follow_links: bool = False,
+    every_s: float | None = None,
+    progress: Progress = QUIET,
 ) -> Iterator[Path]:
     """Find files named, and files below the folders named, in natural order, hidden and junk ones left out.
 
     Args:
-        sources: Photos, folders, archives and addresses.
+        sources: Photos, videos, folders, archives and addresses.
         follow_links: Whether links to folders, in the folders named, are followed; each folder is read once.
+        every_s: Seconds from frame to frame of videos, whose frames stand in their place; None to leave them as they
+            are. A video that cannot be read stays too, which is told.
         progress: Is told of links that are not followed, pipes and the like, and folders without files.
 
     Yields:
-        Paths of files.
+        Paths of files, of members of archives and of frames.
 
     Raises:
-        DataError: A source does not exist, or a folder cannot be listed.
+        DataError: A source does not exist, a folder cannot be listed, or a video is named without `every_s`.
+        MissingExtra: There are videos to read, and PyAV is not installed.
+        ConfigError: Frames are too close to each other.
     """
-    places = list(map(Path, sources))
+    unread = 0
+    for path in _files(list(map(Path, sources)), follow_links, every_s, progress):
+        if not is_video(path):
+            yield path
+        elif every_s is None:
+            unread += 1
+            yield path
+        else:
+            try:
+                yield from frames_of(path, every_s)
+            except Unreadable as error:
+                progress.say(f"not read: {path}: {error}")
+                yield path
+    if unread:
+        progress.say(f"{unread} of the files are videos: predict, embed and train --every 1s read a frame a second")
+
+
+def _files(places: list[Path], follow_links: bool, every_s: float | None, progress: Progress) -> Iterator[Path]:
     for source in places:
         source = fetched(source, progress)
-        if source.is_file() and is_source(source):
+        if source.is_file() and is_video(source):
+            if every_s is None:
+                raise DataError(f"{source} is a video. Expected photos. Read a frame a second of it with --every 1s.")
+            yield source
+        elif source.is_file() and is_source(source):
             yield from (source / name for name in sorted(members(source), key=natural_key))
             for name, reason in list(refused(source).items())[:SAID]:
                 progress.say(f"not read: {name} in {source}: {reason}")

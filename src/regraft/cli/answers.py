@@ -23,14 +23,12 @@ from regraft.reporting import terminal
 @click.argument("bundle", required=False, metavar="BUNDLE")
 @click.argument("photos", nargs=-1, metavar="IMAGE_OR_DIR...")
 @with_answers
-@with_settings("follow_links")
+@with_settings("follow_links", "every_s")
 @with_promises
 @with_coverage
 @with_json
-def predict(
-    bundle: str | None, photos: tuple[str, ...], undo: str | None, follow_links: bool, as_json: bool, **options: Any
-) -> None:
-    """Labels and probabilities of photos, and of all photos below folders.
+def predict(bundle: str | None, photos: tuple[str, ...], undo: str | None, as_json: bool, **options: Any) -> None:
+    """Labels and probabilities of photos, of all photos below folders, and of frames of videos.
 
     A photo far from all that were learned from is said to look new: its label means little. With --json, which is
     --format jsonl, one object a line, in input order; a photo that cannot be read has an "error", and the exit code
@@ -43,6 +41,7 @@ def predict(
     regraft predict runs/pets new_photos/ --out answers.csv
     regraft predict runs/pets new_photos/ --columns id,label --out submission.csv
     regraft predict runs/pets new_photos/ --vote-by "animal[0-9]+"
+    regraft predict runs/pets clip.mp4 --every 1s --vote-by ".*mp4"
     regraft predict runs/pets new_photos/ --sort sorted/
     regraft predict --undo sorted/
     """
@@ -56,11 +55,12 @@ def predict(
         raise click.UsageError("Missing a model and photos: expected regraft predict BUNDLE IMAGE_OR_DIR...")
     progress, tally = Progress(), command.Tally()
     loaded = load(bundle, **{name: options.pop(name) for name in ("precision", "max_error", "coverage")})
+    reading = {name: options.pop(name) for name in ("follow_links", "every_s")}
     options["format"] = options["format"] or ("jsonl" if as_json else None)
     asked = command.wanted(loaded, photos, **options)
     if asked.sort is not None:
         loaded = command.that_can_be_unsure(loaded, progress)
-    found = command.judged(loaded, photos, asked, tally, follow_links=follow_links, progress=progress)
+    found = command.judged(loaded, photos, asked, tally, **reading, progress=progress)
     if asked.out is not None:
         print(f"answers  {printable(str(command.write_answers(loaded, found, asked)))}")
     elif asked.format == "text":
@@ -102,9 +102,9 @@ def _print_undone(folder: str, as_json: bool) -> None:
 @click.argument("photos", nargs=-1, required=True, metavar="IMAGE_OR_DIR...")
 @click.option("-o", "--out", required=True, metavar="FILE", help="features.npy, features.parquet or features.csv.")
 @with_network
-@with_settings("follow_links", "offline")
+@with_settings("follow_links", "every_s", "offline")
 @with_json
-def embed(photos: tuple[str, ...], out: str, bundle: str | None, follow_links: bool, as_json: bool, **how: Any) -> None:
+def embed(photos: tuple[str, ...], out: str, bundle: str | None, as_json: bool, **how: Any) -> None:
     """Features of photos, for programs of your own: a row of numbers for each, close together for what looks alike.
 
     They are those of the default backbone, or of a model. A .npy file has one array, float32, and a list of the paths
@@ -122,8 +122,9 @@ def embed(photos: tuple[str, ...], out: str, bundle: str | None, follow_links: b
     from regraft.core.config import TrainConfig
 
     command.check_output(Path(out))
+    reading = {name: how.pop(name) for name in ("follow_links", "every_s")}
     model, config = load(bundle) if bundle else None, TrainConfig(**how)
-    found = command.embed(photos, bundle=model, config=config, follow_links=follow_links, progress=Progress())
+    found = command.embed(photos, bundle=model, config=config, **reading, progress=Progress())
     files = command.write_embeddings(found, Path(out))
     n, d = found.x.shape
     if as_json:
@@ -144,7 +145,7 @@ def embed(photos: tuple[str, ...], out: str, bundle: str | None, follow_links: b
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many photos.")
 @click.option("--html", metavar="FILE", help="Also write a page with the pictures.")
 @with_network
-@with_settings("follow_links", "offline")
+@with_settings("follow_links", "every_s", "offline")
 @with_json
 def similar(
     photo: str, photos: tuple[str, ...], top: int, html: str | None, bundle: str | None, as_json: bool, **how: Any
@@ -166,10 +167,10 @@ def similar(
 
     if html:
         refuse_foreign(Path(html))
-    follow_links, progress = how.pop("follow_links"), Progress()
+    reading, progress = {name: how.pop(name) for name in ("follow_links", "every_s")}, Progress()
     model, config = load(bundle) if bundle else None, TrainConfig(**how)
     own = command.embed([photo], bundle=model, config=config, progress=progress)
-    others = command.embed(photos, bundle=model, config=config, follow_links=follow_links, progress=progress)
+    others = command.embed(photos, bundle=model, config=config, **reading, progress=progress)
     found = command.similar(own, others, top)
     if as_json:
         terminal.print_json([vars(one) for one in found])

@@ -67,6 +67,7 @@ def embed(
     bundle: Bundle | None = None,
     config: TrainConfig | None = None,
     follow_links: bool = False,
+    every_s: float | None = None,
     progress: Progress = QUIET,
 ) -> Embeddings:
     """Compute features of photos, or find them in the cache.
@@ -76,13 +77,14 @@ def embed(
         bundle: The model whose features are wanted; None for a pretrained backbone's.
         config: Names the backbone and its weights; None for the default one.
         follow_links: Whether links to folders are followed.
+        every_s: Seconds from frame to frame of videos; None to read no videos.
         progress: Is told what is done.
 
     Raises:
         DataError: There is no photo, or none can be read.
         BackboneError: The backbone is unknown.
     """
-    paths = list(find_photos(photos, follow_links=follow_links, progress=progress))
+    paths = list(find_photos(photos, follow_links=follow_links, every_s=every_s, progress=progress))
     dataset = unlabelled(paths, progress)
     rows, failures = _rows(dataset, bundle, config or TrainConfig(), progress)
     name = str(bundle.manifest["backbone"]["name"]) if bundle else (config or TrainConfig()).backbone

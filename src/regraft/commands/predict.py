@@ -171,6 +171,7 @@ def judged(
     tally: Tally,
     *,
     follow_links: bool = False,
+    every_s: float | None = None,
     progress: Progress,
 ) -> Iterator[Judged]:
     """Predict photos, let groups vote, and sort the photos once all are predicted.
@@ -181,6 +182,7 @@ def judged(
         asked: What is to be done.
         tally: Is filled.
         follow_links: Whether links to folders are followed.
+        every_s: Seconds from frame to frame of videos; None to read no videos.
         progress: Is told what is done.
 
     Yields:
@@ -191,7 +193,7 @@ def judged(
         ConfigError: No photo belongs to a group.
         OutputError: The photos cannot be sorted.
     """
-    single = predict(bundle, photos, follow_links=follow_links, progress=progress)
+    single = predict(bundle, photos, follow_links=follow_links, every_s=every_s, progress=progress)
     answers = single if asked.vote_by is None else vote(bundle, single, asked.vote_by)
     assignments = []
     unsure, new = folder_names(bundle.classes)

@@ -31,10 +31,11 @@ from regraft.data.grey_range import grey_bits
 from regraft.data.growth import split_grown, with_known_sides
 from regraft.data.issues import Issue
 from regraft.data.merge import joined, merged, relabelled
-from regraft.data.remote import shown
+from regraft.data.remote import address_of, fetched, shown
 from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
 from regraft.models.linear_head import Head
+from regraft.pipeline.ahead import features_ahead
 from regraft.pipeline.linear_probe import solve_head
 from regraft.pipeline.phases import features_of, run_phases
 from regraft.run import (
@@ -209,6 +210,7 @@ def _held(out: Path, world: ProcessGroup, config: TrainConfig, progress: Progres
 def _prepare(context: RunContext) -> TrainInputs:
     """Read the photos, load the backbone, and compute its features where a head is solved on them. Raises DataError."""
     config, progress = context.config, context.progress
+    _main_first(context, lambda: _fetch(context))
     dataset = _photos(context)
     backbone = None if config.mode == "scratch" else _backbone(context).with_grey_bits(grey_bits(dataset, progress))
     features = None
@@ -228,6 +230,15 @@ def _prepare(context: RunContext) -> TrainInputs:
     return TrainInputs(
         SplitDataset(dataset, _split(dataset, context)), backbone, features if config.is_solved else None
     )
+
+
+def _fetch(context: RunContext) -> None:
+    """Copy photos from an address; where a head is solved, their features are computed meanwhile."""
+    is_here = address_of(context.photos) is None or context.labelled is not None or context.earlier is not None
+    if is_here or not context.config.is_solved or context.config.mode == "scratch":
+        return
+    with features_ahead(configured(context.config, context.progress)) as arrived:
+        fetched(context.photos, context.progress, arrived)
 
 
 def _step(folder: Path, config: TrainConfig, earlier: RunRecord | None) -> Step:

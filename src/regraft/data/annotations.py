@@ -1,4 +1,4 @@
-"""Boxes that annotation programs have drawn, to photos of their own: COCO, Label Studio, CVAT and YOLO.
+"""Boxes that annotation programs have drawn, to photos of their own: COCO, Label Studio and CVAT.
 
 A box becomes a crop, whose group is the photo that it is from: the crops of one photo are never parted. Label Studio's
 choices are labels of whole photos.
@@ -21,13 +21,11 @@ from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data import sources
 from regraft.data.crops import Box
-from regraft.data.decode import Unreadable, decoded_size
+from regraft.data.decode import EmptyFile, Unreadable, decoded_size
 from regraft.data.folder_layout import Labelled, Listing, Quarantined
-from regraft.data.list_places import PhotoPlaces
-from regraft.data.split_names import splits_of
+from regraft.data.list_places import SAMPLE, PhotoPlaces
 
 ENDINGS = (".json", ".xml")
-YOLO_NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError)
 
 
@@ -65,7 +63,7 @@ def list_annotations(file: Path, options: FolderOptions) -> Listing:
     Raises:
         DataError: It is neither, damaged, or its photos could be in several places.
     """
-    text = _text(file)
+    text = text_of(file)
     try:
         drawn = list(_from_xml(file, text) if file.suffix.lower() == ".xml" else _from_json(file, json.loads(text)))
     except DAMAGED as error:
@@ -73,50 +71,32 @@ def list_annotations(file: Path, options: FolderOptions) -> Listing:
         raise DataError(
             f"{file} is no annotation file of COCO, Label Studio or CVAT that can be read ({what}). Export it again."
         ) from error
-    return replace(_listing(file.parent, file, drawn, options), list_file=file)
+    root = _root_of(file, [one.photo for one in drawn])
+    return replace(listing_of(root, file, drawn, options), list_file=file)
 
 
-def yolo_names(folder: Path) -> Path | None:
-    """Return the file in a folder that names YOLO's classes; None where it is no folder of YOLO's.
-
-    Args:
-        folder: With `images/` and `labels/`, and `classes.txt`, `obj.names` or `data.yaml`.
-    """
-    if not all(sources.is_folder(folder / name) for name in ("images", "labels")):
-        return None
-    return next((folder / name for name in YOLO_NAMES if sources.is_photo_file(folder / name)), None)
+def _root_of(file: Path, photos: list[str]) -> Path:
+    """Return the folder that holds the photos, which COCO has beside its folder `annotations`, or in `images` there."""
+    around = file.parent.parent
+    places = (file.parent, around, around / "images") if file.parent.name.lower() == "annotations" else ()
+    return next((place for place in places if PhotoPlaces(place).has(photos[:SAMPLE])), file.parent)
 
 
-def list_yolo(folder: Path, names: Path, options: FolderOptions) -> Listing:
-    """List the boxes of a folder as YOLO has it: `images/.../a.jpg` and `labels/.../a.txt`.
+def listing_of(root: Path, named: Path, drawn: list[Drawn], options: FolderOptions) -> Listing:
+    """List what was drawn as photos.
 
     Args:
-        folder: The data set's.
-        names: The file that names the classes.
+        root: The folder around the photos.
+        named: Where the boxes are from, for messages.
+        drawn: The boxes.
         options: The margin around boxes.
 
+    Returns:
+        A file for each box, or for each photo that has a class as a whole; what is of no photo is quarantined.
+
     Raises:
-        DataError: A file cannot be read as YOLO's; its line is named.
+        DataError: The photos could be in several places.
     """
-    classes, drawn = _yolo_classes(names), []
-    for path in sorted(_below(folder / "labels")):
-        photo = f"images/{path.relative_to(folder / 'labels').with_suffix('').as_posix()}"
-        for number, line in enumerate(_text(path).splitlines(), start=1):
-            try:
-                index, x, y, width, height = (float(word) for word in line.split()[:5]) if line.strip() else (-1.0,) * 5
-                if index < 0:
-                    continue
-                box = Box(x - width / 2, y - height / 2, width, height)
-                drawn.append(Drawn(photo, classes[int(index)], box, is_share=True))
-            except (ValueError, IndexError, KeyError) as error:
-                raise DataError(
-                    f"{path} has no box in line {number}. Expected a class below {len(classes)}, x, y, width, height."
-                ) from error
-    listing = _listing(folder, folder / "labels", drawn, options)
-    return _split_by(listing, 1)
-
-
-def _listing(root: Path, named: Path, drawn: list[Drawn], options: FolderOptions) -> Listing:
     places, listing = PhotoPlaces(root), Listing(root, splits=[""], options=options, labelled_by="list")
     listing.notes += places.settle(named, [one.photo for one in drawn] or [""])
     found: dict[str, str] = {}
@@ -203,9 +183,9 @@ def _from_json(file: Path, values: Any) -> Iterator[Drawn]:
 
 def _of_coco(values: Mapping[str, Any]) -> Iterator[Drawn]:
     names = {one["id"]: str(one["name"]) for one in values["categories"]}
-    photos = {one["id"]: str(one["file_name"]) for one in values["images"]}
+    photos = {one["id"]: _of_label_studio_url(str(one["file_name"])) for one in values["images"]}
     for one in values["annotations"]:
-        left, top, width, height = map(_finite, one["bbox"])
+        left, top, width, height = map(finite, one["bbox"])
         yield Drawn(photos[one["image_id"]], names[one["category_id"]], Box(left, top, width, height))
 
 
@@ -219,7 +199,7 @@ def _of_label_studio(tasks: list[dict[str, Any]]) -> Iterator[Drawn]:
             if result["type"] == "choices":
                 yield Drawn(photo, _only(value["choices"]), None)
             elif result["type"] == "rectanglelabels":
-                sides = [_finite(value[name]) / 100 for name in ("x", "y", "width", "height")]
+                sides = [finite(value[name]) / 100 for name in ("x", "y", "width", "height")]
                 yield Drawn(photo, _only(value["rectanglelabels"]), Box(*sides), is_share=True)
 
 
@@ -230,6 +210,11 @@ def _only(names: list[str]) -> str:
 def _only_text(data: Mapping[str, Any]) -> str:
     (found,) = [value for value in data.values() if isinstance(value, str)]
     return found
+
+
+def _of_label_studio_url(text: str) -> str:
+    """Return the path of a photo in COCO that Label Studio has written; of another program's, as it is."""
+    return _of_url(text) if text.startswith("/data/") else text
 
 
 def _of_url(text: str) -> str:
@@ -255,69 +240,26 @@ def _from_xml(file: Path, text: str) -> Iterator[Drawn]:
     for image in root.iter("image"):
         photo = image.attrib["name"]
         for box in image.iter("box"):
-            left, top, right, bottom = (_finite(box.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
+            left, top, right, bottom = (finite(box.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
             yield Drawn(photo, box.attrib["label"], Box(left, top, right - left, bottom - top))
         for tag in image.iter("tag"):
             yield Drawn(photo, tag.attrib["label"], None)
 
 
-def _finite(value: Any) -> float:
-    """Raises ValueError for what is no number."""
+def finite(value: Any) -> float:
+    """Return a number that a place in a photo may be. Raises ValueError for any other, and for what is none."""
     number = float(value)
     if not abs(number) < 1e9:
         raise ValueError(f"{value} is no place in a photo")
     return number
 
 
-def _yolo_classes(file: Path) -> dict[int, str]:
-    """Names by number: a line each, or `names:` of a data.yaml. Raises DataError."""
-    lines = _text(file).splitlines()
-    if file.suffix != ".yaml":
-        return dict(enumerate(line.strip() for line in lines if line.strip()))
-    start = next((i for i, line in enumerate(lines) if line.startswith("names:")), None)
-    if start is None:
-        raise DataError(f"{file} has no names of classes. Expected a line `names:`. Add it.")
-    inline = lines[start].removeprefix("names:").strip()
-    if inline.startswith("["):
-        return dict(enumerate(word.strip().strip("'\"") for word in inline.strip("[]").split(",")))
-    found: dict[int, str] = {}
-    for line in lines[start + 1 :]:
-        if match := re.fullmatch(r"\s*([0-9]+):\s*(.+?)\s*|\s*-\s+(.+?)\s*", line):
-            found[int(match[1]) if match[1] else len(found)] = (match[2] or match[3]).strip("'\"")
-        elif line.strip() and not line.strip().startswith("#"):
-            break
-    return found
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    try:
-        found = sources.entries(folder)
-    except OSError:
-        return
-    for entry in found:
-        if entry.is_dir():
-            yield from _below(Path(entry.path))
-        elif entry.name.endswith(".txt") and entry.name != "classes.txt":
-            yield Path(entry.path)
-
-
-def _split_by(listing: Listing, depth: int) -> Listing:
-    """Return the same files, in splits where the folders at a depth are called so."""
-
-    def parts(path: str) -> str:
-        return path.split("/")[depth] if path.count("/") > depth else ""
-
-    splits = splits_of(sorted({parts(one.path) for one in listing.files} - {""}))
-    if "train" not in splits.values() or not all(parts(one.path) in splits for one in listing.files):
-        return listing
-    listing.files = [replace(one, split=splits[parts(one.path)]) for one in listing.files]
-    listing.splits = list(dict.fromkeys(one.split for one in listing.files))
-    return listing
-
-
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """Read a file of UTF-8, which may be empty. Raises DataError."""
     try:
         return sources.read_bytes(file).decode("utf-8-sig")
+    except EmptyFile:
+        return ""
     except Unreadable as error:
         raise DataError(f"{file} cannot be read: {error}.") from error
     except UnicodeDecodeError as error:

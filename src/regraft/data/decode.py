@@ -49,6 +49,13 @@ class Unreadable(Exception):
     """A file is not a readable photo. The message is the reason, fit for a user."""
 
 
+class EmptyFile(Unreadable):
+    """A file has no content."""
+
+    def __init__(self) -> None:
+        super().__init__("the file is empty")
+
+
 def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:
     """Read an open binary file from where it stands, at most MAX_BYTES.
 
@@ -59,7 +66,7 @@ def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:
         The content.
 
     Raises:
-        Unreadable: It is empty or too large.
+        Unreadable: It is empty (EmptyFile) or too large.
     """
     expected = PIECE
     if file.seekable():
@@ -76,7 +83,7 @@ def read_open(file: IO[bytes] | io.RawIOBase) -> bytes:
 
 def _check_length(size: int) -> None:
     if size <= 0:
-        raise Unreadable("the file is empty")
+        raise EmptyFile
     if size > MAX_BYTES:
         raise Unreadable(f"larger than {MAX_BYTES // 2**20} MB")
 

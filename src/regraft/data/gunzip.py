@@ -14,6 +14,7 @@ from regraft.data.member_names import is_bomb
 
 PIECE = 2**14  # packed bytes that are read at a time
 MAX_POINTS = 1024
+MAX_ENDS = 16
 FIRST_SPACING = 2**20  # unpacked bytes from point to point, doubled when there are too many
 
 
@@ -25,11 +26,14 @@ class Points:
         starts: Offsets in the unpacked bytes, ascending.
         states: For each, the offset in the file, and the decompressor as it was there.
         spacing: Least distance between two starts.
+        ends: Where the last readers stood at their ends, by their offsets in the unpacked bytes: files are mostly read
+            in order, so that the next one begins there. Each is taken by one reader only.
     """
 
     starts: list[int] = field(default_factory=list)
     states: list[tuple[int, Any]] = field(default_factory=list)
     spacing: int = FIRST_SPACING
+    ends: dict[int, tuple[int, Any]] = field(default_factory=dict)
 
     def add(self, start: int, place: int, state: Any) -> None:
         """Remember a place, unless one close to it is known."""
@@ -40,9 +44,19 @@ class Points:
         if len(self.starts) > MAX_POINTS:
             self.starts, self.states, self.spacing = self.starts[1::2], self.states[1::2], 2 * self.spacing
 
+    def leave(self, end: int, place: int, state: Any) -> None:
+        """Remember where a reader stood at its end, which uses the decompressor no more."""
+        self.ends[end] = (place, state)
+        while len(self.ends) > MAX_ENDS:
+            self.ends.pop(next(iter(list(self.ends))), None)
+
     def before(self, start: int) -> tuple[int, int, Any]:
         """Return the last place at or before an offset: unpacked offset, offset in the file, decompressor."""
         number = bisect_right(self.starts, start) - 1
+        known = self.starts[number] if number >= 0 else 0
+        end = max((at for at in list(self.ends) if known < at <= start), default=None)
+        if end is not None and (taken := self.ends.pop(end, None)) is not None:  # else another thread was faster
+            return end, *taken
         if number < 0:
             return 0, 0, zlib.decompressobj(zlib.MAX_WBITS | 16)
         place, state = self.states[number]
@@ -61,6 +75,14 @@ class Gunzip:
         self._file, self._points = file, points
         self._at, self._place, self._state = points.before(0)
         file.seek(self._place)
+
+    def __enter__(self) -> "Gunzip":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Leave the place to the next reader, unless something is damaged there."""
+        if kind is None:
+            self._points.leave(self._at, self._file.tell(), self._state)
 
     def tell(self) -> int:
         """Return the offset in the unpacked bytes."""

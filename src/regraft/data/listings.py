@@ -8,7 +8,7 @@ from pathlib import Path
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, nearest
 from regraft.data import sources
-from regraft.data.annotations import is_annotation, list_annotations, list_yolo, yolo_names
+from regraft.data.annotations import is_annotation, list_annotations
 from regraft.data.folder_layout import (
     MANIFESTS,
     SPLITS,
@@ -26,6 +26,7 @@ from regraft.data.parquet_rows import labels_of
 from regraft.data.shards import is_shard, list_shard
 from regraft.data.split_names import split_of
 from regraft.data.video_frames import with_frames
+from regraft.data.yolo import list_yolo, yolo_folder
 
 WILD = re.compile(r"[*?\[{]")
 
@@ -65,8 +66,8 @@ def _listed(place: Path, options: FolderOptions) -> Listing:
 def _of_folder(place: Path, options: FolderOptions) -> Listing:
     if options.label_by is not None:
         return list_by_name(place, options)
-    if names := yolo_names(place):
-        return list_yolo(place, names, options)
+    if yolo := yolo_folder(place):
+        return list_yolo(yolo, options)
     if place.is_dir() and (tables := sorted(_tables(place))):
         return _several(tables, options)
     if (described := list_described(place, options)) is not None:

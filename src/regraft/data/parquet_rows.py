@@ -1,6 +1,7 @@
 """Parquet files as the library `datasets` writes them: a column of images with their bytes, and one of labels.
 
-A row is the member `17.jpg` of the file: its number, and the ending of the path that the image had.
+A row is the member `17.jpg` of the file: its number, and the ending of the path that the image had. A table of photos
+on disk has their paths alone, until `push_to_hub` puts the bytes in; such photos are read in the table's own folder.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, MissingExtra
-from regraft.data.decode import MAX_BYTES, Unreadable
+from regraft.data.decode import MAX_BYTES, Unreadable, read_open
 
 MAX_GROUP_BYTES = 2**31  # of images in one row group, which is read at once
 NUM_KEPT = 2  # row groups in memory
@@ -54,12 +55,25 @@ class ParquetSource:
         """
         row = self.rows[name]
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        image = self._group.image(self, group, row - int(self.starts[group]))
+        image, path = self._group.image(self, group, row - int(self.starts[group]))
+        if image is None and path:
+            return self._beside(path)
         if image is None:
             raise Unreadable("the row has no image")
         if len(image) > MAX_BYTES:
             raise Unreadable(f"larger than {MAX_BYTES // 2**20} MB")
         return image
+
+    def _beside(self, path: str) -> bytes:
+        """Read a photo that a row names. Raises Unreadable where it lies outside the table's folder."""
+        place, around = (self.file.parent / path).resolve(), self.file.parent.resolve()
+        if not place.is_relative_to(around):
+            advice = "put the table into the folder that the photos are in, or write their bytes into it"
+            raise Unreadable(f"the row has no image but the path {path}, outside the table's folder; {advice}")
+        if not place.is_file():
+            raise Unreadable(f"the row has no image, and there is no file at its path {path}")
+        with open(place, "rb") as opened:
+            return read_open(opened)
 
     @cached_property
     def _group(self) -> "_GroupReader":
@@ -73,7 +87,7 @@ class _GroupReader:
         self._kept: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def image(self, source: ParquetSource, group: int, place: int) -> bytes | None:
+    def image(self, source: ParquetSource, group: int, place: int) -> tuple[bytes | None, str | None]:
         with self._lock:
             if group not in self._kept:
                 for old in list(self._kept)[: 1 - NUM_KEPT]:
@@ -81,7 +95,7 @@ class _GroupReader:
                 self._kept[group] = _images(source, group)
             images = self._kept[group]
         value = images[place].as_py()
-        return value.get("bytes") if isinstance(value, dict) else value
+        return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
 
 
 def _images(source: ParquetSource, group: int) -> Any:

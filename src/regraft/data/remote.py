@@ -7,15 +7,16 @@ cut copy goes on, and a later one fetches only what has changed.
 
 import json
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from regraft.core.errors import DataError, MissingExtra
+from regraft.core.errors import DataError, MissingExtra, OutputError
 from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache, write_atomic
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import cache_folder, is_offline
@@ -24,7 +25,7 @@ from regraft.data.folder_layout import is_junk, is_manifest
 
 _ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.*)", re.DOTALL)
 NUM_READERS = 16
-NUM_TRIES = 6
+NUM_TRIES = 8  # of an object, within 25 s: a store that is started anew is back by then
 WAIT_S = 0.2  # before an object is asked for again, doubled each time
 MARKS = (
     "ETag",
@@ -78,12 +79,13 @@ def copy_of(place: Path) -> Path:
     return _folder(tree) / rest
 
 
-def fetched(place: Path, progress: Progress = QUIET) -> Path:
+def fetched(place: Path, progress: Progress = QUIET, on_file: Callable[[Path], None] = lambda _: None) -> Path:
     """Copy what is at an address into the cache, as far as it is not there.
 
     Args:
         place: An address, or a path, which is returned as it is.
         progress: Shows how far it is.
+        on_file: Called with the path of each file that has been copied.
 
     Returns:
         Path of the copy.
@@ -106,7 +108,7 @@ def fetched(place: Path, progress: Progress = QUIET) -> Path:
         objects = list(_objects(system, key, tree))
     if not objects:
         raise DataError(f"There is nothing at {tree}. Expected photos or an archive. Check the address.")
-    _copy(system, objects, _folder(tree), tree, progress)
+    _copy(system, objects, _folder(tree), tree, progress, on_file)
     return copy_of(place)
 
 
@@ -163,23 +165,37 @@ def _facts(info: dict[str, Any]) -> tuple[int, str]:
     return int(size) if isinstance(size, int | float) else -1, next((str(info[m]) for m in MARKS if info.get(m)), "")
 
 
-def _copy(system: Any, objects: list[_Object], folder: Path, tree: str, progress: Progress) -> None:
+def _copy(
+    system: Any,
+    objects: list[_Object],
+    folder: Path,
+    tree: str,
+    progress: Progress,
+    on_file: Callable[[Path], None],
+) -> None:
     """Fetch what the ledger does not have, and remove what is no longer at the place. Raises DataError."""
     ledger = folder.parent / "ledger.jsonl"
     known = _read_ledger(ledger)
     make_folder(folder.parent)
     missing = [one for one in objects if not _is_whole(one, folder, known)]
+    for around in {(folder / one.path).parent for one in missing if one.path}:
+        make_folder(around)
     failed: list[str] = []
+    in_a_row, given_up = 0, threading.Event()
     with (
         open(ledger, "a", encoding="utf-8") as written,
         progress.step("fetch photos", total=len(missing)) as advance,
         ThreadPoolExecutor(NUM_READERS) as pool,
     ):
-        for one, reason in zip(missing, pool.map(partial(_fetch, system, folder), missing), strict=True):
+        for one, reason in zip(missing, pool.map(partial(_fetch, system, folder, given_up), missing), strict=True):
             failed += [f"{one.key}: {reason}"] if reason else []
+            in_a_row = in_a_row + 1 if reason else 0
+            if in_a_row >= NUM_READERS:
+                given_up.set()
             if not reason:
                 written.write(json.dumps(one._asdict()) + "\n")
                 written.flush()
+                on_file(folder / one.path if one.path else folder)
             advance(1)
     _remove_others(folder, {one.path for one in objects})
     if failed:
@@ -189,19 +205,23 @@ def _copy(system: Any, objects: list[_Object], folder: Path, tree: str, progress
         )
 
 
-def _fetch(system: Any, folder: Path, one: _Object) -> str | None:
-    """Copy an object, and return why that failed. A place that fails is asked again."""
+def _fetch(system: Any, folder: Path, given_up: threading.Event, one: _Object) -> str | None:
+    """Copy an object, and return why that failed. A place that fails is asked again, unless all fail."""
+    reason = "not asked for, as those before it failed"
     for number in range(NUM_TRIES):
+        if given_up.is_set():
+            break
+        time.sleep(WAIT_S * 2 ** (number - 1) if number else 0)
         try:
             data = system.cat_file(one.key)
             if one.size >= 0 and len(data) != one.size:
                 raise OSError(f"{len(data)} of {one.size} bytes came")
-            place = folder / one.path if one.path else folder
-            write_atomic(make_folder(place.parent) / place.name, data)
+            write_atomic(folder / one.path if one.path else folder, data)
             return None
         except Exception as error:  # whatever the library of a place raises
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        time.sleep(WAIT_S * 2**number)
+            if isinstance(error, PermissionError | FileNotFoundError | OutputError):
+                break
     return reason
 
 

@@ -294,6 +294,8 @@ def _expected(dataset: Dataset, found: str) -> str:
         return f"Found {found}. Follow the links with --follow-links."
     if dataset.list_file:
         return f"Expected paths relative to {dataset.root.absolute()}; found {found}. Put the paths right."
+    if dataset.root.is_file():
+        return f"Expected photos with their classes in it; found {found}."
     where = f"{dataset.root}/<class>/<image>"
     return f"Expected {where}; found {found}. Put the photos of each class in a folder of their own."
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from regraft.core.errors import DataError
 from regraft.core.files import write_atomic
 from regraft.data import crops
-from regraft.data.decode import Unreadable, read_open
+from regraft.data.decode import EmptyFile, Unreadable, read_open
 from regraft.data.parquet_rows import open_parquet
 from regraft.data.tar_archive import open_tar
 from regraft.data.video import ENDINGS, VideoSource
@@ -311,7 +311,7 @@ def _member(source: Path, name: str) -> bytes:
     except KeyError:
         raise Unreadable(f"the file does not exist in {source.name}") from None
     if not data:
-        raise Unreadable("the file is empty")
+        raise EmptyFile
     return data
 
 

@@ -18,7 +18,9 @@ CONTAINERS = frozenset(
 
 AFFIXES = CONTAINERS | frozenset(
     "set|sets|pic|pics|sample|samples|split|splits|folder|folders|dir|directory|seg|jpg|jpeg|png|rgb|raw|original|"  # noqa: SIM905
-    "resized|cropped|processed|preprocessed|final|new|full|small|mini|subset|part|the|my|of|for|v|x".split("|")
+    "resized|cropped|processed|preprocessed|final|new|full|small|mini|subset|part|instances|the|my|of|for|v|x".split(
+        "|"
+    )
 )
 """Words that stand beside those and say nothing more."""
 

@@ -4,6 +4,7 @@ import io
 import tarfile
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -54,8 +55,10 @@ class TarSource:
         """
         place = self.places[name]
         try:
-            with open(self.file, "rb") as opened:
-                file = opened if self.points is None else Gunzip(opened, self.points)
+            with (
+                open(self.file, "rb") as opened,
+                nullcontext(opened) if self.points is None else Gunzip(opened, self.points) as file,
+            ):
                 file.seek(place.start)
                 data = file.read(place.size)
         except (zlib.error, EOFError) as error:
