@@ -37,7 +37,12 @@ export class Grid {
     const { suggestion } = this.page;
     if (this.kind === "doubts") return ["Are these labels right?"];
     if (suggestion) return ["Are all of these ", label(suggestion, this.app.classes), "?"];
-    return [this.kind === "groups" ? "What are these?" : "Are these right?"];
+    return [this.kind === "groups" ? "What are these?" : "Are all of these right?"];
+  }
+
+  get hint() {
+    const isMixed = this.kind === "guesses" && !this.page.suggestion && this.page.left > 0; // else taken back
+    return isMixed ? `Few are left of each class, so they come together, class by class. ${WORDS.guesses.hint}` : WORDS[this.kind].hint;
   }
 
   thought(card) {
@@ -66,7 +71,7 @@ export class Grid {
     if (!page.cards.length) return app.showEmpty(WORDS[this.kind].empty);
     this.list = make("ul", { class: this.hasCaptions ? "cards" : "cards bare", "aria-label": "Photos" }, ...page.cards.map((card, index) => this.card(card, index)));
     main.replaceChildren(
-      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: WORDS[this.kind].hint })), make("div", { class: "beside" }, make("span", { id: "next" }), this.sizes())),
+      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: this.hint })), make("div", { class: "beside" }, make("span", { id: "next" }), this.sizes())),
       this.list,
     );
     footer.replaceChildren(
