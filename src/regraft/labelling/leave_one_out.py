@@ -1,8 +1,8 @@
 """What a model would say of each labelled photo that it had not learned from, without solving it again for each.
 
-Classes are Gaussian clouds with one covariance, which is drawn half way towards a round one. Taking one photo out changes
-a mean and, by a matrix of rank one, the covariance, so that the answer without it follows from the one with it. The round
-covariance, and the temperature at which probabilities fit the labels best, are those of all photos.
+Classes are Gaussian clouds with one covariance, which is drawn half way towards a round one. Taking one photo out
+changes a mean and, by a matrix of rank one, the covariance, so that the answer without it follows from the one with
+it. The round covariance, and the temperature at which probabilities fit the labels best, are those of all photos.
 """
 
 from dataclasses import dataclass
