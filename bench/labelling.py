@@ -38,6 +38,7 @@ from regraft.labelling.sitting import Sitting
 SETS = ("hymenoptera", "grocery_fruit5", "pollen2", "wbc4", "signdigits10s", "hemlock2", "grocery_veg22")
 SLIPS, LOOKED_AT = 0.02, 0.05  # of the photos
 ANSWERS = (20, 40, 80, 160, 240)
+SPLITS, HELD_OUT = 6, 0.3  # choices of photos to hold out, and their share
 RESULTS = HERE / "results" / "labelling.json"
 
 
@@ -164,37 +165,40 @@ def slips_found(truth: Truth, seed: int) -> tuple[int, int]:
         return len(slipped & shown), len(slipped)
 
 
-def curves(name: str) -> dict[str, dict[str, list[float]]]:
-    """Accuracy on a held-out third after some answers: questions and guesses beside photos at random."""
+def curves(name: str) -> dict[str, Any]:
+    """Accuracy on held-out photos after some answers, questions beside photos at random, over some choices of them."""
     truth, found = real(name), {}
-    order = np.random.default_rng(0).permutation(len(truth.names))
-    held_out, rest = order[: len(order) // 3], order[len(order) // 3 :]
-    part = Truth(truth.x[rest], [truth.names[i] for i in rest], [truth.hashes[i] for i in rest])
     for way in ("questions", "random"):
-        runs = [_curve(truth, part, held_out, way, seed) for seed in range(3)]
-        found[way] = {str(n): [round(run[n], 4) for run in runs if n in run] for n in ANSWERS}
-    n = len(held_out)
-    found["interval"] = {"half": [round(np.diff(wilson_interval(round(0.9 * n), n))[0] / 2, 4)]}
-    return found
+        runs = [_curve(truth, way, seed) for seed in range(SPLITS)]
+        found[way] = {str(n): [round(run[n], 4) for run in runs if n in run] for n in ANSWERS if n in runs[0]}
+    means = {way: {n: float(np.mean(values)) for n, values in of.items()} for way, of in found.items()}
+    held_out = round(HELD_OUT * len(truth.names))
+    half = {
+        n: float(np.diff(wilson_interval(round(p * held_out), held_out))[0] / 2) for n, p in means["random"].items()
+    }
+    rounded = {way: {n: round(value, 4) for n, value in of.items()} for way, of in {**means, "half": half}.items()}
+    return {"runs": found, "held_out": held_out, **rounded}
 
 
-def _curve(truth: Truth, part: Truth, held_out: np.ndarray, way: str, seed: int) -> dict[int, float]:
+def _curve(truth: Truth, way: str, seed: int) -> dict[int, float]:
     """Accuracy after each number of answers, which are single photos."""
     from regraft.labelling.head import find_projection, solve_head
 
     rng, found = np.random.default_rng(seed), {}
+    order = rng.permutation(len(truth.names))
+    held_out, rest = np.split(order, [round(HELD_OUT * len(order))])
+    part = Truth(truth.x[rest], [truth.names[i] for i in rest], [truth.hashes[i] for i in rest])
     names = sorted(set(truth.names))
+    right_of = np.array([names.index(truth.names[i]) for i in held_out])
     with sitting_on(part) as sitting:
         for name in names:
             sitting.add_class(name)
         given: list[int] = []
         at_random = rng.permutation(len(part.names)).tolist()
-        while len(given) < max(ANSWERS) and len(given) < len(part.names):
+        while len(given) < min(max(ANSWERS), len(part.names)):
             page = sitting.page("questions", size=10) if way == "questions" and len(given) >= 10 else None
             chosen = [card.photo for card in page.cards] if page and page.cards else at_random[:10]
             at_random = [i for i in at_random if i not in set(chosen)]
-            if not chosen:
-                break
             sitting.answer([Answer(i, part.names[i]) for i in chosen], person="script")
             sitting.wait()
             given += chosen
@@ -203,8 +207,7 @@ def _curve(truth: Truth, part: Truth, held_out: np.ndarray, way: str, seed: int)
                 y = np.array([names.index(part.names[i]) for i in given])
                 head = solve_head(projection(part.x[given]), y, len(names), projection)
                 said = head.log_probabilities(projection(truth.x[held_out])).argmax(axis=1)
-                right = said == [names.index(truth.names[i]) for i in held_out]
-                found[len(given)] = float(right.mean())
+                found[len(given)] = float((said == right_of).mean())
     return found
 
 

@@ -248,9 +248,9 @@ class Annotator:
 
     def accept_page(self) -> None:
         """Put single photos right, and accept the others."""
-        suggestion = self.page.text_content("h1 .label span")
-        for photo, name in self.shown().items():
-            if name != suggestion:
+        thought = "[...document.querySelectorAll('.card')].map(card => card.querySelector('.label span').textContent)"
+        for (photo, name), said in zip(self.shown().items(), self.page.evaluate(thought), strict=True):
+            if name != said:
                 self.page.hover(f".card[data-photo='{photo}'] .photo")
                 self.press(self.keys()[name])
                 self.page.wait_for_selector(f".card.done[data-photo='{photo}']")

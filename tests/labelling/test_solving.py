@@ -1,6 +1,7 @@
 """The head, groups and the audit as functions of numbers."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from heaps import NAMES, clouds, say, sitting
 
 from regraft.core.statistics import wilson_interval
-from regraft.labelling import head, suggestions
+from regraft.labelling import head, leave_one_out, suggestions
 from regraft.labelling.audit import expected_gain
 from regraft.labelling.cards import CurvePoint
 from regraft.labelling.clusters import find_clusters
@@ -42,18 +43,72 @@ def test_learning_is_from_a_bounded_number_of_labels_and_of_every_class():
     assert len(np.unique(rows)) == len(rows)
 
 
-def test_no_fold_learns_from_what_it_judges():
+def test_what_is_said_without_a_photo_is_what_is_said_after_learning_from_the_others():
+    """Taking a photo out by an update gives what learning anew without it gives, but for the temperature of all."""
+    x, y = clouds(60, spread=1.5)
+    z = head.find_projection(x, np.arange(60))(x)
+    said, others = leave_one_out.log_probabilities_without(z[:50], y[:50], z[50:], 4)
+    one, of_one = leave_one_out._clouds(z[:50], y[:50], 4), []
+    for i in range(50):
+        rest = np.arange(50) != i
+        anew = leave_one_out._clouds(z[:50][rest], y[:50][rest], 4)
+        # the covariance is drawn towards the same round one, whether or not the photo is there
+        kept = np.linalg.inv(one.inverse) - leave_one_out.ROUNDNESS * _round(z[:50], y[:50])
+        removed = np.linalg.inv(anew.inverse) - leave_one_out.ROUNDNESS * _round(z[:50][rest], y[:50][rest])
+        assert np.linalg.matrix_rank(kept - removed, tol=1e-6 * np.abs(kept).max()) == 1
+        anew = replace(anew, inverse=np.linalg.inv(removed + leave_one_out.ROUNDNESS * _round(z[:50], y[:50])))
+        of_one.append(leave_one_out._scores(anew, z[i : i + 1])[0])
+    scores = np.array(of_one)[:, :3]
+    differences = said[:, :3] - said[:, :1]
+    expected = scores - scores[:, :1]
+    temperature = (differences * expected).sum() / (expected**2).sum()
+    np.testing.assert_allclose(differences, temperature * expected, rtol=1e-3, atol=1e-3)
+    assert np.isfinite(others).all()
+    assert max(said[:, 3].max(), others[:, 3].max()) <= leave_one_out.NEVER
+
+
+def _round(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The round covariance of some photos about the means of their classes, not divided by their number."""
+    means = np.stack([z[y == label].mean(axis=0) for label in range(3)])
+    return ((z - means[y]) ** 2).sum() / z.shape[1] * np.eye(z.shape[1])
+
+
+def test_noise_is_not_believed_by_what_has_not_learned_from_it():
     """Labels are noise: whoever has not seen them is right as often as chance."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(400, 100)).astype(np.float32), rng.integers(2, size=400)
     projection = head.find_projection(x, np.arange(400))
     z = projection(x)
-    start = head.solve_head(z, y, 2, projection)
-    said = np.zeros((400, 2))
-    for own, log_p in head.answers_out_of_fold(z, y, 2, projection, start):
-        said[own] = log_p
+    said, learned = leave_one_out.log_probabilities_without(z, y, z, 2)
     assert (said.argmax(axis=1) == y).mean() < 0.6  # chance, and four standard deviations
-    assert (start.log_probabilities(z).argmax(axis=1) == y).mean() > 0.6
+    assert (learned.argmax(axis=1) == y).mean() > 0.6
+
+
+def test_the_only_photo_of_a_class_is_known_by_no_other_and_copies_are_no_harm():
+    x, y = clouds(40)
+    z = head.find_projection(x, np.arange(40))(x)
+    y[y == 2] = 1
+    y[0] = 2
+    said, _ = leave_one_out.log_probabilities_without(z, y, z[:0], 3)
+    assert said[0, 2] <= leave_one_out.NEVER
+    assert np.isfinite(said).all()
+    same, _ = leave_one_out.log_probabilities_without(
+        np.ones((6, 4), np.float32), np.array([0, 0, 0, 1, 1, 1]), z[:0, :4], 2
+    )
+    assert np.isfinite(same).all()
+
+
+def test_a_page_of_guesses_is_of_one_class_unless_that_leaves_half_of_it_empty():
+    guess = np.repeat([0, 1, 2], [7, 6, 2])
+    p = np.where(np.eye(3)[guess] == 1, 0.9, 0.05) + np.linspace(0, 0.01, 15)[:, np.newaxis] * np.eye(3)[guess]
+    log_p, everyone = np.log(p), np.arange(15)
+    alone = suggestions.guesses(log_p, everyone, 12)
+    assert (alone.label, alone.photos.tolist()) == (0, [6, 5, 4, 3, 2, 1, 0])
+    mixed = suggestions.guesses(log_p, everyone, 14)
+    assert (mixed.label, mixed.left) == (-1, 15)
+    assert mixed.photos.tolist() == [6, 5, 4, 3, 2, 1, 0, 12, 11, 10, 9, 8, 7, 14]  # class by class, the surest first
+    assert suggestions.guesses(log_p, everyone, 14, label=1).photos.tolist() == [12, 11, 10, 9, 8, 7]
+    assert suggestions.guesses(log_p, everyone[:7], 24).label == 0
 
 
 def test_questions_are_unsure_and_unlike_each_other():

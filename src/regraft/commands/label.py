@@ -165,7 +165,8 @@ def _with_earlier(heap: Heap, record: RunRecord) -> Heap:
     """Add the photos of a run, as it has them, to a heap."""
     known = {(record.root / photo.path).resolve(): photo.labels[0] for photo in record.photos}
     own = [(heap.root / path).resolve() for path in heap.paths]
-    earlier = [path for path in known if path.is_file() and path not in set(own)]
+    listed = set(own)
+    earlier = [path for path in known if path.is_file() and path not in listed]
     root = Path(os.path.commonpath([heap.root.resolve(), record.root.resolve()]))
     given = tuple(known.get(path, name) for path, name in zip(own, heap.given, strict=True))
     paths = tuple(path.relative_to(root).as_posix() for path in (*own, *earlier))

@@ -38,7 +38,7 @@ class Page:
     Attributes:
         kind: "groups", "guesses", "questions", "doubts" or "audit".
         suggestion: The one class that all cards are thought to be; None for cards that each have a guess of their own,
-            and for a group that nothing is known of yet.
+            such as guesses of which few are left for each class, and for a group that nothing is known of yet.
         cards: Up to the size that was asked for.
         left: How many photos could still come on such pages, these included.
         version: Of the sitting when the page was made; to be handed back with its answers.

@@ -80,9 +80,8 @@ def said_of(photo: int, solved: Solved | None) -> np.ndarray | None:
 def _doubted(asked: Asked, solved: Solved) -> Chosen:
     """Choose labels that were not confirmed, and have not changed since they were solved."""
     of, board = solved.snapshot, asked.board
-    if solved.held_out is None or solved.log_p is None:
+    if solved.held_out is None:
         return NOTHING
     photos, y = np.concatenate([of.photos, of.audited]), np.concatenate([of.y, of.audited_y])
-    log_p = np.concatenate([solved.held_out, solved.log_p[of.audited]])
     is_asked = (board.label[photos] == y) & ~board.is_confirmed[photos] & ~np.isin(photos, list(asked.without))
-    return suggestions.doubts(log_p[is_asked], y[is_asked], photos[is_asked], asked.size)
+    return suggestions.doubts(solved.held_out[is_asked], y[is_asked], photos[is_asked], asked.size)

@@ -4,7 +4,6 @@ Features are standardised and turned to the principal axes of all photos, labell
 kept; a fit begins where the last one ended, and learns from at most 4096 labels, as many of each class as that allows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,6 @@ NUM_AXES = 256
 SAMPLE = 4096  # photos that tell the axes where there are more
 MOST_ROWS = 4096  # labels that a fit learns from
 ABOVE, MOST_ABOVE = 0.1, 1e-3  # nats that a fit may lie above its minimum: in all, so that one label counts; a label
-NUM_FOLDS = 5
 BLOCK = 4096  # photos turned at a time
 
 
@@ -98,30 +96,6 @@ def solve_head(
     return FastHead(solution, len(y))
 
 
-def answers_out_of_fold(
-    z: np.ndarray, y: np.ndarray, num_classes: int, projection: Projection, start: FastHead
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Solve a head for each fold of the labelled photos, which learns from the others.
-
-    Args:
-        z: `(n, R)` float32, projected features of the labelled photos.
-        y: `(n,)` int64, their labels.
-        num_classes: Number C of classes.
-        projection: Where `z` comes from.
-        start: A head on all of them, to begin at.
-
-    Yields:
-        For each fold, which of the photos it has, `(k,)` int64, and what the head of the others says of them, `(k, C)`
-        float32, logarithms of probabilities.
-    """
-    fold = folds(y)
-    for number in range(NUM_FOLDS):
-        own, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        if len(own) and len(others):
-            head = solve_head(z[others], y[others], num_classes, projection, start)
-            yield own, head.log_probabilities(z[own])
-
-
 def penalty_of(num_labels: int) -> float:
     """Return the ridge penalty for a number of labels."""
     return MIDDLING * min(1.0, FEW / max(1, num_labels))
@@ -143,15 +117,6 @@ def bounded(y: np.ndarray) -> np.ndarray:
         if count
     ]
     return np.sort(np.concatenate(parts))
-
-
-def folds(y: np.ndarray) -> np.ndarray:
-    """Assign labels `(n,)` to folds, those of each class in turn."""
-    fold = np.zeros(len(y), np.int64)
-    for label in np.unique(y):
-        own = np.flatnonzero(y == label)
-        fold[own] = np.arange(len(own)) % NUM_FOLDS
-    return fold
 
 
 def _quota(counts: np.ndarray, total: int) -> int:

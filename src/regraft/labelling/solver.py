@@ -13,14 +13,8 @@ import numpy as np
 from regraft.labelling.audit import audited_accuracy, checkpoints, curve_point
 from regraft.labelling.cards import AuditedAccuracy, CurvePoint
 from regraft.labelling.clusters import Clusters, extended, find_clusters
-from regraft.labelling.head import (
-    BLOCK,
-    FastHead,
-    Projection,
-    answers_out_of_fold,
-    find_projection,
-    solve_head,
-)
+from regraft.labelling.head import BLOCK, FastHead, Projection, find_projection, solve_head
+from regraft.labelling.leave_one_out import log_probabilities_without
 
 GROWTH = 1.5  # how many times as many photos make new axes worth while
 PAUSE_S = 0.5  # for which nobody labels anything, before what can wait is computed
@@ -65,8 +59,8 @@ class Solved:
         clusters: Of these photos.
         log_p: `(N, C)` float32, logarithms of their probabilities; None while there are not two classes.
         seconds: How long solving took, and of that how long the processor worked.
-        held_out: `(m, C)` float32, out-of-fold logarithms of probabilities of the photos learned from; None while that
-            was not computed.
+        held_out: `(m + a, C)` float32, logarithms of probabilities of the photos learned from, each as if it had not
+            been, and of the audited ones; None while that was not computed.
         accuracy: On the audited photos.
         curve: The same after fewer labels.
     """
@@ -204,14 +198,10 @@ class Solver:
         return self._head.log_probabilities(z)
 
     def _held_out(self, solved: Solved) -> Iterator[Solved]:
-        """Yield the solution as it is after each fold; in the end with what heads say of photos they have not seen."""
-        of, head = solved.snapshot, self._head
-        assert head is not None
-        z, said = solved.z[of.photos], np.zeros((len(of.y), of.num_classes), np.float32)
-        for own, log_p in answers_out_of_fold(z, of.y, of.num_classes, self._space.projection, head):
-            said[own] = log_p
-            yield solved
-        yield replace(solved, held_out=said)
+        """Yield the solution with what models say of labelled photos that they have not seen."""
+        of, z = solved.snapshot, solved.z
+        said = log_probabilities_without(z[of.photos], of.y, z[of.audited], of.num_classes)
+        yield replace(solved, held_out=np.concatenate(said))
 
     def _curve(self, solved: Solved) -> Iterator[Solved]:
         """Yield the solution with each further point; a head on the first labels is solved once while these stay."""

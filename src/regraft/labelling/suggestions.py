@@ -7,6 +7,7 @@ import numpy as np
 from regraft.labelling.clusters import Clusters, unit_rows
 
 MOST_COMPARED = 4096  # labelled photos that groups are compared with
+MOST_MIXED = 0.5  # of a page that one class fills, up to which others follow
 CANDIDATES = 8  # pages of uncertain photos, of which one is chosen
 
 
@@ -31,25 +32,29 @@ NOTHING = Chosen(np.empty(0, np.int64), -1, 0)
 def guesses(log_p: np.ndarray, open_photos: np.ndarray, size: int, label: int | None = None) -> Chosen:
     """Choose photos that the model takes for one class, the surest first.
 
+    Where that class fills no more than half of a page, photos of the next ones follow, class by class: short pages cost
+    a key each, and of few photos of many classes that is more than all that is wrong on them.
+
     Args:
         log_p: `(N, C)` float32, logarithms of probabilities.
         open_photos: `(n,)` int64, photos without a label.
         size: How many to show at most.
-        label: The class; None for the one on whose page most photos are expected to be right. A page that ended where
-            more would be wrong than right took more keys in all on four sets of five.
+        label: The class, which then is alone on the page; None for the one on whose page most photos are expected to be
+            right. A page that ended where more would be wrong than right took more keys in all on four sets of five.
     """
     if not len(open_photos):
         return NOTHING
     own = log_p[open_photos]
     guess, p = own.argmax(axis=1), np.exp(own.max(axis=1))
     labels = np.unique(guess) if label is None else [label]
-    pages = [(one, _surest(open_photos[guess == one], p[guess == one], size)) for one in labels]
-    scored = [(float(sure.sum()), one, photos) for one, (photos, sure) in pages if len(photos)]
-    if not scored:
-        return Chosen(NOTHING.photos, int(label or 0), 0)
-    _, best, photos = max(scored, key=lambda one: (one[0], -one[1]))
-    left = len(open_photos) if label is None else int((guess == label).sum())
-    return Chosen(photos, int(best), left)
+    pages = [(one, *_surest(open_photos[guess == one], p[guess == one], size)) for one in labels]
+    pages.sort(key=lambda page: (-float(page[2].sum()), page[0]))
+    best, photos, _ = pages[0]
+    if label is not None:
+        return Chosen(photos, int(best), int((guess == label).sum()))
+    if len(pages) == 1 or len(photos) > size * MOST_MIXED:
+        return Chosen(photos, int(best), len(open_photos))
+    return Chosen(np.concatenate([page[1] for page in pages])[:size], -1, len(open_photos))
 
 
 def groups(clusters: Clusters, z: np.ndarray, open_photos: np.ndarray, labelled: np.ndarray, size: int) -> Chosen:
@@ -112,7 +117,7 @@ def doubts(held_out: np.ndarray, y: np.ndarray, photos: np.ndarray, size: int) -
     """Choose labelled photos whose label the model, which has not learned from them, believes least.
 
     Args:
-        held_out: `(n, C)` float32, logarithms of out-of-fold probabilities.
+        held_out: `(n, C)` float32, logarithms of probabilities of a model that has not learned from the photo.
         y: `(n,)` int64, the labels.
         photos: `(n,)` int64, the photos.
         size: How many to show at most.

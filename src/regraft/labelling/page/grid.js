@@ -9,17 +9,19 @@ const CAPTION = 30; // pixels under a photo
 const LEAST_WIDTH = 132; // pixels of a card
 const MOST_WIDTH = 420;
 
+const isTouched = matchMedia("(hover: none) and (pointer: coarse)").matches;
+
 const WORDS = {
   groups: {
-    hint: "They look alike. Click what does not belong, then say what the others are.",
+    hint: `They look alike. ${isTouched ? "Tap" : "Click"} what does not belong, then say what the others are.`,
     empty: "No groups are left.",
   },
   guesses: {
-    hint: "Point at a photo that is something else, and say what it is.",
+    hint: `${isTouched ? "Tap" : "Point at"} a photo that is something else, and say what it is.`,
     empty: "There is nothing to guess.",
   },
   doubts: {
-    hint: "Each of these has a label that the model, which has learned from the others, does not believe.",
+    hint: "The model, which learned from all the others, does not believe these. Put right what is wrong.",
     empty: "The model believes every label.",
   },
 };
@@ -37,7 +39,12 @@ export class Grid {
     const { suggestion } = this.page;
     if (this.kind === "doubts") return ["Are these labels right?"];
     if (suggestion) return ["Are all of these ", label(suggestion, this.app.classes), "?"];
-    return [this.kind === "groups" ? "What are these?" : "Are these right?"];
+    return [this.kind === "groups" ? "What are these?" : "Are all of these right?"];
+  }
+
+  get hint() {
+    const isMixed = this.kind === "guesses" && !this.page.suggestion && this.page.left > 0; // else taken back
+    return isMixed ? `The last few of several classes. ${WORDS.guesses.hint}` : WORDS[this.kind].hint;
   }
 
   thought(card) {
@@ -66,7 +73,7 @@ export class Grid {
     if (!page.cards.length) return app.showEmpty(WORDS[this.kind].empty);
     this.list = make("ul", { class: this.hasCaptions ? "cards" : "cards bare", "aria-label": "Photos" }, ...page.cards.map((card, index) => this.card(card, index)));
     main.replaceChildren(
-      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: WORDS[this.kind].hint })), make("div", { class: "beside" }, make("span", { id: "next" }), this.sizes())),
+      make("div", { class: "question" }, make("div", {}, make("h1", {}, ...this.title), make("p", { class: "hint", text: this.hint })), make("div", { class: "beside" }, make("span", { id: "next" }), this.sizes())),
       this.list,
     );
     footer.replaceChildren(
@@ -85,7 +92,7 @@ export class Grid {
     this.fit();
     this.update();
     this.put(this.underMouse() ?? this.cursor, { focus: app.mayFocus() });
-    if (this.kind === "groups" && !app.classes.length) app.focusName();
+    if (this.kind === "groups" && !app.classes.length && !isTouched) app.focusName(); // a keyboard on the screen hides photos
   }
 
   sizes() {
