@@ -576,8 +576,8 @@ def audited(monkeypatch):
 
 
 def choosing_of(job, recipe):
-    """What a training learns from, and what chooses its epoch."""
-    return {*job.train.hashes, *(job.val.hashes if recipe.keep == "best" else ())}
+    """What a training learns from, and what chooses its epoch or its weights."""
+    return {*job.train.hashes, *(job.val.hashes if recipe.keep == "best" or job.val_chooses else ())}
 
 
 QUICK = (("auto", ""), ("auto", "val test"))

@@ -43,7 +43,7 @@ def begun(monkeypatch):
     """Names of the phases that were begun; none has time."""
     names = []
 
-    def tuned(inputs, head, phase, context, *, is_far):
+    def tuned(inputs, head, phase, context, *, is_far, choosing=None):
         names.append(phase.name + (", far" if is_far else ""))
         raise TooLittleTime("not begun")
 

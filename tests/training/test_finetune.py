@@ -323,6 +323,17 @@ def test_between_first_and_learned_weights_lies_what_is_delivered_and_judged(cha
     assert between.frozen_sha256 == learned.frozen_sha256
 
 
+def test_photos_of_val_choose_between_learned_weights_and_those_between(tune, val_set):
+    """Under labels that training does not teach, the less is learned the less is lost."""
+    recipe = recipe_of(batchnorm="eval", interpolation=0.25)
+    wrong = replace(val_set, labels=(val_set.labels + 1) % 3)
+    for val, share in ((val_set, 1.0), (wrong, 0.25)):
+        tuned = tune(recipe, val=val, val_chooses=True)
+        assert tuned.recipe.interpolation == share
+        assert sha256(tuned) == sha256(tune(replace(recipe, interpolation=share), val=val))
+        assert tuned.answers.tolist() == logits_of(tuned.network, val).argmax(dim=1).tolist()
+
+
 def test_weights_between_want_statistics_that_stay():
     with pytest.raises(ConfigError, match="--interpolation below 1 needs --batchnorm eval"):
         recipe_of(interpolation=0.5)

@@ -32,7 +32,7 @@ from regraft.training.augmentation import augmentation
 from regraft.training.batches import DecodedPhotos, Loader
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
-from regraft.training.loop import answers, fit, gradients, hold_still, judge, rate_factor
+from regraft.training.loop import fit, gradients, hold_still, judge, logits_of, rate_factor
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo
 from regraft.training.train_state import EpochMetrics, FitResult, TrainState, resume
@@ -328,7 +328,9 @@ def test_judging_gives_plain_cross_entropy_and_accuracy():
             log_loss(whole.labels, p), rel=rounding(72)
         )  # the longest sum: a kernel of 3 x 3 x 8
         assert tally.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
-        assert np.array_equal(answers(train_state, val_loader(batch_size=batch_size), QUIET), p.argmax(axis=1))
+        assert np.array_equal(
+            logits_of(train_state, val_loader(batch_size=batch_size), QUIET).argmax(axis=1), p.argmax(axis=1)
+        )
 
 
 def test_judging_leaves_the_network_as_it_was():
@@ -503,7 +505,7 @@ def test_a_photo_alone_is_not_mixed():
 
 
 class Failing(Toy):
-    """Its answers are not finite from a training step on, or when it is judged."""
+    """Its logits_of are not finite from a training step on, or when it is judged."""
 
     def __init__(self, value, *, at_step=0, judged=False):
         super().__init__()
@@ -593,7 +595,7 @@ def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, c
 
 
 @pytest.mark.parametrize("error", [on_a_gpu, on_a_processor, in_python])
-@pytest.mark.parametrize("question", [judge, answers])
+@pytest.mark.parametrize("question", [judge, logits_of])
 def test_out_of_memory_while_judging_takes_fewer_photos_at_once(question, error, capsys, record_property):
     train_state = learner_of(recipe_of(val_batch_size=8), Hungry(3, error, judged=True))
     said = question(train_state, val_loader(batch_size=8), Progress())

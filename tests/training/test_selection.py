@@ -1,5 +1,6 @@
 """What chooses between models, and what judges: two sets of photos without a common one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,13 @@ def test_losses_are_compared_at_the_temperatures_that_fit_best():
     logits = rng.normal(0, 1, (200, 3)) + 3 * np.eye(3)[np.arange(200) % 3]
     sure, modest = (Answers(log_softmax(scale * logits), np.arange(200) % 3) for scale in (1.0, 0.3))
     assert modest.losses == pytest.approx(sure.losses, abs=0.02)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_photos_from_elsewhere_are_those_of_val_that_do_not_judge(layout):
+    splits = LAYOUTS[layout]
+    chosen = select(splits, folds_of(splits.train, 5, 0))
+    assert chosen.from_elsewhere is None
+    far = replace(chosen, is_far=True)
+    has_both = layout in ("val and test", "copies everywhere")
+    assert far.from_elsewhere is (chosen.photos if has_both else None)

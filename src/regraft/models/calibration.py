@@ -51,6 +51,19 @@ def temperature(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None = N
     return found if found >= 1 else min(1.0, _likeliest(log_p, y, weights, doubt=1 / (total + 1)))
 
 
+def calibrated_losses(log_p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return `(N,)` float64: log losses in nats at the temperature that fits best; NaN for rows of NaN.
+
+    So models can be compared of which one is more modest than it need be.
+
+    Args:
+        log_p: `(N, C)`, logarithms of probabilities, or logits, of photos not seen.
+        y: `(N,)` int64, the labels.
+    """
+    log_p = log_softmax(log_p.astype(np.float64))
+    return np.asarray(-log_softmax(log_p / temperature(log_p, y))[np.arange(len(y)), y])
+
+
 def _likeliest(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None, doubt: float) -> float:
     """Return the temperature of the lowest loss; 1 where that is hardly lower.
 

@@ -98,7 +98,13 @@ def learning_from(inputs: TrainInputs, learned: Dataset) -> TrainInputs:
 
 
 def tuned_on_split(
-    inputs: TrainInputs, head: Head | None, phase: Phase, context: RunContext, *, is_far: bool = False
+    inputs: TrainInputs,
+    head: Head | None,
+    phase: Phase,
+    context: RunContext,
+    *,
+    is_far: bool = False,
+    choosing: Dataset | None = None,
 ) -> "Tuned":
     """Train a network by gradient descent on the photos to learn from.
 
@@ -108,6 +114,7 @@ def tuned_on_split(
         phase: Which layers learn.
         context: Of the run.
         is_far: Whether photos from elsewhere are to be answered.
+        choosing: Photos from elsewhere that the model is not evaluated on; None where there are none.
 
     Raises:
         TooLittleTime: In mode auto, where less of the epochs than the phase needs would fit into the time that is left.
@@ -121,11 +128,13 @@ def tuned_on_split(
         decided = replace(decided, unfreeze=import_torch_module("backbones.stages").last_half(network), views=VIEWS)
     recipe = choose(context.config.recipe, decided, context.mode, context.config.settings)
     train, val = _learned_and_watched(splits, recipe, context.config)
+    val_chooses = choosing is not None and "interpolation" not in context.config.settings
+    val = val if choosing is None else choosing
     left_s = context.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
     on_row = partial(context.trackers.row, part=phase.part)
     least = phase.least if context.config.mode == "auto" and context.config.is_solved else 0.0
     job = {"train": train, "val": val, "budget_s": left_s, "folder": context.out / phase.folder, "on_row": on_row}
-    job |= {"least": least, "may_shrink": context.config.recipe == "regraft"}
+    job |= {"least": least, "may_shrink": context.config.recipe == "regraft", "val_chooses": val_chooses}
     return _tuned(network, inputs, head, recipe, job, context)
 
 

@@ -70,11 +70,11 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
         What became the bundle; None in processes that do not write.
     """
     if solved is None:
-        return _tuned_alone(inputs, None, context)
+        return _tuned_alone(inputs, None, None, context)
     selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
     selection = replace(selection, is_far=_is_far(inputs, solved, selection, context))
     if context.config.mode == "full":
-        return _tuned_alone(inputs, solved.head, context, is_far=selection.is_far)
+        return _tuned_alone(inputs, solved.head, selection, context)
     best = _frozen_first(inputs, solved, selection, context)
     head, has_begun = None, False
     for phase in phases(context.config, selection.is_far):
@@ -112,10 +112,11 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
 
 
 def _tuned_alone(
-    inputs: TrainInputs, head: Head | None, context: RunContext, *, is_far: bool = False
+    inputs: TrainInputs, head: Head | None, selection: Selection | None, context: RunContext
 ) -> Outcome | None:
     """Run one phase of gradient descent that is compared with nothing. None in processes that do not write."""
-    tuned = tuned_on_split(inputs, head, FULL, context, is_far=is_far)
+    is_far, choosing = (selection.is_far, selection.from_elsewhere) if selection else (False, None)
+    tuned = tuned_on_split(inputs, head, FULL, context, is_far=is_far, choosing=choosing)
     if not context.world.is_main:
         return None
     splits = inputs.photos_split.splits
@@ -183,7 +184,8 @@ def _run_phase(
 ) -> Candidate | None:
     """Train one phase and return the better of its model and the best so far. None in processes that do not write."""
     learning = learning_from(inputs, selection.learned)
-    tuned = tuned_on_split(learning, head, phase, context, is_far=selection.is_far)
+    choosing = selection.from_elsewhere
+    tuned = tuned_on_split(learning, head, phase, context, is_far=selection.is_far, choosing=choosing)
     if best is None:
         return None
     unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]

@@ -12,7 +12,7 @@ from regraft.data.issues import Issue
 from regraft.data.scan import Dataset
 from regraft.data.splits import Splits
 from regraft.evaluation.comparison import BETTER, no_room, permutation_p
-from regraft.models.calibration import temperature
+from regraft.models.calibration import calibrated_losses
 from regraft.models.linear_head import Head, Score
 from regraft.models.logistic import log_softmax
 
@@ -42,6 +42,11 @@ class Selection:
     def is_set_aside(self) -> bool:
         """Whether the photos that choose were taken from the photos to learn from."""
         return self.name == SET_ASIDE
+
+    @property
+    def from_elsewhere(self) -> Dataset | None:
+        """The photos that choose, where they come from elsewhere; None where not, or where there are none."""
+        return self.photos if self.is_far and not self.is_set_aside and len(self.photos) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return what is stored with a model that was chosen."""
@@ -107,9 +112,8 @@ class Answers:
     @property
     def losses(self) -> np.ndarray:
         """`(N,)` float64, log losses in nats at the temperature that fits best; without an answer that of a guess."""
-        log_p = log_softmax(self.log_p / temperature(self.log_p, self.labels))
-        own = log_p[np.arange(len(self.labels)), self.labels]
-        return np.asarray(np.where(self._known, -own, np.log(self.log_p.shape[1])))
+        losses = calibrated_losses(self.log_p, self.labels)
+        return np.asarray(np.where(self._known, losses, np.log(self.log_p.shape[1])))
 
     @property
     def _known(self) -> np.ndarray:

@@ -23,13 +23,14 @@ from regraft.core.files import sha256_json
 from regraft.core.progress import Progress
 from regraft.core.runtime import keep_freed_memory
 from regraft.data.scan import Dataset
+from regraft.models.calibration import calibrated_losses
 from regraft.models.linear_head import Head
 from regraft.training.augmentation import augmentation, small_augmentation
 from regraft.training.batches import Loader, choose_workers, decode_to_judge, decode_to_learn
 from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
-from regraft.training.loop import answers, fit, gradients
+from regraft.training.loop import fit, gradients, logits_of
 from regraft.training.planning import SAFETY, TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
@@ -57,6 +58,8 @@ class FineTuneJob:
         on_row: Called with each finished epoch, also with those before a checkpoint that is continued.
         least: Share of its epochs without which it is not begun; 0 for as many as fit into the time, one at least.
         may_shrink: Whether first epochs may learn from smaller photos where time is short.
+        val_chooses: Whether photos of val, which then must not be those that the model is evaluated on, choose between
+            the learned weights and those between the first and the learned ones that the recipe asks for.
     """
 
     train: Dataset
@@ -70,6 +73,7 @@ class FineTuneJob:
     on_row: Callable[[HistoryRow], None] = lambda row: None
     least: float = 0.0
     may_shrink: bool = False
+    val_chooses: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def finetune(
             f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
             "The same command goes on from here; with --workers 0 there are no such processes."
         ) from error
-    trained, said = _taken_out(network, first, train_state, val, progress)
+    trained, said = _taken_out(network, first, train_state, val, job.val_chooses, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if train_state.best else fitted.epoch + bool(fitted.step)
@@ -349,21 +353,57 @@ def _seconds_a_photo(train_state: TrainState, train: Loader, progress: Progress)
 
 
 def _taken_out(
-    network: Network, first: dict[str, Tensor], train_state: TrainState, val: Loader, progress: Progress
+    network: Network,
+    first: dict[str, Tensor],
+    train_state: TrainState,
+    val: Loader,
+    val_chooses: bool,
+    progress: Progress,
 ) -> tuple[Network, np.ndarray]:
     """Return the network as it is delivered, on the CPU, and its answers to the photos of `val`."""
     delivered = cast(Classifier, train_state.delivered)
     if train_state.best:
         delivered.load_state_dict(train_state.best)
-    learned = delivered.network.state_dict()
-    delivered.network.load_state_dict(_between(first, learned, train_state.recipe.interpolation))
-    said = answers(train_state, val, progress)
+    share = train_state.recipe.interpolation
+    logits = _at_share(share, first, train_state, val, val_chooses and share < 1, progress)
     module = network.module.cpu()
     module.load_state_dict({**module.state_dict(), **delivered.network.state_dict()})
     module.eval().to(memory_format=torch.contiguous_format)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    return replace(network, module=module), said
+    return replace(network, module=module), logits.argmax(axis=1)
+
+
+def _at_share(
+    share: float,
+    first: dict[str, Tensor],
+    train_state: TrainState,
+    val: Loader,
+    val_chooses: bool,
+    progress: Progress,
+) -> np.ndarray:
+    """Put weights at a share of the way from the first to the learned ones into the network that is delivered.
+
+    Where val chooses, the learned weights stay if they lose less on val, each at the temperature that fits best. The
+    share is noted in the recipe.
+
+    Returns:
+        `(N, C)` float64, the logits of val.
+    """
+    delivered, labels = cast(Classifier, train_state.delivered).network, val.photos.dataset.labels
+    learned = {name: value.clone() for name, value in delivered.state_dict().items()} if val_chooses else {}
+    whole = logits_of(train_state, val, progress) if val_chooses else None
+    delivered.load_state_dict(_between(first, delivered.state_dict(), share))
+    logits = logits_of(train_state, val, progress)
+    if whole is None:
+        return logits
+    losses = [float(calibrated_losses(one, labels).mean()) for one in (whole, logits)]
+    progress.say(f"weights at {share:g} of the way: val loss {losses[1]:.4f}; those learned: {losses[0]:.4f}")
+    if losses[1] <= losses[0]:
+        return logits
+    delivered.load_state_dict(learned)
+    train_state.about = train_state.about.fitted(interpolation=1.0)
+    return whole
 
 
 def _copied(network: Network) -> dict[str, Tensor]:

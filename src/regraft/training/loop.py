@@ -152,15 +152,15 @@ def judge(
     return EpochMetrics(*train_state.world.total(asdict(tally).values()))
 
 
-def answers(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
-    """Return `(N,)` int64: the class that the network which would be delivered gives to each photo."""
-    world, found = train_state.world, np.zeros(len(photos.photos))
+def logits_of(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
+    """Return `(N, C)` float64: what the network which would be delivered makes of each photo."""
+    world, found = train_state.world, np.zeros((len(photos.photos), train_state.num_classes))
     train_state.delivered.eval()
     for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
-        labels = _logits(train_state, batch, progress).argmax(dim=1)
+        logits = _logits(train_state, batch, progress)
         own = indices[world.rank :: world.size]
-        found[own] = labels.cpu().numpy()[: len(own)]
-    return np.array(world.total(found), dtype=np.int64)
+        found[own] = logits.cpu().numpy()[: len(own)]
+    return np.array(world.total(found.ravel())).reshape(found.shape)
 
 
 def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:
