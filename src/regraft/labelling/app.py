@@ -80,6 +80,20 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
         cookie = None if entrance.is_known(request.scope) else entrance.exchange(token)
         return RedirectResponse("/", 303, {"Set-Cookie": cookie} if cookie else None)
 
+    routes = [
+        Route(ENTER, enter, methods=["GET"]),
+        *_routes_that_show(sitting, thumbnails),
+        *_routes_that_change(sitting),
+        *(Route(path, _file(name, kind)) for path, (name, kind) in FILES.items()),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
+    app.router.redirect_slashes = False  # it would redirect to whatever Host the request names
+    return _guarded(app, entrance)
+
+
+def _routes_that_show(sitting: Sitting, thumbnails: Thumbnails) -> list[Route]:
+    """Make the routes that only read."""
+
     async def status(_: Request) -> Response:
         return Json(await run_in_threadpool(_status, sitting))
 
@@ -92,6 +106,32 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
     async def cards(request: Request) -> Response:
         found = await _called(sitting.cards, _photos(request, "photos"))
         return Json({"cards": [asdict(card) for card in found]})
+
+    async def photo(request: Request) -> Response:
+        index, size = request.path_params["index"], request.query_params.get("size", "thumb")
+        if index >= len(sitting.heap) or size not in EDGES:
+            raise HTTPException(404, "there is no such photo")
+        try:
+            data = await run_in_threadpool(thumbnails.get, index, size)
+        except Unreadable as error:
+            raise HTTPException(422, f"this photo cannot be shown: {error}") from None
+        return Response(data, media_type="image/jpeg")
+
+    async def report(_: Request) -> Response:
+        content = await _called(_report, sitting)
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
+
+    return [
+        Route("/api/status", status),
+        Route("/api/page", page),
+        Route("/api/cards", cards),
+        Route("/photo/{index:int}", photo),
+        Route("/report", report),
+    ]
+
+
+def _routes_that_change(sitting: Sitting) -> list[Route]:
+    """Make the routes that change what is labelled, or begin something."""
 
     async def answers(request: Request) -> Response:
         said = await _body(request, Answers)
@@ -121,37 +161,13 @@ def create_app(sitting: Sitting, thumbnails: Thumbnails, entrance: Entrance) -> 
     async def sort(_: Request) -> Response:
         return Json({"num_photos": await _called(sitting.sort)})
 
-    async def photo(request: Request) -> Response:
-        index, size = request.path_params["index"], request.query_params.get("size", "thumb")
-        if index >= len(sitting.heap) or size not in EDGES:
-            raise HTTPException(404, "there is no such photo")
-        try:
-            data = await run_in_threadpool(thumbnails.get, index, size)
-        except Unreadable as error:
-            raise HTTPException(422, f"this photo cannot be shown: {error}") from None
-        return Response(data, media_type="image/jpeg")
-
-    async def report(_: Request) -> Response:
-        content = await _called(_report, sitting)
-        return Response(content, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
-
-    routes = [
-        Route(ENTER, enter, methods=["GET"]),
-        Route("/api/status", status),
-        Route("/api/page", page),
-        Route("/api/cards", cards),
+    return [
         Route("/api/answers", answers, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),
         Route("/api/classes", classes, methods=["POST"]),
         Route("/api/train", train, methods=["POST"]),
         Route("/api/sort", sort, methods=["POST"]),
-        Route("/photo/{index:int}", photo),
-        Route("/report", report),
-        *(Route(path, _file(name, kind)) for path, (name, kind) in FILES.items()),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
-    app.router.redirect_slashes = False  # it would redirect to whatever Host the request names
-    return _guarded(app, entrance)
 
 
 def _guarded(app: ASGIApp, entrance: Entrance) -> ASGIApp:

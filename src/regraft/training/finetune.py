@@ -134,10 +134,7 @@ def finetune(
     division = _division(network, learning, about.asked, progress)
     if division:
         until = math.inf if checkpoint else time.monotonic() + FROZEN_SHARE * (deadline - time.monotonic())
-        views = cache_activations(division, train, about.carried_out.views, progress, until)
-        about = about.fitted(views=len(views.versions))
-        train = replace(train, photos=views)
-        val = replace(val, photos=cache_activations(division, val, 1, progress))
+        train, val, about = _behind_frozen(division, train, val, about, until, progress)
     train_state = _learner(_classifier(network, division), learning, about, world, job)
     fitted = resume(train_state, checkpoint) if checkpoint else FitResult()
     if checkpoint:
@@ -226,6 +223,19 @@ def _division(network: Network, learning: list[list[str]], recipe: Recipe, progr
     if division is None:
         progress.say(f"{network.reference} cannot be divided before its last stages, so they all run in every epoch")
     return division
+
+
+def _behind_frozen(
+    division: SplitNetwork, train: Loader, val: Loader, about: CheckpointInfo, until: float, progress: Progress
+) -> tuple[Loader, Loader, CheckpointInfo]:
+    """Run the frozen stages once: on as many versions of each photo to learn from as there is time for until then.
+
+    Returns:
+        Loaders of what they made of the photos, and the recipe with that number of versions.
+    """
+    views = cache_activations(division, train, about.carried_out.views, progress, until)
+    val = replace(val, photos=cache_activations(division, val, 1, progress))
+    return replace(train, photos=views), val, about.fitted(views=len(views.versions))
 
 
 def _classifier(network: Network, division: SplitNetwork | None) -> Classifier:
