@@ -135,7 +135,7 @@ def test_each_kind_of_finding_has_a_picture(messy, tmp_path, empty_cache):
 def test_training_drops_what_it_is_told_to_and_says_what_it_sees(messy, tmp_path, capsys):
     options = {"mode": "frozen", "backbone": "timm/test_resnet", "weights": "random", "report": False}
     regraft.train(messy, tmp_path / "a", **options)
-    assert "doctor: leaks: 1, conflicts: 1, duplicates: 1" in capsys.readouterr().err
+    assert "scan: leaks: 1, conflicts: 1, duplicates: 1" in capsys.readouterr().err
     regraft.train(messy, tmp_path / "b", drop="leaks,conflicts", **options)
     rows = list(csv.reader((tmp_path / "b" / "quarantine.csv").read_text().splitlines()))
     assert len(rows) == 1 + 1 + 4

@@ -323,8 +323,8 @@ def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[
     )
     for one in seen:
         if one.kind == "split shift":
-            context.progress.say(f"doctor: {one.text}")
+            context.progress.say(f"scan: {one.text}")
     if seen:
         what = counted(seen)
-        context.progress.say(f"doctor: {what}; look at them with: regraft scan {context.photos} --out findings")
+        context.progress.say(f"scan: {what}; look at them with: regraft scan {context.photos} --out findings")
     return seen
