@@ -27,7 +27,8 @@ from regraft.core.files import json_bytes, sha256_bytes
 from regraft.core.ownership import write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.data.decode import Unreadable
-from regraft.data.folder_layout import Quarantined, natural_key
+from regraft.data.folder_entries import natural_key
+from regraft.data.folder_layout import Quarantined
 from regraft.data.remote import fetched
 from regraft.data.scan import Dataset, Labelling, map_photos
 from regraft.data.sources import is_there, read_bytes

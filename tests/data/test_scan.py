@@ -15,7 +15,7 @@ from conftest import COLOURS, draw, draw_folder
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data.decode import Unreadable, decode
-from regraft.data.folder_layout import is_junk, natural_key
+from regraft.data.folder_entries import is_junk, natural_key
 from regraft.data.scan import Dataset, list_photos, scan
 
 HUES = list(COLOURS.values())

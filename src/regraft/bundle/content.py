@@ -17,7 +17,7 @@ from regraft.bundle.format import FILES, MANIFEST, FormatError, manifest_sha256,
 from regraft.bundle.tensors import TensorError, read_tensors
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes, sha256_bytes
-from regraft.data.folder_layout import is_junk
+from regraft.data.folder_entries import is_junk
 
 MAX_TEXT_BYTES = 64 * 2**20  # of the manifest, config.json and the card
 MAX_GRAPH_BYTES = 2**31  # what protobuf allows

@@ -9,7 +9,7 @@ from regraft.bundle.bundle import Bundle, Prediction
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET, Progress
 from regraft.data.decode import Unreadable
-from regraft.data.folder_layout import is_junk, natural_key
+from regraft.data.folder_entries import is_junk, natural_key
 from regraft.data.links import identity_of, note_on_links
 from regraft.data.remote import fetched
 from regraft.data.scan import map_photos

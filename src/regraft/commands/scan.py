@@ -20,7 +20,7 @@ from regraft.core.ownership import check, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.data import issues as findings
-from regraft.data.folder_layout import is_manifest
+from regraft.data.folder_entries import is_manifest
 from regraft.data.image_stats import ImageStats, look
 from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
 from regraft.data.list_manifest import without_others

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from regraft.core.errors import DataError, MissingExtra
 from regraft.core.files import make_folder, write_atomic
 from regraft.data.file_endings import ending_of
-from regraft.data.folder_layout import is_junk
+from regraft.data.folder_entries import is_junk
 from regraft.data.scan import Dataset
 from regraft.data.sorting import safe_name
 

@@ -3,7 +3,6 @@
 Whatever could be read in more than one way is refused, by its path.
 """
 
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,21 @@ from regraft.core.errors import DataError
 from regraft.data import sources
 from regraft.data.class_level import reading_note, refuse_two_readings, without_containers
 from regraft.data.class_names import refuse_twins
+from regraft.data.folder_entries import (
+    folders_in,
+    has_photos_in_folders,
+    is_folder,
+    is_junk,
+    is_manifest,
+    list_entries,
+    names_below,
+    only_folder,
+    visible_entries,
+)
 from regraft.data.links import LEADS_OUT, note_on_links, why_not_entered, why_not_followed, why_not_regular
 from regraft.data.sources import Entry, MemberEntry
 from regraft.data.split_names import is_container, is_unlabelled, mentions_split, split_of, splits_of
 
-MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
-JUNK = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini", "lost+found"}
 SPLITS = ("train", "val", "test")
 
 
@@ -110,7 +118,7 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
             listing.notes.append(reason)
             continue
         listing.splits.append(split)
-        refuse_twins(folder, "folders", [entry.name for entry in _visible(folder, []) if _is_folder(entry)])
+        refuse_twins(folder, "folders", [entry.name for entry in visible_entries(folder, []) if is_folder(entry)])
         found = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
         listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in found]
     listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
@@ -144,45 +152,13 @@ def joined_listings(root: Path, listings: Sequence[Listing], options: FolderOpti
     return whole
 
 
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Return a sorting key under which "2" comes before "10"; the name itself decides between "01" and "1"."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in parts], name
-
-
-def is_manifest(path: Path) -> bool:
-    """Return whether a file may be a list of labelled photos, by its name."""
-    return path.suffix.lower() in MANIFESTS
-
-
-def is_junk(name: str) -> bool:
-    """Return whether a file or folder is hidden, or left behind by an operating system or editor, by its name."""
-    return name.startswith(".") or name.lower() in JUNK or name.lower().endswith("~")
-
-
-def _entries(folder: Path) -> list[Entry]:
-    try:
-        return sorted(sources.entries(folder), key=lambda entry: natural_key(entry.name))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"Cannot list {folder}: {reason}. Check its permissions.") from error
-
-
-def _visible(folder: Path, notes: list[str]) -> list[Entry]:
-    entries = _entries(folder)
-    junk = [entry.name for entry in entries if is_junk(entry.name)]
-    if junk:
-        notes.append(f"skipped in {folder}: {', '.join(junk)} (hidden or left by the system)")
-    return [entry for entry in entries if not is_junk(entry.name)]
-
-
 def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     """`[("train", root/train), ...]`, or `[("", root)]` when the folder is not split."""
     place = _around_splits(listing.root)
-    folders = [entry for entry in _entries(place) if _is_folder(entry) and not is_junk(entry.name)]
+    folders = [entry for entry in list_entries(place) if is_folder(entry) and not is_junk(entry.name)]
     named = splits_of([entry.name for entry in folders])
     only_splits = len(named) == len(folders) > 1  # then "train" is no class, even if it holds photos only
-    if "train" not in named.values() or not (only_splits or _folders_in(place / _folder_of("train", named))):
+    if "train" not in named.values() or not (only_splits or folders_in(place / _folder_of("train", named))):
         return [("", _past_wrappers(listing.root, listing))]
     _check_splits(place, [entry for entry in folders if entry.name in named], named, listing.options)
     _set_aside_files(place, listing)
@@ -214,15 +190,15 @@ def _leave_others(others: list[str], root: Path, named: Mapping[str, str], listi
     """Leave out folders beside the splits, unless they could be splits, or train a class. Raises DataError."""
     if not others:
         return
-    classes = set(_folders_in(root / _folder_of("train", named)))
-    alike = {name: classes & set(_names_below(root / name)) for name in others}
+    classes = set(folders_in(root / _folder_of("train", named)))
+    alike = {name: classes & set(names_below(root / name)) for name in others}
     for name in others:
         if mentions_split(name) and alike[name]:
             raise DataError(
                 f"{root} has {name} beside {', '.join(named)}, which could be a split or is to be left out. Rename it "
                 "to train, val or test, or move it to another place."
             )
-        if len(named) == 1 and not alike[name] and _has_photos_in_folders(root / name):
+        if len(named) == 1 and not alike[name] and has_photos_in_folders(root / name):
             (train,) = named
             raise DataError(
                 f"{root} has {train} beside {', '.join(others[:3])}, so {train} could be a split, or a class like "
@@ -236,21 +212,10 @@ def _folder_of(split: str, named: Mapping[str, str]) -> str:
     return next(name for name, meaning in named.items() if meaning == split)
 
 
-def _folders_in(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if _is_folder(entry) and not is_junk(entry.name)]
-
-
-def _has_photos_in_folders(folder: Path) -> bool:
-    """Whether folders in a folder hold files that are called like photos."""
-    photo = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-    files = (entry.name.lower() for name in _names_below(folder) for entry in _peeked(folder / name))
-    return any(name.endswith(photo) for name in files)
-
-
 def _around_splits(root: Path) -> Path:
     """Return the folder of the splits: the only one in `root`, if its name says that it is nothing else, or `root`."""
-    inner = _only_folder(root)
-    if inner is None or not is_container(inner.name) or "train" not in splits_of(_folders_in(inner)).values():
+    inner = only_folder(root)
+    if inner is None or not is_container(inner.name) or "train" not in splits_of(folders_in(inner)).values():
         return root
     return inner
 
@@ -268,11 +233,11 @@ def _past_wrappers(folder: Path, listing: Listing) -> Path:
 def _looked_through(folder: Path, options: FolderOptions) -> Path:
     """Return the folder of the classes: one that is alone in another, and holds folders but no splits, is no class."""
     place = folder
-    while (inner := _only_folder(place)) is not None:
-        names = _folders_in(inner)
+    while (inner := only_folder(place)) is not None:
+        names = folders_in(inner)
         if not names or any(split_of(name) for name in names) or _is_expected(inner.name, names, options):
             break
-        if options.class_level == "top" and not any(_folders_in(inner / name) for name in names):
+        if options.class_level == "top" and not any(folders_in(inner / name) for name in names):
             break
         place = inner
     return place
@@ -283,27 +248,13 @@ def _is_expected(name: str, inner: Sequence[str], options: FolderOptions) -> boo
     return any(known in options.known_classes for known in (name, *(f"{name}/{other}" for other in inner)))
 
 
-def _only_folder(folder: Path) -> Path | None:
-    """Return the one folder in a folder, files beside it not counted; a link is not a folder here."""
-    folders = [entry for entry in _entries(folder) if _is_folder(entry) and not is_junk(entry.name)]
-    return Path(folders[0].path) if len(folders) == 1 and not folders[0].is_symlink() else None
-
-
-def _is_folder(entry: Entry) -> bool:
-    """Return whether this is a folder or a link to one; a link to itself is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
 def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
     """Why the model is not evaluated on a test folder: its photos are in no class folders. None where they are."""
-    names, files = _folders_in(folder), [e for e in _visible(folder, []) if not _is_folder(e)]
-    if len(names) == 1 and not _folders_in(folder / names[0]) and is_unlabelled(names[0]):
+    names, files = folders_in(folder), [e for e in visible_entries(folder, []) if not is_folder(e)]
+    if len(names) == 1 and not folders_in(folder / names[0]) and is_unlabelled(names[0]):
         if names[0] in {one.label for one in listing.files}:
             return None
-        files += _visible(folder / names[0], [])
+        files += visible_entries(folder / names[0], [])
     elif names:
         return None
     if not files:
@@ -316,9 +267,9 @@ def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
 
 def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
     """`(class, path)` of one split's files."""
-    entries = _visible(folder, listing.notes)
-    class_folders = [entry for entry in entries if _is_folder(entry)]
-    loose = [entry for entry in entries if not _is_folder(entry)]
+    entries = visible_entries(folder, listing.notes)
+    class_folders = [entry for entry in entries if is_folder(entry)]
+    loose = [entry for entry in entries if not is_folder(entry)]
     if loose and not class_folders:
         lists = [entry.path for entry in loose if is_manifest(Path(entry.path))]
         cure = f" If {lists[0]} says which is which, name that file instead." if lists else ""
@@ -346,27 +297,9 @@ def _at_one_level(folder: Path, found: list[tuple[str, str]], listing: Listing) 
     return found
 
 
-def _names_below(folder: Path) -> list[str]:
-    """Names of the folders in a folder, and of what is in the only one of them, if that holds folders."""
-    names = _names_of_folders(folder)
-    return (_names_of_folders(folder / names[0]) if len(names) == 1 else []) or names
-
-
-def _names_of_folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _peeked(folder) if entry.is_dir(follow_symlinks=False)]
-
-
-def _peeked(folder: Path) -> list[Entry]:
-    """List what is in a folder that may be left out; nothing where it cannot be listed."""
-    try:
-        return _visible(folder, [])
-    except DataError:
-        return []
-
-
 def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple[str, str]]:
     """Files of one class, or of the classes nested in it, which are called `name/inner` or as the options say."""
-    entries, is_inner = _visible(folder, listing.notes), partial(_is_inner_folder, listing.options)
+    entries, is_inner = visible_entries(folder, listing.notes), partial(_is_inner_folder, listing.options)
     inner, files = list(filter(is_inner, entries)), list(filterfalse(is_inner, entries))
     level = listing.options.class_level
     if level is None:
@@ -382,7 +315,7 @@ def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple
     place = folder.relative_to(listing.root)
     for entry in files:
         if reason := why_not_regular(entry, listing.root, anywhere=listing.options.follow_links):
-            listing.unfollowed += [f"{place}/{entry.name}"] if _is_folder(entry) and reason != LEADS_OUT else []
+            listing.unfollowed += [f"{place}/{entry.name}"] if is_folder(entry) and reason != LEADS_OUT else []
             listing.quarantine.append(Quarantined(f"{place}/{entry.name}", reason))
         else:
             yield name, f"{place}/{entry.name}"
@@ -405,7 +338,7 @@ def _refuse_mixed(folder: Path, inner: list[Entry], files: list[Entry]) -> None:
 
 
 def _is_inner_folder(options: FolderOptions, entry: Entry) -> bool:
-    return _is_folder(entry) if options.follow_links else entry.is_dir(follow_symlinks=False)
+    return is_folder(entry) if options.follow_links else entry.is_dir(follow_symlinks=False)
 
 
 def _is_entered(entry: Entry, listing: Listing) -> bool:
@@ -420,7 +353,7 @@ def _is_entered(entry: Entry, listing: Listing) -> bool:
 
 
 def _set_aside_files(folder: Path, listing: Listing) -> None:
-    _set_aside([entry for entry in _visible(folder, listing.notes) if not _is_folder(entry)], listing)
+    _set_aside([entry for entry in visible_entries(folder, listing.notes) if not is_folder(entry)], listing)
 
 
 def _set_aside(loose: list[Entry], listing: Listing) -> None:

@@ -23,7 +23,8 @@ from regraft.core.csv_cells import to_cell
 from regraft.core.errors import DataError
 from regraft.data import sources
 from regraft.data.class_names import refuse_twins
-from regraft.data.folder_layout import SPLITS, Labelled, Listing, Quarantined, is_manifest
+from regraft.data.folder_entries import is_manifest
+from regraft.data.folder_layout import SPLITS, Labelled, Listing, Quarantined
 from regraft.data.links import LEADS_OUT, note_on_links
 from regraft.data.list_columns import CANONICAL, Columns, choose
 from regraft.data.list_places import PhotoPlaces

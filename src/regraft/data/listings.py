@@ -9,16 +9,8 @@ from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, nearest
 from regraft.data import sources
 from regraft.data.annotations import is_annotation, list_annotations
-from regraft.data.folder_layout import (
-    MANIFESTS,
-    SPLITS,
-    Labelled,
-    Listing,
-    Quarantined,
-    is_manifest,
-    joined_listings,
-    list_folder,
-)
+from regraft.data.folder_entries import MANIFESTS, is_manifest
+from regraft.data.folder_layout import SPLITS, Labelled, Listing, Quarantined, joined_listings, list_folder
 from regraft.data.imagefolder import list_described
 from regraft.data.list_manifest import list_manifest, refuse_conflicts
 from regraft.data.name_labels import list_by_name

@@ -10,7 +10,8 @@ import numpy as np
 
 from regraft.core.errors import DataError, nearest
 from regraft.data.class_names import refuse_twins, refuse_unwritable
-from regraft.data.folder_layout import Quarantined, natural_key
+from regraft.data.folder_entries import natural_key
+from regraft.data.folder_layout import Quarantined
 from regraft.data.list_manifest import ListRow, read_rows
 from regraft.data.scan import Dataset, Labelling
 from regraft.data.splits import held_out

@@ -8,7 +8,8 @@ from pathlib import Path
 from regraft.core.config import FolderOptions
 from regraft.core.errors import ConfigError, DataError
 from regraft.data import sources
-from regraft.data.folder_layout import Labelled, Listing, Quarantined, is_junk, natural_key
+from regraft.data.folder_entries import is_junk, natural_key
+from regraft.data.folder_layout import Labelled, Listing, Quarantined
 from regraft.data.links import why_not_entered, why_not_regular
 from regraft.data.split_names import splits_of
 

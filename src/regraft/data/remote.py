@@ -21,7 +21,7 @@ from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import cache_folder, is_offline
 from regraft.data.annotations import is_annotation
-from regraft.data.folder_layout import is_junk, is_manifest
+from regraft.data.folder_entries import is_junk, is_manifest
 
 _ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.*)", re.DOTALL)
 NUM_READERS = 16

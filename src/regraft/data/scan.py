@@ -21,7 +21,8 @@ from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import num_cores
 from regraft.data.class_names import refuse_twins, refuse_unwritable
 from regraft.data.decode import CHECKED_AT, Unreadable, decode
-from regraft.data.folder_layout import Labelled, Listing, Quarantined, natural_key
+from regraft.data.folder_entries import natural_key
+from regraft.data.folder_layout import Labelled, Listing, Quarantined
 from regraft.data.links import LEADS_OUT
 from regraft.data.listings import listed
 from regraft.data.remote import fetched

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from regraft.data import sources
 from regraft.data.decode import Unreadable
-from regraft.data.folder_layout import Labelled, Listing, Quarantined, is_junk
+from regraft.data.folder_entries import is_junk
+from regraft.data.folder_layout import Labelled, Listing, Quarantined
 
 LABELS = ("cls", "json")
 JSON_LABELS = ("label", "cls", "class")

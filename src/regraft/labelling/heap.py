@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from regraft.data.feature_cache import empty_table
-from regraft.data.folder_layout import natural_key
+from regraft.data.folder_entries import natural_key
 from regraft.data.split_names import is_unlabelled
 
 AUDIT_SHARE, MOST_AUDITED = 0.1, 300  # of the photos that are kept for the audit

@@ -11,7 +11,7 @@ from typing import Any
 
 from regraft.core.errors import DataError
 from regraft.data.class_names import refuse_twins, refuse_unwritable
-from regraft.data.folder_layout import is_junk
+from regraft.data.folder_entries import is_junk
 from regraft.data.split_names import split_of
 
 UNSURE, NEW, SET_ASIDE = RESERVED = ("unsure", "new", "set-aside")  # folders beside those of the classes

@@ -11,7 +11,8 @@ from regraft.backbones.features import Features
 from regraft.core.errors import DataError
 from regraft.core.files import csv_bytes
 from regraft.core.ownership import write_output
-from regraft.data.folder_layout import Quarantined, natural_key
+from regraft.data.folder_entries import natural_key
+from regraft.data.folder_layout import Quarantined
 from regraft.data.scan import Dataset, Labelling
 from regraft.data.sorting import sort_photos
 from regraft.labelling.heap import Contents, Heap
