@@ -23,14 +23,14 @@ from regraft.core.files import sha256_json
 from regraft.core.progress import Progress
 from regraft.core.runtime import keep_freed_memory
 from regraft.data.scan import Dataset
-from regraft.models.calibration import calibrated_losses
 from regraft.models.linear_head import Head
 from regraft.training.augmentation import augmentation, small_augmentation
 from regraft.training.batches import Loader, choose_workers, decode_to_judge, decode_to_learn
 from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
-from regraft.training.loop import fit, gradients, logits_of
+from regraft.training.interpolation import copied, put_between
+from regraft.training.loop import fit, gradients
 from regraft.training.planning import SAFETY, TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
@@ -127,7 +127,7 @@ def finetune(
         before = CheckpointInfo.from_json(checkpoint.state["about"])
         about = replace(about, carried_out=continued(before, job.identity, recipe, job.force, progress))
     network = _with_first_head(network, about.asked, head, len(job.train.classes), job.seed)
-    first = _copied(network) if about.asked.interpolation < 1 else {}
+    first = copied(network.module) if about.asked.interpolation < 1 else {}
     learning = _learning(network, about.asked)
     frozen = _frozen_sha256(network, learning)
     train, val = _loaders(network, job, about.carried_out, world, progress)
@@ -374,60 +374,10 @@ def _taken_out(
     delivered = cast(Classifier, train_state.delivered)
     if train_state.best:
         delivered.load_state_dict(train_state.best)
-    share = train_state.recipe.interpolation
-    logits = _at_share(share, first, train_state, val, val_chooses and share < 1, progress)
+    logits = put_between(delivered.network, first, train_state, val, val_chooses, progress)
     module = network.module.cpu()
     module.load_state_dict({**module.state_dict(), **delivered.network.state_dict()})
     module.eval().to(memory_format=torch.contiguous_format)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     return replace(network, module=module), logits.argmax(axis=1)
-
-
-def _at_share(
-    share: float,
-    first: dict[str, Tensor],
-    train_state: TrainState,
-    val: Loader,
-    val_chooses: bool,
-    progress: Progress,
-) -> np.ndarray:
-    """Put weights at a share of the way from the first to the learned ones into the network that is delivered.
-
-    Where val chooses, the learned weights stay if they lose less on val, each at the temperature that fits best. The
-    share is noted in the recipe.
-
-    Returns:
-        `(N, C)` float64, the logits of val.
-    """
-    delivered, labels = cast(Classifier, train_state.delivered).network, val.photos.dataset.labels
-    learned = {name: value.clone() for name, value in delivered.state_dict().items()} if val_chooses else {}
-    whole = logits_of(train_state, val, progress) if val_chooses else None
-    delivered.load_state_dict(_between(first, delivered.state_dict(), share))
-    logits = logits_of(train_state, val, progress)
-    if whole is None:
-        return logits
-    losses = [float(calibrated_losses(one, labels).mean()) for one in (whole, logits)]
-    progress.say(f"weights at {share:g} of the way: val loss {losses[1]:.4f}; those learned: {losses[0]:.4f}")
-    if losses[1] <= losses[0]:
-        return logits
-    delivered.load_state_dict(learned)
-    train_state.about = train_state.about.fitted(interpolation=1.0)
-    return whole
-
-
-def _copied(network: Network) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.module.state_dict().items()}
-
-
-def _between(first: dict[str, Tensor], learned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return weights that lie at a share of the way from the first to the learned ones; whole numbers are the latter.
-
-    Those that have not moved stay as they are, to the last bit.
-    """
-    if share == 1:
-        return learned
-    return {
-        name: torch.lerp(first[name].to(value.device), value, share) if value.is_floating_point() else value
-        for name, value in learned.items()
-    }
