@@ -1,6 +1,6 @@
 """How large the pictures coded in an AVIF file are, whatever the file says around them.
 
-An AVIF file of two kilobytes may hold a picture of 130 megapixels and call it 64x64: libavif decodes all of it before it
+An AVIF file of two kilobytes may hold a picture of 130 megapixels and call it 64x64: libavif decodes all of it, then
 makes it smaller. What counts is in the sequence header that begins each coded picture (AV1 bitstream specification
 1.0.0, section 5.5); where the pictures lie is in the file's boxes (ISO/IEC 14496-12, `iinf` and `iloc`). A file that is
 not laid out as programs write them counts as the largest one.
