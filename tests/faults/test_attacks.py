@@ -21,12 +21,7 @@ def test_every_attack_names_tests_that_exist():
 def test_an_attack_has_passed_where_all_cases_of_all_its_tests_have(tmp_path, monkeypatch):
     monkeypatch.setattr(attacks, "_passed", {})
     names = list(attacks.FELL)
-    for name, case, end in (
-        (names[0], "[1]", True),
-        (names[0], "[2]", True),
-        (names[1], "", True),
-        (names[1], "", False),
-    ):
+    for number, case, end in ((0, "[1]", True), (0, "[2]", True), (1, "[1]", True), (1, "[2]", False)):
         for test in attacks.FELL[names[number]]:
             attacks.pytest_runtest_logreport(
                 SimpleNamespace(nodeid=f"{test}{case}", when="call", passed=end, failed=not end)
