@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help setup demo docs site dist test torture quick check format bench bench-check clean
+.PHONY: help setup demo docs site dist test torture floors quick check format bench bench-check clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -45,6 +45,10 @@ test: $(READY)   ## all tests but the long forms; with REGRAFT_DATA also those o
 
 torture: $(READY)  ## the fault tests in their long form
 	REGRAFT_TRIALS=200 $(PYTEST) -m slow --timeout 0 tests
+	$(BIN)/python deploy/floors.py
+
+floors: $(READY) ## the lowest versions that pyproject.toml allows, installed and tried with the core
+	$(BIN)/python deploy/floors.py
 
 quick: $(READY)  ## the tests that import no torch and start no process: under two minutes
 	$(PYTEST) --quick -n 2 --dist worksteal --max-worker-restart 0 -rfE

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from faults.attacks import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  # the figures of attacks
 from regraft.bundle.bundle import Bundle
 from regraft.bundle.format import MANIFEST, sealed
 from regraft.core.files import json_bytes, sha256_file, write_atomic

@@ -19,6 +19,7 @@ from regraft.bundle.bundle import load
 from regraft.bundle.format import sealed
 from regraft.core.errors import BundleError
 
+pytestmark = [pytest.mark.slow] if IS_LONG else []
 LIMIT = 10_000  # characters of an error
 
 

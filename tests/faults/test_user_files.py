@@ -15,7 +15,7 @@ from PIL import Image
 
 import regraft
 from conftest import draw_folder
-from faults.processes import IS_LONG, TRIALS, record
+from faults.processes import IS_LONG, record
 from regraft.bundle.bundle import Bundle
 from regraft.commands import compare as compare_command
 from regraft.commands import demo as demo_command
@@ -28,7 +28,8 @@ from regraft.core.files import HOLDER, LOCK, MARKER, PARTIAL, is_partial
 from regraft.core.progress import QUIET
 from regraft.reporting import plots
 
-CASES = TRIALS if IS_LONG else 30
+CASES = 500 if IS_LONG else 30
+pytestmark = [pytest.mark.slow] if IS_LONG else []  # so that the long form is among those
 COLLIDING = [
     "bundle/model.onnx",
     "bundle/regraft.json",

@@ -15,6 +15,7 @@ from regraft.labelling.journal import Journal
 from regraft.labelling.labels import Labels
 
 NUM_KILLS = 50 if int(os.environ.get("REGRAFT_TRIALS", "20")) > 20 else 5
+pytestmark = [pytest.mark.slow] if NUM_KILLS > 5 else []  # the long form is one of `make torture`
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -16,6 +16,7 @@ from regraft.labelling.clusters import find_clusters
 from regraft.labelling.heap import heap_of
 
 TRIALS = int(os.environ.get("REGRAFT_TRIALS", "20"))
+pytestmark = [pytest.mark.slow] if TRIALS > 20 else []
 
 
 def test_a_warm_start_ends_where_a_cold_one_does_and_a_class_without_photos_is_never_an_answer():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults.processes import TRIALS, leftovers, record
+from faults.processes import IS_LONG, TRIALS, leftovers, record
 from regraft.core import files
 from regraft.core.errors import OutputError
 from regraft.core.files import MARKER
@@ -27,6 +27,8 @@ from regraft.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+
+pytestmark = [pytest.mark.slow] if IS_LONG else []
 
 
 class Heard(Progress):

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from regraft.data import file_limits
+from regraft.data import av1_sizes, file_limits
 from regraft.data.memory_budget import DECODING
 from regraft.data.pillow_settings import private_settings
 
@@ -289,7 +289,7 @@ def _bytes_to_decode(image: Image.Image, data: bytes) -> int:
     if needed > DECODING.total:
         kind = f"{image.width}x{image.height} pixels take {needed // 2**20} MB to decode"
         raise Unreadable(f"{kind}; at most {DECODING.total // 2**20} MB are used")
-    return needed
+    return needed + (av1_sizes.coded_bytes(data) if image.format == "AVIF" else 0)
 
 
 def _orientation(image: Image.Image) -> Any:
