@@ -148,6 +148,15 @@ def test_places_that_cannot_be_are_refused_before_anything_is_read(photos, tmp_p
         write_data(photos, photos / "out.zip")
 
 
+@pytest.mark.parametrize("name", ["out.tar.gz", "out.TGZ", "out.csv", "out.npy"])
+def test_a_file_of_a_kind_that_is_not_written_becomes_no_folder(photos, tmp_path, name):
+    with pytest.raises(
+        ConfigError, match=rf"as {tmp_path}/{name} is called\. Expected a folder, or a file that ends in"
+    ):
+        write_data(photos, tmp_path / name)
+    write_data(photos, tmp_path / name, kind="folder")
+
+
 def test_large_sets_are_several_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_writers, "SHARD_BYTES", 20_000)
     folder = draw_folder(tmp_path / "photos", ("a", "b"), 6)

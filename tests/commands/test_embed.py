@@ -85,6 +85,7 @@ def test_length_of_features_does_not_matter_and_nothing_is_compared_with_nothing
         (["embed", "heap/broken.png", "-o", "f.npy"], "There is no readable photo in heap/broken.png, such as"),
         (["embed", "heap", "-o", "mine.csv"], "is there already"),
         (["similar", "heap/broken.png", "heap"], "There is no readable photo"),
+        (["similar", "heap", "heap"], "photos are named whose like is to be found. Expected one, such as heap/"),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_written(tiny, heap, monkeypatch, regraft_main, arguments, said):

@@ -16,6 +16,8 @@ import pytest
 import test_kinds_of_photos as kinds
 from test_kinds_of_photos import COUNTS, make, photos_of
 
+from regraft.commands.data import write_data
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # of other libraries
@@ -266,3 +268,29 @@ def test_boxes_that_a_library_writes_give_the_bundle_of_a_folder_of_crops(
     assert said["accuracy"] == of_crops["accuracy"]
     assert sides == sides_in_folder
     assert bundle == as_folder
+
+
+def read_by_datasets(kind, **where):
+    datasets = pytest.importorskip("datasets")
+    found = datasets.load_dataset(kind, **where)["train"].cast_column("image", datasets.Image(decode=False))
+    names = found.features["label"].names
+    return {(row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes(), names[row["label"]]) for row in found}
+
+
+def read_by_webdataset(place):
+    webdataset = pytest.importorskip("webdataset")
+    found = webdataset.WebDataset(str(place), shardshuffle=False, empty_check=False)
+    return {(one["png"], json.loads(one["json"])["label"]) for one in found}
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet", "out.tar"])
+def test_libraries_read_what_regraft_writes(folder, tmp_path, name):
+    place, cache = write_data(folder, tmp_path / name).read_as, {"cache_dir": str(tmp_path / "cache")}
+    if name == "out.tar":
+        found = read_by_webdataset(place)
+    elif name == "out.parquet":
+        found = read_by_datasets("parquet", data_files=str(place), **cache)
+    else:
+        found = read_by_datasets("imagefolder", data_dir=str(place), **cache)
+    photos = [path for path in photos_of(folder) if path.name != "none.png"]
+    assert found == {(path.read_bytes(), path.parent.name) for path in photos}

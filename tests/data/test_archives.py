@@ -9,6 +9,7 @@ import tracemalloc
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pyarrow
 import pyarrow.parquet
@@ -18,6 +19,7 @@ from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data import gunzip, sources
 from regraft.data.decode import Unreadable
+from regraft.data.parquet_rows import labels_of
 from regraft.data.scan import list_photos
 from regraft.data.sources import read_bytes
 
@@ -388,6 +390,37 @@ def test_a_row_without_bytes_is_the_photo_at_its_path_if_that_is_in_the_tables_f
     reasons = [q.reason for q in dataset.quarantine]
     assert all(f"the path {path}, outside the table's folder" in reasons[i] for i, path in enumerate(paths[2:6]))
     assert "there is no file at its path gone.jpg" in reasons[4]
+
+
+@pytest.mark.parametrize("where", ["image", "path", "label"])
+def test_a_table_of_one_value_in_many_rows_is_no_bomb(tmp_path, where):
+    """A value of a megabyte stands once in the file, and would stand 400 times in memory."""
+    large, count = os.urandom(2**19).hex(), 400
+    photo = bytes.fromhex(large) * 2 if where == "image" else b"a photo"
+    path = f"a/{large}.jpg" if where == "path" else "a.jpg"
+    labels = [f"{i % 2}{large if where == 'label' else ''}" for i in range(count)]
+    columns = {"image": [{"bytes": photo, "path": path}] * count, "label": labels}
+    options = {"row_group_size": count, "dictionary_pagesize_limit": 2**30, "write_statistics": False}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "set.parquet", **options)
+    del columns, labels, photo
+    assert (tmp_path / "set.parquet").stat().st_size < 2**23
+
+    pool, usual = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool()), pyarrow.default_memory_pool()
+
+    def read():
+        source = sources._opened(tmp_path / "set.parquet").source
+        assert len(source.names()) == count
+        assert len(set(labels_of(tmp_path / "set.parquet", FolderOptions())[0])) == 2
+        for name in source.names():
+            with nullcontext() if where == "label" else pytest.raises(Unreadable, match="a decompression bomb"):
+                assert source.read(name) == b"a photo"
+
+    pyarrow.set_memory_pool(pool)
+    try:
+        assert flat(read) < 2**28
+    finally:
+        pyarrow.set_memory_pool(usual)
+    assert pool.max_memory() < 2**28
 
 
 def test_plain_bytes_are_images_too_and_a_column_of_classes_can_be_named(tmp_path):

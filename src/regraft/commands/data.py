@@ -11,11 +11,15 @@ from regraft.core.files import published, sha256_file, workspace
 from regraft.core.ownership import put_file, refuse_foreign
 from regraft.core.progress import QUIET, Progress
 from regraft.data.dataset_writers import Kind, write_dataset
+from regraft.data.folder_layout import MANIFESTS
+from regraft.data.member_names import ARCHIVES
 from regraft.data.scan import Dataset, list_photos, scan
 from regraft.data.splits import split
 from regraft.reporting.answer_table import check_parquet
 
 SUFFIXES: dict[str, Kind] = {".zip": "zip", ".parquet": "parquet", ".tar": "webdataset"}
+OTHER_FILES = (*ARCHIVES, *MANIFESTS, ".json", ".txt", ".arrow", ".npy", ".npz", ".h5", ".hdf5")
+"""Endings of names that mean a file of a kind that is not written: a folder is hardly meant."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,12 @@ def write_data(
 
     Raises:
         DataError: The photos cannot be read, or could not be read back the same.
-        ConfigError: One file is asked for, and the photos are split.
+        ConfigError: One file is asked for, and the photos are split; or a file of a kind that is not written.
         OutputError: The place cannot be written, or something else is there, which stays.
         MissingExtra: Parquet is asked for, and pyarrow is not installed.
     """
     config, place = config or TrainConfig(), Path(to)
-    kind = kind or SUFFIXES.get(place.suffix.lower(), "folder")
+    kind = kind or _kind_of(place)
     if kind == "parquet":
         check_parquet()
     _check_place(Path(folder), place)
@@ -86,6 +90,17 @@ def write_data(
     else:
         _write_folder(dataset, place, kind, progress)
     return Written(place, place if is_file else _read_as(place, kind), kind, dataset)
+
+
+def _kind_of(place: Path) -> Kind:
+    """Return how photos are written by the name of the place. Raises ConfigError."""
+    suffix = place.suffix.lower()
+    if suffix in OTHER_FILES and suffix not in SUFFIXES:
+        raise ConfigError(
+            f"Photos are not written as {suffix} files, as {place} is called. Expected a folder, or a file that ends "
+            "in .zip, .parquet or .tar (WebDataset). Choose another name, or say --format."
+        )
+    return SUFFIXES.get(suffix, "folder")
 
 
 def _check_place(folder: Path, place: Path) -> None:

@@ -187,7 +187,14 @@ def similar(photo: Embeddings, among: Embeddings, count: int = 10) -> list[Neigh
 
     Returns:
         The nearest, most similar first.
+
+    Raises:
+        ConfigError: There are several photos whose like is sought.
     """
+    if len(photo.paths) > 1:
+        raise ConfigError(
+            f"{len(photo.paths)} photos are named whose like is to be found. Expected one, such as {photo.paths[0]}."
+        )
     own = Path(photo.paths[0]).resolve()
     query = _directions(photo.x[:1])[0]
     closeness = np.concatenate([block @ query for block in _blocks(among.x)])

@@ -7,7 +7,7 @@ on disk has their paths alone, until `push_to_hub` puts the bytes in; such photo
 import json
 import threading
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,9 +18,11 @@ import numpy as np
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError, MissingExtra
 from regraft.data.decode import MAX_BYTES, Unreadable, read_open
+from regraft.data.member_names import is_bomb
 
 MAX_GROUP_BYTES = 2**31  # of images in one row group, which is read at once
 NUM_KEPT = 2  # row groups in memory
+BATCH_BYTES, BATCH_ROWS = 2**26, 2**16  # that are unpacked at a time: a value may stand once for a million rows
 ENDINGS = 8  # characters of a path's ending at most
 
 
@@ -84,7 +86,7 @@ class _GroupReader:
     """The row groups that were read last, for all threads: photos are mostly read in order."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Any] = {}
+        self._kept: dict[int, Any] = {}  # of each group its images, or why there are none
         self._lock = threading.Lock()
 
     def image(self, source: ParquetSource, group: int, place: int) -> tuple[bytes | None, str | None]:
@@ -92,20 +94,52 @@ class _GroupReader:
             if group not in self._kept:
                 for old in list(self._kept)[: 1 - NUM_KEPT]:
                     del self._kept[old]
-                self._kept[group] = _images(source, group)
+                self._kept[group] = _images_or_reason(source, group)
             images = self._kept[group]
+        if isinstance(images, str):
+            raise Unreadable(images)
         value = images[place].as_py()
         return (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
 
 
-def _images(source: ParquetSource, group: int) -> Any:
-    """Read the images of a row group. Raises Unreadable."""
-    arrow = _pyarrow()
+def _images_or_reason(source: ParquetSource, group: int) -> Any:
+    """Read the images of a row group, or return why they cannot be read."""
+    arrow, size, parts = _pyarrow(), 0, []
     try:
         with arrow.parquet.ParquetFile(source.file) as file:
-            return file.read_row_group(group, columns=[source.column]).column(0)
+            packed = sum(leaf.total_compressed_size for leaf in _leaves(file, group, source.column))
+            for part in _batches(file, group, source.column):
+                size += part.nbytes
+                if is_bomb(size, packed):
+                    return f"a decompression bomb: {packed} bytes of a row group become {size} and more"
+                parts.append(part)
+            return arrow.chunked_array(parts)
     except (arrow.ArrowException, OSError) as error:
-        raise Unreadable(f"damaged: {_first_line(error)}") from error
+        return f"damaged: {_first_line(error)}"
+
+
+def _batches(opened: Any, group: int, column: str) -> Iterator[Any]:
+    """Yield the values of some rows of a row group at a time, as arrays."""
+    largest = max(1, sum(leaf.total_uncompressed_size for leaf in _leaves(opened, group, column)))
+    rows = min(BATCH_ROWS, max(1, BATCH_BYTES // largest))
+    for batch in opened.iter_batches(rows, row_groups=[group], columns=[column]):
+        yield batch.column(0)
+
+
+def _values(opened: Any, column: str) -> Iterator[Any]:
+    """Yield the values of a column, those that are equal as one object."""
+    known: dict[Any, Any] = {}
+    for group in range(opened.metadata.num_row_groups):
+        for part in _batches(opened, group, column):
+            for value in part.to_pylist():
+                one = value.get("path") if isinstance(value, dict) else value
+                yield known.setdefault(one, one)
+
+
+def _leaves(opened: Any, group: int, column: str) -> list[Any]:
+    found = opened.metadata.row_group(group)
+    leaves = (found.column(i) for i in range(found.num_columns))
+    return [leaf for leaf in leaves if leaf.path_in_schema == column or leaf.path_in_schema.startswith(f"{column}.")]
 
 
 def open_parquet(file: Path) -> ParquetSource:
@@ -120,19 +154,15 @@ def open_parquet(file: Path) -> ParquetSource:
         schema, metadata = opened.schema_arrow, opened.metadata
         column = _image_column(file, schema)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        leaves = [i for i in range(metadata.num_columns) if _is_below(column, metadata.schema.column(i).path)]
-        for group in groups:
-            if (size := sum(group.column(i).total_uncompressed_size for i in leaves)) > MAX_GROUP_BYTES:
+        for number in range(len(groups)):
+            size = sum(leaf.total_uncompressed_size for leaf in _leaves(opened, number, column))
+            if size > MAX_GROUP_BYTES:
                 raise DataError(
                     f"{file} has {size} bytes in a row group. Expected at most {MAX_GROUP_BYTES}. Divide it."
                 )
         starts = np.cumsum([0, *(group.num_rows for group in groups)])
         names = _names(opened, column, int(starts[-1]))
     return ParquetSource(file, column, {name: row for row, name in enumerate(names)}, starts)
-
-
-def _is_below(column: str, path: str) -> bool:
-    return path == column or path.startswith(f"{column}.")
 
 
 def labels_of(file: Path, options: FolderOptions) -> tuple[list[str], str]:
@@ -153,7 +183,7 @@ def labels_of(file: Path, options: FolderOptions) -> tuple[list[str], str]:
         schema, features = opened.schema_arrow, _features(opened.schema_arrow)
         column = _label_column(file, schema, features, options.label_column)
         names = features.get(column, {}).get("names")
-        values = opened.read(columns=[column]).column(0).to_pylist()
+        values = list(_values(opened, column))
     if isinstance(names, list):
         values = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in values]
     return [unicodedata.normalize("NFC", str(value)).strip() if _is_label(value) else "" for value in values], column
@@ -210,7 +240,7 @@ def _names(opened: Any, column: str, count: int) -> list[str]:
     kind = opened.schema_arrow.field(column).type
     paths: list[str | None] = [None] * count
     if _pyarrow().types.is_struct(kind) and any(kind.field(i).name == "path" for i in range(kind.num_fields)):
-        paths = [(value or {}).get("path") for value in opened.read(columns=[f"{column}.path"]).column(0).to_pylist()]
+        paths = list(_values(opened, f"{column}.path"))
     endings = (PurePosixPath(path or "").suffix[:ENDINGS] for path in paths)
     return [f"{row:0{len(str(count))}d}{ending}" for row, ending in enumerate(endings)]
 
