@@ -31,6 +31,7 @@ from regraft.core.progress import QUIET
 from regraft.core.statistics import wilson_interval
 from regraft.data.scan import list_photos
 from regraft.labelling.cards import PAGE_SIZE, Answer, Page
+from regraft.labelling.head import find_projection, solve_head
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.sitting import Sitting
@@ -182,33 +183,38 @@ def curves(name: str) -> dict[str, Any]:
 
 def _curve(truth: Truth, way: str, seed: int) -> dict[int, float]:
     """Accuracy after each number of answers, which are single photos."""
-    from regraft.labelling.head import find_projection, solve_head
-
-    rng, found = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
     order = rng.permutation(len(truth.names))
     held_out, rest = np.split(order, [round(HELD_OUT * len(order))])
     part = Truth(truth.x[rest], [truth.names[i] for i in rest], [truth.hashes[i] for i in rest])
-    names = sorted(set(truth.names))
-    right_of = np.array([names.index(truth.names[i]) for i in held_out])
+    at_random = rng.permutation(len(rest)).tolist()
+    given = at_random if way == "random" else _asked(part, at_random)
+    projection, names = find_projection(part.x, np.arange(len(rest))), sorted(set(truth.names))
+    z, y = projection(truth.x), np.array([names.index(name) for name in truth.names])
+    found = {}
+    for count in (count for count in ANSWERS if count <= len(given)):
+        photos = rest[given[:count]]
+        head = solve_head(z[photos], y[photos], len(names), projection)
+        found[count] = float((head.log_probabilities(z[held_out]).argmax(axis=1) == y[held_out]).mean())
+    return found
+
+
+def _asked(part: Truth, at_random: list[int]) -> list[int]:
+    """Photos in the order in which questions ask for them, ten at a time; the first ten are the first at random."""
+    given: list[int] = []
     with sitting_on(part) as sitting:
-        for name in names:
+        for name in sorted(set(part.names)):
             sitting.add_class(name)
-        given: list[int] = []
-        at_random = rng.permutation(len(part.names)).tolist()
         while len(given) < min(max(ANSWERS), len(part.names)):
-            page = sitting.page("questions", size=10) if way == "questions" and len(given) >= 10 else None
-            chosen = [card.photo for card in page.cards] if page and page.cards else at_random[:10]
-            at_random = [i for i in at_random if i not in set(chosen)]
+            page = sitting.page("questions", size=10) if given else None
+            new = set(at_random) - set(given)
+            chosen = (
+                [card.photo for card in page.cards] if page and page.cards else [i for i in at_random if i in new][:10]
+            )
             sitting.answer([Answer(i, part.names[i]) for i in chosen], person="script")
             sitting.wait()
             given += chosen
-            if len(given) in ANSWERS:
-                projection = find_projection(part.x, np.arange(len(part.x)))
-                y = np.array([names.index(part.names[i]) for i in given])
-                head = solve_head(projection(part.x[given]), y, len(names), projection)
-                said = head.log_probabilities(projection(truth.x[held_out])).argmax(axis=1)
-                found[len(given)] = float((said == right_of).mean())
-    return found
+    return given
 
 
 def audit(num_sittings: int = 200) -> dict[str, float]:
