@@ -11,7 +11,7 @@ from regraft.core.files import published, sha256_file, workspace
 from regraft.core.ownership import put_file, refuse_foreign
 from regraft.core.progress import QUIET, Progress
 from regraft.data.dataset_writers import Kind, write_dataset
-from regraft.data.folder_layout import MANIFESTS
+from regraft.data.folder_entries import MANIFESTS
 from regraft.data.member_names import ARCHIVES
 from regraft.data.scan import Dataset, list_photos, scan
 from regraft.data.splits import split
