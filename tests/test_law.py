@@ -38,6 +38,7 @@ TORCH_MODULES = {
             "cached_activations",
             "checkpoint",
             "finetune",
+            "interpolation",
             "loop",
             "train_state",
         )
