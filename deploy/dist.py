@@ -121,7 +121,11 @@ def try_server(regraft: Path, bundle: Path, photo: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
-            line = next(line for line in server.stderr if "http://" in line)
+            told: list[str] = []
+            while "http://" not in (line := server.stderr.readline()):
+                told.append(line)
+                if not line:
+                    raise SystemExit(f"the server did not start:\n{''.join(told)}")
             address = next(word for word in line.split() if word.startswith("http://"))
             headers = {"Content-Type": "image/jpeg"}
             asked = urllib.request.Request(f"{address}v1/predict", photo.read_bytes(), headers)

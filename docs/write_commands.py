@@ -15,7 +15,7 @@ Exit codes: 0 done, 1 an error with its cure in one line, 2 wrong usage, 128 + n
 
 | environment variable | means |
 |---|---|
-| `REGRAFT_CACHE` | folder of graphs and features; by default the user's cache folder |
+| `REGRAFT_CACHE` | folder of graphs and features, by default the user's cache folder; none that all may write to |
 | `REGRAFT_OFFLINE=1` | never download anything, as `--offline` |
 | `REGRAFT_PRECISION=f32` | single precision also where the processor has bf16: the same numbers on every machine |
 | `REGRAFT_TOKEN` | what requests to `regraft serve` have to bear |

@@ -10,6 +10,7 @@ from safetensors.numpy import load, save
 
 import regraft
 from faults.processes import record
+from regraft.commands import doctor
 from regraft.core.files import writable_cache
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import cache_folder, chosen_cache, foreign_hands
@@ -56,6 +57,13 @@ def test_a_cache_that_everybody_may_write_to_is_not_used(empty_cache, capsys, mo
     said = capsys.readouterr().err
     assert said.count("is not used: everybody on this machine may write to it") == 1
     assert "REGRAFT_CACHE" in said
+
+
+def test_doctor_says_so(empty_cache):
+    empty_cache.mkdir()
+    assert "not used" not in next(doctor._cache()).problem
+    empty_cache.chmod(0o777)
+    assert "everybody on this machine may write to it, so it is not used" in next(doctor._cache()).problem
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o770, 0o2775])
