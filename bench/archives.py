@@ -4,8 +4,8 @@
 
 The same photos of 500x375 in a folder, a zip, a packed zip, a tar and a tar.gz, listed, hashed and extracted in turn;
 of several rounds the fastest counts, as other work on the machine only slows. Then `regraft train --mode frozen` on a
-tar of drawn photos of 4 MB, whose files are blank behind the picture and take no room on the disk. Writes
-bench/results/archives.json.
+tar of drawn photos of 4 MB, whose files are blank behind the picture and take no room on the disk. With 0 photos or 0
+gigabytes what is on record stays. Writes bench/results/archives.json.
 """
 
 import argparse
@@ -43,12 +43,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         scratch = Path(folder)
         os.environ["REGRAFT_CACHE"] = str(scratch / "cache")
-        seconds = speeds(scratch, arguments.photos, arguments.rounds) if arguments.photos else {}
-        large = trained(scratch, arguments.gigabytes) if arguments.gigabytes else {}
-    result = {"command": "python bench/archives.py", **machine(), "num_photos": arguments.photos}
-    result |= {"seconds": seconds, "of_folder": {name: ratios(seconds, name) for name in seconds}, "large": large}
-    (HERE / "results" / "archives.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({"of_folder": result["of_folder"], "large": large}, indent=1))
+        file = HERE / "results" / "archives.json"
+        result = json.loads(file.read_text()) if file.exists() else {}
+        result |= {"command": "python bench/archives.py", **machine()}
+        if arguments.photos:
+            seconds = speeds(scratch, arguments.photos, arguments.rounds)
+            result |= {"num_photos": arguments.photos, "seconds": seconds}
+            result["of_folder"] = {name: ratios(seconds, name) for name in seconds}
+        if arguments.gigabytes:
+            result["large"] = trained(scratch, arguments.gigabytes)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result.get(name) for name in ("of_folder", "large")}, indent=1))
 
 
 def ratios(seconds: dict[str, dict[str, list[float]]], name: str) -> dict[str, float]:

@@ -5,7 +5,7 @@
 Each set as it is, and with its photos cut to 5:2 along their longer side; and 120 photos of the orchard, each put
 anywhere into one of 5:2. Of each of five folds the photos are answered by a head solved on the others, its penalty
 chosen there; "searched" is nested cross-validation of the whole search, as in bench/searching.py. Takes sets from
-REGRAFT_DATA. Writes bench/results/fits.json, a set, a shape and a way at a time, and fills README.md.
+REGRAFT_DATA. Writes bench/results/fits.json, a set, a shape and a way at a time.
 """
 
 import argparse
