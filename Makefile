@@ -43,7 +43,7 @@ dist: $(READY)   ## wheel and sdist, checked, and tried in clean environments (P
 test: $(READY)   ## all tests but the long forms; with REGRAFT_DATA also those on real photos
 	$(PYTEST) -m 'not gpu' -n 2 --dist worksteal --max-worker-restart 0 --durations 25
 
-torture: $(READY)  ## the fault tests in their long form
+torture: $(READY)  ## the long forms: every value, and faults in their full number
 	REGRAFT_TRIALS=200 $(PYTEST) -m slow --timeout 0 tests
 	$(BIN)/python deploy/floors.py
 

@@ -133,7 +133,7 @@ def default_bundle(photos, tmp_path_factory) -> Bundle:
     """Such a model on the default backbone: many times slower, for what depends on the network."""
     from regraft import train
 
-    return train(photos, tmp_path_factory.mktemp("run"), quiet=True, mode="frozen")
+    return train(photos, tmp_path_factory.mktemp("run"), quiet=True, mode="frozen", report=False)
 
 
 @pytest.fixture

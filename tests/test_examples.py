@@ -142,8 +142,11 @@ def test_lines_of_chinese_are_joined_without_spaces_and_lists_stay_lists():
 
 SHORT = {  # the same cells on fewer photos, for fewer epochs
     "EPOCHS = 3": "EPOCHS = 1",
-    "train_per_class=30, val_per_class=16": "train_per_class=12, val_per_class=8",
-    "time_s=60": "time_s=5",
+    "train_per_class=30, val_per_class=16": "train_per_class=8, val_per_class=8",
+    'mode="full", epochs=EPOCHS, ': 'mode="full", epochs=EPOCHS, report=False, ',
+    'mode="scratch", epochs=EPOCHS, ': 'mode="scratch", epochs=EPOCHS, report=False, ',
+    'mode="frozen", quiet': 'mode="frozen", report=False, quiet',
+    "time_s=60, ": "time_s=1, report=False, ",
     "size=96": "size=48",
 }
 

@@ -37,6 +37,7 @@ from sklearn.utils.estimator_checks import (
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 import regraft
+from faults.processes import IS_LONG
 from regraft import ImageClassifier
 from regraft.backbones import backbone as backbones
 from regraft.core.errors import DataError, InputError, WeightsError
@@ -338,14 +339,16 @@ def test_processes_that_fitted_ones_come_back_from(listed):
     model, grid = ImageClassifier(num_folds=2), {"all_levels": [False, True]}
     try:
         told = cross_validate(model, paths, labels, cv=2, n_jobs=2, return_estimator=True)
-        found = GridSearchCV(model, grid, cv=2, n_jobs=2).fit(paths, labels)
+        found = GridSearchCV(model, grid, cv=2, n_jobs=2).fit(paths, labels) if IS_LONG else None
     finally:
         get_reusable_executor().shutdown(wait=True)
     alone = cross_validate(model, paths, labels, cv=2, return_estimator=True)
     for there, here in zip(told["estimator"], alone["estimator"], strict=True):
         np.testing.assert_array_equal(there.predict_proba(paths), here.predict_proba(paths))
-    assert found.best_score_ == found.cv_results_["mean_test_score"].max() >= alone["test_score"].mean() >= 0.9
-    assert found.cv_results_["mean_test_score"][0] == alone["test_score"].mean()
+    assert alone["test_score"].mean() >= 0.9
+    if found:
+        assert found.best_score_ == found.cv_results_["mean_test_score"].max() >= alone["test_score"].mean()
+        assert found.cv_results_["mean_test_score"][0] == alone["test_score"].mean()
 
 
 def test_a_pickled_one_needs_neither_the_cache_nor_the_network_s_files(tmp_path, monkeypatch, shaded):

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import normalize
 
 import regraft
 from conftest import draw_folder
+from faults.processes import mostly_long
 from regraft.backbones import catalog
 from regraft.backbones.mobilenet import MobileNet
 from regraft.backbones.network import build, find_heads, with_new_head
@@ -195,7 +196,7 @@ def test_backbones_lists_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["frozen", "full"])
+@pytest.mark.parametrize("mode", mostly_long(["frozen", "full"], "full"))
 def test_a_training_starts_from_the_notebooks_checkpoint(regraft_main, classic, tmp_path, mode):
     photos = draw_folder(tmp_path / "photos", ("kiwi", "melon"), 4)
     path = save_as_the_notebook_does(classic, tmp_path / "model_best.pth.tar")

@@ -18,7 +18,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torchvision import models
 
-from faults.processes import IS_LONG
+from faults.processes import IS_LONG, mostly_long
 from regraft.backbones import catalog, network
 from regraft.backbones.catalog import DEFAULT, PACKAGED, Reference
 from regraft.backbones.network import FeatureGraph, build, check_linear, find_heads, trunk, unwrap
@@ -52,7 +52,21 @@ FAMILIES = {
     "timm/eva02_tiny_patch14_224": (("head",), 192),  # published without a head
     "timm/test_byobnet": (("head.fc",), 256),
 }
-SECONDS_EACH = ("torchvision/vgg11", "torchvision/vit_b_16", "torchvision/swin_t")
+OF_EACH_KIND = (  # one of each kind of head
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v2",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/googlenet",
+    "timm/resnet18",
+    "timm/vit_tiny_patch16_224",
+    "timm/deit_tiny_distilled_patch16_224",
+    "timm/mobilevit_xxs",
+    "timm/tf_efficientnet_lite0",
+    "timm/dla46x_c",
+    "timm/eva02_tiny_patch14_224",
+    "timm/test_byobnet",
+)
 HEAVY = (
     "alexnet",
     "inception_v3",
@@ -96,9 +110,7 @@ def prove_head_can_be_replaced(net):
     assert logits.abs().max() > 0
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SECONDS_EACH else []) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", mostly_long(FAMILIES, *OF_EACH_KIND))
 def test_the_head_is_found_and_is_all_that_follows_the_features(name):
     net = build(name, "random")
     assert (net.heads, net.num_features) == FAMILIES[name]
@@ -107,14 +119,14 @@ def test_the_head_is_found_and_is_all_that_follows_the_features(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HEAVY)
+@pytest.mark.parametrize("name", mostly_long(HEAVY, "timm/tresnet_m"))
 def test_the_head_of_larger_networks_is_found_too(name):
     prove_head_can_be_replaced(build(name, "random"))
 
 
 @pytest.mark.slow
 def test_every_network_of_torchvision_but_squeezenet_ends_in_a_linear_layer():
-    for name in catalog._torchvision_names()[:: 1 if IS_LONG else 5]:
+    for name in catalog._torchvision_names()[:: 1 if IS_LONG else 12]:
         if not name.startswith(("regnet", "squeezenet")):  # regnets cannot be built without memory
             with torch.device("meta"):
                 net = network._skeleton(Reference("torchvision", name), None)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from faults.processes import mostly_long
 from regraft.backbones import split_network as divisions
 from regraft.backbones.catalog import Reference
 from regraft.backbones.network import Network, build
@@ -26,6 +27,13 @@ ROWS = (
     "torchvision/regnet_y_400mf",
     "regraft/mobilenet_v1",
 )
+OF_EACH_KIND = (
+    "timm/tf_efficientnet_lite0",
+    "timm/test_resnet",
+    "timm/mobilevit_xxs",
+    "torchvision/shufflenet_v2_x0_5",
+    "regraft/mobilenet_v1",
+)
 
 
 def learning(network, count):
@@ -40,7 +48,7 @@ def photos(network):
     return torch.randn(3, 3, p.height, p.width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", mostly_long(ROWS, *OF_EACH_KIND))
 def test_both_halves_say_what_the_whole_says(name):
     network = build(name, "random")
     images, before = photos(network), network.module.state_dict()

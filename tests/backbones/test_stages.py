@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from faults.processes import mostly_long
 from regraft.backbones.network import FeatureGraph, build, with_new_head
 from regraft.backbones.onnx_export import probe_images
 from regraft.backbones.stages import stages
@@ -31,6 +32,17 @@ FAMILIES = (
     "timm/vit_tiny_patch16_224",
     "timm/deit_tiny_distilled_patch16_224",
     "timm/xcit_nano_12_p16_224",
+)
+OF_EACH_KIND = (
+    "regraft/mobilenet_v1",
+    "torchvision/resnet18",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/mnasnet0_5",
+    "timm/test_resnet",
+    "timm/tf_efficientnet_lite0",
+    "timm/dla46x_c",
+    "timm/mobilevit_xxs",
+    "timm/deit_tiny_distilled_patch16_224",
 )
 HEAVY = ("torchvision/swin_t", "torchvision/vit_b_16", "torchvision/vgg11", "torchvision/convnext_tiny")
 EXACT = {
@@ -59,7 +71,7 @@ def run_at(network):
     return order
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in HEAVY)])
+@pytest.mark.parametrize("name", mostly_long([*FAMILIES, *HEAVY], *OF_EACH_KIND))
 def test_stages_hold_every_parameter_once_from_input_to_output_and_no_head(name):
     network = build(name, "random")
     found = stages(network)

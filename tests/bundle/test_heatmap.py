@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import regraft
-from faults.processes import long_form
+from faults.processes import long_form, mostly_long
 from regraft.backbones.backbone import load_backbone
 from regraft.backbones.derived import with_all_levels
 from regraft.backbones.engine import Pooled
@@ -112,7 +112,9 @@ def test_so_it_does_for_a_head_on_all_levels(photos, tmp_path):
         check_sum(wide, path)
 
 
-@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_efficientnet", "timm/test_nfnet"])
+@pytest.mark.parametrize(
+    "name", mostly_long(["timm/test_resnet", "timm/test_efficientnet", "timm/test_nfnet"], "timm/test_nfnet")
+)
 def test_so_it_does_for_other_networks(photos, tmp_path, name):
     other = solved(load_backbone(name, "random"), photos, tmp_path)
     image = other.to_input(photos / "red" / "red_1.jpg")
@@ -169,11 +171,12 @@ def test_so_it_does_where_places_are_covered(folder, tmp_path):
 
 
 @pytest.mark.slow
+@long_form
 @pytest.mark.parametrize(
     ("name", "is_last"),
     [
         pytest.param("resnet50", False, id="resnet50"),
-        pytest.param("timm/swin_tiny_patch4_window7_224", True, id="swin", marks=long_form),
+        pytest.param("timm/swin_tiny_patch4_window7_224", True, id="swin"),
     ],
 )
 def test_what_an_object_changes_in_the_map_lies_on_the_object(folder, tmp_path, name, is_last):
@@ -188,7 +191,7 @@ def test_what_an_object_changes_in_the_map_lies_on_the_object(folder, tmp_path, 
     assert peaks(bundle, tmp_path, change) == 10
 
 
-@pytest.mark.parametrize("name", ["timm/test_convnext", "timm/test_vit"])
+@pytest.mark.parametrize("name", mostly_long(["timm/test_convnext", "timm/test_vit"], "timm/test_vit"))
 def test_networks_that_do_not_end_in_pooling_are_covered_place_by_place(photos, tmp_path, name):
     bundle = solved(load_backbone(name, "random"), photos, tmp_path)
     assert bundle.pooled is None

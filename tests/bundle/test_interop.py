@@ -15,7 +15,7 @@ from timm.data import create_transform, resolve_data_config, resolve_model_data_
 from torchvision import models
 
 import regraft
-from faults.processes import IS_LONG, long_form, record
+from faults.processes import long_form, mostly_long, record
 from regraft.backbones.backbone import Backbone
 from regraft.backbones.network import build
 from regraft.bundle.bundle import load
@@ -93,16 +93,15 @@ def test_what_timm_resolves_is_the_preprocessing_of_the_bundle(stated, mode):
 
 
 @pytest.mark.slow
-def test_they_agree_on_real_photos(real_photos, tmp_path, record_property):
-    bundle = regraft.train(real_photos / "hymenoptera", tmp_path, quiet=True, mode="frozen", report=False)
-    every = 1 if IS_LONG else 4
-    judged = sorted((real_photos / "hymenoptera" / "val").rglob("*.jpg"))
-    paths = judged[:: 3 * every] + sorted((real_photos / "hymenoptera" / "train").rglob("*.jpg"))[:: 4 * every]
-    check(load(bundle.folder, precision="f32"), paths)
+@pytest.mark.parametrize(("name", "num_judged"), mostly_long([("hymenoptera", 153), ("hemlock2", 4)], ("hemlock2", 4)))
+def test_they_agree_on_real_photos(real_photos, tmp_path, record_property, name, num_judged):
+    bundle = regraft.train(real_photos / name, tmp_path, quiet=True, mode="frozen", report=False)
+    paths = sorted((real_photos / name).rglob("*.jpg"))
+    check(load(bundle.folder, precision="f32"), paths[:: max(1, len(paths) // 100)])
     exact = regraft.export(bundle, tmp_path / "exact.onnx")
-    assert exact.num_agree + exact.num_ties == exact.num_photos == len(judged) == 153
+    assert exact.num_agree + exact.num_ties == exact.num_photos == num_judged
     assert exact.max_difference <= 1e-4
-    record(record_property, "M5-real", photos=153, agree=exact.num_agree, largest=exact.max_difference)
+    record(record_property, f"M5-real-{name}", photos=num_judged, agree=exact.num_agree, largest=exact.max_difference)
 
 
 @pytest.mark.slow

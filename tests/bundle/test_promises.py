@@ -11,6 +11,7 @@ import pytest
 
 import regraft
 from conftest import COLOURS, draw_folder, rewrite_manifest
+from faults.processes import mostly_long
 from regraft.backbones.backbone import load_backbone
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load, threshold
@@ -333,7 +334,7 @@ def test_errors_on_white_blood_cells_are_no_more_than_was_promised(real_photos):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wbc4", "signdigits10s"])
+@pytest.mark.parametrize("name", mostly_long(["wbc4", "signdigits10s"], "wbc4"))
 def test_real_photos_are_covered_as_often_as_was_said(real_photos, name):
     covered = np.concatenate(
         [
@@ -345,7 +346,9 @@ def test_real_photos_are_covered_as_often_as_was_said(real_photos, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hymenoptera", "wbc4", "signdigits10s", "grocery_fruit5"])
+@pytest.mark.parametrize(
+    "name", mostly_long(["hymenoptera", "wbc4", "signdigits10s", "grocery_fruit5"], "hymenoptera", "wbc4")
+)
 def test_the_temperature_spoils_neither_calibration_nor_log_loss(real_photos, tmp_path, name, record_property):
     bundle = regraft.train(real_photos / name, tmp_path, quiet=True, mode="frozen", report=False)
     metrics = bundle.manifest["metrics"]

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled
 
 import hub_server
+from faults.processes import mostly_long
 from hub_server import TOKEN, running
 from regraft.bundle.bundle import load
 from regraft.commands.hub import PUSHED, pull, push
@@ -21,12 +22,6 @@ from regraft.core.errors import BundleError, HubError, OutputError
 
 # huggingface_hub gives its HTTP client the bytes of a large file in a way that this calls old
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def bundle(default_bundle):
-    """One whose graph and weights are large files to a hub."""
-    return default_bundle
 
 
 @pytest.fixture
@@ -301,8 +296,10 @@ def test_a_damaged_bundle_is_not_pushed(hub, bundle, tmp_path):
     assert hub.asked == []
 
 
-def test_the_card_is_one_that_the_hub_reads(pushed, bundle):
-    card = huggingface_hub.ModelCard(pushed["README.md"].decode())
+def test_the_card_is_one_that_the_hub_reads(hub, default_bundle):
+    bundle = default_bundle
+    push(bundle, "me/pets")
+    card = huggingface_hub.ModelCard(hub.repos["me/pets"].branches["main"]["README.md"].decode())
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "timm"
     assert card.data.pipeline_tag == "image-classification"
@@ -341,9 +338,17 @@ def test_commands_push_and_pull(run, hub, bundle, tmp_path):
         (("pull", "me/pets"), {"forbid": "huggingface_hub"}, "pip install 'regraft[hub]'"),
     ],
 )
-def test_errors_are_one_line_and_never_show_the_token(run, hub, bundle, tmp_path, arguments, environment, expected):
+def test_errors_are_one_line_and_never_show_the_token(
+    run, regraft_main, hub, bundle, tmp_path, monkeypatch, arguments, environment, expected
+):
     command = [bundle.folder if argument == "BUNDLE" else argument for argument in arguments]
-    done = run(*command, cwd=tmp_path, **environment)
+    if "forbid" in environment:
+        done = run(*command, cwd=tmp_path, **environment)
+    else:
+        monkeypatch.chdir(tmp_path)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        done = regraft_main(*command)
     assert done.returncode == 1, done.stdout
     assert expected in done.stderr
     assert done.stderr.startswith("error: ")
@@ -353,7 +358,8 @@ def test_errors_are_one_line_and_never_show_the_token(run, hub, bundle, tmp_path
 
 
 @pytest.mark.parametrize(
-    "environment", [{}, {"HF_TOKEN": f"{TOKEN} x"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_DEBUG": "1"}]
+    "environment",
+    mostly_long([{}, {"HF_TOKEN": f"{TOKEN} x"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_DEBUG": "1"}], {}),
 )
 def test_a_traceback_does_not_show_the_token(run, hub, bundle, environment):
     done = run("--debug", "push", bundle.folder, "you/pets", **environment)
@@ -362,8 +368,8 @@ def test_a_traceback_does_not_show_the_token(run, hub, bundle, environment):
 
 
 @pytest.mark.parametrize("command", ["push", "pull"])
-def test_help_has_an_example(run, command):
-    done = run(command, "--help")
+def test_help_has_an_example(regraft_main, command):
+    done = regraft_main(command, "--help")
     assert done.returncode == 0
     assert f"\n  regraft {command} " in done.stdout
 

@@ -1,5 +1,6 @@
 """The story of `regraft train` in every mode: what is promised is what lies on disk, and it is the better of two."""
 
+import itertools
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 import regraft
 from conftest import COLOURS, draw, draw_folder
+from faults.processes import long_form, mostly_long
 from regraft import run as run_module
 from regraft.backbones.features import Features
 from regraft.bundle.bundle import load
@@ -30,14 +32,14 @@ from regraft.pipeline import fine_tune, linear_probe, phases
 from regraft.pipeline.fine_tune import _learned_and_watched
 from regraft.pipeline.selection import Answers
 from regraft.run_ownership import SCRATCH
-from regraft.training import finetune
+from regraft.training import finetune, loop
 from regraft.training.recipe import Recipe, decide
 
 FOLD = 5  # photos in the first of five folds of eight photos of each of three classes
 WRONG_OF_EIGHTEEN = 6  # in `mislabelled`: no model that learned its photos does better than 12 of 18
 
 
-def save_toy(folder, seed=0, dead=False, numb=False):
+def save_toy(folder, seed=0, dead=False, numb=False, interpolation="bilinear"):
     """Settings for a network of half a million parameters at 64 pixels.
 
     dead: one to which all photos are alike.  numb: one whose last stage makes them so.
@@ -58,7 +60,7 @@ def save_toy(folder, seed=0, dead=False, numb=False):
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
         "crop_pct": 1.0,
-        "interpolation": "bilinear",
+        "interpolation": interpolation,
     }
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
     return {"backbone": "timm/test_resnet", "weights": str(folder / "model.safetensors")}
@@ -160,13 +162,10 @@ STORIES = {
 }
 
 
-SECONDS_EACH = ("tutorial frozen", "tutorial scratch")
+SHORT_STORIES = [name for name in STORIES if not name.startswith("tutorial")]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SECONDS_EACH else []) for name in STORIES],
-)
+@pytest.fixture(scope="module", params=mostly_long(STORIES, *SHORT_STORIES))
 def story(request, mislabelled, toy, tmp_path_factory):
     """A finished run in each mode and recipe, with its name and its settings."""
     out = tmp_path_factory.mktemp("story") / "run"
@@ -241,26 +240,26 @@ def test_the_recipe_is_saved_whole_as_it_was_carried_out(story):
         assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == ("sgd", 0.01, "constant")
 
 
-@pytest.mark.parametrize(
-    ("given", "head_start"),
-    [
-        ({}, "softened"),
-        ({"batchnorm": "train"}, "softened"),
-        ({"head_start": "zero"}, "zero"),
-        ({"weights": "random"}, "zero"),
-    ],
-)
+STARTS = [
+    ({}, "softened"),
+    ({"batchnorm": "train"}, "softened"),
+    ({"head_start": "zero"}, "zero"),
+    ({"weights": "random"}, "zero"),
+]
+
+
+@pytest.mark.parametrize(("given", "head_start"), mostly_long(STARTS, STARTS[0]))
 def test_training_begins_from_the_solved_head_of_a_network_that_knows_something(
     mislabelled, toy, tmp_path, given, head_start
 ):
-    run = train_run(
-        mislabelled, tmp_path / "run", configure(**{"mode": "full", "epochs": 1, **toy, **given}), Progress(quiet=True)
-    )
+    config = configure(**{"mode": "full", "epochs": 1, "report": False, **toy, **given})
+    run = train_run(mislabelled, tmp_path / "run", config, Progress(quiet=True))
     assert run.bundle.manifest["provenance"]["recipe"]["head_start"] == head_start
 
 
 def test_a_softened_head_answers_as_the_solved_one_and_is_half_as_sure(mislabelled, toy, tmp_path):
-    still = {"mode": "full", "epochs": 1, "learning_rate": 0.0, "head_learning_rate": 0.0, "batchnorm": "eval", **toy}
+    still = {"mode": "full", "epochs": 1, "learning_rate": 0.0, "head_learning_rate": 0.0, "batchnorm": "eval"}
+    still |= {"report": False, **toy}
     weights = {}
     for start in ("solved", "softened"):
         run = train_run(mislabelled, tmp_path / start, configure(**still, head_start=start), Progress(quiet=True))
@@ -310,7 +309,8 @@ def with_test_photos(mislabelled, folder):
 
 def test_a_given_test_split_is_judged_and_val_is_watched(mislabelled, toy, tmp_path):
     photos = with_test_photos(mislabelled, tmp_path / "photos")
-    run = train_run(photos, tmp_path / "run", configure(mode="full", epochs=1, **GENTLE, **toy), Progress(quiet=True))
+    one_epoch = {"mode": "full", "epochs": 1, "report": False, **GENTLE, **toy}
+    run = train_run(photos, tmp_path / "run", configure(**one_epoch), Progress(quiet=True))
     assert (run.summary["accuracy"]["split"], run.summary["accuracy"]["n"]) == ("test", 9)
     assert run.summary["accuracy"]["value"] == 1.0
     assert run.summary["history"][-1]["val_accuracy"] == pytest.approx(12 / 18)
@@ -388,7 +388,9 @@ def test_auto_takes_the_tuned_model_where_its_loss_is_clearly_less(tmp_path, pho
 
 
 @pytest.mark.usefixtures("only_right_answers_tell")
-def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
+def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path, monkeypatch):
+    """Also where it was stopped in one of the folds: those before it are not trained again."""
+    monkeypatch.setattr(loop, "KEEPING_SHARE", 0.0)  # a checkpoint after every epoch, however long it takes
     photos = draw_folder(tmp_path / "photos" / "train", ("red", "green", "blue"), 8).parent
     draw_folder(photos / "val", ("red", "green", "blue"), 6, seed=5000)
     linear_probe = []
@@ -397,8 +399,18 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path):
         if line.startswith("usable now: "):
             linear_probe.append(json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"]["value"])
 
-    blind = save_toy(tmp_path / "blind", dead=True)
-    run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind), Recorder(look))
+    def stop(line):
+        if line.startswith("epoch  3/") and "fold 3 of 5" in stopped.lines:
+            raise KeyboardInterrupt
+
+    config = configure(report=False, **LEARN, **save_toy(tmp_path / "blind", dead=True))
+    stopped, said = Recorder(stop), Recorder(look)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(photos, tmp_path / "run", config, stopped)
+    run = train_run(photos, tmp_path / "run", config, said)
+    third, fourth = (said.lines.index(f"fold {number} of 5") for number in (3, 4))
+    assert [line for line in said.lines[third:fourth] if line.startswith("continued: epoch ")]
+    assert len(said.epochs) == 3 + 3 * LEARN["epochs"], "the rest of a fold, two folds, and all photos"
     assert linear_probe[0] < 0.5
     assert run.summary["accuracy"]["value"] > 0.8
     pattern = r"full: of 24 cross-validated photos full alone is right on \d+, frozen alone on \d \(p = \S+\)\. "
@@ -446,6 +458,7 @@ def test_auto_trains_the_last_stages_first_and_keeps_them_where_all_layers_are_n
 
 
 @pytest.mark.slow
+@long_form
 def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
     """Photos of val choose, so that nothing has to be cross-validated."""
     run, _ = ladder(drawn_splits(tmp_path / "photos", train=8, val=12, test=6), tmp_path, dead=True)
@@ -458,6 +471,7 @@ def test_auto_trains_all_layers_where_the_last_stages_see_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@long_form
 @pytest.mark.usefixtures("only_right_answers_tell")
 def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path):
     """Five photos that choose: four right more are not enough, those of all folds are."""
@@ -480,9 +494,9 @@ def test_auto_cross_validates_where_a_few_photos_leave_it_open(photos, tmp_path)
 
 
 @pytest.mark.slow
-def test_auto_needs_no_torch_when_it_stops_at_frozen(run, photos, toy, tmp_path):
+def test_auto_needs_no_torch_when_it_stops_at_frozen(run, regraft_main, photos, toy, tmp_path):
     start = ["train", photos, "--backbone", toy["backbone"], "--weights", toy["weights"], "--json"]
-    assert run(*start, "--mode", "frozen", "--out", tmp_path / "first").returncode == 0  # traces the backbone
+    assert regraft_main(*start, "--mode", "frozen", "--out", tmp_path / "first").returncode == 0  # traces the backbone
     done = run(*start, "--out", tmp_path / "run", forbid="torch")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["decision"].startswith("frozen: it has none of 24")
@@ -517,7 +531,8 @@ def test_an_interrupted_auto_keeps_the_frozen_model_and_the_same_command_goes_on
 
 
 def test_a_loss_that_is_not_finite_leaves_the_frozen_model(doubtful, toy, tmp_path):
-    config = configure(epochs=3, optimizer="sgd", learning_rate=100.0, head_learning_rate=100.0, clip=0.0, **toy)
+    wild = {"optimizer": "sgd", "learning_rate": 100.0, "head_learning_rate": 100.0, "clip": 0.0}
+    config = configure(epochs=3, search=False, report=False, **wild, **toy)
     with pytest.raises(TrainError, match=r"The loss is (nan|inf) .*Lower --learning-rate"):
         train_run(doubtful, tmp_path / "run", config, Progress(quiet=True))
     assert regraft.load(tmp_path / "run").manifest["provenance"]["mode"] == "frozen"
@@ -580,12 +595,8 @@ def choosing_of(job, recipe):
     return {*job.train.hashes, *(job.val.hashes if recipe.keep == "best" or job.val_chooses else ())}
 
 
-QUICK = (("auto", ""), ("auto", "val test"))
-AUDITS = [
-    pytest.param(mode, layout, marks=[] if (mode, layout) in QUICK else [pytest.mark.slow])
-    for mode in CHOOSING
-    for layout in LAYOUTS
-]
+AUDITED = [("auto", ""), ("auto", "val test"), ("full, best epoch", "val"), ("frozen, searched", "test")]
+AUDITS = mostly_long(itertools.product(CHOOSING, LAYOUTS), *AUDITED)
 
 
 @pytest.mark.parametrize(("mode", "layout"), AUDITS)
@@ -605,6 +616,7 @@ def test_no_photo_decides_anything_and_judges(tmp_path, toy, audited, mode, layo
 
 
 @pytest.mark.slow
+@long_form
 def test_labels_of_the_photos_that_judge_turn_no_decision(doubtful, toy, tmp_path):
     """Turned round, they change the accuracy that is reported and nothing else."""
     turned, runs = {"red": "green", "green": "blue", "blue": "red"}, []
@@ -626,14 +638,14 @@ def test_labels_of_the_photos_that_judge_turn_no_decision(doubtful, toy, tmp_pat
 GROWING = {"epochs": 4, "batch_size": 4, "learning_rate": 0.05, "head_learning_rate": 0.05, "warmup": 1.0, "clip": 0.0}
 
 
-@pytest.mark.parametrize("layout", ["", "val test"])
+@pytest.mark.parametrize("layout", mostly_long(["", "val test"], ""))
 def test_the_best_epoch_is_delivered_by_photos_that_do_not_judge(tmp_path, toy, monkeypatch, layout):
     jobs, whole = [], finetune.finetune
     monkeypatch.setattr(
         finetune, "finetune", lambda network, job, *rest: jobs.append(job) or whole(network, job, *rest)
     )
     photos = laid_out(tmp_path / "photos", layout)
-    config = configure(mode="full", keep="best", **GROWING, **GENTLE, **toy)
+    config = configure(mode="full", keep="best", report=False, **GROWING, **GENTLE, **toy)
     run = train_run(photos, tmp_path / "run", config, Progress(quiet=True))
     trackers = {row["sha256"]: row["split"] for row in read_lines(run.out / "photos.jsonl")}
     judged = run.summary["accuracy"]["split"]
@@ -657,22 +669,22 @@ def test_keep_best_without_a_photo_to_set_apart_says_so(tmp_path, toy):
 
 MODES = {
     "frozen": {"mode": "frozen"},
-    "full": {"mode": "full", "epochs": 1},
-    "scratch": {"mode": "scratch", "epochs": 1, "weights": "random"},
-    "tutorial": {"mode": "full", "recipe": "tutorial", "epochs": 1},
-    "auto": {"epochs": 1},
+    "full": {"mode": "full", "epochs": 1, "report": False},
+    "scratch": {"mode": "scratch", "epochs": 1, "weights": "random", "report": False},
+    "tutorial": {"mode": "full", "recipe": "tutorial", "epochs": 1, "report": False},
+    "auto": {"epochs": 1, "report": False},
 }
 
 
-@pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
-def test_files_that_are_no_photos_and_a_class_of_one_are_no_obstacle(tmp_path, toy, settings):
+@pytest.mark.parametrize("mode", mostly_long(MODES, "frozen", "tutorial", "auto"))
+def test_files_that_are_no_photos_and_a_class_of_one_are_no_obstacle(tmp_path, toy, mode):
     photos = draw_folder(tmp_path / "photos", ("a", "b"), 5)
     draw(photos / "single" / "only.jpg", COLOURS["blue"], 77)
     (photos / "a" / "cut.jpg").write_bytes((photos / "a" / "a_0.jpg").read_bytes()[:500])
     (photos / "a" / "empty.png").touch()
     (photos / "b" / "page.jpg").write_text("<html>not found</html>")
     said = Recorder()
-    run = train_run(photos, tmp_path / "run", configure(**toy | settings), said)
+    run = train_run(photos, tmp_path / "run", configure(**toy | MODES[mode]), said)
     assert run.summary["images"] == {"found": 14, "used": 11, "quarantined": 3}
     rows = read_lines(run.out / "photos.jsonl")
     reasons = {row["path"]: row["quarantined"] for row in rows if "quarantined" in row}
@@ -687,11 +699,11 @@ def test_files_that_are_no_photos_and_a_class_of_one_are_no_obstacle(tmp_path, t
 
 
 def test_a_training_begins_from_a_bundle(mislabelled, toy, tmp_path):
-    first = regraft.train(mislabelled, tmp_path / "first", quiet=True, **STORIES["full"], **toy)
+    first = regraft.train(mislabelled, tmp_path / "first", quiet=True, report=False, **STORIES["full"], **toy)
     others = draw_folder(tmp_path / "others", ("x", "y"), 4)
     start = start_of(tmp_path / "first")
     assert start == {"backbone": "timm/test_resnet", "weights": str(first.folder / "model.safetensors")}
-    second = regraft.train(others, tmp_path / "second", quiet=True, mode="frozen", **start)
+    second = regraft.train(others, tmp_path / "second", quiet=True, report=False, mode="frozen", **start)
     one, two = (load_file(bundle.folder / "model.safetensors") for bundle in (first, second))
     assert all(torch.equal(value, two[key]) for key, value in one.items() if not key.startswith("fc."))
     assert not torch.equal(one["conv1.0.weight"], load_file(toy["weights"])["conv1.0.weight"])
@@ -702,7 +714,7 @@ def test_a_training_begins_from_a_bundle(mislabelled, toy, tmp_path):
 
 
 def test_a_run_without_epochs_leaves_no_history_of_the_run_before(photos, toy, tmp_path):
-    regraft.train(photos, tmp_path / "run", quiet=True, mode="full", epochs=1, **toy)
+    regraft.train(photos, tmp_path / "run", quiet=True, mode="full", epochs=1, report=False, **toy)
     assert (tmp_path / "run" / "history.jsonl").exists()
     regraft.train(photos, tmp_path / "run", quiet=True, mode="frozen", **toy)
     assert visible(tmp_path / "run") == ["bundle", "photos.jsonl", "quarantine.csv", "report.html", "result.json"]
@@ -725,7 +737,7 @@ def test_weights_that_scratch_would_not_use_are_refused(photos, toy, tmp_path):
 
 
 def test_settings_of_steps_that_frozen_does_not_take_are_said_to_be_without_effect(photos, toy, tmp_path, capsys):
-    regraft.train(photos, tmp_path / "run", mode="frozen", epochs=3, weight_decay=0.1, **toy)
+    regraft.train(photos, tmp_path / "run", mode="frozen", report=False, epochs=3, weight_decay=0.1, **toy)
     assert "without effect: --epochs, --weight-decay;" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 import regraft
 from conftest import draw_folder, rewrite_manifest
+from faults.processes import long_form
 from regraft.backbones import features
 from regraft.bundle.bundle import load
 from regraft.commands import update
@@ -126,6 +127,7 @@ def test_what_cannot_grow_says_why(bundle, photos, tmp_path):
 
 
 @pytest.mark.slow
+@long_form
 def test_a_sixth_fruit_gives_the_bytes_of_a_training_on_six(real_photos, counted, tmp_path):
     sixth = unpack_orchard(tmp_path / "drawn", train_per_class=12, val_per_class=6)
     for path in sixth.rglob("*.jpg"):  # mirrored, no other test has seen them

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from regraft.core.files import PARTIAL, sha256_file
 TRIALS = int(os.environ.get("REGRAFT_TRIALS", "20"))
 IS_LONG = TRIALS > 20
 long_form = pytest.mark.skipif(not IS_LONG, reason="the long form: make torture")
+LONG = (pytest.mark.slow, long_form)
 SHORT = ("--mode", "full", "--epochs", "5", "--batch-size", "4", "--no-report")  # 3 steps an epoch over 12 of 15 photos
 INTERVAL = "regraft.training.loop.CHECKPOINT_SECONDS"
 
@@ -37,7 +39,7 @@ INTERVAL = "regraft.training.loop.CHECKPOINT_SECONDS"
 @dataclass(frozen=True)
 class Trip:
     """At the call-th call of a function, such as "regraft.commands.train.list_photos": a signal to the process itself,
-    then sleep, then the call. signum: 0 for none.  pause: in seconds.
+    then sleep, then the call. signum: 0 for none.  pause: in seconds, unless `Child.resume` ends it.
     """
 
     at: str
@@ -84,6 +86,10 @@ class Child:
     def is_paused(self) -> bool:
         """Whether a trip's pause has begun."""
         return (self.folder / "paused").exists()
+
+    def resume(self) -> None:
+        """End a trip's pause, and all that are still to come."""
+        (self.folder / "resumed").touch()
 
     def children(self) -> list[int]:
         """Processes that it started."""
@@ -248,6 +254,16 @@ def shared_story(base: Path) -> Story:
         if not known.exists():
             known.write_bytes(pickle.dumps(story(folder)))
         return pickle.loads(known.read_bytes())
+
+
+def mostly_long(cases: Iterable[Any], *short: Any) -> list[Any]:
+    """Values of a parameter: those that are named are always tested, the others in the long form."""
+    found = list(cases)
+    assert all(case in found for case in short), short
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if case in short else LONG)
+        for case in found
+    ]
 
 
 def toy(folder: Path, *, dead: bool = False) -> tuple[object, ...]:

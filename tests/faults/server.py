@@ -123,10 +123,17 @@ def lay(at: str, call: int, signum: int, pause: float, mark: Path, events: Path)
                 os.kill(os.getpid(), signal.Signals(signum))
             if pause:
                 mark.touch()
-                time.sleep(pause)
+                wait(pause, mark.with_name("resumed"))
         return original(*args, **kwargs)
 
     setattr(owner, name, tripped)
+
+
+def wait(seconds: float, end: Path) -> None:
+    """Until a file is there, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not end.exists():
+        time.sleep(0.005)
 
 
 def place_of(name: str) -> Any:

@@ -6,13 +6,14 @@ import signal
 import pytest
 
 from conftest import draw
-from faults.processes import Trip, record, shared_story, toy
+from faults.processes import Trip, mostly_long, record, shared_story, toy
 from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
 STOPPED = (Trip("regraft.training.loop.gradients", 5, signal.SIGTERM),)
 
 NO_EFFECT = {
+    "all of these": ("--workers", 1, "--time", "10m", "--offline", "--force"),
     "the same": (),
     "workers": ("--workers", 1),
     "time that suffices": ("--time", "10m"),
@@ -57,6 +58,11 @@ REFUSED = {
 }
 
 
+def all_of(options: dict[str, tuple[object, ...]], *but: str) -> tuple[object, ...]:
+    """Options of several rows in one command."""
+    return tuple(word for row, words in options.items() if row not in but for word in words)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return shared_story(tmp_path_factory.getbasetemp())
@@ -84,7 +90,7 @@ def was_refused(ended, out, unfinished) -> str:
     return ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("row", NO_EFFECT)
+@pytest.mark.parametrize("row", mostly_long(NO_EFFECT, "all of these"))
 def test_what_changes_no_result_changes_nothing(whole, out, row):
     ended = whole.start(out, *NO_EFFECT[row]).wait()
     whole.check(out, ended)
@@ -92,14 +98,22 @@ def test_what_changes_no_result_changes_nothing(whole, out, row):
     assert "changed on resume" not in ended.stderr
 
 
-@pytest.mark.parametrize("row", APPLIED)
+@pytest.mark.parametrize("row", mostly_long(APPLIED, "val_batch_size"))
 def test_what_is_applied_is_said(whole, out, row):
     ended = whole.start(out, *APPLIED[row]).wait()
     whole.check(out, ended, same_batches=row != "val_batch_size")
     assert f"changed on resume: {row} " in ended.stderr
 
 
-@pytest.mark.parametrize("row", NEED_FORCE)
+def test_all_that_make_another_recipe_are_listed(whole, out, unfinished):
+    message = was_refused(whole.start(out, *all_of(NEED_FORCE)).wait(), out, unfinished)
+    assert [row for row in NEED_FORCE if f" {row} " not in message] == []
+    assert message.count("(now ") == len(NEED_FORCE)
+    assert "--force" in message
+    assert "--restart" in message
+
+
+@pytest.mark.parametrize("row", mostly_long(NEED_FORCE, "mix"))
 def test_what_makes_another_recipe_needs_force(whole, out, unfinished, row):
     message = was_refused(whole.start(out, *NEED_FORCE[row]).wait(), out, unfinished)
     assert f"{row} " in message
@@ -108,7 +122,7 @@ def test_what_makes_another_recipe_needs_force(whole, out, unfinished, row):
     assert "--restart" in message
 
 
-@pytest.mark.parametrize("row", FORCED)
+@pytest.mark.parametrize("row", mostly_long(FORCED, "epochs", "learning_rate"))
 def test_what_is_forced_is_applied_and_said(whole, out, row):
     ended = whole.start(out, *NEED_FORCE[row], "--force").wait()
     assert ended.code == 0, ended.stderr
@@ -125,7 +139,16 @@ def measured_rows(ended):
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)], ids=["plain", "forced"])
-@pytest.mark.parametrize("row", REFUSED)
+def test_all_that_do_not_fit_the_checkpoint_are_listed(whole, out, unfinished, force):
+    message = was_refused(whole.start(out, *all_of(REFUSED), *force).wait(), out, unfinished)
+    assert [row for row in REFUSED if f" {row} " not in message] == []
+    assert message.count("(now ") >= len(REFUSED)
+    assert "cannot be continued" in message
+    assert "--restart" in message
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["plain", "forced"])
+@pytest.mark.parametrize("row", mostly_long(REFUSED))
 def test_what_does_not_fit_the_checkpoint_is_refused(whole, out, unfinished, row, force):
     message = was_refused(whole.start(out, *REFUSED[row], *force).wait(), out, unfinished)
     assert f"{row} " in message
@@ -181,7 +204,7 @@ def test_restart_begins_anew_with_any_flags(whole, out, record_property):
     ended = whole.start(out, "--restart").wait()
     whole.check(out, ended)
     assert "continued" not in ended.stderr
-    rows = sum(map(len, (NO_EFFECT, APPLIED, NEED_FORCE, FORCED, REFUSED, REFUSED))) + 6
+    rows = sum(map(len, (NO_EFFECT, APPLIED, NEED_FORCE, FORCED, REFUSED, REFUSED))) + 8
     record(record_property, "R8", rows=rows, silent=0)
 
 

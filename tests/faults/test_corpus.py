@@ -1,6 +1,7 @@
 """Hundreds of files that no camera wrote: each is used with its own picture, or refused. (Rows D1 to D3, D6, D7.)"""
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -20,7 +21,7 @@ from PIL import Image
 
 from conftest import COLOURS, draw_folder
 from data.test_decode import chunk, jpeg_that_claims, png
-from faults.processes import IS_LONG, Trip, nursery, record, toy
+from faults.processes import IS_LONG, Trip, mostly_long, nursery, record, toy
 from regraft.data.decode import decode
 
 pytestmark = pytest.mark.slow
@@ -242,8 +243,11 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("mode", ["frozen", "full"] * (2 if IS_LONG else 1))
+SHORT = [*(("frozen", change) for change in CHANGES), ("full", "changed")]
+ALL = [(mode, change) for mode in ("frozen", "full") for change in CHANGES]
+
+
+@pytest.mark.parametrize(("mode", "change"), [*mostly_long(ALL, *SHORT), *(ALL if IS_LONG else ())])
 def test_a_photo_that_changes_after_the_scan_is_named_and_never_replaced(
     tmp_path, network, record_property, mode, change
 ):
@@ -251,10 +255,11 @@ def test_a_photo_that_changes_after_the_scan_is_named_and_never_replaced(
     root = draw_folder(tmp_path / "photos", ("red", "green"), 4)
     at = "regraft.commands.train.configured"
     command = ("train", root, *network, "--mode", mode, "--epochs", 1, "--strict", "--out", tmp_path / "run", "--json")
-    child = nursery().start(*command, trips=(Trip(at, 1, pause=3.0),), REGRAFT_CACHE=str(tmp_path / "cache"))
+    child = nursery().start(*command, trips=(Trip(at, 1, pause=60.0),), REGRAFT_CACHE=str(tmp_path / "cache"))
     child.wait_until(child.is_paused)
     path = root / "red" / "red_1.jpg"
     CHANGES[change](path, root / "green" / "green_1.jpg")
+    child.resume()
     ended = child.wait()
     assert ended.code == 1, ended.stderr
     assert "red_1.jpg" in ended.stderr.splitlines()[-1]
@@ -273,8 +278,11 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("mode", ["frozen", "full"])
+SOME = [("full", "a last batch of one"), ("full", "a batch larger than the set")]
+SOME += [("frozen", "two photos a class"), ("frozen", "one photo a class")]
+
+
+@pytest.mark.parametrize(("mode", "name"), mostly_long(itertools.product(("frozen", "full"), SHAPES), *SOME))
 def test_sets_of_any_shape_train_or_are_refused_at_once(tmp_path, network, record_property, mode, name):
     classes, count, flags, trains = SHAPES[name]
     root = draw_folder(tmp_path / "photos", classes, count)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from faults.processes import IS_LONG, SHORT, Trip, free_port, record, story
+from faults.processes import IS_LONG, SHORT, Trip, free_port, long_form, mostly_long, record, story
 from rounding import rounding
 
 pytestmark = pytest.mark.slow
@@ -62,10 +62,10 @@ def assert_same_figures(one, other) -> None:
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=CLOSE)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", mostly_long(VARIANTS, "BatchNorm in train"))
 def test_two_and_three_processes_end_with_the_weights_of_one(whole, tmp_path, record_property, variant):
     flags, differences = VARIANTS[variant], {}
-    sizes = (2, 3) if IS_LONG or variant == "BatchNorm in train" else (2,)
+    sizes = (2, 3) if IS_LONG else (2,)
     alone = whole.start(tmp_path / "1", *flags).wait().summary
     for size in sizes:
         together = end_together(whole, size, tmp_path / str(size), *flags).summary
@@ -75,7 +75,9 @@ def test_two_and_three_processes_end_with_the_weights_of_one(whole, tmp_path, re
     record(record_property, f"R7-{variant.replace(' ', '-')}", processes=sizes, differences=differences)
 
 
-@pytest.mark.parametrize("sizes", [(1, 2, 1), (2, 2), *([(2, 1), (1, 2), (2, 3, 2)] if IS_LONG else [])])
+@pytest.mark.parametrize(
+    "sizes", mostly_long([((1, 2, 1),), ((2, 2),), ((2, 1),), ((1, 2),), ((2, 3, 2),)], ((1, 2, 1),))
+)
 def test_a_run_goes_on_with_another_number_of_processes(whole, tmp_path, record_property, sizes):
     """Killed in the midst of an epoch each time: also the epoch that several numbers had a part in is told right."""
     for size in sizes[:-1]:
@@ -96,7 +98,7 @@ def test_features_are_shared_out_and_are_those_of_one(whole, tmp_path):
     assert max(shards) == 2
 
 
-@pytest.mark.parametrize("mode", ["frozen", "scratch", "auto"])
+@pytest.mark.parametrize("mode", mostly_long(["frozen", "scratch", "auto"], "auto"))
 def test_every_mode_ends_with_the_model_of_one(whole, tmp_path, mode):
     flags = ("--mode", mode, *(("--weights", "random") if mode == "scratch" else ()))
     alone = whole.start(tmp_path / "1", *flags).wait().summary
@@ -113,10 +115,10 @@ def test_a_signal_to_all_stops_all_after_the_same_step(whole, tmp_path):
     ended = [child.wait() for child in children]
     assert [one.code for one in ended] == [143, 143]
     assert "Traceback" not in ended[0].stderr + ended[1].stderr
-    assert_same_figures(whole.summary, end_together(whole, 2, tmp_path / "run").summary)
+    assert_same_figures(whole.summary, whole.start(tmp_path / "run").wait().summary)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", mostly_long([0, 1], 0))
 def test_where_one_is_killed_the_others_end_and_say_so(whole, tmp_path, number):
     children = whole.start_together(2, tmp_path / "run")
     children[0].wait_for("epoch  1/5")
@@ -127,11 +129,11 @@ def test_where_one_is_killed_the_others_end_and_say_so(whole, tmp_path, number):
     assert other.code == 1
     assert other.stderr.splitlines()[-1].startswith("error: Another process of this training has ended")
     assert "Traceback" not in other.stderr
-    assert_same_figures(whole.summary, end_together(whole, 2, tmp_path / "run").summary)
+    assert_same_figures(whole.summary, whole.start(tmp_path / "run").wait().summary)
 
 
 def test_a_folder_in_use_is_refused_by_all(whole, tmp_path):
-    first = whole.start(tmp_path / "run", trips=(Trip(STEP, 2, pause=20.0),))
+    first = whole.start(tmp_path / "run", trips=(Trip(STEP, 2, pause=120.0),))
     first.wait_until(first.is_paused)
     main, other = [child.wait() for child in whole.start_together(2, tmp_path / "run")]
     assert (main.code, other.code) == (1, 1)
@@ -141,6 +143,7 @@ def test_a_folder_in_use_is_refused_by_all(whole, tmp_path):
     first.wait()
 
 
+@long_form
 def test_torchrun_stopped_by_sigterm_leaves_a_run_that_one_process_finishes(whole, tmp_path, record_property):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     command += ["-m", "regraft", *map(str, whole.command), "--out", str(tmp_path / "run")]

@@ -1,6 +1,8 @@
 """Places that cannot be written, and surroundings without what one takes for granted. (Rows F2, F8 and F9.)"""
 
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TESTS, draw_folder
-from faults.processes import IS_LONG, nursery, record, toy
+from faults.processes import IS_LONG, mostly_long, nursery, record, toy
 from regraft.core.config import FolderOptions
 from regraft.data.folder_layout import list_folder
 
@@ -44,10 +46,19 @@ def environment(tmp_path, **changes: str) -> dict[str, str]:
     return {name: str(value) for name, value in own.items()} | changes
 
 
-@pytest.mark.parametrize("mode", ["frozen", "full"])
-@pytest.mark.parametrize("what", ["photos", "cache", "home", "temporary", "out"])
-def test_places_that_cannot_be_written(place, tmp_path, record_property, mode, what):
+WHAT = ("photos", "cache", "home", "temporary", "out")
+
+
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    mostly_long(
+        itertools.product(("frozen", "full"), WHAT), *(("frozen", what) for what in WHAT), ("full", "temporary")
+    ),
+)
+def test_places_that_cannot_be_written(place, traced, tmp_path, record_property, mode, what):
     photos, options = place
+    if not IS_LONG and what in ("photos", "temporary"):
+        shutil.copytree(traced, tmp_path / "cache")
     env = environment(tmp_path, **({"REGRAFT_CACHE": "", "XDG_CACHE_HOME": ""} if what == "home" else {}))
     folder = photos if what == "photos" else tmp_path / what
     command = ("train", photos, *options, "--mode", mode, "--json", "--out", tmp_path / "out" / "run")
@@ -74,15 +85,36 @@ SURROUNDINGS = {
     "an empty home": ([], {"HOME": "/nonexistent"}),
     "no locale": ([], {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
     "a safe path": ([], {"PYTHONSAFEPATH": "1"}),
+    "a bare environment": (
+        [],
+        {"HOME": "/nonexistent", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONSAFEPATH": "1"},
+    ),
     "a working folder that is gone": (["sh", "-c", 'mkdir gone; cd gone; rmdir ../gone; exec "$@"', "sh"], {}),
 }
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
-@pytest.mark.parametrize("command", ["train", "scan"])
-def test_surroundings_without_what_one_takes_for_granted(place, tmp_path, record_property, name, command):
+@pytest.fixture(scope="module")
+def traced(place, tmp_path_factory) -> Path:
+    """A cache that has the network's graph."""
+    photos, options = place
+    folder = tmp_path_factory.mktemp("traced")
+    words = ("train", photos, *options, "--mode", "frozen", "--no-report", "--out", folder / "run")
+    assert nursery().run(*words, REGRAFT_CACHE=str(folder / "cache")).code == 0
+    return folder / "cache"
+
+
+HARDEST = [("train", "no network"), ("train", "a bare environment"), ("train", "a working folder that is gone")]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    mostly_long(itertools.product(["train", "scan"], SURROUNDINGS), *HARDEST, ("scan", "a bare environment")),
+)
+def test_surroundings_without_what_one_takes_for_granted(place, traced, tmp_path, record_property, name, command):
     photos, options = place
     prefix, changes = SURROUNDINGS[name]
+    if not IS_LONG and name != "no network":
+        shutil.copytree(traced, tmp_path / "cache")
     words = ["scan", photos, "--fast", "--json"]
     if command == "train":
         words = ["train", photos, *options, "--mode", "frozen", "--json", "--out", tmp_path / "out" / "run"]
@@ -118,7 +150,7 @@ print(len(listing.files), num_listed, num_opened, int(peak) / 1024)
 
 
 def test_very_many_paths_are_listed(tmp_path, record_property):
-    count = 1_000_000 if IS_LONG else 50_000
+    count = 1_000_000 if IS_LONG else 20_000
     for number in range(count // 1000):
         folder = tmp_path / "photos" / f"class{number % 10}" / f"part{number}"
         folder.mkdir(parents=True)

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import COLOURS, serving
-from faults.processes import IS_LONG, TRIALS, free_port, record
+from faults.processes import IS_LONG, TRIALS, free_port, mostly_long, record
 from faults.test_corpus import bombs, damaged_and_odd
 from regraft.serving.app import HEADERS
 from regraft.serving.limits import MEGA
@@ -255,7 +255,7 @@ BEGINNINGS = {"idle": b"", "headers": b"GET / HTTP/1.1\r\nHost: ", "body": head(
 
 
 def test_slow_and_idle_connections_are_ended_and_others_are_answered_meanwhile(server, record_property):
-    count = 200 if IS_LONG else 60
+    count = 200 if IS_LONG else 30
     before, slow, answered = num_files(server.process.pid), [], []
     for kind, beginning in BEGINNINGS.items():
         for _ in range(count):
@@ -380,8 +380,8 @@ FIELDS = [
 ]
 
 
-def mostly(usual: object, others: list) -> st.SearchStrategy:
-    return st.sampled_from([usual] * 3 * len(others) + others)
+def mostly(usual: object, others: list, times: int = 3) -> st.SearchStrategy:
+    return st.sampled_from([usual] * times * len(others) + others)
 
 
 text = st.text(max_size=40).map(lambda value: value.encode(errors="replace"))
@@ -423,7 +423,7 @@ def requests(draw) -> tuple[bytes, bool]:
     """A request, and whether it is whole: an answer is then due."""
     is_form = draw(st.booleans())
     body = draw(forms if is_form else contents)
-    lines = [f"Content-Type: {draw(mostly(FORM if is_form else 'image/png', KINDS))}"]
+    lines = [f"Content-Type: {draw(mostly(FORM if is_form else 'image/png', KINDS, times=1))}"]
     lines += draw(mostly([], [[one] for one in FIELDS]))
     framing = draw(mostly("length", ["chunked", "none", "short", "long", "both"]))
     if framing in ("chunked", "both"):
@@ -472,7 +472,7 @@ def test_no_request_whatever_is_an_error_of_the_server(confined, record_property
     before, workers, seen = files_below(root), served.workers(), Counter()
 
     @settings(
-        max_examples=50_000 if IS_LONG else 2000,
+        max_examples=50_000 if IS_LONG else 600,
         deadline=None,
         database=None,
         derandomize=not IS_LONG,
@@ -566,7 +566,7 @@ def test_hostile_images_are_answered_or_refused_and_workers_live_on(server, bund
         return name, reply.status, reply.json
 
     memory, replies = [], []
-    for _ in range(3):
+    for _ in range(3 if IS_LONG else 2):
         with ThreadPoolExecutor(4) as pool:
             replies = list(pool.map(ask, files))
         memory.append(megabytes(*pids))
@@ -811,7 +811,7 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("trial", range(max(2, TRIALS // 10)))
+@pytest.mark.parametrize("trial", mostly_long(range(TRIALS // 10), 0))
 def test_a_server_that_is_stopped_first_answers_those_it_has_heard(default_bundle, record_property, trial):
     """On a network so slow that all are heard before the first is answered."""
     batches = [[photo(100 * batch + number) for number in range(8)] for batch in range(6)]
@@ -835,7 +835,7 @@ def test_a_server_that_is_stopped_first_answers_those_it_has_heard(default_bundl
     record(record_property, f"H9-stopped-{trial}", answered=len(replies), lost=0)
 
 
-@pytest.mark.parametrize("trial", range(max(2, TRIALS // 10)))
+@pytest.mark.parametrize("trial", mostly_long(range(TRIALS // 10), 0))
 def test_a_worker_that_is_killed_is_missed_and_replaced(server, record_property, trial):
     data, codes = photo(16), Counter()
     expected = server.predict(data).json["predictions"][0]["label"]

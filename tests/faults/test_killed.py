@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from faults.processes import IS_LONG, TRIALS, Trip, record, shared_story, story, weights_of
+from faults.processes import IS_LONG, TRIALS, Trip, long_form, record, shared_story, story, weights_of
 from regraft.core.progress import QUIET
 from regraft.training.checkpoint import latest_checkpoint
 
@@ -36,9 +36,9 @@ def ends_as_if_nothing_had_been(whole, out, **options) -> None:
     shutil.rmtree(out)
 
 
-@pytest.mark.parametrize(("mode", "share"), [("full", 0.6), ("frozen", 0.4)], ids=["full", "frozen"])
-def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_property, mode, share):
-    rng, kills, trials = random.Random(1), [], round(share * TRIALS)
+@pytest.mark.parametrize(("mode", "share", "short"), [("full", 0.6, 2), ("frozen", 0.4, 1)], ids=["full", "frozen"])
+def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_property, mode, share, short):
+    rng, kills, trials = random.Random(1), [], round(share * TRIALS) if IS_LONG else short
     whole = whole if mode == "full" else story(tmp_path / "frozen", "--mode", "frozen")
     for trial in range(trials):
         options = {"cache": tmp_path / f"cache{trial}", "interval": INTERVALS[trial % 3]}
@@ -56,8 +56,29 @@ def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_
     record(record_property, f"R1-{mode}", trials=trials, killed=sum(kills), identical=trials)
 
 
+IN_TURN = (  # calls counted from where the run before was killed
+    ("os.replace", 1),
+    ("os.fsync", 6),
+    ("regraft.training.loop.gradients", 2),
+    ("os.replace", 7),
+    ("regraft.training.loop.gradients", 3),
+    ("shutil.rmtree", 2),
+    ("os.fsync", 12),
+)
+
+
+def test_killed_again_and_again_it_ends_with_the_same_model(whole, tmp_path, record_property):
+    """Also while it resumes."""
+    for number, (at, call) in enumerate(IN_TURN):
+        ended = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, call, signal.SIGKILL),)).wait()
+        assert ended.code == 137, (number, ended.stderr)
+    ends_as_if_nothing_had_been(whole, tmp_path / "run")
+    record(record_property, "R1-in-turn", trials=1, killed=len(IN_TURN), identical=1)
+
+
+@long_form
 def test_killed_at_any_step_it_ends_with_the_same_model(whole, tmp_path, record_property):
-    steps = range(1, 16, 1 if IS_LONG else 4)
+    steps = range(1, 16)
     for step in steps:
         trip = Trip("regraft.training.loop.gradients", step, signal.SIGKILL)
         ended = whole.start(tmp_path / "run", interval=INTERVALS[step % 3], trips=(trip,)).wait()
@@ -66,10 +87,11 @@ def test_killed_at_any_step_it_ends_with_the_same_model(whole, tmp_path, record_
     record(record_property, "R1-steps", trials=len(steps), killed=len(steps), identical=len(steps))
 
 
+@long_form
 @pytest.mark.parametrize(("at", "calls"), [("os.fsync", 90), ("os.replace", 90), ("shutil.rmtree", 30)])
 def test_killed_while_it_writes_it_ends_with_the_same_model(whole, tmp_path, record_property, at, calls):
     killed = 0
-    for call in range(1, calls, 1 if IS_LONG else calls // 4):
+    for call in range(1, calls):
         ended = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, call, signal.SIGKILL),)).wait()
         if ended.code == 0:
             break  # it does not write so often
@@ -80,8 +102,9 @@ def test_killed_while_it_writes_it_ends_with_the_same_model(whole, tmp_path, rec
     record(record_property, f"R1-{at}", trials=killed, killed=killed, identical=killed)
 
 
+@long_form
 def test_killed_twice_while_it_resumes_it_ends_with_the_same_model(whole, tmp_path, record_property):
-    rng, trials = random.Random(4), 30 if IS_LONG else 2
+    rng, trials = random.Random(4), 30
     for _ in range(trials):
         trip = Trip("regraft.training.loop.gradients", rng.randint(2, 9), signal.SIGKILL)
         assert whole.start(tmp_path / "run", interval=0.0, trips=(trip,)).wait().code == 137
@@ -94,6 +117,7 @@ def test_killed_twice_while_it_resumes_it_ends_with_the_same_model(whole, tmp_pa
     record(record_property, "R4", trials=trials, identical=trials)
 
 
+@long_form
 def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
     """Also while it cross-validates: every fold has checkpoints of its own."""
     learn = ("--epochs", 10, "--batch-size", 12, "--learning-rate", 1e-2, "--head-learning-rate", 1e-2)
@@ -102,10 +126,11 @@ def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
     whole = story(tmp_path, "--mode", "auto", *learn, dead=True)
     assert "cross-validated" in whole.figures[2]
     num_steps = 10 + 5 * 10  # of the split, and of five folds: all photos at once, ten times
-    trials = TRIALS // 5 if IS_LONG else 2
+    trials = TRIALS // 5
+    steps = [2 + (num_steps - 2) * trial // (trials - 1) for trial in range(trials)]
     done = []
-    for trial in range(trials):
-        trip = Trip("regraft.training.loop.gradients", 2 + (num_steps - 2) * trial // (trials - 1), signal.SIGKILL)
+    for step in steps:
+        trip = Trip("regraft.training.loop.gradients", step, signal.SIGKILL)
         killed = whole.start(tmp_path / "run", interval=0.0, trips=(trip,)).wait()
         assert killed.code == 137, killed.stderr
         again = whole.start(tmp_path / "run", interval=0.0).wait()
@@ -113,21 +138,23 @@ def test_auto_killed_at_any_step_decides_the_same(tmp_path, record_property):
         done.append("fold 5" in killed.stderr)
         shutil.rmtree(tmp_path / "run")
     assert set(done) == {True, False}
-    record(record_property, "R1-auto", trials=trials, killed=trials, identical=trials)
+    record(record_property, "R1-auto", trials=len(steps), killed=len(steps), identical=len(steps))
 
 
 def test_fresh_runs_end_with_the_same_model_in_every_kind_of_process(whole, run, tmp_path, record_property):
     outs = [tmp_path / name for name in ("cold", "traced", "program")]
     whole.check(outs[0], whole.start(outs[0], cache=tmp_path / "cache").wait())
-    whole.check(outs[1], whole.start(outs[1]).wait())
-    done = run(*whole.command, "--out", outs[2], REGRAFT_CACHE=str(whole.cache), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    assert weights_of(outs[2]) == whole.weights
-    record(record_property, "R9", runs=4, identical=4)
+    if IS_LONG:  # else the program itself is stopped and continued in test_stopped
+        whole.check(outs[1], whole.start(outs[1]).wait())
+        done = run(*whole.command, "--out", outs[2], REGRAFT_CACHE=str(whole.cache), OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        assert weights_of(outs[2]) == whole.weights
+    record(record_property, "R9", runs=4 if IS_LONG else 2, identical=4 if IS_LONG else 2)
 
 
 def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoint(whole, tmp_path, record_property):
-    for number in range(2):
+    numbers = (0, 1) if IS_LONG else (1,)
+    for number in numbers:
         child = whole.start(tmp_path / "run", "--workers", 2, interval=0.0)
         child.wait_for("epoch  1/5")
         child.wait_until(lambda child=child: len(child.children()) == 2)
@@ -139,7 +166,7 @@ def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_its_checkpoin
         assert "--workers 0" in said
         assert "Traceback" not in ended.stderr
         ends_as_if_nothing_had_been(whole, tmp_path / "run")
-    record(record_property, "F7-worker", trials=2, named=2, identical=2)
+    record(record_property, "F7-worker", trials=len(numbers), named=len(numbers), identical=len(numbers))
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_good_checkpoint(whole, tmp_path, record_property):

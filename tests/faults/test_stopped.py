@@ -3,6 +3,7 @@
 Soon is counted: what a stopped program still does after the signal is at most the step that it was in.
 """
 
+import itertools
 import os
 import random
 import shutil
@@ -14,7 +15,7 @@ from collections import Counter
 
 import pytest
 
-from faults.processes import IS_LONG, TRIALS, Trip, record, shared_story
+from faults.processes import IS_LONG, LONG, TRIALS, Trip, long_form, mostly_long, record, shared_story
 
 pytestmark = pytest.mark.slow
 IN_HAND = 4  # photos that threads have just begun with when a signal comes
@@ -54,6 +55,25 @@ def was_stopped(ended, signum: int) -> None:
     assert "Traceback" not in ended.stderr
 
 
+IN_TURN = {  # calls counted from where the run before was stopped
+    **{phase: PHASES[phase] for phase in ("scan", "extract features", "first step")},
+    "judge an epoch": ("regraft.training.loop.judge", 1),
+    **{phase: PHASES[phase] for phase in ("trace what was trained", "judge the bundle", "seal the bundle")},
+}
+
+
+def test_stopped_in_one_phase_after_the_other_it_goes_on_to_the_same_model(whole, tmp_path, record_property):
+    """Each time the same command goes on, up to where it is stopped next."""
+    for number, (phase, (at, call)) in enumerate(IN_TURN.items()):
+        trips, signum = (Trip(at, call, BOTH[number % 2]),), BOTH[number % 2]
+        ended = whole.start(tmp_path / "run", interval=0.0, trips=trips, cache=tmp_path / "cache").wait()
+        assert ended.code != 0, phase
+        was_stopped(ended, signum)
+    whole.check(tmp_path / "run", whole.start(tmp_path / "run", cache=tmp_path / "cache").wait())
+    record(record_property, "R5-in-turn", trials=len(IN_TURN), stopped=len(IN_TURN), identical=1)
+
+
+@long_form
 def test_stopped_in_any_phase_it_goes_on_to_the_same_model(whole, tmp_path, record_property):
     for number, (phase, (at, call)) in enumerate(PHASES.items()):
         cache, signum = tmp_path / "cache", BOTH[number % 2]
@@ -69,7 +89,7 @@ def test_stopped_in_any_phase_it_goes_on_to_the_same_model(whole, tmp_path, reco
 
 
 def test_stopped_at_any_time_it_ends_soon_and_goes_on_to_the_same_model(whole, tmp_path, record_property):
-    rng, trials, stopped, most = random.Random(6), max(6, TRIALS // 2 if IS_LONG else 0), 0, Counter()
+    rng, trials, stopped, most = random.Random(6), TRIALS // 2 if IS_LONG else 2, 0, Counter()
     for trial in range(trials):
         signum, cache = BOTH[trial % 2], tmp_path / "cache"
         child = whole.start(tmp_path / "run", cache=cache)
@@ -92,6 +112,7 @@ def test_stopped_at_any_time_it_ends_soon_and_goes_on_to_the_same_model(whole, t
     record(record_property, "R5", **figures)
 
 
+@long_form
 def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, tmp_path):
     ended = whole.start(tmp_path / "run", trips=(Trip("regraft.training.loop.gradients", 8, signal.SIGTERM),)).wait()
     assert "stopped (interrupted) in epoch 3, after step 2" in ended.stderr
@@ -100,27 +121,29 @@ def test_a_checkpoint_is_written_after_the_step_that_the_signal_came_in(whole, t
     whole.check(tmp_path / "run", again)
 
 
-@pytest.mark.parametrize("second", BOTH)
-@pytest.mark.parametrize(
-    "at",
-    [
-        "regraft.training.loop.gradients",  # where the first signal is held back
-        "regraft.training.train_state.save_checkpoint",
-        "regraft.training.batches._large_enough",  # where it raised, and a thread has to end
-    ],
+WHERE = (
+    "regraft.training.loop.gradients",  # where the first signal is held back
+    "regraft.training.train_state.save_checkpoint",
+    "regraft.training.batches._large_enough",  # where it raised, and a thread has to end
 )
-def test_a_second_signal_ends_it_at_once(whole, tmp_path, at, second):
-    child = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, 4, pause=60.0),))
-    child.wait_until(child.is_paused)
-    child.kill(signal.SIGTERM)
-    time.sleep(0.2)
-    assert child.is_alive()
-    child.kill(second)
-    assert child.wait(timeout=30).code == 128 + second  # the pause is twice as long
+SECONDS = ((WHERE[0], BOTH[0]), (WHERE[1], BOTH[1]), (WHERE[2], BOTH[0]))
+ALONE = [pytest.param((case,), marks=LONG) for case in itertools.product(WHERE, BOTH)]
+
+
+@pytest.mark.parametrize("cases", [pytest.param(SECONDS, id="in turn"), *ALONE])
+def test_a_second_signal_ends_it_at_once(whole, tmp_path, cases):
+    for at, second in cases:
+        child = whole.start(tmp_path / "run", interval=0.0, trips=(Trip(at, 4, pause=60.0),))
+        child.wait_until(child.is_paused)
+        child.kill(signal.SIGTERM)
+        time.sleep(0.2)
+        assert child.is_alive()
+        child.kill(second)
+        assert child.wait(timeout=30).code == 128 + second  # the pause is twice as long
     whole.check(tmp_path / "run", whole.start(tmp_path / "run").wait())
 
 
-@pytest.mark.parametrize("signum", BOTH)
+@pytest.mark.parametrize("signum", mostly_long(BOTH, signal.SIGINT))
 def test_a_signal_to_the_whole_group_lets_workers_finish_their_step(whole, tmp_path, signum):
     """As a terminal sends Ctrl-C, and systemd SIGTERM."""
     child = whole.start(tmp_path / "run", "--workers", 2)

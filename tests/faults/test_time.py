@@ -5,15 +5,12 @@ How late it is, is measured where speed is (`bench/limits.py`): here a training 
 
 import pytest
 
-from faults.processes import IS_LONG, record, story
+from faults.processes import mostly_long, record, story
 from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
 NO_TIME_S, LITTLE_S = 1, 12  # less, and more, than is kept back for tracing, saving and judging
-CASES = [
-    *((mode, NO_TIME_S) for mode in ("frozen", "full", "scratch", "auto")),
-    *((mode, LITTLE_S) for mode in (("frozen", "full", "scratch", "auto") if IS_LONG else ("auto",))),
-]
+CASES = [(mode, limit_s) for limit_s in (NO_TIME_S, LITTLE_S) for mode in ("frozen", "full", "scratch", "auto")]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +18,7 @@ def whole(tmp_path_factory):
     return story(tmp_path_factory.mktemp("whole"), dead=True)
 
 
-@pytest.mark.parametrize(("mode", "limit_s"), CASES)
+@pytest.mark.parametrize(("mode", "limit_s"), mostly_long(CASES, ("full", NO_TIME_S), ("auto", NO_TIME_S)))
 def test_it_ends_by_itself_with_a_model_that_predicts(whole, tmp_path, record_property, mode, limit_s):
     flags = ("--mode", mode, "--epochs", 100_000, "--time", f"{limit_s}s")
     flags += ("--weights", "random") if mode == "scratch" else ()

@@ -28,7 +28,7 @@ from regraft.core.files import HOLDER, LOCK, MARKER, PARTIAL, is_partial
 from regraft.core.progress import QUIET
 from regraft.reporting import plots
 
-CASES = 500 if IS_LONG else 30
+CASES = 500 if IS_LONG else 10
 pytestmark = [pytest.mark.slow] if IS_LONG else []  # so that the long form is among those
 COLLIDING = [
     "bundle/model.onnx",

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conftest import draw_folder
+from faults.processes import mostly_long
 from labelling.sitting_server import TAB, Annotator, in_thread, labelling
 from page_checks import CONTRASTS, READABLE, STICKING_OUT
 
@@ -239,7 +240,7 @@ def test_while_photos_are_read_the_page_says_how_many(served, browse, chromium):
     page.wait_for_selector("#count:has-text('412 of 1,306 photos read')")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", mostly_long([1280, 390], 390))
 def test_every_screen_fits_and_can_be_read_and_reached(served, browse, heap, width):
     photos = [card["photo"] for card in served.cards().values()]
     names = list(served.cards())
@@ -398,10 +399,8 @@ def test_a_photo_that_has_gone_is_told_on_its_place(browse, tmp_path, heap):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", MOST_ACTIONS)
+@pytest.mark.parametrize("name", mostly_long(MOST_ACTIONS, "hemlock2"))
 def test_real_photos_are_labelled_to_the_last_by_keys(real_photos, browse, tmp_path, record_property, name):
-    if name != "hymenoptera" and "REGRAFT_TRIALS" not in os.environ:
-        pytest.skip("the long form: set REGRAFT_TRIALS")
     truth = heap_of(real_photos / name, tmp_path / "heap")
     with labelling(tmp_path / "heap", tmp_path / "run") as served:
         served.wait_until(served.is_all_read, timeout=500)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bundle.test_promises import blends
 from data.test_decode import png
+from faults.processes import IS_LONG
 from regraft.bundle.bundle import load
 from regraft.core.errors import BundleError, ServeError
 from regraft.serving import pool as module
@@ -167,7 +168,7 @@ def test_what_is_no_message_is_known_as_such(name):
 
 def test_nothing_that_a_worker_says_ends_the_pool(pool):
     """One after the other, each to both workers that are tried."""
-    for name, lie in LIES.items():
+    for name, lie in list(LIES.items())[:: 1 if IS_LONG else 4]:
         assert ask(pool, b"say " + lie) == [{"error": GAVE_UP}], name
     assert label(pool) == "red"
     assert all(thread.is_alive() for thread in pool._threads)

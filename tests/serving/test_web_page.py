@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conftest import serving
+from faults.processes import mostly_long
 from page_checks import CONTRASTS, READABLE, STICKING_OUT
 
 pytestmark = pytest.mark.slow
@@ -436,8 +438,10 @@ BROKEN = """() => [...document.querySelectorAll("th, td, .bar span")].filter(one
 }).map(one => one.outerHTML)"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+SEEN_IN = list(itertools.product([1280, 390], ["light", "dark"]))
+
+
+@pytest.mark.parametrize(("width", "scheme"), mostly_long(SEEN_IN, (1280, "light"), (390, "dark")))
 def test_nothing_sticks_out_and_all_can_be_read(visit, three, tmp_path, width, scheme):
     page = visit(width=width, scheme=scheme, heard="400")
     shot(page, f"empty-{width}-{scheme}", tmp_path)

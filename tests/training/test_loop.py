@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,7 +21,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from faults.processes import record
+from faults.processes import mostly_long, record
 from regraft.core import signals
 from regraft.core.errors import TrainError
 from regraft.core.progress import QUIET, Progress
@@ -766,10 +767,13 @@ def one_of(rank, size, folder, changes):
     torch.distributed.destroy_process_group()
 
 
+CHANGES = {"ghost batches": {"microbatch_size": 4}, "still": {"batchnorm": "eval", "label_smoothing": 0.1}}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"microbatch_size": 4}, {"batchnorm": "eval", "label_smoothing": 0.1}], ids=str)
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_processes_end_as_one_does(size, changes, tmp_path):
+@pytest.mark.parametrize(("size", "name"), mostly_long(itertools.product((2, 3), CHANGES), (3, "ghost batches")))
+def test_several_processes_end_as_one_does(size, name, tmp_path):
+    changes = CHANGES[name]
     recipe = recipe_of(**changes)
     alone = learner_of(recipe)
     rows = run(alone, train_loader(recipe, count=22)).rows

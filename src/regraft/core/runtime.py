@@ -9,6 +9,7 @@ import platform
 import stat
 import sys
 import tempfile
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -198,9 +199,15 @@ def is_full_precision() -> bool:
 def version_of(package: str) -> str | None:
     """Return the installed version of a distribution, without importing it; None where it is absent."""
     try:
-        return metadata.version(package)
+        return _version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@cache
+def _version(package: str) -> str:
+    """Return the installed version of a distribution, looked up once. Raises metadata.PackageNotFoundError."""
+    return metadata.version(package)
 
 
 def environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import base64
 import io
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def render(template: str, **context: Any) -> str:
         template: Name of a file among the templates.
         context: What the template shows; everything is escaped, except what is markup.
     """
+    made = datetime.now(UTC).strftime("%Y-%m-%d")
+    return _environment().get_template(template).render(version=__version__, made=made, **context)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what keeps templates compiled: that takes longer than to fill them in."""
     environment = Environment(
         loader=PackageLoader("regraft.reporting"),
         autoescape=True,
@@ -31,8 +39,7 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["path"] = _path
-    made = datetime.now(UTC).strftime("%Y-%m-%d")
-    return environment.get_template(template).render(version=__version__, made=made, **context)
+    return environment
 
 
 def _path(text: str) -> Markup:

@@ -112,7 +112,7 @@ def process_group() -> Iterator[ProcessGroup]:
         The group; of one process where there is no other.
 
     Raises:
-        TrainError: Another process has ended.
+        TrainError: Another process has ended, or cannot be reached.
     """
     rank, size = rank_and_world()
     let_threads_yield()
@@ -127,14 +127,29 @@ def process_group() -> Iterator[ProcessGroup]:
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
+    try:
+        distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
+    except RuntimeError as error:  # the others may end while this one is still looking for them
+        if not _is_of_others(error):
+            raise
+        raise TrainError(
+            "The processes of this training did not come together: another has ended, and its own message says why, "
+            "or MASTER_ADDR and MASTER_PORT lead elsewhere."
+        ) from error
     try:
         yield ProcessGroup(rank, size, device)
     except RuntimeError as error:
-        if "gloo" not in str(error) and not isinstance(error, distributed.DistError):
+        if not _is_of_others(error):
             raise
         raise TrainError(
             "Another process of this training has ended: its own message says why. The same command goes on from here."
         ) from error
     finally:
         distributed.destroy_process_group()
+
+
+def _is_of_others(error: RuntimeError) -> bool:
+    """Return whether an error comes from how processes reach each other."""
+    from torch import distributed
+
+    return "gloo" in str(error) or isinstance(error, distributed.DistError)
