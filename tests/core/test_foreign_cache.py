@@ -13,11 +13,20 @@ from faults.processes import record
 from regraft.commands import doctor
 from regraft.core.files import writable_cache
 from regraft.core.progress import QUIET, Progress
-from regraft.core.runtime import cache_folder, chosen_cache, foreign_hands
+from regraft.core.runtime import cache_folder, chosen_cache, foreign_hands, temporary_folder
 from regraft.data import feature_cache
 
 OTHER = 65_534  # somebody's number, not this user's
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users have no numbers here")
+
+
+@pytest.fixture(autouse=True)
+def no_folder_left():
+    """The temporary folder of this process goes with each test."""
+    yield
+    if temporary_folder.cache_info().currsize:
+        temporary_folder().cleanup()
+        temporary_folder.cache_clear()
 
 
 def planted(cache: Path) -> int:
