@@ -113,7 +113,7 @@ def _with_shares(likelihoods: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Add the logarithms of the classes' shares; a class without photos is never an answer."""
     scores = likelihoods + np.log(np.maximum(counts, 0.5))
     best = scores.max(axis=1, where=counts >= 1, initial=-np.inf)[:, np.newaxis]
-    return np.where(counts >= 1, scores, best - 1e6)
+    return np.asarray(np.where(counts >= 1, scores, best - 1e6))
 
 
 def _best_temperature(scores: np.ndarray, y: np.ndarray) -> float:
