@@ -72,12 +72,8 @@ def list_yolo(folder: YoloFolder, options: FolderOptions) -> Listing:
     Raises:
         DataError: A file cannot be read as YOLO's; its line is named.
     """
-<<<<<<< HEAD
     classes = _classes(folder.names)
     drawn: list[Drawn] = []
-=======
-    classes, drawn = _classes(folder.names), list[Drawn]()
->>>>>>> doors
     for labels, images in folder.labels.items():
         for path in sorted(_texts(folder.root / labels)):
             name = path.relative_to(folder.root / labels).with_suffix("").as_posix()
