@@ -23,7 +23,7 @@ from regraft.core.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
 BEFORE_ROOTS = "features before roots"  # name of the value that `backbones.root_features` takes roots of
-MIN_AGREEMENT = 0.999  # cosine of bf16 and f32 features below which bf16 is not used
+MIN_AGREEMENT = 0.998  # cosine of bf16 and f32 features below which bf16 is not used
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses its own silent stub
 
