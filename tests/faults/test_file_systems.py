@@ -113,6 +113,8 @@ HARDEST = [("train", "no network"), ("train", "a bare environment"), ("train", "
 def test_surroundings_without_what_one_takes_for_granted(place, traced, tmp_path, record_property, name, command):
     photos, options = place
     prefix, changes = SURROUNDINGS[name]
+    if "LC_ALL" in changes and not str(TESTS).isascii():
+        pytest.skip("without a locale Python itself does not start where an editable install lies at such a path")
     if not IS_LONG and name != "no network":
         shutil.copytree(traced, tmp_path / "cache")
     words = ["scan", photos, "--fast", "--json"]
