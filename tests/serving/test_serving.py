@@ -12,6 +12,7 @@ import time
 from _thread import interrupt_main
 from http.client import HTTPConnection
 from pathlib import Path
+from shlex import quote
 from types import SimpleNamespace
 
 import pytest
@@ -340,7 +341,7 @@ def test_a_script_needs_no_guard(bundle, tmp_path):
 def test_it_needs_nobody_to_listen_to_what_it_says(bundle, streams):
     """Neither stdin, stdout nor stderr; and what a client gets is the answer and nothing else."""
     port = int(free_port())
-    command = f"exec {sys.executable} -m regraft serve {bundle.folder} --port {port} --workers 1"
+    command = f"exec {quote(sys.executable)} -m regraft serve {quote(str(bundle.folder))} --port {port} --workers 1"
     to = "<&- >&- 2>&-" if streams == "closed" else ">/dev/full 2>/dev/full"
     with subprocess.Popen(["bash", "-c", f"{command} {to}"]) as program:
         served = Process(program, port, Path("/dev/null"))
@@ -407,7 +408,7 @@ def test_no_connection_takes_the_place_of_a_closed_stream():
         "import socket, sys; from regraft.serving.server import _occupy_standard_streams as occupy; "
         "occupy(); sys.exit(socket.socket().fileno())"
     )
-    done = subprocess.run(["bash", "-c", f"exec {sys.executable} -c '{code}' <&- >&- 2>&-"], check=False)
+    done = subprocess.run(["bash", "-c", f"exec {quote(sys.executable)} -c '{code}' <&- >&- 2>&-"], check=False)
     assert 3 <= done.returncode < 10
 
 
