@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 import torch
@@ -247,7 +248,9 @@ def test_names_from_disk_cannot_drive_the_terminal(regraft_main, tmp_path):
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(bundle, photos):
-    command = f"{sys.executable} -m regraft predict {bundle.folder} {photos} --json | head -1"
+    command = (
+        f"{quote(sys.executable)} -m regraft predict {quote(str(bundle.folder))} {quote(str(photos))} --json | head -1"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert json.loads(done.stdout)
     assert "Traceback" not in done.stderr
