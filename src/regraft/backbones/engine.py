@@ -22,6 +22,7 @@ from regraft.backbones.onnx_check import Graph, GraphError, check_graph
 from regraft.core.runtime import is_full_precision, num_cores, version_of
 
 Precision = Literal["f32", "bf16"]
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # meant for torch; OpenVINO has no pooling for all that they leave
 BEFORE_ROOTS = "features before roots"  # name of the value that `backbones.root_features` takes roots of
 MIN_AGREEMENT = 0.998  # cosine of bf16 and f32 features below which bf16 is not used
 
@@ -314,7 +315,13 @@ def _core() -> Any:
     import openvino
 
     openvino.Tensor(np.zeros(1, np.uint8)).data  # noqa: B018  # the first look, by one thread
-    return openvino.Core()
+    limits = {name: os.environ.pop(name) for name in LIMITS if name in os.environ}
+    try:
+        core = openvino.Core()
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # oneDNN reads its limit now, and once
+    finally:
+        os.environ.update(limits)
+    return core
 
 
 def _keep_for_ever(native: Any) -> None:
