@@ -99,7 +99,7 @@ def test_layers_learn_behind_the_way_that_was_searched(long_photos, backbone, tm
     """Gradient descent begins from a head solved on the photos as it will see them."""
     begun = []
 
-    def tuned(inputs, head, phase, context, **_):
+    def tuned(inputs, head, phase, context, selection):
         begun.append((inputs, head))
         raise TooLittleTime("not begun")
 

@@ -235,7 +235,7 @@ def test_a_seal_shows_any_change():
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "file" / "cache"))
-    files._temporary_folder.cache_clear()
+    files.temporary_folder.cache_clear()
     backbone = load_backbone(SMALL, "random", progress=Progress())
     try:
         assert backbone.num_features == 96
@@ -243,8 +243,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, c
         assert not backbone.folder.is_relative_to(tmp_path)
         assert "Going on without: nothing is kept for the next run" in capsys.readouterr().err
     finally:
-        files._temporary_folder().cleanup()
-        files._temporary_folder.cache_clear()
+        files.temporary_folder().cleanup()
+        files.temporary_folder.cache_clear()
 
 
 def test_a_cache_that_forgets_is_an_error_with_the_cure(empty_cache, monkeypatch):

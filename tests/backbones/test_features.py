@@ -314,7 +314,7 @@ def test_photos_computed_before_an_engine_fails_are_kept(backbone, dataset, empt
 def test_a_cache_that_cannot_be_written_costs_only_the_next_run(backbone, dataset, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr("regraft.core.files._temporary_folder", lambda: type("T", (), {"name": tmp_path / "temporary"}))
+    monkeypatch.setattr("regraft.core.files.temporary_folder", lambda: type("T", (), {"name": tmp_path / "temporary"}))
     _, found = extract(backbone, dataset)
     assert np.array_equal(found.x, one_by_one(backbone, dataset))
 

@@ -420,6 +420,10 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path, monkeyp
     assert run.summary["mode"] == provenance["mode"] == "full"
     chosen_on = provenance["chosen_on"]
     assert (provenance["refit"], chosen_on["photos"], chosen_on["n"]) == (24, "set-aside", 5)
+    again = regraft.evaluate(run.bundle, photos / "val")
+    assert again.accuracy.value == run.summary["accuracy"]["value"]
+    assert run.evaluation.log_loss == run.bundle.manifest["metrics"]["log_loss"], "of what is there"
+    assert again.log_loss == pytest.approx(run.evaluation.log_loss, rel=18 * 2.0**-52), "18 photos in another order"
     assert run.summary["history"] == read_lines(run.out / "history.jsonl")
     assert len(run.summary["history"]) == 5
     assert not any((run.out / name).exists() for name in SCRATCH)

@@ -184,8 +184,8 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_one(tmp_path,
     assert writable_cache("graphs", Progress(quiet=True)) == folder
     assert not folder.is_relative_to(tmp_path)
     assert f"Cannot write to the cache {tmp_path}/file/below/graphs" in capsys.readouterr().err
-    files._temporary_folder().cleanup()
-    files._temporary_folder.cache_clear()
+    files.temporary_folder().cleanup()
+    files.temporary_folder.cache_clear()
 
 
 def publish(final: Path, texts: dict[str, str], error: BaseException | None = None) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
+from regraft.evaluation import comparison
 from regraft.evaluation.comparison import BETTER, DIFFERS, no_room, pair, pairs, permutation_p
 
 quick = settings(deadline=None, database=None, max_examples=60)
@@ -177,6 +178,15 @@ def test_paired_losses_differ_by_chance_as_often_as_a_t_test_says(shift):
     expected = ttest_1samp(differences, 0.0).pvalue
     assert permutation_p(differences) == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 9999) + 0.01)
     assert permutation_p(-differences) == permutation_p(differences)
+
+
+def test_signs_drawn_a_few_at_a_time_are_the_same(monkeypatch):
+    """Of thousands of photos all signs at once would take a gigabyte."""
+    differences = np.random.default_rng(4).normal(0.02, 0.4, 101)
+    whole = permutation_p(differences)
+    for block in (1, 1000, 10**9):
+        monkeypatch.setattr(comparison, "BLOCK", block)
+        assert permutation_p(differences) == whole
 
 
 def test_few_pairs_have_few_signs():

@@ -43,8 +43,8 @@ def begun(monkeypatch):
     """Names of the phases that were begun; none has time."""
     names = []
 
-    def tuned(inputs, head, phase, context, *, is_far, choosing=None):
-        names.append(phase.name + (", far" if is_far else ""))
+    def tuned(inputs, head, phase, context, selection):
+        names.append(phase.name + (", far" if selection.is_far else ""))
         raise TooLittleTime("not begun")
 
     monkeypatch.setattr("regraft.pipeline.phases.tuned_on_split", tuned)

@@ -22,8 +22,7 @@ from filelock import FileLock, Timeout
 from regraft.core.csv_cells import to_cell
 from regraft.core.errors import OutputError
 from regraft.core.progress import Progress
-from regraft.core.runtime import cache_folder, chosen_cache, foreign_hands
-from regraft.core.runtime import temporary_folder as _temporary_folder
+from regraft.core.runtime import cache_folder, chosen_cache, foreign_hands, temporary_folder
 from regraft.core.version import __version__
 
 PARTIAL = ".regraft-partial-"  # prefix of everything that is still being written; 32 hexadecimal digits follow
@@ -164,7 +163,7 @@ def writable_cache(name: str, progress: Progress) -> Path:
         return folder
     except OutputError as error:
         progress.say_once("cache", f"{error} Going on without: nothing is kept for the next run.")
-        return make_folder(Path(_temporary_folder().name) / name)
+        return make_folder(Path(temporary_folder().name) / name)
 
 
 @contextmanager

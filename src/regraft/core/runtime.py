@@ -1,7 +1,6 @@
 """The machine and process that regraft runs in: cores, cache folder, versions, switches from the environment."""
 
 import ctypes
-import functools
 import logging
 import math
 import os
@@ -107,7 +106,7 @@ def foreign_hands(folder: Path) -> str | None:
     return None
 
 
-@functools.cache
+@cache
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """Return a folder of this process alone."""
     return tempfile.TemporaryDirectory(prefix="regraft-")

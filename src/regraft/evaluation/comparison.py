@@ -9,7 +9,8 @@ import numpy as np
 from regraft.core.statistics import difference_interval, holm
 
 DIFFERS = 0.05  # largest two-sided p-value that is called a difference
-DRAWS, ROUNDING = 9999, 1e-9
+DRAWS, BLOCK = 9999, 2**20  # choices of signs for a permutation test, and signs that are drawn at a time
+ROUNDING = 1e-9  # share by which sums that are equal may differ
 BETTER = 0.1  # largest one for which auto prefers the model that took longer: one-sided 0.05
 
 
@@ -110,9 +111,12 @@ def permutation_p(differences: np.ndarray) -> float:
     References:
         R. A. Fisher, "The Design of Experiments" (1935), section 21.
     """
-    signs = np.random.default_rng(0).choice(np.array([-1.0, 1.0]), (DRAWS, len(differences)))
-    means = np.abs(signs @ differences)
-    return float((1 + (means >= abs(differences.sum()) * (1 - ROUNDING)).sum()) / (1 + DRAWS))
+    rng, far, num_far = np.random.default_rng(0), abs(differences.sum()) * (1 - ROUNDING), 0
+    at_once = max(1, BLOCK // max(1, len(differences)))
+    for start in range(0, DRAWS, at_once):
+        signs = rng.choice(np.array([-1.0, 1.0]), (min(at_once, DRAWS - start), len(differences)))
+        num_far += int((np.abs(signs @ differences) >= far).sum())
+    return (1 + num_far) / (1 + DRAWS)
 
 
 def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:

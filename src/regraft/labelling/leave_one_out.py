@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from regraft.models.logistic import log_softmax
+
 ROUNDNESS = 0.5  # share of a round covariance; 0.3 to 0.6 find slips equally well
 NEVER = -100.0  # logarithm of the probability of a class that no other photo shows
 BLOCK = 4096  # photos at a time
@@ -59,7 +61,8 @@ def log_probabilities_without(
         own = np.concatenate([_scores_without(clouds, z[part], y[part]) for part in parts])
         rest = _scores(clouds, others)
         temperature = _best_temperature(own[:: -(-len(own) // MOST_COMPARED)], y[:: -(-len(own) // MOST_COMPARED)])
-        return _log_softmax(own * temperature), _log_softmax(rest * temperature)
+        own, rest = (np.maximum(log_softmax(scores * temperature), NEVER) for scores in (own, rest))
+        return own.astype(np.float32), rest.astype(np.float32)
 
 
 def _clouds(z: np.ndarray, y: np.ndarray, num_classes: int) -> _Clouds:
@@ -122,16 +125,6 @@ def _best_temperature(scores: np.ndarray, y: np.ndarray) -> float:
     kept = scores.max(axis=1) - own < 1e5  # not the only photo of its class
     if not kept.any():
         return 1.0
-    scores, own = scores[kept], own[kept]
-    shifted = scores - own[:, np.newaxis]
-    losses = [_log_sum_exp(shifted * one).sum() for one in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
-
-
-def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
-    most = scores.max(axis=1)
-    return np.asarray(most + np.log(np.exp(scores - most[:, np.newaxis]).sum(axis=1)))
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    return np.maximum(scores - _log_sum_exp(scores)[:, np.newaxis], NEVER).astype(np.float32) if len(scores) else scores
+    scores, y = scores[kept], y[kept]
+    likelihoods = [log_softmax(scores * one)[np.arange(len(y)), y].sum() for one in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmax(likelihoods))])

@@ -102,9 +102,7 @@ def tuned_on_split(
     head: Head | None,
     phase: Phase,
     context: RunContext,
-    *,
-    is_far: bool = False,
-    choosing: Dataset | None = None,
+    selection: Selection | None = None,
 ) -> "Tuned":
     """Train a network by gradient descent on the photos to learn from.
 
@@ -113,14 +111,15 @@ def tuned_on_split(
         head: Solved on the backbone's features, for a recipe that begins with it; None where none was solved.
         phase: Which layers learn.
         context: Of the run.
-        is_far: Whether photos from elsewhere are to be answered.
-        choosing: Photos from elsewhere that the model is not evaluated on; None where there are none.
+        selection: The photos that choose, and whether photos from elsewhere are to be answered; None where no head was
+            solved, by which that is seen.
 
     Raises:
         TooLittleTime: In mode auto, where less of the epochs than the phase needs would fit into the time that is left.
         ConfigError: The recipe keeps the best epoch, and no photo can be set apart to choose it by.
     """
     splits = inputs.photos_split.splits
+    is_far, choosing = (selection.is_far, selection.from_elsewhere) if selection else (False, None)
     network = _network(inputs, context.config)
     is_solved = head is not None and context.config.weights != RANDOM
     decided = decide(context.mode, len(splits.train), from_solved=is_solved, is_far=is_far)

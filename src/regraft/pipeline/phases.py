@@ -115,8 +115,7 @@ def _tuned_alone(
     inputs: TrainInputs, head: Head | None, selection: Selection | None, context: RunContext
 ) -> Outcome | None:
     """Run one phase of gradient descent that is compared with nothing. None in processes that do not write."""
-    is_far, choosing = (selection.is_far, selection.from_elsewhere) if selection else (False, None)
-    tuned = tuned_on_split(inputs, head, FULL, context, is_far=is_far, choosing=choosing)
+    tuned = tuned_on_split(inputs, head, FULL, context, selection)
     if not context.world.is_main:
         return None
     splits = inputs.photos_split.splits
@@ -184,8 +183,7 @@ def _run_phase(
 ) -> Candidate | None:
     """Train one phase and return the better of its model and the best so far. None in processes that do not write."""
     learning = learning_from(inputs, selection.learned)
-    choosing = selection.from_elsewhere
-    tuned = tuned_on_split(learning, head, phase, context, is_far=selection.is_far, choosing=choosing)
+    tuned = tuned_on_split(learning, head, phase, context, selection)
     if best is None:
         return None
     unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]
@@ -217,7 +215,7 @@ def _refitted(
     splits = inputs.photos_split.splits
     context.progress.say(f"{phase.name}: again, on all {len(splits.train)} photos to learn from")
     try:
-        tuned = tuned_on_split(inputs, head, phase.refit(), context, is_far=selection.is_far)
+        tuned = tuned_on_split(inputs, head, phase.refit(), context, selection)
     except TooLittleTime as error:
         context.progress.say(f"{phase.name}: on all photos {error}")
         without = f"{len(selection.photos)} photos that chose were not learned from: there was no time left"

@@ -47,20 +47,19 @@ def put_between(
     if share == 1:
         return logits_of(train_state, val, progress)
     learned = copied(module)
+    of_learned = logits_of(train_state, val, progress) if val_chooses else None
     module.load_state_dict(_between(first, learned, share))
     logits = logits_of(train_state, val, progress)
-    if not val_chooses:
+    if of_learned is None:
+        return logits
+    labels = val.photos.dataset.labels
+    between_loss, learned_loss = (float(calibrated_losses(one, labels).mean()) for one in (logits, of_learned))
+    progress.say(f"weights at {share:g} of the way: val loss {between_loss:.4f}; those learned: {learned_loss:.4f}")
+    if between_loss <= learned_loss:
         return logits
     module.load_state_dict(learned)
-    of_learned = logits_of(train_state, val, progress)
-    labels = val.photos.dataset.labels
-    losses = [float(calibrated_losses(one, labels).mean()) for one in (logits, of_learned)]
-    progress.say(f"weights at {share:g} of the way: val loss {losses[0]:.4f}; those learned: {losses[1]:.4f}")
-    if losses[1] < losses[0]:
-        train_state.about = train_state.about.fitted(interpolation=1.0)
-        return of_learned
-    module.load_state_dict(_between(first, learned, share))
-    return logits
+    train_state.about = train_state.about.fitted(interpolation=1.0)
+    return of_learned
 
 
 def _between(first: dict[str, Tensor], learned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
