@@ -34,6 +34,8 @@ WORDS = {
     "new photos": "新照片",
     "again": "再来一次",
     "timm, train.py's settings": "timm，train.py 的设置",
+    "fastai, `fine_tune` for 10 minutes": "fastai，`fine_tune`，10 分钟",
+    "AutoGluon, `time_limit=600`": "AutoGluon，`time_limit=600`",
     "the tutorial, all layers, 10 epochs": "教程做法，训练全部层，10 轮",
     "the tutorial, frozen, 20 epochs": "教程做法，冻结主干，20 轮",
     "what learns": "学习的部分",

@@ -1,8 +1,9 @@
 """fastai's `fine_tune` with the default backbone's weights; runs in an environment of its own that has fastai.
 
-    python bench/peer_fastai.py DIR [--epochs 5] [--seed 0]
+    python bench/peer_fastai.py DIR [--epochs 5 | --minutes 10] [--seed 0]
 
-DIR holds train/<class>/ and val/<class>/. Prints one JSON object: accuracy of the last and of the best epoch, seconds.
+DIR holds train/<class>/ and val/<class>/. --minutes: as many epochs as this time allows, by the seconds of one epoch.
+Prints one JSON object: accuracy of the last and of the best epoch, seconds.
 """
 
 import argparse
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from fastai.vision.all import (
     ImageDataLoaders,
+    Learner,
     Normalize,
     Resize,
-    TrainState,
+    ShortEpochCallback,
     accuracy,
     apply_init,
     aug_transforms,
@@ -26,12 +28,15 @@ from fastai.vision.all import (
 
 from peer_network import network
 
+SHARE = 0.2  # of an epoch, to measure
+
 
 def main() -> None:
     """Fine-tune as fastai's own examples do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     began = time.perf_counter()
@@ -45,13 +50,31 @@ def main() -> None:
         num_workers=0,
         bs=64,
     )
+    num_epochs = arguments.epochs
+    if arguments.minutes:
+        num_epochs = within(began + 60 * arguments.minutes, learner(photos))
+    fine_tuned = learner(photos)
+    with fine_tuned.no_bar(), fine_tuned.no_logging():
+        fine_tuned.fine_tune(num_epochs)
+    scores = [float(values[-1]) for values in fine_tuned.recorder.values]
+    found = {"accuracy": scores[-1], "best": max(scores), "epochs": num_epochs}
+    print(json.dumps({**found, "seconds": time.perf_counter() - began}))
+
+
+def learner(photos: ImageDataLoaders) -> Learner:
+    """fastai's own head on the network."""
     model = nn.Sequential(body(), create_head(1280, photos.c))
     apply_init(model[1], nn.init.kaiming_normal_)
-    train_state = TrainState(photos, model, metrics=accuracy, splitter=default_split)
-    with train_state.no_bar(), train_state.no_logging():
-        train_state.fine_tune(arguments.epochs)
-    scores = [float(values[-1]) for values in train_state.recorder.values]
-    print(json.dumps({"accuracy": scores[-1], "best": max(scores), "seconds": time.perf_counter() - began}))
+    return Learner(photos, model, metrics=accuracy, splitter=default_split)
+
+
+def within(end: float, trial: Learner) -> int:
+    """How many epochs of all layers end by then, by the seconds of a fifth of one; the head's own epoch costs half."""
+    began = time.perf_counter()
+    with trial.no_bar(), trial.no_logging():
+        trial.fit(1, cbs=ShortEpochCallback(SHARE, short_valid=False))
+    now = time.perf_counter()
+    return max(1, int((end - now) / ((now - began) / SHARE) - 0.5))
 
 
 def body() -> nn.Module:

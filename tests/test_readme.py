@@ -14,7 +14,7 @@ from conftest import draw, draw_folder
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
-MARK = re.compile(r"<!-- bench:(\w+) -->\n(.*?)\n?<!-- /bench:\1 -->", re.DOTALL)
+MARK = re.compile(r"<!-- bench:([\w-]+) -->\n(.*?)\n?<!-- /bench:\1 -->", re.DOTALL)
 LINK = re.compile(r"\]\(([^)]+)\)")
 
 
@@ -95,6 +95,7 @@ def test_tables_are_the_benchmarks():
     texts = {
         **{name: benchmark(name).table for name in ("frozen", "limits", "engines", "searching", "regimes", "peers")},
         **{name: benchmark(name).table for name in ("serving", "prefixes", "auto")},
+        "auto-others": benchmark("auto").table,
         "scale": lambda result: record.processes(result, 0),
         "scanning": lambda result: record.processes(result, 1),
         "training": benchmark("training").sentence,
