@@ -30,7 +30,7 @@ from regraft.training.distributed import ProcessGroup
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and evaluating a tuned network takes at least
 CLASSES = 50  # that are listed with their counts in a line
-JUDGED_PER_S = 40  # photos evaluated a second, a low estimate
+EVALUATED_PER_S = 40  # photos evaluated a second, a low estimate
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,15 @@ class RunContext:
         """The mode that a tuned model is recorded with: "full" where the run's is "auto"."""
         return "full" if self.config.mode == "auto" else self.config.mode
 
-    def left_s(self, num_judged: int) -> float | None:
+    def left_s(self, num_evaluated: int) -> float | None:
         """Return the seconds left for gradient descent; None for no limit.
 
         Args:
-            num_judged: How many photos are evaluated after it.
+            num_evaluated: How many photos are evaluated after it.
         """
         if self.deadline is None:
             return None
-        return self.deadline - time.monotonic() - RESERVE_S - num_judged / JUDGED_PER_S
+        return self.deadline - time.monotonic() - RESERVE_S - num_evaluated / EVALUATED_PER_S
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def deliver(model: TrainedModel, photos_split: SplitDataset, context: RunContext
     """
     with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
         write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
-        return _judge_and_seal(partial, model, photos_split, context.config)
+        return _evaluate_and_seal(partial, model, photos_split, context.config)
 
 
 def delivered(
@@ -275,19 +275,21 @@ def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
         progress.say(f"  {note}")
     for q in dataset.quarantine:
         progress.say(f"  left out: {q.path}: {q.reason}")
-    name, judged = splits.judged
     how = "as the folder says" if splits.given else "drawn by content, the same every time"
-    progress.say(f"split: {len(splits.train)} to learn from, {len(judged)} {name} to judge on ({how})")
+    num_train, num_evaluated = len(splits.train), len(splits.eval_photos)
+    progress.say(f"split: {num_train} to learn from, {num_evaluated} {splits.eval_split} to judge on ({how})")
 
 
-def _judge_and_seal(folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig) -> Evaluation:
+def _evaluate_and_seal(
+    folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig
+) -> Evaluation:
     """Evaluate the bundle as it is read back from disk, then write the result into its manifest."""
     provenance = _provenance(model, photos_split, config)
     classes = photos_split.dataset.classes
     manifest = manifest_of(model.backbone, classes, model.temperature, model.thresholds, provenance)
     seal(folder, manifest)
-    name, dataset = photos_split.splits.judged
-    evaluation = evaluate_dataset(load(folder), dataset, name)
+    splits = photos_split.splits
+    evaluation = evaluate_dataset(load(folder), splits.eval_photos, splits.eval_split)
     metrics = {key: value for key, value in evaluation.to_json().items() if key not in ("classes", "quarantined")}
     if model.cross_validated is not None:
         metrics["cross_validated"] = model.cross_validated.to_json()
@@ -302,7 +304,7 @@ def _provenance(model: TrainedModel, photos_split: SplitDataset, config: TrainCo
         "config": config.portable(),
         "data_sha256": photos_split.fingerprint,
         "images": _counts(photos_split.dataset),
-        "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},
+        "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.eval_photos)},
         **model.details,
     }
 

@@ -150,7 +150,7 @@ class RunRecord:
         return found | {photo.sha256: "train" for photo in self.photos if photo.split == "train"}
 
     @property
-    def judged(self) -> str:
+    def eval_split(self) -> str:
         """Name of the split that the model was evaluated on."""
         return "test" if any(photo.split == "test" for photo in self.photos) else "val"
 

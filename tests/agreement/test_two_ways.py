@@ -17,7 +17,7 @@ import regraft.run
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load
 from regraft.commands import update
-from regraft.commands.report import judged_photos, report
+from regraft.commands.report import eval_photos, report
 from regraft.commands.train import configure, train_run
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET
@@ -154,23 +154,23 @@ def _by_report(run, bundle, tmp):
 
 
 def _by_evaluate(run, bundle, tmp):
-    return evaluate_dataset(bundle, judged_photos(bundle, QUIET, ""), "again").right
+    return evaluate_dataset(bundle, eval_photos(bundle, QUIET, ""), "again").right
 
 
 def _by_evaluate_folder(run, bundle, tmp):
-    judged = judged_photos(bundle, QUIET, "")
-    for i, path in enumerate(judged.paths):
-        place = tmp / "judged" / judged.classes[judged.labels[i]] / f"{i}.png"
+    evaluated = eval_photos(bundle, QUIET, "")
+    for i, path in enumerate(evaluated.paths):
+        place = tmp / "judged" / evaluated.classes[evaluated.labels[i]] / f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(judged.root / path, place)
+        shutil.copy(evaluated.root / path, place)
     right = evaluate(bundle, tmp / "judged").right
     return np.sort(right)  # another order
 
 
 def _answers(bundle, answer_of):
-    judged = judged_photos(bundle, QUIET, "")
-    names = [judged.classes[label] for label in judged.labels]
-    return np.array([answer_of(judged.root / p) == name for p, name in zip(judged.paths, names, strict=True)])
+    evaluated = eval_photos(bundle, QUIET, "")
+    names = [evaluated.classes[label] for label in evaluated.labels]
+    return np.array([answer_of(evaluated.root / p) == name for p, name in zip(evaluated.paths, names, strict=True)])
 
 
 def _by_predict(run, bundle, tmp):
@@ -210,7 +210,7 @@ def test_a_record_says_what_the_run_says(run):
     assert len(record.photos) == summary["images"]["used"]
     assert len(record.photos) + len(record.quarantine) == summary["images"]["found"]
     assert list(record.dataset().classes) == summary["classes"] == list(load(run).classes)
-    assert sum(photo.split == record.judged for photo in record.photos) == summary["accuracy"]["n"]
+    assert sum(photo.split == record.eval_split for photo in record.photos) == summary["accuracy"]["n"]
     assert all(photo.labelled.by in ("folder", "list", "relabel") and photo.labelled.at for photo in record.photos)
     again = [photo.to_json(record.root) for photo in record.photos]
     assert again == [row for row in rows_of(run) if "split" in row]
@@ -454,8 +454,8 @@ def test_no_photo_both_chooses_and_judges(colours, tmp_path, monkeypatch, is_giv
     monkeypatch.setattr(search, "cached_head", lambda f, *more: chose.update(f.hashes) or solve(f, *more))
     monkeypatch.setattr(linear_probe, "calibrated", lambda p, y: calibrated_on.append(len(y)) or calibrate(p, y))
     run = _given(colours, tmp_path, search=searched) if is_given else _plain(colours, tmp_path, search=searched)
-    judged = judged_photos(load(run), QUIET, "")
+    evaluated = eval_photos(load(run), QUIET, "")
     learned = [content for content, side in sides(run).items() if side == "train"]
     assert chose
-    assert not chose & set(judged.hashes)
+    assert not chose & set(evaluated.hashes)
     assert set(calibrated_on) == {len(learned)}

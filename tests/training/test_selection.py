@@ -43,7 +43,7 @@ LAYOUTS = {
 def test_no_photo_chooses_and_judges_or_chooses_and_is_learned_from(splits):
     chosen = select(splits, folds_of(splits.train, 5, 0))
     assert len(chosen.photos) >= 5
-    assert not set(chosen.photos.hashes) & set(splits.judged[1].hashes)
+    assert not set(chosen.photos.hashes) & set(splits.eval_photos.hashes)
     assert not set(chosen.photos.hashes) & set(chosen.learned.hashes)
     assert set(chosen.learned.hashes) <= set(splits.train.hashes)
     both = splits.test is not None and len(splits.val) > 0

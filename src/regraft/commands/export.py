@@ -20,7 +20,7 @@ from regraft.backbones.engine import Engine
 from regraft.bundle.bundle import Bundle
 from regraft.bundle.format import special_features
 from regraft.bundle.predict import find_photos
-from regraft.commands.report import judged_photos, learned_photos
+from regraft.commands.report import eval_photos, train_photos
 from regraft.core.errors import BundleError, DataError, ExportError
 from regraft.core.files import workspace
 from regraft.core.progress import QUIET, Progress
@@ -178,8 +178,8 @@ def _photos(
     """Return photos for the proof, and for int8 inputs `(H, W, 3)` of others for its ranges. Raises DataError."""
     cure = "Give some with --photos DIR"
     if photos is None:
-        judged = _paths(judged_photos(bundle, progress, cure))
-        return judged, _ranges(bundle, _paths(learned_photos(bundle, progress, cure))) if int8 else []
+        evaluated = _paths(eval_photos(bundle, progress, cure))
+        return evaluated, _ranges(bundle, _paths(train_photos(bundle, progress, cure))) if int8 else []
     found = list(find_photos([photos]))
     if not found:
         raise DataError(f"{photos} has no photos to prove the export on. Name a folder that has some.")

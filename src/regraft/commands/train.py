@@ -270,7 +270,7 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
     options = replace(config.folder_options, known_classes=parts[0].classes)
     for folder in _beyond(config.also, earlier.config.also):
         new = list_photos(folder, min_classes=1, options=options, progress=progress)
-        parts.append(with_known_sides(new, earlier.sides, earlier.judged))
+        parts.append(with_known_sides(new, earlier.sides, earlier.eval_split))
     dataset = merged(parts)
     roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
     for file in _beyond(config.relabel, earlier.config.relabel):

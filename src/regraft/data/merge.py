@@ -31,8 +31,8 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
         DataError: Names of classes could be one class or two.
     """
     if any("train" in one.splits for one in datasets):
-        judged = "test" if any("test" in one.splits for one in datasets) else "val"
-        datasets = [one if "train" in one.splits else _split(one, judged, val_fraction, seed) for one in datasets]
+        eval_split = "test" if any("test" in one.splits for one in datasets) else "val"
+        datasets = [one if "train" in one.splits else _split(one, eval_split, val_fraction, seed) for one in datasets]
     return merged(datasets)
 
 
@@ -132,7 +132,7 @@ def _meant(row: ListRow, file: Path, place: dict[str, int], prefixes: Sequence[P
     raise DataError(f"{file} names {row.path} in line {row.line}, which the photos' folders do not hold.{hint}")
 
 
-def _split(dataset: Dataset, judged: str, val_fraction: float, seed: int) -> Dataset:
-    """Split a data set that was not split: a part of each class is held out as the split `judged`."""
+def _split(dataset: Dataset, eval_split: str, val_fraction: float, seed: int) -> Dataset:
+    """Split a data set that was not split: a part of each class is held out as the split `eval_split`."""
     chosen = set(held_out(dataset, range(len(dataset)), val_fraction, seed))
-    return replace(dataset, splits=tuple(judged if i in chosen else "train" for i in range(len(dataset))))
+    return replace(dataset, splits=tuple(eval_split if i in chosen else "train" for i in range(len(dataset))))

@@ -34,9 +34,14 @@ class Splits:
     given: bool
 
     @property
-    def judged(self) -> tuple[str, Dataset]:
-        """Name and photos of the split that the reported accuracy belongs to."""
-        return ("test", self.test) if self.test is not None else ("val", self.val)
+    def eval_split(self) -> str:
+        """Name of the split that the reported accuracy belongs to: "test" where it was given, else "val"."""
+        return "val" if self.test is None else "test"
+
+    @property
+    def eval_photos(self) -> Dataset:
+        """Photos of that split."""
+        return self.val if self.test is None else self.test
 
 
 def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Splits:
@@ -223,7 +228,7 @@ def _check(dataset: Dataset, splits: Splits) -> None:
             f"{dataset.root} has no readable training photos of {', '.join(map(repr, missing))}. "
             "Expected at least one of each class. Add some, or remove the class from the other splits."
         )
-    if len(splits.judged[1]) == 0:
+    if len(splits.eval_photos) == 0:
         why = " Photos of a group, and copies, are never parted." if dataset.groups else ""
         raise DataError(
             f"{dataset.root} leaves no photos to judge the model on. Expected two or more photos of some class; "

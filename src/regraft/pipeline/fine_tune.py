@@ -129,7 +129,7 @@ def tuned_on_split(
     train, val = _learned_and_watched(splits, recipe, context.config)
     val_chooses = choosing is not None and "interpolation" not in context.config.settings
     val = val if choosing is None else choosing
-    left_s = context.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
+    left_s = context.left_s(len(splits.eval_photos) + min(NUM_KNOWN, len(splits.train)))
     on_row = partial(context.trackers.row, part=phase.part)
     least = phase.least if context.config.mode == "auto" and context.config.is_solved else 0.0
     job = {"train": train, "val": val, "budget_s": left_s, "folder": context.out / phase.folder, "on_row": on_row}
@@ -172,9 +172,8 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
 
     The reported accuracy never comes from photos that chose an epoch. Raises ConfigError where none can be set apart.
     """
-    _, judged = splits.judged
-    watched = splits.val if len(splits.val) else judged
-    if recipe.keep == "last" or watched is not judged:
+    watched = splits.val if len(splits.val) else splits.eval_photos
+    if recipe.keep == "last" or watched is not splits.eval_photos:
         return splits.train, watched
     train = splits.train
     chosen = set(held_out(train, range(len(train)), config.val_fraction, config.seed))
@@ -234,8 +233,8 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
     own = _features_of(backbone, unseen, context)
-    judged = set(splits.judged[1].hashes)
-    chosen = np.array([content not in judged for content in own.hashes], bool)
+    evaluated = set(splits.eval_photos.hashes)
+    chosen = np.array([content not in evaluated for content in own.hashes], bool)
     temperature, thresholds = calibrated((own.x @ weight.T + bias)[chosen], own.y[chosen])
     known = _known(backbone, splits.train, own, context)
     return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)

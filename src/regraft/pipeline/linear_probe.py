@@ -61,7 +61,7 @@ def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context:
     context.progress.say("other features of the same network, cross-validated on the photos to learn from:")
     context.progress.say(f"  {plain}")
     splits = inputs.photos_split.splits
-    left_s = context.left_s(len(splits.judged[1]))
+    left_s = context.left_s(len(splits.eval_photos))
     budget_s = SEARCH_S if left_s is None else min(SEARCH_S, left_s * SEARCH_SHARE)
     folds = folds_for(splits.train, context.config)
     trials = search(plain, inputs.photos_split.dataset, splits.train, folds, context.config, budget_s, context.progress)
@@ -88,8 +88,8 @@ def answers_of_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> 
 def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Outcome:
     """Make one of the heads that were tried the bundle."""
     head, photos_split = one.head, inputs.photos_split
-    is_told = photos_split.splits.given or len(photos_split.splits.judged[1]) >= MANY
-    whole = None if is_told else _cross_validated(one.feature_config.features, photos_split.dataset, head, context)
+    is_enough = photos_split.splits.given or len(photos_split.splits.eval_photos) >= MANY
+    whole = None if is_enough else _cross_validated(one.feature_config.features, photos_split.dataset, head, context)
     details: dict[str, Any] = {"head": {"penalty": head.penalty, "curve": [vars(point) for point in head.curve]}}
     if len(trials) > 1:
         details["searched"] = [other.to_json() for other in trials]

@@ -119,7 +119,7 @@ def _tuned_alone(
     if not context.world.is_main:
         return None
     splits = inputs.photos_split.splits
-    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.judged[1], context) as model:
+    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.eval_photos, context) as model:
         outcome = delivered(model, inputs.photos_split, context)
     finished(inputs.photos_split, outcome, context)
     remove_unfinished(context.out)
@@ -186,7 +186,7 @@ def _run_phase(
     tuned = tuned_on_split(learning, head, phase, context, selection)
     if best is None:
         return None
-    unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]
+    unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.eval_photos
     with _traced(tuned, learning, unseen, context) as model:
         return better(model, phase, best, selection, inputs, context)
 
@@ -222,7 +222,7 @@ def _refitted(
         return best and _decided(best, without)
     if best is None:
         return None
-    with _traced(tuned, inputs, splits.judged[1], context) as model:
+    with _traced(tuned, inputs, splits.eval_photos, context) as model:
         return _better_refitted(model, best, selection, inputs, context)
 
 
