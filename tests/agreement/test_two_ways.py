@@ -150,11 +150,11 @@ def with_copies(colours, folder):
 
 
 def _by_report(run, bundle, tmp):
-    return report(bundle, out=tmp / "report.html").evaluation.right
+    return report(bundle, out=tmp / "report.html").evaluation.correct
 
 
 def _by_evaluate(run, bundle, tmp):
-    return evaluate_dataset(bundle, eval_photos(bundle, QUIET, ""), "again").right
+    return evaluate_dataset(bundle, eval_photos(bundle, QUIET, ""), "again").correct
 
 
 def _by_evaluate_folder(run, bundle, tmp):
@@ -163,8 +163,8 @@ def _by_evaluate_folder(run, bundle, tmp):
         place = tmp / "judged" / evaluated.classes[evaluated.labels[i]] / f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(evaluated.root / path, place)
-    right = evaluate(bundle, tmp / "judged").right
-    return np.sort(right)  # another order
+    correct = evaluate(bundle, tmp / "judged").correct
+    return np.sort(correct)  # another order
 
 
 def _answers(bundle, answer_of):
@@ -194,8 +194,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_command_gives_the_accuracy_that_training_gave(run, way, tmp_path):
     told = json.loads((run / "result.json").read_text())["accuracy"]
-    right = WAYS[way](run, load(run), tmp_path)
-    assert (len(right), right.mean()) == (told["n"], pytest.approx(told["value"]))
+    correct = WAYS[way](run, load(run), tmp_path)
+    assert (len(correct), correct.mean()) == (told["n"], pytest.approx(told["value"]))
     assert 0.4 < told["value"] < 1  # else agreeing is no art
 
 
@@ -245,7 +245,7 @@ def test_in_place_is_as_in_a_folder_of_its_own(colours, tmp_path, what):
         for one, other in (("ash", "birch"), ("birch", "ash")):
             (wrong / one / f"{one}_{i}.png").rename(wrong / other / f"was_{one}_{i}.png")
     train(wrong, tmp_path / "run")
-    right = [
+    correct = [
         {"path": f"{other}/was_{one}_{i}.png", "label": one}
         for i in range(6)
         for one, other in (("ash", "birch"), ("birch", "ash"))
@@ -253,7 +253,7 @@ def test_in_place_is_as_in_a_folder_of_its_own(colours, tmp_path, what):
 
     def grow(out):
         if what == "labels put right":
-            return update.relabel(tmp_path / "run", write_list(tmp_path / "fix.csv", right), out)
+            return update.relabel(tmp_path / "run", write_list(tmp_path / "fix.csv", correct), out)
         folder = _more(tmp_path / "a") if what == "more photos" else _first_class(tmp_path / "a")
         return update.add(tmp_path / "run", folder, out)
 
@@ -434,14 +434,14 @@ def test_the_cross_validated_figure_is_the_score_of_refits(backbone, colours, tm
     dataset, features = extract(backbone, list_photos(colours))
     folds = folds_of(dataset, 5, 0)
     x = features.x.astype(np.float64)
-    right = 0
+    correct = 0
     for fold in range(5):
         seen = folds != fold
         mean, spread = x[seen].mean(axis=0), x[seen].std(axis=0)
         z = (x - mean) / floored(mean, spread)
         model = LogisticRegression(C=1 / (penalty * seen.sum()), tol=1e-8, max_iter=5000)
-        right += (model.fit(z[seen], dataset.labels[seen]).predict(z[~seen]) == dataset.labels[~seen]).sum()
-    assert (told["n"], told["value"]) == (len(dataset), pytest.approx(right / len(dataset)))
+        correct += (model.fit(z[seen], dataset.labels[seen]).predict(z[~seen]) == dataset.labels[~seen]).sum()
+    assert (told["n"], told["value"]) == (len(dataset), pytest.approx(correct / len(dataset)))
     assert 0.4 < told["value"] < 1
 
 

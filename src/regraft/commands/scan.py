@@ -367,15 +367,15 @@ def _outliers(features: Features, found: list[Issue]) -> list[Issue]:
 def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:
     """Return the accuracy of a head solved on train: on all photos outside it, and on those that did not leak."""
     train = np.array([split == "train" for split in dataset.splits])
-    judged = ~train
-    clean = judged & ~np.isin(np.arange(len(dataset)), leaked)
+    evaluated = ~train
+    clean = evaluated & ~np.isin(np.arange(len(dataset)), leaked)
     if not leaked or not train.any() or not clean.any():
         return None
     learned = dataset.subset(np.flatnonzero(train))
     head = solve(features.of(learned), len(dataset.classes), np.full(len(learned), -1))
-    right = head.logits(features.x).argmax(axis=1) == dataset.labels
-    return accuracy(int(right[judged].sum()), int(judged.sum()), "judged"), accuracy(
-        int(right[clean].sum()), int(clean.sum()), "judged, not in train"
+    correct = head.logits(features.x).argmax(axis=1) == dataset.labels
+    return accuracy(int(correct[evaluated].sum()), int(evaluated.sum()), "judged"), accuracy(
+        int(correct[clean].sum()), int(clean.sum()), "judged, not in train"
     )
 
 

@@ -120,8 +120,8 @@ def _of_group(dataset: Dataset, group: list[int]) -> Issue:
         return Issue("conflicts", photos, f"{equal} under {' and '.join(map(repr, labels))}", photos)
     if len(splits) > 1:
         learned = tuple(i for i in group if dataset.splits[i] == "train")
-        judged = tuple(i for i in group if dataset.splits[i] != "train")
-        return Issue("leaks", photos, f"{equal} in {' and '.join(splits)}", learned or judged[1:])
+        evaluated = tuple(i for i in group if dataset.splits[i] != "train")
+        return Issue("leaks", photos, f"{equal} in {' and '.join(splits)}", learned or evaluated[1:])
     return Issue("duplicates", photos, f"{equal} {len(group)} times", photos[1:])
 
 
@@ -159,14 +159,11 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
     References:
         C. Northcutt et al., "Confident Learning", JAIR 2021.
     """
-    judged = np.flatnonzero(np.isfinite(probabilities).all(axis=1))
-    own = probabilities[judged, labels[judged]]
-    suggested = probabilities[judged].argmax(axis=1)
-    best = probabilities[judged, suggested]
-    order = np.argsort(own - best, kind="stable")
-    return [
-        Suspect(int(judged[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != labels[judged[k]]
-    ]
+    held_out = np.flatnonzero(np.isfinite(probabilities).all(axis=1))
+    given, p = labels[held_out], probabilities[held_out]
+    suggested, best = p.argmax(axis=1), p.max(axis=1)
+    order = np.argsort(p[np.arange(len(p)), given] - best, kind="stable")
+    return [Suspect(int(held_out[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != given[k]]
 
 
 def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Issue]:
@@ -259,14 +256,14 @@ def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
     }
     found = []
     for what, values in columns.items():
-        right, chance = float((_said_by_others(values, y) == y).mean()), counts.max() / len(y)
-        if right > chance + LEAKING and _is_no_chance(right, len(y), chance):
-            text = f"{what} alone tells the class of {100 * right:.0f} % (chance {100 * chance:.0f} %)"
+        accuracy, chance = float((_predicted_by_others(values, y) == y).mean()), counts.max() / len(y)
+        if accuracy > chance + LEAKING and _is_no_chance(accuracy, len(y), chance):
+            text = f"{what} alone tells the class of {100 * accuracy:.0f} % (chance {100 * chance:.0f} %)"
             found.append(Issue("format leak", (), text))
     return found
 
 
-def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _predicted_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
     """For each photo, the most frequent class among the others with its value, or of all where there is no other."""
     _, rows = np.unique(values, return_inverse=True)
     table = np.zeros((rows.max() + 1, y.max() + 1))
@@ -277,14 +274,14 @@ def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(others.argmax(axis=1))
 
 
-def _is_no_chance(right: float, n: int, chance: float) -> bool:
-    """Whether `right`, a share of n photos above `chance`, is too large for mere chance.
+def _is_no_chance(accuracy: float, n: int, chance: float) -> bool:
+    """Whether `accuracy`, a share of n photos above `chance`, is too large for mere chance.
 
     By H. Chernoff's bound on the tail of a binomial distribution, 1952.
     """
-    divergence = right * np.log(right / chance)
-    if right < 1:
-        divergence += (1 - right) * np.log((1 - right) / (1 - chance))
+    divergence = accuracy * np.log(accuracy / chance)
+    if accuracy < 1:
+        divergence += (1 - accuracy) * np.log((1 - accuracy) / (1 - chance))
     return bool(np.exp(-n * divergence) < 1e-6)
 
 

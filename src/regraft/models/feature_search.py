@@ -63,8 +63,8 @@ class Trial:
         return {"way": self.feature_config.name, **vars(self.score)}
 
     def __str__(self) -> str:
-        right = 100 * self.score.num_right / self.score.n
-        return f"{self.feature_config.name}: log loss {self.score.log_loss:.3f}, {right:.1f} % right"
+        percent = 100 * self.score.num_right / self.score.n
+        return f"{self.feature_config.name}: log loss {self.score.log_loss:.3f}, {percent:.1f} % right"
 
 
 def search(

@@ -198,11 +198,11 @@ def score(log_p: np.ndarray, y: np.ndarray, penalty: float, weights: np.ndarray 
         weights: `(N,)` float64, how often each photo counts; None for once.
     """
     log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
-    loss, right = -log_p[np.arange(len(y)), y], log_p.argmax(axis=1) == y
+    loss, correct = -log_p[np.arange(len(y)), y], log_p.argmax(axis=1) == y
     if weights is None:
-        return Score(float(penalty), float(loss.mean()), int(right.sum()), len(y))
+        return Score(float(penalty), float(loss.mean()), int(correct.sum()), len(y))
     counts = weights[judged]
-    mean, sums = np.average(loss, weights=counts), (counts[right].sum(), counts.sum())
+    mean, sums = np.average(loss, weights=counts), (counts[correct].sum(), counts.sum())
     return Score(float(penalty), float(mean), *(round(float(one)) for one in sums))
 
 

@@ -313,9 +313,9 @@ def _mixed(train_state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _tally(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> EpochMetrics:
     counts = batch.weights > 0
-    right = (logits.argmax(dim=1) == labels) & counts
+    correct = (logits.argmax(dim=1) == labels) & counts
     sums = torch.stack(
-        [losses.double() @ batch.weights.double(), batch.weights.double().sum(), right.sum(), counts.sum()]
+        [losses.double() @ batch.weights.double(), batch.weights.double().sum(), correct.sum(), counts.sum()]
     )
     return EpochMetrics(*sums.tolist())
 
