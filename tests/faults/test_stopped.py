@@ -32,12 +32,12 @@ PHASES = {
     "first step": ("regraft.training.loop.gradients", 1),
     "seventh step": ("regraft.training.loop.gradients", 7),
     "last step": ("regraft.training.loop.gradients", 15),
-    "judge an epoch": ("regraft.training.loop.judge", 2),
-    "judge the last epoch": ("regraft.training.loop.judge", 5),
+    "evaluate an epoch": ("regraft.training.loop.validate", 2),
+    "evaluate the last epoch": ("regraft.training.loop.validate", 5),
     "write a checkpoint": ("regraft.training.checkpoint.output_folder", 4),
     "trace what was trained": ("regraft.pipeline.fine_tune.from_network", 1),
     "write the bundle": ("regraft.run.write_model", 1),
-    "judge the bundle": ("regraft.run.evaluate_dataset", 1),
+    "evaluate the bundle": ("regraft.run.evaluate_dataset", 1),
     "seal the bundle": ("regraft.run.seal", 2),
     "list the photos": ("regraft.run_dir.write_output", 1),
     "forget checkpoints": ("regraft.pipeline.phases.remove_unfinished", 1),
@@ -57,8 +57,8 @@ def was_stopped(ended, signum: int) -> None:
 
 IN_TURN = {  # calls counted from where the run before was stopped
     **{phase: PHASES[phase] for phase in ("scan", "extract features", "first step")},
-    "judge an epoch": ("regraft.training.loop.judge", 1),
-    **{phase: PHASES[phase] for phase in ("trace what was trained", "judge the bundle", "seal the bundle")},
+    "evaluate an epoch": ("regraft.training.loop.validate", 1),
+    **{phase: PHASES[phase] for phase in ("trace what was trained", "evaluate the bundle", "seal the bundle")},
 }
 
 

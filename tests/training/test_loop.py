@@ -33,7 +33,7 @@ from regraft.training.augmentation import augmentation
 from regraft.training.batches import DecodedPhotos, Loader
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
-from regraft.training.loop import fit, gradients, hold_still, judge, logits_of, rate_factor
+from regraft.training.loop import fit, gradients, hold_still, logits_of, rate_factor, validate
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo
 from regraft.training.train_state import EpochMetrics, FitResult, TrainState, resume
@@ -170,9 +170,9 @@ def test_one_function_goes_through_batches_for_training_and_judging(monkeypatch)
     calls, original = [], loop.run_epoch
 
     def recorded(batches, step, after):
-        tally = original(batches, step, after)
-        calls.append(tally.n)
-        return tally
+        metrics = original(batches, step, after)
+        calls.append(metrics.n)
+        return metrics
 
     monkeypatch.setattr(loop, "run_epoch", recorded)
     fitted = run(learner_of(recipe_of()), train_loader(recipe_of(), count=13), val_loader(9))
@@ -207,8 +207,8 @@ def gradient(recipe, network, batch, microbatch_size=0):
     train_state = learner_of(recipe, network)
     train_state.microbatch_size = microbatch_size
     hold_still(train_state.network.train(), recipe)
-    tally = gradients(train_state, batch, QUIET)
-    return {name: p.grad.clone() for name, p in network.named_parameters()}, tally
+    metrics = gradients(train_state, batch, QUIET)
+    return {name: p.grad.clone() for name, p in network.named_parameters()}, metrics
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 3, 4, 5, 11, 12])
@@ -216,12 +216,13 @@ def gradient(recipe, network, batch, microbatch_size=0):
 def test_gradients_of_microbatches_add_up_to_that_of_the_batch(microbatch_size, changes):
     recipe = recipe_of(batchnorm="eval", batch_size=11, **changes)
     (batch,) = train_loader(recipe, count=11, weights=(1.0, 4.0, 0.25)).load(0)
-    whole, tally = gradient(recipe, Toy(), batch)
-    parts, tally_of_parts = gradient(recipe, Toy(), batch, microbatch_size)
+    whole, metrics = gradient(recipe, Toy(), batch)
+    parts, metrics_of_parts = gradient(recipe, Toy(), batch, microbatch_size)
     assert distance(whole, parts) <= rounding(11)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-3
-    assert tally_of_parts.loss == pytest.approx(tally.loss, rel=rounding(11))
-    assert (tally_of_parts.weight, tally_of_parts.num_right, tally_of_parts.n) == (tally.weight, tally.num_right, 11)
+    assert metrics_of_parts.loss == pytest.approx(metrics.loss, rel=rounding(11))
+    assert (metrics_of_parts.weight, metrics_of_parts.n) == (metrics.weight, 11)
+    assert metrics_of_parts.num_right == metrics.num_right
 
 
 @pytest.mark.parametrize("options", [{"weight": torch.tensor([1.0, 4.0, 0.25])}, {"label_smoothing": 0.3}, {}])
@@ -229,11 +230,11 @@ def test_the_loss_is_torchs(options):
     recipe = recipe_of(batchnorm="eval", batch_size=11, label_smoothing=options.get("label_smoothing", 0.0))
     per_class = tuple(options["weight"].tolist()) if "weight" in options else None
     (batch,) = train_loader(recipe, count=11, weights=per_class).load(0)
-    found, tally = gradient(recipe, Toy(), batch)
+    found, metrics = gradient(recipe, Toy(), batch)
     network = Toy().eval()
     loss = nn.CrossEntropyLoss(**options)(network(batch.pixels), batch.labels)
     loss.backward()
-    assert tally.loss / tally.weight == pytest.approx(loss.item(), rel=rounding(11))
+    assert metrics.loss / metrics.weight == pytest.approx(loss.item(), rel=rounding(11))
     assert distance(found, {name: p.grad for name, p in network.named_parameters()}) <= rounding(11)
 
 
@@ -314,7 +315,7 @@ def test_batchnorm_that_does_not_learn_keeps_its_statistics():
     assert kept == {name for name in before if name.startswith("layers.1.")}
 
 
-# judging
+# validation
 
 
 def test_judging_gives_plain_cross_entropy_and_accuracy():
@@ -323,12 +324,12 @@ def test_judging_gives_plain_cross_entropy_and_accuracy():
     with torch.no_grad():
         p = copy.deepcopy(train_state.network).eval()(whole.pixels).double().softmax(dim=1).numpy()
     for batch_size in (1, 4, 8, 100):
-        tally = judge(train_state, val_loader(batch_size=batch_size), QUIET)
-        assert (tally.n, tally.weight) == (9, 9)
-        assert tally.loss / 9 == pytest.approx(
+        metrics = validate(train_state, val_loader(batch_size=batch_size), QUIET)
+        assert (metrics.n, metrics.weight) == (9, 9)
+        assert metrics.loss / 9 == pytest.approx(
             log_loss(whole.labels, p), rel=rounding(72)
         )  # the longest sum: a kernel of 3 x 3 x 8
-        assert tally.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
+        assert metrics.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
         assert np.array_equal(
             logits_of(train_state, val_loader(batch_size=batch_size), QUIET).argmax(axis=1), p.argmax(axis=1)
         )
@@ -339,7 +340,7 @@ def test_judging_leaves_the_network_as_it_was():
     train_state.network.train()
     train_state.network.layers[1].eval()
     modes, before = [m.training for m in train_state.network.modules()], copy.deepcopy(train_state.network.state_dict())
-    judge(train_state, val_loader(), QUIET)
+    validate(train_state, val_loader(), QUIET)
     assert [m.training for m in train_state.network.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in train_state.network.state_dict().items())
 
@@ -398,8 +399,8 @@ def test_the_running_average_is_that_of_the_weights_after_each_step():
     assert distance(weights(train_state.network), expected) > 1e-3
     train_state.average = None
     train_state.network.load_state_dict(expected, strict=False)
-    tally = judge(train_state, val_loader(), QUIET)
-    assert fitted.rows[-1]["val_loss"] == pytest.approx(tally.loss / 9, rel=rounding(9, num_sums=6))
+    metrics = validate(train_state, val_loader(), QUIET)
+    assert fitted.rows[-1]["val_loss"] == pytest.approx(metrics.loss / 9, rel=rounding(9, num_sums=6))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
@@ -411,7 +412,7 @@ def test_the_best_epoch_is_kept_by_the_loss_on_photos_not_learned_from(ema):
     assert fitted.best_epoch == int(np.argmin(losses))
     assert 0 < fitted.best_epoch < 5, "a run in which neither the first nor the last is"
     train_state.delivered.load_state_dict(train_state.best)
-    assert judge(train_state, val, QUIET).loss / 9 == pytest.approx(min(losses), rel=rounding(9))
+    assert validate(train_state, val, QUIET).loss / 9 == pytest.approx(min(losses), rel=rounding(9))
 
 
 def test_of_epochs_that_are_alike_the_first_is_the_best():
@@ -506,15 +507,15 @@ def test_a_photo_alone_is_not_mixed():
 
 
 class Failing(Toy):
-    """Its logits_of are not finite from a training step on, or when it is judged."""
+    """Its logits_of are not finite from a training step on, or in validation."""
 
-    def __init__(self, value, *, at_step=0, judged=False):
+    def __init__(self, value, *, at_step=0, validating=False):
         super().__init__()
-        self.value, self.at_step, self.judged, self.steps = value, at_step, judged, 0
+        self.value, self.at_step, self.validating, self.steps = value, at_step, validating, 0
 
     def forward(self, pixels):
         self.steps += self.training
-        is_bad = self.judged if not self.training else self.steps == self.at_step
+        is_bad = self.validating if not self.training else self.steps == self.at_step
         return super().forward(pixels) * (self.value if is_bad else 1.0)
 
 
@@ -543,7 +544,7 @@ def test_a_rate_that_is_far_too_high_ends_in_that_error():
 
 def test_a_network_that_judges_to_nothing_finite_is_not_delivered(tmp_path):
     """The last step of all may be the one that goes too far."""
-    train_state = learner_of(recipe_of(epochs=3, keep="best"), Failing(math.nan, judged=True))
+    train_state = learner_of(recipe_of(epochs=3, keep="best"), Failing(math.nan, validating=True))
     with pytest.raises(TrainError, match=r"epoch 1"):
         run(train_state, folder=tmp_path)
     assert latest_checkpoint(tmp_path / "checkpoints", QUIET) is None
@@ -552,15 +553,15 @@ def test_a_network_that_judges_to_nothing_finite_is_not_delivered(tmp_path):
 class Hungry(Toy):
     """Has memory for `limit` photos. after: whether it runs out in the last layer rather than in the first.
 
-    judged: whether it is short of memory where it is judged rather than where it learns.
+    validating: whether it is short of memory where it is evaluated rather than where it learns.
     """
 
-    def __init__(self, limit, error, *, after=False, judged=False):
+    def __init__(self, limit, error, *, after=False, validating=False):
         super().__init__()
-        self.limit, self.error, self.after, self.judged, self.sizes = limit, error, after, judged, []
+        self.limit, self.error, self.after, self.validating, self.sizes = limit, error, after, validating, []
 
     def forward(self, pixels):
-        is_short = self.training != self.judged
+        is_short = self.training != self.validating
         self.sizes += [len(pixels)] * is_short
         logits = super().forward(pixels) if self.after else None
         if is_short and len(pixels) > self.limit:
@@ -596,9 +597,9 @@ def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, c
 
 
 @pytest.mark.parametrize("error", [on_a_gpu, on_a_processor, in_python])
-@pytest.mark.parametrize("question", [judge, logits_of])
+@pytest.mark.parametrize("question", [validate, logits_of])
 def test_out_of_memory_while_judging_takes_fewer_photos_at_once(question, error, capsys, record_property):
-    train_state = learner_of(recipe_of(val_batch_size=8), Hungry(3, error, judged=True))
+    train_state = learner_of(recipe_of(val_batch_size=8), Hungry(3, error, validating=True))
     said = question(train_state, val_loader(batch_size=8), Progress())
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert told == [f"out of memory: microbatches of {n}; batches stay as they are" for n in (4, 2)]
@@ -662,12 +663,12 @@ def handlers(monkeypatch):
 class Signalled(Toy):
     """Gets a signal in the midst of a batch that it learns from, or one that it judges."""
 
-    def __init__(self, at_batch, *, judging=False):
+    def __init__(self, at_batch, *, validating=False):
         super().__init__()
-        self.at_batch, self.judging, self.num_batches = at_batch, judging, 0
+        self.at_batch, self.validating, self.num_batches = at_batch, validating, 0
 
     def forward(self, pixels):
-        self.num_batches += self.training != self.judging
+        self.num_batches += self.training != self.validating
         if self.num_batches == self.at_batch:
             self.at_batch = 0
             os.kill(os.getpid(), signal.SIGTERM)
@@ -708,13 +709,13 @@ def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("at_batch", "judging", "steps"), [(1, False, 1), (2, False, 2), (3, False, 3), (1, True, 2), (3, True, 4)]
+    ("at_batch", "validating", "steps"), [(1, False, 1), (2, False, 2), (3, False, 3), (1, True, 2), (3, True, 4)]
 )
-def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, judging, steps, tmp_path, handlers):
+def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, validating, steps, tmp_path, handlers):
     recipe = recipe_of(momentum=0.9)
     expected = learner_of(recipe)
     rows = run(expected).rows
-    network = Signalled(at_batch, judging=judging)
+    network = Signalled(at_batch, validating=validating)
     with pytest.raises(signals.Interrupted) as caught:
         run(learner_of(recipe, network), folder=tmp_path)
     assert caught.value.signum == signal.SIGTERM
