@@ -181,7 +181,7 @@ def _opened(
     backbone, contents, stop = configured(config, progress), Contents(len(heap)), threading.Event()
 
     def trainer(rows: list[LabelRow], say: Say) -> None:
-        summary = _trained(sitting, rows, out, config, record, _Told(say))
+        summary = _trained(sitting, rows, out, config, record, _ForwardedProgress(say))
         say(f"the model is in {summary['bundle']}: {Accuracy(**summary['accuracy'])}")
 
     with Journal(out / SITTING / JOURNAL) as journal:
@@ -234,7 +234,7 @@ def _wait_for_all(sitting: Sitting) -> None:
         arrived.wait(0.05)
 
 
-class _Told(Progress):
+class _ForwardedProgress(Progress):
     """Progress whose lines are handed to somebody instead of being printed."""
 
     def __init__(self, say: Say) -> None:

@@ -231,14 +231,14 @@ def _missing_note(missing: list[ListRow], is_any_there: bool, listing: Listing) 
     if not missing:
         return []
     row, named = missing[0], f"{listing.list_file} names {len(missing)} files that are not there"
-    told = (
+    message = (
         f"{named}; the first, {row.path} in line {row.line}, was looked for at "
         f"{(listing.root / row.path).absolute()}, since paths are relative to the list's folder"
     )
     cure = _cure(row.path, listing.root.absolute())
     if is_any_there:
-        return [f"{told}. {cure}"]
-    raise DataError(f"{told}. {cure}.")
+        return [f"{message}. {cure}"]
+    raise DataError(f"{message}. {cure}.")
 
 
 def _cure(path: str, root: Path) -> str:

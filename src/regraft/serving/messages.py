@@ -18,7 +18,7 @@ from regraft.serving.limits import Limits
 LENGTH = struct.Struct("!Q")
 MAX_MESSAGE = 16 * 2**20  # bytes: the probabilities of 100,000 classes and a heat map
 WorkerAnswer = dict[str, Any]
-TOLD = {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}  # of a photo
+ANSWER_FIELDS = {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}
 
 
 class Garbled(Exception):
@@ -138,7 +138,7 @@ def is_answer(found: Any) -> bool:
         and all(isinstance(found.get(name), bool) for name in ("looks_new", "unsure"))
         and (labels is None or (isinstance(labels, list) and all(isinstance(one, str) for one in labels)))
         and isinstance(found.get("heatmap", ""), str)
-        and set(found) <= TOLD
+        and set(found) <= ANSWER_FIELDS
     )
 
 
