@@ -46,7 +46,7 @@ def _part(_: click.Context, parameter: click.Parameter, text: str | None) -> flo
     return share
 
 
-_PROMISES = (
+_INFERENCE = (
     click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Arithmetic.  [default: as trained]"),
     click.option("--max-error", callback=_part, metavar="SHARE",
                  help="Say 'unsure' so often that no more than so many of the other answers are wrong, such as 2%."),
@@ -59,9 +59,9 @@ def with_coverage(command: Command) -> Command:
     return click.option("--coverage", callback=_part, metavar="SHARE", help=text)(command)
 
 
-def with_promises(command: Command) -> Command:
+def with_inference(command: Command) -> Command:
     """Add the options of commands that answer through a bundle: `--precision` and `--max-error`."""
-    for option in reversed(_PROMISES):
+    for option in reversed(_INFERENCE):
         command = option(command)
     return command
 

@@ -11,9 +11,9 @@ from regraft.core.progress import Progress, printable, talk
 from regraft.options import (
     with_answers,
     with_coverage,
+    with_inference,
     with_json,
     with_network,
-    with_promises,
     with_settings,
 )
 from regraft.reporting import terminal
@@ -24,7 +24,7 @@ from regraft.reporting import terminal
 @click.argument("photos", nargs=-1, metavar="IMAGE_OR_DIR...")
 @with_answers
 @with_settings("follow_links", "every_s")
-@with_promises
+@with_inference
 @with_coverage
 @with_json
 def predict(bundle: str | None, photos: tuple[str, ...], undo: str | None, as_json: bool, **options: Any) -> None:
@@ -185,7 +185,7 @@ def similar(
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
 @with_settings("class_level", "follow_links", *READING)
-@with_promises
+@with_inference
 @with_json
 def evaluate(bundle: str, folder: str, as_json: bool, precision: Any, max_error: float | None, **reading: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
@@ -210,9 +210,9 @@ def evaluate(bundle: str, folder: str, as_json: bool, precision: Any, max_error:
 @click.argument("bundle")
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--out", help="The HTML file.  [default: report.html beside the bundle]")
-@with_promises
+@with_inference
 @with_json
-def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **promises: Any) -> None:
+def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **inference: Any) -> None:
     """Everything to look at in one HTML file: accuracy, confusions and their photos, heat maps, curves, calibration.
 
     On the photos in DIR, or on those that the training kept for judging. The file needs nothing else and can be sent.
@@ -224,7 +224,7 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
     from regraft.bundle.bundle import load
     from regraft.commands.report import report as write_report
 
-    result = write_report(load(bundle, **promises), folder, out, progress=Progress())
+    result = write_report(load(bundle, **inference), folder, out, progress=Progress())
     if as_json:
         terminal.print_json({"report": str(result.path), **result.evaluation.to_json()})
         return

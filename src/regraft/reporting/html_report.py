@@ -103,7 +103,7 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
         learning=learning_part(manifest),
         searched=_searched(manifest),
         trust=trust_part(evaluation, manifest),
-        promises=_promises(manifest),
+        error_thresholds=_error_thresholds(manifest),
         filters=_filters(bundle, record.first_layer),
         made_of=_made_of(manifest),
         command=record.command,
@@ -325,7 +325,7 @@ def _searched(manifest: Context) -> list[Context]:
     return [{**one, **share, "chosen": one["log_loss"] == best} for one, share in zip(trials, shares, strict=True)]
 
 
-def _promises(manifest: Context) -> list[Context]:
+def _error_thresholds(manifest: Context) -> list[Context]:
     """Return each step that has fewer errors than all that answer more."""
     steps = manifest["thresholds"].get("max_error", [])
     kept: list[Context] = []

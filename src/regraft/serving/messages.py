@@ -32,14 +32,14 @@ class Start:
     Attributes:
         folder: Of the model.
         sha256: That the model must have.
-        promises: Further arguments of `load`.
+        load_options: Further arguments of `load`.
         limits: Of the server.
         parent: Process number of the server.
     """
 
     folder: str
     sha256: str
-    promises: dict[str, Any]
+    load_options: dict[str, Any]
     limits: dict[str, Any]
     parent: int
 

@@ -64,7 +64,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         self._channel, self._limits = Channel(ours), limits
-        self._start = Start(str(model.folder), model.sha256, model.promises, asdict(limits), os.getpid())
+        self._start = Start(str(model.folder), model.sha256, model.load_options, asdict(limits), os.getpid())
         self._has_begun = False
         self.heard_at = time.monotonic()
 
