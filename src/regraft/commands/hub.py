@@ -314,11 +314,11 @@ def _refusal(error: Any, repository: _Repository) -> str:
     if status == 401:
         what = "refuses the token" if repository.token else "asks for a token"
         return f"{repository.endpoint} {what} for {repository.repo_id}. {_login(repository)}"
-    said = (error.server_message or error.response.reason_phrase or "no reason given")[:_LONGEST].rstrip(". ")
+    message = (error.server_message or error.response.reason_phrase or "no reason given")[:_LONGEST].rstrip(". ")
     if status == 403:
-        return f"{repository.endpoint} does not allow that for {repository.repo_id}: {said}. {_login(repository)}"
+        return f"{repository.endpoint} does not allow that for {repository.repo_id}: {message}. {_login(repository)}"
     cure = "Try again later." if status == 429 or status >= 500 else "Mend what it says, and try again."
-    return f"{repository.endpoint} refuses what was asked for {repository.repo_id}: {status}, {said}. {cure}"
+    return f"{repository.endpoint} refuses what was asked for {repository.repo_id}: {status}, {message}. {cure}"
 
 
 def _login(repository: _Repository) -> str:

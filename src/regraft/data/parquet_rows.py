@@ -195,12 +195,12 @@ def _is_label(value: object) -> bool:
 
 def _image_column(file: Path, schema: Any) -> str:
     """Return the column of the images, as its features say or its type. Raises DataError."""
-    said = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
-    found = said or [one.name for one in schema if _holds_bytes(one.type)]
-    if len(found) != 1:
-        what = f"the columns {', '.join(found)} of images" if found else "no column of images with their bytes"
+    declared = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
+    columns = declared or [one.name for one in schema if _holds_bytes(one.type)]
+    if len(columns) != 1:
+        what = f"the columns {', '.join(columns)} of images" if columns else "no column of images with their bytes"
         raise DataError(f"{file} has {what}. Expected one, as the library datasets writes it; found {schema.names}.")
-    return str(found[0])
+    return str(columns[0])
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -40,8 +40,8 @@ def split_of(name: str) -> str | None:
     tokens = _tokens(name)
     if meaning := _meaning("".join(tokens)):
         return meaning
-    said = [meaning for token in tokens if (meaning := _meaning(token))]
-    return said[0] if len(said) == 1 and _rest(tokens) <= AFFIXES else None
+    meanings = [meaning for token in tokens if (meaning := _meaning(token))]
+    return meanings[0] if len(meanings) == 1 and _rest(tokens) <= AFFIXES else None
 
 
 def mentions_split(name: str) -> bool:

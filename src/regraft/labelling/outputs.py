@@ -172,9 +172,9 @@ def _folder_of(row: LabelRow) -> str:
 def _unlike_labelled(contents: Contents, labels: Labels) -> set[str]:
     """Return the content hashes of photos without a label that look unlike all that have one."""
     ready = np.flatnonzero(contents.is_ready)
-    said = {int(i): labels[contents.hashes[i]] for i in ready}
-    known = [i for i, verdict in said.items() if verdict is not None and verdict.label >= 0]
-    others = [i for i, verdict in said.items() if verdict is None or (verdict.label < 0 and not verdict.is_set_aside)]
+    verdicts = {int(i): labels[contents.hashes[i]] for i in ready}
+    known = [i for i, one in verdicts.items() if one is not None and one.label >= 0]
+    others = [i for i, one in verdicts.items() if one is None or (one.label < 0 and not one.is_set_aside)]
     if not known or not others:
         return set()
     hashes = tuple(contents.hashes[i] for i in known)

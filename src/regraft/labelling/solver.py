@@ -200,8 +200,8 @@ class Solver:
     def _held_out(self, solved: Solved) -> Iterator[Solved]:
         """Yield the solution with what models say of labelled photos that they have not seen."""
         of, z = solved.snapshot, solved.z
-        said = log_probabilities_without(z[of.photos], of.y, z[of.audited], of.num_classes)
-        yield replace(solved, held_out=np.concatenate(said))
+        held_out = log_probabilities_without(z[of.photos], of.y, z[of.audited], of.num_classes)
+        yield replace(solved, held_out=np.concatenate(held_out))
 
     def _curve(self, solved: Solved) -> Iterator[Solved]:
         """Yield the solution with each further point; a head on the first labels is solved once while these stay."""

@@ -297,8 +297,8 @@ def better(
         frozen, tuned = _cross_validated(inputs, features, model, phase, context)
         compared, how = pair(name, frozen, phase.name, tuned), "cross-validated"
         counts = (accuracy(int(tuned.sum()), len(tuned), how),)
-    said = compared.decision(how, is_b_expected=selection.is_far, losses=losses)
-    decision = sentences(best.outcome.decision, said)
+    sentence = compared.decision(how, is_b_expected=selection.is_far, losses=losses)
+    decision = sentences(best.outcome.decision, sentence)
     if compared.b_wins or (compared.b_is_no_worse and (selection.is_far or losses is not None)):
         model = replace(model, details={**model.details, "chosen_on": selection.to_json()})
         best = Candidate(delivered(model, inputs.photos_split, context), answers, counts)
@@ -320,7 +320,7 @@ def _cross_validated(
     """
     photos, recipe = inputs.photos_split.splits.train, Recipe(**model.details["recipe"])
     folds = folds_for(photos, context.config)
-    said = np.full(len(photos), -1)
+    predicted = np.full(len(photos), -1)
     numbers = [int(number) for number in np.unique(folds[folds >= 0])]
     for done, number in enumerate(numbers):
         inside = np.flatnonzero(folds == number)
@@ -335,8 +335,8 @@ def _cross_validated(
             "folder": context.out / phase.folder / "folds" / str(number),
         }
         head = head_of(inputs.features, train, context.config) if inputs.features else None
-        said[inside] = _tuned(_network(inputs, context.config), inputs, head, recipe, job, context).answers
+        predicted[inside] = _tuned(_network(inputs, context.config), inputs, head, recipe, job, context).answers
     compared = folds >= 0
     held_out = head_of(features, photos, context.config).held_out
     frozen = np.nan_to_num(held_out, nan=-np.inf).argmax(axis=1)
-    return (frozen == photos.labels)[compared], (said == photos.labels)[compared]
+    return (frozen == photos.labels)[compared], (predicted == photos.labels)[compared]

@@ -82,7 +82,7 @@ def bar(share: float) -> str:
     return "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
 
 
-def said(prediction: "Prediction") -> str:
+def answer_text(prediction: "Prediction") -> str:
     """Say a model's answer in words."""
     sure = f"{prediction.label}  {100 * prediction.probability:.1f} %"
     text = f"unsure ({sure})" if prediction.unsure else sure
@@ -107,7 +107,7 @@ def print_bars(prediction: "Prediction", count: int = 5) -> None:
 def print_answer(name: str, prediction: "Prediction", num_photos: int) -> None:
     """Print what a model says of a photo, or of a group of photos, in a line."""
     counted = f"  ({num_photos} photos)" if num_photos > 1 else ""
-    print(printable(f"{name}  {said(prediction)}{counted}"))
+    print(printable(f"{name}  {answer_text(prediction)}{counted}"))
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -60,7 +60,7 @@ def work(channel: Channel) -> None:
     os.nice(5)  # what hands out work goes first, or workers wait for it
     limits = limits_of(start)
     try:
-        bundle = load(start.folder, expected_sha256=start.sha256, **start.promises)
+        bundle = load(start.folder, expected_sha256=start.sha256, **start.load_options)
         warm_up(bundle)
     except RegraftError as error:
         channel.send(encode(Refused(str(error))))
@@ -129,11 +129,11 @@ def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> Wor
         return {"error": TOO_LARGE if isinstance(reason.__cause__, MemoryError) else str(reason)}
     except MemoryError:
         return {"error": TOO_LARGE}
-    said = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
-    novelty = float(said["novelty"][0]) if "novelty" in said else None
-    if not np.isfinite(said["logits"]).all() or not np.isfinite(novelty or 0.0):
+    outputs = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
+    novelty = float(outputs["novelty"][0]) if "novelty" in outputs else None
+    if not np.isfinite(outputs["logits"]).all() or not np.isfinite(novelty or 0.0):
         return {"error": NO_NUMBER}
-    prediction = bundle.to_prediction(said["logits"][0], novelty)
+    prediction = bundle.to_prediction(outputs["logits"][0], novelty)
     found: WorkerAnswer = prediction.to_json()
     if order.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
