@@ -53,29 +53,29 @@ def predict(bundle: str | None, photos: tuple[str, ...], undo: str | None, as_js
         return
     if bundle is None or not photos:
         raise click.UsageError("Missing a model and photos: expected regraft predict BUNDLE IMAGE_OR_DIR...")
-    progress, tally = Progress(), command.Tally()
+    progress, counts = Progress(), command.AnswerCounts()
     loaded = load(bundle, **{name: options.pop(name) for name in ("precision", "max_error", "coverage")})
     reading = {name: options.pop(name) for name in ("follow_links", "every_s")}
     options["format"] = options["format"] or ("jsonl" if as_json else None)
     asked = command.wanted(loaded, photos, **options)
     if asked.sort is not None:
         loaded = command.that_can_be_unsure(loaded, progress)
-    found = command.judged(loaded, photos, asked, tally, **reading, progress=progress)
+    answers = command.answer_records(loaded, photos, asked, counts, **reading, progress=progress)
     if asked.out is not None:
-        print(f"answers  {printable(str(command.write_answers(loaded, found, asked)))}")
+        print(f"answers  {printable(str(command.write_answers(loaded, answers, asked)))}")
     elif asked.format == "text":
-        _print_answers(found, photos, is_quiet=asked.sort is not None)
+        _print_answers(answers, photos, is_quiet=asked.sort is not None)
     else:
-        terminal.print_lines(command.lines_of(loaded, found, asked))
+        terminal.print_lines(command.lines_of(loaded, answers, asked))
     if asked.sort is not None and (asked.format == "text" or asked.out is not None):
-        terminal.print_sorted(asked.sort, tally.folders)
-    if tally.num_failed:
-        fail(f"error: {tally.num_failed} of the photos could not be read; the others are above.", 1)
+        terminal.print_sorted(asked.sort, counts.folders)
+    if counts.num_failed:
+        fail(f"error: {counts.num_failed} of the photos could not be read; the others are above.", 1)
 
 
-def _print_answers(found: Iterable[Any], photos: tuple[str, ...], *, is_quiet: bool) -> None:
+def _print_answers(answers: Iterable[Any], photos: tuple[str, ...], *, is_quiet: bool) -> None:
     """Print answers as they come, and with bars that of a photo that was named alone; what failed goes to stderr."""
-    for one in found:
+    for one in answers:
         if one.prediction is None:
             talk(one.answer.error)
         elif not is_quiet:
