@@ -37,7 +37,7 @@ from regraft.data.splits import Splits, grouped, split
 from regraft.models.linear_head import Head
 from regraft.pipeline.ahead import features_ahead
 from regraft.pipeline.linear_probe import solve_head
-from regraft.pipeline.phases import features_of, run_phases
+from regraft.pipeline.phases import extract_features, run_phases
 from regraft.run import (
     Run,
     RunContext,
@@ -215,7 +215,7 @@ def _prepare(context: RunContext) -> TrainInputs:
     backbone = None if config.mode == "scratch" else _backbone(context).with_grey_bits(grey_bits(dataset, progress))
     features = None
     if backbone is not None and (config.is_solved or config.drop):
-        dataset, features = features_of(backbone, dataset, context)
+        dataset, features = extract_features(backbone, dataset, context)
     if config.drop:
         dataset = _main_first(context, lambda: drop_issues(dataset, features, config, progress))
     if config.strict and dataset.quarantine:

@@ -79,7 +79,7 @@ class Candidate:
     counts: tuple[Accuracy | None, ...]
 
 
-def phases(config: TrainConfig, is_far: bool = False) -> tuple[Phase, ...]:
+def phases_for(config: TrainConfig, is_far: bool = False) -> tuple[Phase, ...]:
     """List what is trained in turn; one training alone where the user has fixed something of the recipe.
 
     Args:

@@ -27,7 +27,7 @@ from regraft.pipeline.fine_tune import (
     better,
     learning_from,
     name_of,
-    phases,
+    phases_for,
     sentences,
     traced,
     tuned_on_split,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 
-def features_of(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
+def extract_features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
     """Compute features of all photos, each by one of the processes.
 
     Returns:
@@ -77,7 +77,7 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
         return _tuned_alone(inputs, solved.head, selection, context)
     best = _frozen_first(inputs, solved, selection, context)
     head, has_begun = None, False
-    for phase in phases(context.config, selection.is_far):
+    for phase in phases_for(context.config, selection.is_far):
         stop = context.world.broadcast(None if best is None else _why_stop(best, selection, has_begun, context))
         if stop is not None:
             best = best and _decided(best, stop)
@@ -165,7 +165,7 @@ def _fitted_like(
         return inputs, solved
     fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == found)
     backbone = inputs.backbone.with_fit(fit)
-    _, features = features_of(backbone, inputs.photos_split.dataset, context)
+    _, features = extract_features(backbone, inputs.photos_split.dataset, context)
     inputs = replace(inputs, backbone=backbone, features=features)
     return inputs, solve_head(inputs, context) or solved
 
