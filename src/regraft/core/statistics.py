@@ -96,11 +96,11 @@ def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
     if num_wrong >= n:
         return 1.0
     k = np.arange(num_wrong + 1)
-    log_ways = np.concatenate([[0.0], np.cumsum(np.log((n - k[1:] + 1) / k[1:]))])  # of choosing k out of n
+    log_binomials = np.concatenate([[0.0], np.cumsum(np.log((n - k[1:] + 1) / k[1:]))])  # of choosing k out of n
     low, high = num_wrong / n, 1.0
     for _ in range(DIGITS):
         rate = (low + high) / 2
-        likely = np.exp(log_ways + k * log(rate) + (n - k) * log1p(-rate)).sum()
+        likely = np.exp(log_binomials + k * log(rate) + (n - k) * log1p(-rate)).sum()
         low, high = (rate, high) if likely > 1 - certainty else (low, rate)
     return high
 

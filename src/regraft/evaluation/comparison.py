@@ -138,10 +138,10 @@ def exact_p(fewer: int, n: int) -> float:
 
     scipy.stats has it too, and takes 0.8 s to import.
     """
-    ways, total = 1, 0
+    binomial, total = 1, 0
     for k in range(fewer + 1):
-        total += ways
-        ways = ways * (n - k) // (k + 1)
+        total += binomial
+        binomial = binomial * (n - k) // (k + 1)
     return min(1.0, 2 * total / (1 << n))
 
 

@@ -148,7 +148,7 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
         if len(order) * num_classes * features.num_features > MAX_WORK:
             names = names[:1]
         cross = _cross_validation(features, num_classes, order[:ENOUGH], folds, names)
-        tries = _tried(cross, len(order)) if cross else []
+        tries = _try_penalties(cross, len(order)) if cross else []
         whole = problem_of(features, num_classes, order)
         penalty, start = MIDDLING, None
         if best := min(tries, key=lambda one: one.loss, default=None):
@@ -241,7 +241,7 @@ def _cross_validation(
     return _side_by_side(one, names)
 
 
-def _tried(cross: list[_Fold], num_photos: int) -> list[_Try]:
+def _try_penalties(cross: list[_Fold], num_photos: int) -> list[_Try]:
     """Try penalties from the middle downwards and upwards, each begun where its neighbour ended.
 
     Of many photos, only as far as the loss of photos not seen falls.
