@@ -131,13 +131,13 @@ _NOT_SHARED = ("mode", "settings", "restart", "force")  # of `train` alone, or n
 
 def with_training_options(command: Command) -> Command:
     """Add the options of `train` and `compare`, made from the fields of TrainConfig and of Recipe."""
-    own = [_option(one) for one in settings_of(TrainConfig) if one.name not in _NOT_SHARED]
+    run = [_option(one) for one in settings_of(TrainConfig) if one.name not in _NOT_SHARED]
     places = [
         click.option("--out", metavar="DIR", help="Folder for the run.  [default: in runs/]"),
         click.option("--quiet", is_flag=True, help="No progress."),
     ]
     recipe = [_option(replace(one, default=None)) for one in settings_of(Recipe)]
-    for option in reversed([*own, *places, *recipe]):
+    for option in reversed([*run, *places, *recipe]):
         command = option(command)
     return command
 

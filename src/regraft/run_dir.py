@@ -271,8 +271,8 @@ def _parsed(run: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, A
 
 def _root(run: Path, header: Mapping[str, Any]) -> Path:
     """Find the photos: in their recorded folder, or where that is now if it has moved together with the run."""
-    own, beside = Path(header["root"]), run / header["root_from_run"]
-    return own if is_there(own) or not is_there(beside) else beside.resolve()
+    recorded, beside = Path(header["root"]), run / header["root_from_run"]
+    return recorded if is_there(recorded) or not is_there(beside) else beside.resolve()
 
 
 def unchanged(dataset: Dataset, progress: Progress = QUIET) -> Dataset:

@@ -176,8 +176,8 @@ class _Walk:
         if path.is_symlink() and not self.follow_links:
             self.unfollowed.append(str(path))
             return False
-        known, own = len(self.walked), identity_of(path)
-        self.walked.add(own)
+        known, identity = len(self.walked), identity_of(path)
+        self.walked.add(identity)
         return len(self.walked) > known
 
     def notes(self, folder: Path) -> list[str]:

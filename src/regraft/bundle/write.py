@@ -102,7 +102,7 @@ def _library_config(backbone: Backbone) -> dict[str, Any]:
     if "pretrained_cfg" not in config:
         return dict(config)
     stated = {key: value for key, value in config["pretrained_cfg"].items() if key not in OTHER_SIZES}
-    own = {
+    actual = {
         "input_size": (3, p.height, p.width),
         "interpolation": p.interpolation,
         "crop_pct": _crop_pct(p, float(stated.get("crop_pct") or 1.0)),
@@ -110,7 +110,7 @@ def _library_config(backbone: Backbone) -> dict[str, Any]:
         "mean": p.mean,
         "std": p.std,
     }
-    return {**config, "pretrained_cfg": {**stated, **own}}
+    return {**config, "pretrained_cfg": {**stated, **actual}}
 
 
 def _crop_pct(p: Preprocessing, stated: float) -> float:
@@ -168,10 +168,10 @@ def _add_novelty(graph: Any, known: FamiliarRegion) -> None:
         ("Div", "distance", "limit", "column"),
         ("Reshape", "column", "row", "novelty"),
     )
-    own = {"features", "novelty"}
+    given = {"features", "novelty"}
     graph.initializer.extend(numpy_helper.from_array(value, f"novelty/{name}") for name, value in constants.items())
     for kind, *inputs, output in steps:
-        names = [name if name in own else f"novelty/{name}" for name in (*filter(None, inputs), output)]
+        names = [name if name in given else f"novelty/{name}" for name in (*filter(None, inputs), output)]
         graph.node.append(helper.make_node(kind, names[:-1], names[-1:]))
     graph.output.append(helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["B"]))
 

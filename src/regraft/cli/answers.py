@@ -169,16 +169,16 @@ def similar(
         refuse_foreign(Path(html))
     reading, progress = {name: how.pop(name) for name in ("follow_links", "every_s")}, Progress()
     model, config = load(bundle) if bundle else None, TrainConfig(**how)
-    own = command.embed([photo], bundle=model, config=config, progress=progress)
+    query = command.embed([photo], bundle=model, config=config, progress=progress)
     others = command.embed(photos, bundle=model, config=config, **reading, progress=progress)
-    found = command.similar(own, others, top)
+    neighbours = command.similar(query, others, top)
     if as_json:
-        terminal.print_json([vars(one) for one in found])
-    for one in () if as_json else found:
+        terminal.print_json([vars(one) for one in neighbours])
+    for one in () if as_json else neighbours:
         same = "  the same file again" if one.is_same else ""
         print(printable(f"{one.similarity:.3f}  {terminal.bar(max(0.0, one.similarity))}  {one.path}{same}"))
     if html:
-        talk(f"page     {command.write_similar(photo, found, Path(html), own.network)}")
+        talk(f"page     {command.write_similar(photo, neighbours, Path(html), query.network)}")
 
 
 @click.command()

@@ -80,10 +80,10 @@ def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, B
     """Yield the networks of installed packages, also at a larger size, and what the cache holds besides."""
     names = packaged_here()
     for name in names:
-        own = replace(config, backbone=name, weights=None, offline=True)
-        backbone = configured(own, progress)
+        settings = replace(config, backbone=name, weights=None, offline=True)
+        backbone = configured(settings, progress)
         yield name, backbone
-        if (updated := larger(backbone, own, progress)) is not None:
+        if (updated := larger(backbone, settings, progress)) is not None:
             yield name, updated
     for backbone in traced():
         if backbone.name.removeprefix("timm/") not in names:

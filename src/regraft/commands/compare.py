@@ -127,10 +127,10 @@ def _folder_of(name: str) -> str:
 
 def _configs(config: TrainConfig, modes: tuple[str, ...], backbones: tuple[str, ...]) -> dict[str, TrainConfig]:
     """Return a training's settings for each mode and backbone, by name."""
-    own = {mode: _in_mode(config, mode) for mode in modes}
+    by_mode = {mode: _in_mode(config, mode) for mode in modes}
     if not backbones:
-        return own
-    return {f"{mode} {b}": replace(one, backbone=b, weights=None) for b in backbones for mode, one in own.items()}
+        return by_mode
+    return {f"{mode} {b}": replace(one, backbone=b, weights=None) for b in backbones for mode, one in by_mode.items()}
 
 
 def _in_mode(config: TrainConfig, mode: Any) -> TrainConfig:

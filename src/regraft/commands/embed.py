@@ -195,17 +195,17 @@ def similar(photo: Embeddings, among: Embeddings, count: int = 10) -> list[Neigh
         raise ConfigError(
             f"{len(photo.paths)} photos are named whose like is to be found. Expected one, such as {photo.paths[0]}."
         )
-    own = Path(photo.paths[0]).resolve()
+    query_path = Path(photo.paths[0]).resolve()
     query = _directions(photo.x[:1])[0]
     closeness = np.concatenate([block @ query for block in _blocks(among.x)])
-    found = []
+    neighbours = []
     for i in map(int, np.argsort(-closeness, kind="stable")):
-        if Path(among.paths[i]).resolve() != own:
+        if Path(among.paths[i]).resolve() != query_path:
             is_same = among.hashes[i] == photo.hashes[0]
-            found.append(Neighbour(among.paths[i], min(1.0, float(closeness[i])), is_same))
-        if len(found) == count:
+            neighbours.append(Neighbour(among.paths[i], min(1.0, float(closeness[i])), is_same))
+        if len(neighbours) == count:
             break
-    return found
+    return neighbours
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:

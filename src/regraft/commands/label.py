@@ -164,12 +164,12 @@ def _listed(
 def _with_earlier(heap: Heap, record: RunRecord) -> Heap:
     """Add the photos of a run, as it has them, to a heap."""
     known = {(record.root / photo.path).resolve(): photo.labels[0] for photo in record.photos}
-    own = [(heap.root / path).resolve() for path in heap.paths]
-    listed = set(own)
+    heap_paths = [(heap.root / path).resolve() for path in heap.paths]
+    listed = set(heap_paths)
     earlier = [path for path in known if path.is_file() and path not in listed]
     root = Path(os.path.commonpath([heap.root.resolve(), record.root.resolve()]))
-    given = tuple(known.get(path, name) for path, name in zip(own, heap.given, strict=True))
-    paths = tuple(path.relative_to(root).as_posix() for path in (*own, *earlier))
+    given = tuple(known.get(path, name) for path, name in zip(heap_paths, heap.given, strict=True))
+    paths = tuple(path.relative_to(root).as_posix() for path in (*heap_paths, *earlier))
     return Heap(root, paths, given + tuple(known[path] for path in earlier), heap.classes)
 
 

@@ -304,9 +304,10 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
     write_output(folder / "suspects.csv", _suspects_csv(found))
     pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
     for kind in KINDS:
-        own = [one for one in found.of(kind) if one.photos]
-        if own:
-            sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
+        of_kind = [one for one in found.of(kind) if one.photos]
+        if of_kind:
+            rows = [(one.photos, one.text) for one in of_kind[:SHOWN]]
+            sheet = contact_sheet(found.dataset, f"{kind}: {len(of_kind)}", rows)
             pictures.append(save_picture(sheet, folder / _picture_of(kind)))
     return pictures
 

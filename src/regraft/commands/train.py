@@ -125,14 +125,14 @@ def configure(**settings: Any) -> TrainConfig:
     Raises:
         ConfigError: A name is unknown, or a value is not allowed.
     """
-    own = {field.name for field in fields(TrainConfig)}
-    of_recipe = {name: value for name, value in settings.items() if name not in own}
+    known = {field.name for field in fields(TrainConfig)}
+    of_recipe = {name: value for name, value in settings.items() if name not in known}
     check_names(of_recipe)
-    own_settings = {name: value for name, value in settings.items() if name in own}
+    of_run = {name: value for name, value in settings.items() if name in known}
     for name in ("also", "relabel", "track"):  # one, or several
-        if isinstance(own_settings.get(name), str):
-            own_settings[name] = (own_settings[name],)
-    return TrainConfig(**own_settings, settings=of_recipe)
+        if isinstance(of_run.get(name), str):
+            of_run[name] = (of_run[name],)
+    return TrainConfig(**of_run, settings=of_recipe)
 
 
 def start_of(bundle: str | Path) -> dict[str, Any]:

@@ -223,8 +223,8 @@ class TrainConfig:
         were read; the record of the run has them.
         """
         weights = self.weights and PureWindowsPath(self.weights).name
-        own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel", *READING)}
-        return {**own, "weights": weights}
+        values = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel", *READING)}
+        return {**values, "weights": weights}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "TrainConfig":

@@ -34,18 +34,18 @@ def num_cores() -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
-def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """Return how many cores' worth of time control groups give this process, as a container's `--cpus` sets it.
 
     Args:
         mount: Where control groups are mounted, of version 1 or 2.
-        own: File that names the groups of this process.
+        membership: File that names the groups of this process.
 
     Returns:
         Cores, perhaps a fraction; None for no limit.
     """
     try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         return None
     found = []

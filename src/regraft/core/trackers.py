@@ -120,12 +120,12 @@ class TrackerSet:
                 self.progress.say(f"{type(tracker).__name__} failed and is told nothing more: {why}")
 
 
-def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Progress) -> TrackerSet:
+def create_trackers(names: Sequence[str], further: Sequence[Tracker], progress: Progress) -> TrackerSet:
     """Create trackers by name, and join them with a user's own.
 
     Args:
         names: Some of `TRACKERS`.
-        own: Further trackers.
+        further: Trackers of the user.
         progress: Says when one fails.
 
     Raises:
@@ -138,7 +138,7 @@ def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Prog
                 f"Unknown tracker {name!r}. Expected some of: {', '.join(TRACKERS)}.{nearest(name, TRACKERS)}"
             )
         _library(name)
-    return TrackerSet([*(TRACKERS[name]() for name in names), *own], progress, {})
+    return TrackerSet([*(TRACKERS[name]() for name in names), *further], progress, {})
 
 
 def figures(summary: dict[str, Any]) -> dict[str, float]:

@@ -80,11 +80,11 @@ def is_unlabelled(name: str) -> bool:
 
 def _is_one_of_a_pair(name: str, names: Sequence[str]) -> bool:
     """Whether another name is the same but for the split, and one of the two is of train."""
-    own = _meanings(name)
-    if len(own) != 1:
+    meanings = _meanings(name)
+    if len(meanings) != 1:
         return False
     others = [_meanings(other) for other in names if other != name and _rest(_tokens(other)) == _rest(_tokens(name))]
-    return any(len(other) == 1 and other != own and "train" in (*own, *other) for other in others)
+    return any(len(other) == 1 and other != meanings and "train" in (*meanings, *other) for other in others)
 
 
 def _meanings(name: str) -> list[str]:

@@ -148,9 +148,9 @@ def fold_ids(
     members = [
         sorted({units[i] for i in np.flatnonzero(labels == c)}, key=place.__getitem__) for c in np.unique(labels)
     ]
-    only = {own[0] for own in members if len(own) == 1}
-    for own in sorted(members, key=lambda own: place[own[0]]):  # not in the order of names
-        new = [name for name in own if name not in fold and name not in only]
+    only = {of_class[0] for of_class in members if len(of_class) == 1}
+    for of_class in sorted(members, key=lambda of_class: place[of_class[0]]):  # not in the order of names
+        new = [name for name in of_class if name not in fold and name not in only]
         fold.update({name: (rank + offset) % num_folds for rank, name in enumerate(new)})
         offset += len(new)
     return np.array([fold.get(name, -1) for name in units], np.int64)
@@ -209,7 +209,8 @@ def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int,
         raise MissingExtra("scikit-learn", "sklearn") from error
 
     names = np.array(groups)
-    only = {own[0] for label in np.unique(labels) if len(own := np.unique(names[labels == label])) == 1}
+    of_classes = [np.unique(names[labels == label]) for label in np.unique(labels)]
+    only = {of_class[0] for of_class in of_classes if len(of_class) == 1}
     free = np.flatnonzero([name not in only for name in groups])
     folds = np.full(len(labels), -1, dtype=np.int64)
     count = min(num_folds, len(np.unique(names[free])))

@@ -179,9 +179,9 @@ def _guarded(app: ASGIApp, entrance: Entrance) -> ASGIApp:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
+                present = {name for name, _ in message["headers"]}
                 added = ((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
-                message["headers"] = [*message["headers"], *(one for one in added if one[0] not in own)]
+                message["headers"] = [*message["headers"], *(one for one in added if one[0] not in present)]
             await send(message)
 
         refused = entrance.refusal(scope, is_open=scope["path"] in (*FILES, ENTER))

@@ -94,8 +94,8 @@ class _Fold:
 
     def loss(self, answers: "_Answers") -> float:
         """Return the nats of its photos, added up."""
-        own = answers.log_p[np.arange(len(self.y)), self.y]
-        return float(-(own if self.weights is None else own * self.weights).sum())
+        log_p = answers.log_p[np.arange(len(self.y)), self.y]
+        return float(-(log_p if self.weights is None else log_p * self.weights).sum())
 
 
 @dataclass(frozen=True)
@@ -229,14 +229,14 @@ def _cross_validation(
         folds: `(N,)` int64, of all photos.
         names: The folds wanted.
     """
-    own = folds[order]
+    fold_of = folds[order]
 
     def one(name: int) -> _Fold:
-        problem, evaluated = problem_of(features, num_classes, order[own != name]), np.flatnonzero(own == name)
+        problem, evaluated = problem_of(features, num_classes, order[fold_of != name]), np.flatnonzero(fold_of == name)
         rows = order[evaluated] if features.rows is None else features.rows[order[evaluated]]
         shown, weights = problem.frame.show(features.table, rows), features.weights
-        own_weights = None if weights is None else weights[order[evaluated]]
-        return _Fold(problem, evaluated, shown, features.y[order[evaluated]], own_weights)
+        fold_weights = None if weights is None else weights[order[evaluated]]
+        return _Fold(problem, evaluated, shown, features.y[order[evaluated]], fold_weights)
 
     return _side_by_side(one, names)
 

@@ -220,9 +220,9 @@ def log_probabilities(rows: Rows, fits: Solution, which: np.ndarray) -> np.ndarr
     k, num_classes, size = fits.weight.shape
     flat, found = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
     for part in (part for blocks in rows.parts() for part in blocks):
-        own = which[part]
-        logits = (rows.block(part) @ flat).reshape(len(own), k, num_classes) + fits.bias
-        found[part] = log_softmax(logits[np.arange(len(own)), own])
+        numbers = which[part]
+        logits = (rows.block(part) @ flat).reshape(len(numbers), k, num_classes) + fits.bias
+        found[part] = log_softmax(logits[np.arange(len(numbers)), numbers])
     return found
 
 
@@ -285,13 +285,13 @@ def _sums(task: Task, weight: np.ndarray, bias: np.ndarray, blocks: list[slice])
         logits = (z @ flat.T).reshape(len(y), k, num_classes)
         logits += shift
         logits -= logits.max(axis=2, keepdims=True)
-        own = np.arange(len(y)), slice(None), y
-        of_own = logits[own]
+        at_labels = np.arange(len(y)), slice(None), y
+        label_logits = logits[at_labels]
         p = np.exp(logits, out=logits)
         total = p.sum(axis=2)
-        loss += ((np.log(total) - of_own) * chosen).sum(axis=0, dtype=np.float64)
+        loss += ((np.log(total) - label_logits) * chosen).sum(axis=0, dtype=np.float64)
         p *= (chosen / total).astype(p.dtype)[..., np.newaxis]
-        p[own] -= chosen
+        p[at_labels] -= chosen
         of_weight += (p.reshape(len(y), k * num_classes).T @ z).reshape(weight.shape)
         of_bias += p.sum(axis=0, dtype=np.float64)
     return loss, of_weight, of_bias

@@ -232,11 +232,11 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         backbone = replace(backbone, info={**backbone.info, "loaded": inputs.backbone.info["loaded"]})
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
-    own = _features_of(backbone, unseen, context)
+    unseen_features = _features_of(backbone, unseen, context)
     evaluated = set(splits.eval_photos.hashes)
-    chosen = np.array([content not in evaluated for content in own.hashes], bool)
-    temperature, thresholds = calibrated((own.x @ weight.T + bias)[chosen], own.y[chosen])
-    known = _known(backbone, splits.train, own, context)
+    chosen = np.array([content not in evaluated for content in unseen_features.hashes], bool)
+    temperature, thresholds = calibrated((unseen_features.x @ weight.T + bias)[chosen], unseen_features.y[chosen])
+    known = _known(backbone, splits.train, unseen_features, context)
     return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)
 
 

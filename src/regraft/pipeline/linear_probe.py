@@ -104,8 +104,8 @@ def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: Ru
 
 def head_of(features: FeatureTable, photos: Dataset, config: TrainConfig) -> Head:
     """Solve a head on some of the photos that there are features of."""
-    own = features.of(photos)
-    return solve(own, len(photos.classes), folds_for(photos, config))
+    labelled = features.of(photos)
+    return solve(labelled, len(photos.classes), folds_for(photos, config))
 
 
 def folds_for(photos: Dataset, config: TrainConfig) -> np.ndarray:
@@ -118,8 +118,8 @@ def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, contex
     folds = folds_for(photos, context.config)
     if not (folds >= 0).any():
         return None
-    own = features.of(photos)
+    labelled = features.of(photos)
     with context.progress.step("cross-validate"):
-        log_p = out_of_fold(own, len(photos.classes), folds, head.penalty)
-    found = score(log_p, own.y, head.penalty)
+        log_p = out_of_fold(labelled, len(photos.classes), folds, head.penalty)
+    found = score(log_p, labelled.y, head.penalty)
     return accuracy(found.num_right, found.n, "cross-validated")

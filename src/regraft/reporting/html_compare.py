@@ -146,8 +146,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _history(summary: Mapping[str, Any], epochs: int) -> Sequence[Context]:
     """Return a run's epochs; of a head that was fitted without epochs, its accuracy as a level line."""
-    own = summary["accuracy"]["value"]
-    return summary["history"] or [{"epoch": epoch, "val_accuracy": own} for epoch in (1, epochs)]
+    accuracy = summary["accuracy"]["value"]
+    return summary["history"] or [{"epoch": epoch, "val_accuracy": accuracy} for epoch in (1, epochs)]
 
 
 def _disagreements(evaluations: Mapping[str, Evaluation]) -> tuple[list[int], int]:

@@ -179,9 +179,9 @@ def _class(row: Context) -> Context:
 def _ranked(evaluation: Evaluation) -> dict[str, list[int]]:
     """Rank the photos it has wrong, the worst first; and those it has right, the least sure first."""
     p, y, correct = evaluation.probabilities, evaluation.dataset.labels, evaluation.correct
-    own = p[np.arange(len(y)), y]
-    by_own = np.argsort(own, kind="stable")
-    return {"mistakes": [int(i) for i in by_own if not correct[i]], "unsure": [int(i) for i in by_own if correct[i]]}
+    of_labels = p[np.arange(len(y)), y]
+    order = np.argsort(of_labels, kind="stable")
+    return {"mistakes": [int(i) for i in order if not correct[i]], "unsure": [int(i) for i in order if correct[i]]}
 
 
 def _photo(evaluation: Evaluation, index: int, size: int) -> Context:

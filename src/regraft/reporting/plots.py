@@ -183,8 +183,8 @@ def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
     columns, side = min(len(pixels), 16), factor * pixels.shape[1]
     step = side + SEAM
     picture = Image.new("RGBA", (columns * step - SEAM, -(-len(pixels) // columns) * step - SEAM))
-    for number, own in enumerate(pixels):
-        shown = Image.fromarray(own).resize((side, side), Image.Resampling.NEAREST)
+    for number, one in enumerate(pixels):
+        shown = Image.fromarray(one).resize((side, side), Image.Resampling.NEAREST)
         picture.paste(shown, (number % columns * step, number // columns * step))
     return picture
 

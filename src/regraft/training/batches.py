@@ -232,13 +232,13 @@ class Loader:
     def _batch(self, indices: list[int], share: list[Sequence[int]], pixels: Tensor) -> Batch:
         labels = torch.from_numpy(self.photos.dataset.labels)
         per_class = torch.tensor(self.weights or (1.0,) * len(self.photos.dataset.classes))
-        own = [i for part in share for i in part]
+        rank_indices = [i for part in share for i in part]
         num_parts = len(evenly(indices, self.ghost_size, least=2)) if self.ghost_size else len(indices)
-        weights = torch.zeros(len(own)) if num_parts <= self.world.rank else per_class[labels[own]]
+        weights = torch.zeros(len(rank_indices)) if num_parts <= self.world.rank else per_class[labels[rank_indices]]
         total = float(per_class[labels[indices]].double().sum())
         to = partial(Tensor.to, device=self.world.device, non_blocking=True)
         pixels = pixels.to(memory_format=torch.channels_last)
-        return Batch(to(pixels), to(labels[own]), to(weights), total, tuple(map(len, share)))
+        return Batch(to(pixels), to(labels[rank_indices]), to(weights), total, tuple(map(len, share)))
 
 
 def choose_workers(wanted: int, batch: Sequence[int], world: ProcessGroup, progress: Progress) -> int:

@@ -100,8 +100,8 @@ def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[lis
     randomness is torch's, while the others run theirs through the engine.
     """
     world, batches = loader.world, loader.batches_of(epoch)
-    own = [indices[world.rank :: world.size] for indices in batches]
-    numbers = [i for share in own for i in share]
+    shares = [indices[world.rank :: world.size] for indices in batches]
+    numbers = [i for share in shares for i in share]
     photos = loader.photos.in_epoch(loader.change, loader.seed, epoch)
     one_at_a_time = Lock()
 
@@ -113,7 +113,7 @@ def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[lis
             return maps.astype(np.float16)
 
     found = map_photos(run, len(numbers), lambda _: None)
-    for indices, share in zip(batches, own, strict=True):
+    for indices, share in zip(batches, shares, strict=True):
         rows = list(islice(found, len(share)))
         yield indices, np.concatenate(rows) if world.size == 1 else _gathered(rows, indices, loader)
 
@@ -148,9 +148,9 @@ def _by_torch(
     size = loader.batch_size
     with closing(loader.load(epoch)) as batches:
         for indices, batch in zip(loader.batches_of(epoch), batches, strict=True):
-            own, size = in_pieces(size, partial(forward, batch.pixels), progress)
-            rows = torch.zeros((len(indices), *own.shape[1:]), dtype=torch.float16, device=own.device)
+            activations, size = in_pieces(size, partial(forward, batch.pixels), progress)
+            rows = torch.zeros((len(indices), *activations.shape[1:]), dtype=torch.float16, device=activations.device)
             share = rows[world.rank :: world.size]
-            share.copy_(own[: len(share)])
+            share.copy_(activations[: len(share)])
             world.all_reduce([rows])
             yield indices, rows.permute(0, 2, 3, 1).cpu().contiguous().numpy()

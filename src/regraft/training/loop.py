@@ -158,8 +158,8 @@ def logits_of(train_state: TrainState, photos: Loader, progress: Progress) -> np
     train_state.delivered.eval()
     for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
         logits = _logits(train_state, batch, progress)
-        own = indices[world.rank :: world.size]
-        found[own] = logits.cpu().numpy()[: len(own)]
+        rank_indices = indices[world.rank :: world.size]
+        found[rank_indices] = logits.cpu().numpy()[: len(rank_indices)]
     return np.array(world.total(found.ravel())).reshape(found.shape)
 
 

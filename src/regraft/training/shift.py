@@ -78,8 +78,8 @@ def _matched(features: Features, is_outside: np.ndarray) -> np.ndarray:
     order = sorted(range(len(features.hashes)), key=lambda i: features.hashes[i])
     pairs: list[tuple[int, int]] = []
     for label in np.unique(features.y):
-        own = [i for i in order if features.y[i] == label]
-        inside, outside = ([i for i in own if is_outside[i] == side] for side in (False, True))
+        members = [i for i in order if features.y[i] == label]
+        inside, outside = ([i for i in members if is_outside[i] == side] for side in (False, True))
         pairs += zip(inside, outside, strict=False)
     pairs = sorted(pairs, key=lambda one: features.hashes[one[0]])[:MOST]
     return np.array([i for one in pairs for i in one], np.int64)
