@@ -191,8 +191,8 @@ def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
 
     repository = pretrained_cfg.get("hf_hub_id")
     for file in ("model.safetensors", "pytorch_model.bin"):
-        if repository and isinstance(found := try_to_load_from_cache(repository, file), str):
-            return Path(found)
+        if repository and isinstance(cached := try_to_load_from_cache(repository, file), str):
+            return Path(cached)
     url = pretrained_cfg.get("url") or ""
     downloaded = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     return downloaded if url and downloaded.is_file() else None

@@ -131,13 +131,13 @@ def _head(nodes: list[Message], constants: dict[str, Tensor]) -> tuple[np.ndarra
 
 
 def _constants(graph: Message) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
     for one in graph.get("initializer", []):
         name = one.get("name", "")
-        if not name or name in found:
+        if not name or name in constants:
             raise GraphError(f"it has a constant without a name of its own: {name[:80]!r}")
-        found[name] = tensor(one)
-    return found
+        constants[name] = tensor(one)
+    return constants
 
 
 def tensor(message: Message) -> Tensor:
@@ -164,10 +164,10 @@ def tensor(message: Message) -> Tensor:
 
 
 def _named(values: list[Message]) -> dict[str, Message]:
-    found = {one.get("name", ""): one for one in values}
-    if len(found) != len(values) or "" in found:
+    by_name = {one.get("name", ""): one for one in values}
+    if len(by_name) != len(values) or "" in by_name:
         raise GraphError("its inputs or outputs lack names of their own")
-    return found
+    return by_name
 
 
 def _image_size(inputs: dict[str, Message], constants: dict[str, Tensor]) -> tuple[int, int]:
@@ -212,8 +212,8 @@ class _Walk:
         if again := [name for name in outputs if name in self.small]:
             raise GraphError(f"{again[0][:80]!r} is computed twice")
         given = [self.small[name] for name in names if name]
-        found = _of_attributes(node) if kind == "Constant" else of_node(kind, given, node)
-        self.small.update(dict.fromkeys(outputs, found))
+        values = _of_attributes(node) if kind == "Constant" else of_node(kind, given, node)
+        self.small.update(dict.fromkeys(outputs, values))
         run = max((self.run.get(name, 0) for name in names), default=0) + (kind not in MOVING)
         self.run.update(dict.fromkeys(outputs, 0 if kind in ENDING else run))
         if run > MAX_RUN:

@@ -57,12 +57,12 @@ def vote(bundle: Bundle, answers: Iterable[Answer], by: str) -> list[GroupAnswer
     Raises:
         ConfigError: It is no regular expression, or finds nothing in any path.
     """
-    pattern, groups, found = compiled(by), dict[str, list[Answer]](), False
+    pattern, groups, is_any_matched = compiled(by), dict[str, list[Answer]](), False
     for one in answers:
         match = pattern.search(one.path)
-        found |= match is not None
+        is_any_matched |= match is not None
         groups.setdefault((match[pattern.groups and 1] or "") if match else one.path, []).append(one)
-    if groups and not found:
+    if groups and not is_any_matched:
         raise ConfigError(f"--vote-by {by!r} finds nothing in any path, such as {next(iter(groups))!r}.")
     return [_voted(bundle, name, members) for name, members in groups.items()]
 

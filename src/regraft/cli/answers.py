@@ -124,19 +124,19 @@ def embed(photos: tuple[str, ...], out: str, bundle: str | None, as_json: bool, 
     command.check_output(Path(out))
     reading = {name: how.pop(name) for name in ("follow_links", "every_s")}
     model, config = load(bundle) if bundle else None, TrainConfig(**how)
-    found = command.embed(photos, bundle=model, config=config, **reading, progress=Progress())
-    files = command.write_embeddings(found, Path(out))
-    n, d = found.x.shape
+    embeddings = command.embed(photos, bundle=model, config=config, **reading, progress=Progress())
+    files = command.write_embeddings(embeddings, Path(out))
+    n, d = embeddings.x.shape
     if as_json:
-        failed = [{"path": path, "error": reason} for path, reason in found.failures]
-        facts = {"photos": n, "features": d, "network": found.network, "failed": failed}
+        failed = [{"path": path, "error": reason} for path, reason in embeddings.failures]
+        facts = {"photos": n, "features": d, "network": embeddings.network, "failed": failed}
         terminal.print_json({"files": [str(path) for path in files], **facts})
     else:
-        print(printable(f"{n} photos, {d} features each, by {found.network}: {', '.join(map(str, files))}"))
-    for path, reason in found.failures:
+        print(printable(f"{n} photos, {d} features each, by {embeddings.network}: {', '.join(map(str, files))}"))
+    for path, reason in embeddings.failures:
         talk(f"{path}: {reason}")
-    if found.failures:
-        fail(f"error: {len(found.failures)} of the photos could not be read; they have no row.", 1)
+    if embeddings.failures:
+        fail(f"error: {len(embeddings.failures)} of the photos could not be read; they have no row.", 1)
 
 
 @click.command()

@@ -66,14 +66,14 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
     folds = folds_of(dataset, config.num_folds, config.seed)
     if not (folds >= 0).any():
         raise DataError(f"{folder} has one photo of each class. Expected two of some, to judge on one. Add some.")
-    found = []
+    ranked = []
     for name, backbone in _backbones(config, progress):
         for feature_config in feature_configs_of(backbone, richest(backbone, progress), dataset, progress):
-            found.append(
+            ranked.append(
                 Ranked(name, solved(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
             )
-            progress.say(f"  {name}, {found[-1].trial}")
-    return sorted(found, key=lambda one: one.trial.score.log_loss)
+            progress.say(f"  {name}, {ranked[-1].trial}")
+    return sorted(ranked, key=lambda one: one.trial.score.log_loss)
 
 
 def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, Backbone]]:

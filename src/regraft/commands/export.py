@@ -173,10 +173,10 @@ def _photos(
     if photos is None:
         evaluated = _paths(eval_photos(bundle, progress, cure))
         return evaluated, _ranges(bundle, _paths(train_photos(bundle, progress, cure))) if int8 else []
-    found = list(find_photos([photos]))
-    if not found:
+    paths = list(find_photos([photos]))
+    if not paths:
         raise DataError(f"{photos} has no photos to prove the export on. Name a folder that has some.")
-    return (found[::2], _ranges(bundle, found[1::2])) if int8 else (found, [])
+    return (paths[::2], _ranges(bundle, paths[1::2])) if int8 else (paths, [])
 
 
 def _paths(dataset: Dataset) -> list[Path]:
@@ -185,13 +185,13 @@ def _paths(dataset: Dataset) -> list[Path]:
 
 def _ranges(bundle: Bundle, paths: list[Path]) -> list[np.ndarray]:
     """Return the inputs of some photos, evenly spread. Raises DataError where none can be read."""
-    found = []
+    inputs = []
     for path in paths[:: 1 + len(paths) // NUM_RANGES]:
         with suppress(DataError):
-            found.append(bundle.to_input(path))
-    if not found:
+            inputs.append(bundle.to_input(path))
+    if not inputs:
         raise DataError("No photo can be read that would show an int8 model its ranges. Name more with --photos DIR.")
-    return found
+    return inputs
 
 
 def _draft(
@@ -348,10 +348,10 @@ def _read_alike(
             images.append(bundle.to_input(path))
             some.append(path)
     answers = program(some, predict=predict)
-    for path, image, found, error in zip(some, images, answers.inputs, answers.errors, strict=True):
-        if found is None:
+    for path, image, input_digest, error in zip(some, images, answers.inputs, answers.errors, strict=True):
+        if input_digest is None:
             raise ExportError(f"The exported program cannot read {path}, as the bundle can: {error}. {NOTHING}")
-        if found != digest(image):
+        if input_digest != digest(image):
             raise ExportError(f"The exported program reads {path} otherwise than the bundle. {NOTHING}")
     return some, images, answers.probabilities
 

@@ -155,9 +155,9 @@ def _listed(
     if not files:
         raise DataError(f"There are no photos in {root}. Expected files below it.")
     heap = heap_of(root, files, names)
-    if found := sorted(set(heap.given) - {""}):
+    if labelled := sorted(set(heap.given) - {""}):
         count = sum(bool(name) for name in heap.given)
-        progress.say(f"{count} of {len(heap)} photos are labelled by their folders: {', '.join(found)}")
+        progress.say(f"{count} of {len(heap)} photos are labelled by their folders: {', '.join(labelled)}")
     return heap if record is None else _with_earlier(heap, record)
 
 

@@ -234,8 +234,8 @@ class TrainConfig:
             ConfigError: A value is unknown or out of range.
         """
         known = {one.name for one in fields(TrainConfig)}
-        found = {name: value for name, value in values.items() if name in known}
-        return TrainConfig(**found | {name: tuple(found.get(name, ())) for name in ("also", "relabel", "track")})
+        chosen = {name: value for name, value in values.items() if name in known}
+        return TrainConfig(**chosen | {name: tuple(chosen.get(name, ())) for name in ("also", "relabel", "track")})
 
 
 def _located(file: str | None) -> str | None:

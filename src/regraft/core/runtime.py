@@ -48,13 +48,13 @@ def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/pr
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         return None
-    found = []
+    quotas = []
     for _, controllers, group in (line for line in lines if len(line) == 3):
         top = mount if not controllers else mount / "cpu"
         if not controllers or "cpu" in controllers.split(","):
             place = Path(group.lstrip("/"))
-            found += [_quota_of(top / one) for one in (place, *place.parents)]  # a group is bound by those above it
-    return min((quota for quota in found if quota is not None), default=None)
+            quotas += [_quota_of(top / one) for one in (place, *place.parents)]  # a group is bound by those above it
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_of(group: Path) -> float | None:
@@ -95,14 +95,14 @@ def foreign_hands(folder: Path) -> str | None:
     if not hasattr(os, "geteuid"):
         return None
     try:
-        found, around = folder.stat(), folder.resolve().parent.stat()
+        status, around = folder.stat(), folder.resolve().parent.stat()
     except OSError:
         return None
-    if found.st_mode & stat.S_IWOTH:
+    if status.st_mode & stat.S_IWOTH:
         return "everybody on this machine may write to it"
-    is_others = found.st_uid not in (0, os.geteuid())
+    is_others = status.st_uid not in (0, os.geteuid())
     if is_others and (os.geteuid() or around.st_mode & stat.S_IWOTH):
-        return f"it belongs to another user (number {found.st_uid})"
+        return f"it belongs to another user (number {status.st_uid})"
     return None
 
 

@@ -219,9 +219,9 @@ def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -
 
 def _added_up(counts: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
     """Add up counts `(K, n)` by their places `(n,)` among `size`, to `(K, size)`. No matrix `(K, C, C)` is made."""
-    found = np.zeros((len(counts), size), counts.dtype)
+    sums = np.zeros((len(counts), size), counts.dtype)
     order = np.argsort(places, kind="stable")
     names, starts = np.unique(places[order], return_index=True)
     if len(names):
-        found[:, names] = np.add.reduceat(counts[:, order], starts, axis=1)
-    return found
+        sums[:, names] = np.add.reduceat(counts[:, order], starts, axis=1)
+    return sums

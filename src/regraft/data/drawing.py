@@ -44,9 +44,9 @@ class _Drawn:
 
     def cost(self, labels: Iterable[int]) -> tuple[int, float]:
         """Return how many classes lack photos to evaluate on or learn from, and the squared distance from the goal."""
-        found = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
-        lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in found)
-        return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in found), 6)
+        counts = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
+        lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in counts)
+        return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in counts), 6)
 
     def fits(self, number: int) -> bool:
         """Whether a unit can be held out without exceeding what is wanted of any class."""

@@ -215,19 +215,19 @@ def outliers(x: np.ndarray) -> list[Issue]:
 
 def odd_looks(stats: ImageStats) -> list[Issue]:
     """Find photos that are blank, dark, blurred, tiny or very long."""
-    found = []
+    issues = []
     shorter, longer = np.minimum(stats.width, stats.height), np.maximum(stats.width, stats.height)
     blank = stats.contrast < FLAT
     dark = ~blank & (stats.brightness < DARK)
     tiny, long = shorter < TINY, longer > LONG * np.maximum(shorter, 1)
-    found += [Issue("blank", (i,), "one plain surface", (i,)) for i in _where(blank)]
-    found += [Issue("dark", (i,), f"brightness {100 * stats.brightness[i]:.0f} %", (i,)) for i in _where(dark)]
+    issues += [Issue("blank", (i,), "one plain surface", (i,)) for i in _where(blank)]
+    issues += [Issue("dark", (i,), f"brightness {100 * stats.brightness[i]:.0f} %", (i,)) for i in _where(dark)]
     sizes = [f"{w}x{h} pixels" for w, h in zip(stats.width, stats.height, strict=True)]
-    found += [Issue("tiny", (i,), sizes[i], (i,)) for i in _where(tiny)]
-    found += [Issue("odd shapes", (i,), sizes[i], (i,)) for i in _where(long)]
+    issues += [Issue("tiny", (i,), sizes[i], (i,)) for i in _where(tiny)]
+    issues += [Issue("odd shapes", (i,), sizes[i], (i,)) for i in _where(long)]
     usual = np.flatnonzero(~blank & ~dark & ~tiny)
     blurred = usual[_far(-np.log(np.maximum(stats.sharpness[usual], 1e-4)), BLURRED)]
-    return found + [Issue("blurred", (int(i),), "less fine detail than the others", (int(i),)) for i in blurred]
+    return issues + [Issue("blurred", (int(i),), "less fine detail than the others", (int(i),)) for i in blurred]
 
 
 def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
@@ -254,13 +254,13 @@ def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
         "the size in pixels": np.unique(sizes, axis=0, return_inverse=True)[1],
         "the camera": stats.camera,
     }
-    found = []
+    issues = []
     for what, values in columns.items():
         accuracy, chance = float((_predicted_by_others(values, y) == y).mean()), counts.max() / len(y)
         if accuracy > chance + LEAKING and _is_no_chance(accuracy, len(y), chance):
             text = f"{what} alone tells the class of {100 * accuracy:.0f} % (chance {100 * chance:.0f} %)"
-            found.append(Issue("format leak", (), text))
-    return found
+            issues.append(Issue("format leak", (), text))
+    return issues
 
 
 def _predicted_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -285,18 +285,18 @@ def _is_no_chance(accuracy: float, n: int, chance: float) -> bool:
     return bool(np.exp(-n * divergence) < 1e-6)
 
 
-def left_out(found: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
+def left_out(issues: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
     """Select the photos that are left out when some kinds of issues are dropped.
 
     Args:
-        found: The issues.
+        issues: The issues.
         kinds: Some of `KINDS`.
 
     Returns:
         The reason for each of these photos, by index.
     """
     chosen = set(kinds)
-    return {i: f"{f.kind}: {f.text}" for f in found if f.kind in chosen for i in f.drop}
+    return {i: f"{f.kind}: {f.text}" for f in issues if f.kind in chosen for i in f.drop}
 
 
 def _far(values: np.ndarray, times: float) -> list[int]:

@@ -120,12 +120,12 @@ def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Data
 
 def _meant(row: ListRow, file: Path, place: dict[str, int], prefixes: Sequence[Path]) -> int:
     """Which photo a row names. Raises DataError where there is none, or more than one."""
-    found = sorted({place[path] for prefix in prefixes if (path := str(prefix / row.path)) in place})
-    if len(found) == 1:
-        return found[0]
-    if found:
+    indices = sorted({place[path] for prefix in prefixes if (path := str(prefix / row.path)) in place})
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
         raise DataError(
-            f"{file} names {row.path} in line {row.line}, which {len(found)} of the folders hold. "
+            f"{file} names {row.path} in line {row.line}, which {len(indices)} of the folders hold. "
             "Write its path from the folder that holds them all."
         )
     hint = nearest(row.path, place) or " Paths are as `regraft scan` prints them."

@@ -232,14 +232,14 @@ def _is_whole(one: _Object, folder: Path, known: dict[str, _Object]) -> bool:
 
 def _read_ledger(file: Path) -> dict[str, _Object]:
     """Objects by path; a line that was cut ends nothing but itself."""
-    found = {}
+    objects = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
             one = _Object(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        found[one.path] = one
-    return found
+        objects[one.path] = one
+    return objects
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:

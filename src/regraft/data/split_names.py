@@ -60,11 +60,11 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
     Returns:
         "train", "val" or "test" by name, for those that are splits.
     """
-    found = {name: meaning for name in names if (meaning := split_of(name))}
+    splits = {name: meaning for name in names if (meaning := split_of(name))}
     twins = [name for name in names if _is_one_of_a_pair(name, names)]
-    found |= {name: next(filter(None, map(_meaning, _tokens(name)))) for name in twins if name not in found}
-    free = [split for split in ("val", "test") if split not in found.values()]
-    return {name: (*free, "val")[0] if meaning == "held out" else meaning for name, meaning in found.items()}
+    splits |= {name: next(filter(None, map(_meaning, _tokens(name)))) for name in twins if name not in splits}
+    free = [split for split in ("val", "test") if split not in splits.values()]
+    return {name: (*free, "val")[0] if meaning == "held out" else meaning for name, meaning in splits.items()}
 
 
 def is_container(name: str) -> bool:

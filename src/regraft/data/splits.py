@@ -103,11 +103,11 @@ def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) 
     """
     part = dataset.subset(pool)
     names = units_of(part.hashes, part.groups)
-    found: dict[str, set[tuple[int, str]]] = {}
+    contents_of: dict[str, set[tuple[int, str]]] = {}
     for name, label, content in zip(names, part.labels, part.hashes, strict=True):
-        found.setdefault(name, set()).add((int(label), content))
-    order = sorted(found, key=lambda name: drawn_at(seed, name))
-    chosen = draw_units([_counted(found[name]) for name in order], fraction)
+        contents_of.setdefault(name, set()).add((int(label), content))
+    order = sorted(contents_of, key=lambda name: drawn_at(seed, name))
+    chosen = draw_units([_counted(contents_of[name]) for name in order], fraction)
     kept = {order[number] for number in chosen}
     return [i for i, name in zip(pool, names, strict=True) if name in kept]
 
@@ -183,17 +183,17 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
         ConfigError: The pattern is no regular expression, or finds nothing at all.
     """
     try:
-        found = [re.search(pattern, path) for path in dataset.paths]
+        matches = [re.search(pattern, path) for path in dataset.paths]
     except re.error as error:
         raise ConfigError(f"--group-by {pattern!r} is no regular expression: {error}.") from error
-    if not any(found):
+    if not any(matches):
         raise ConfigError(f"--group-by {pattern!r} finds nothing in any path, such as {dataset.paths[0]!r}.")
     groups = tuple(
         f"={match[match.re.groups and 1]}" if match else alone
-        for match, alone in zip(found, dataset.groups or dataset.hashes, strict=True)
+        for match, alone in zip(matches, dataset.groups or dataset.hashes, strict=True)
     )
     example, path = next(
-        (group, path) for group, match, path in zip(groups, found, dataset.paths, strict=True) if match
+        (group, path) for group, match, path in zip(groups, matches, dataset.paths, strict=True) if match
     )
     note = (
         f"{len(set(groups))} groups by {pattern!r}, such as {example[1:]!r} of {path}; photos of one stay on one side"

@@ -151,9 +151,9 @@ def pairs(correct: dict[str, np.ndarray]) -> tuple[Pair, ...]:
     Args:
         correct: By name, `(N,)` bool, which photos a model has right; the same photos in the same order.
     """
-    found = [pair(a, correct[a], b, correct[b]) for a, b in combinations(correct, 2)]
-    corrected = holm([one.p_value for one in found])
-    return tuple(replace(one, corrected=p) for one, p in zip(found, corrected, strict=True))
+    tested = [pair(a, correct[a], b, correct[b]) for a, b in combinations(correct, 2)]
+    corrected = holm([one.p_value for one in tested])
+    return tuple(replace(one, corrected=p) for one, p in zip(tested, corrected, strict=True))
 
 
 def no_room(num_right: int, n: int) -> bool:

@@ -87,8 +87,8 @@ class Evaluation:
     @property
     def mistaken(self) -> list[tuple[int, int, int]]:
         """Count, true class and predicted class (as numbers) of each confusion, the most frequent first."""
-        found = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
-        return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
+        confusions = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
+        return sorted(confusions, key=lambda one: (-one[0], one[1], one[2]))
 
     def _repr_html_(self) -> str:
         """Show accuracy and a row for each class in a notebook."""
@@ -166,13 +166,13 @@ def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: 
         BundleError: The bundle's graph and its weights contradict each other.
     """
     dataset, logits = logits_of(bundle, dataset, progress)
-    found = figures(dataset, bundle.probabilities(logits), split)
+    evaluation = figures(dataset, bundle.probabilities(logits), split)
     before = bundle.probabilities(logits * np.float32(bundle.manifest["temperature"]))
     uncalibrated = {
         "log_loss": log_loss(before, dataset.labels),
         "ece": expected_calibration_error(before, dataset.labels),
     }
-    return replace(found, uncalibrated=uncalibrated, least_sure=bundle.least_sure)
+    return replace(evaluation, uncalibrated=uncalibrated, least_sure=bundle.least_sure)
 
 
 def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:

@@ -104,8 +104,8 @@ def _routes_that_show(sitting: Sitting, thumbnails: Thumbnails) -> list[Route]:
         return Json(asdict(shown))
 
     async def cards(request: Request) -> Response:
-        found = await _called(sitting.cards, _photos(request, "photos"))
-        return Json({"cards": [asdict(card) for card in found]})
+        shown = await _called(sitting.cards, _photos(request, "photos"))
+        return Json({"cards": [asdict(card) for card in shown]})
 
     async def photo(request: Request) -> Response:
         index, size = request.path_params["index"], request.query_params.get("size", "thumb")

@@ -149,11 +149,11 @@ class Sitting:
                 self._end_audit_in_the_end()
             solved = self._solver.latest
             asked = Asked(self._open(), self._reserved(), self._board, without, size)
-            found = for_audit(asked) if kind == "audit" else chosen(kind, label, asked, solved) if solved else NOTHING
+            picked = for_audit(asked) if kind == "audit" else chosen(kind, label, asked, solved) if solved else NOTHING
             shows = None if kind in ("groups", "audit") else solved
-            suggestion = self._labels.classes[found.label] if found.label >= 0 else None
-            cards = tuple(self._card(int(i), shows) for i in found.photos)
-            return Page(kind, suggestion, cards, found.left, self._labels.version)
+            suggestion = self._labels.classes[picked.label] if picked.label >= 0 else None
+            cards = tuple(self._card(int(i), shows) for i in picked.photos)
+            return Page(kind, suggestion, cards, picked.left, self._labels.version)
 
     def cards(self, photos: Sequence[int]) -> tuple[Card, ...]:
         """Return photos as they stand now; those kept for the audit without a guess.

@@ -46,9 +46,9 @@ def temperature(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None = N
     if len(y) == 0:
         return 1.0
 
-    found = _likeliest(log_p, y, weights, doubt=0.0)
+    likeliest = _likeliest(log_p, y, weights, doubt=0.0)
     total = len(y) if weights is None else float(weights.sum())
-    return found if found >= 1 else min(1.0, _likeliest(log_p, y, weights, doubt=1 / (total + 1)))
+    return likeliest if likeliest >= 1 else min(1.0, _likeliest(log_p, y, weights, doubt=1 / (total + 1)))
 
 
 def calibrated_losses(log_p: np.ndarray, y: np.ndarray) -> np.ndarray:

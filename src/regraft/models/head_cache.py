@@ -75,12 +75,12 @@ def _read(path: Path, y: np.ndarray, num_classes: int) -> Head | None:
         whole = path.read_bytes()
         if hashlib.sha256(whole[32:]).digest() != whole[:32]:
             return None
-        found = load(whole[32:])
+        arrays = load(whole[32:])
     except (OSError, SafetensorError):
         return None
     held_out = np.full((len(y), num_classes), np.nan)
-    held_out[found["judged"]] = found["held_out"]
-    curve = (Score(float(p), float(loss), int(num_right), int(n)) for p, loss, num_right, n in found["curve"])
-    penalty = float(found["penalty"])
-    cross_validated = score(held_out, y, penalty) if len(found["judged"]) else None
-    return Head(found["weight"], found["bias"], penalty, tuple(curve), held_out, cross_validated)
+    held_out[arrays["judged"]] = arrays["held_out"]
+    curve = (Score(float(p), float(loss), int(num_right), int(n)) for p, loss, num_right, n in arrays["curve"])
+    penalty = float(arrays["penalty"])
+    cross_validated = score(held_out, y, penalty) if len(arrays["judged"]) else None
+    return Head(arrays["weight"], arrays["bias"], penalty, tuple(curve), held_out, cross_validated)

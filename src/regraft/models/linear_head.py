@@ -89,8 +89,8 @@ class _Fold:
 
     def try_at(self, penalty: float, start: Solution | None, above: float) -> "_Answers":
         """Classify its photos by a fit to the others."""
-        found = self.problem.fit(penalty, start, above)
-        return _Answers(found, log_probabilities(self.rows, found, np.zeros(len(self.evaluated), np.int64)))
+        solution = self.problem.fit(penalty, start, above)
+        return _Answers(solution, log_probabilities(self.rows, solution, np.zeros(len(self.evaluated), np.int64)))
 
     def loss(self, answers: "_Answers") -> float:
         """Return the nats of its photos, added up."""
@@ -102,7 +102,7 @@ class _Fold:
 class _Answers:
     """What a fit answers for the photos of a fold that it has not seen: `log_p` is `(n, C)` float64."""
 
-    found: Solution
+    solution: Solution
     log_p: np.ndarray
 
 
@@ -182,8 +182,8 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
     with threadpool_limits(1):
         cross = _cross_validation(features, num_classes, np.arange(len(folds)), folds, _names(folds))
         if cross:
-            found = _try(cross, penalty, None, cross[0].problem.tolerance.firm)
-            for fold, answers in zip(cross, found.answers, strict=True):
+            fitted = _try(cross, penalty, None, cross[0].problem.tolerance.firm)
+            for fold, answers in zip(cross, fitted.answers, strict=True):
                 log_p[fold.evaluated] = answers.log_p
     return log_p
 
@@ -269,7 +269,7 @@ def _try(cross: list[_Fold], penalty: float, start: _Try | None, above: float) -
     """Try one penalty on all folds; the fits begin where those of `start` ended."""
 
     def one(number: int) -> _Answers:
-        return cross[number].try_at(penalty, start.answers[number].found if start else None, above)
+        return cross[number].try_at(penalty, start.answers[number].solution if start else None, above)
 
     answers = _side_by_side(one, range(len(cross)))
     losses = np.array([fold.loss(fold_answers) for fold, fold_answers in zip(cross, answers, strict=True)])
@@ -285,7 +285,7 @@ def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
         fold_answers, fold = chosen.answers[number], cross[number]
         if isinstance(fold.problem.rows, StreamedRows):
             return fold_answers
-        return fold.try_at(chosen.penalty, fold_answers.found, fold.problem.tolerance.firm)
+        return fold.try_at(chosen.penalty, fold_answers.solution, fold.problem.tolerance.firm)
 
     return _side_by_side(one, range(len(cross) if tries else 0))
 
@@ -301,8 +301,8 @@ def _point(one: _Try, cross: list[_Fold]) -> Score:
 def _average(one: _Try, cross: list[_Fold]) -> Solution:
     """Average the fits of all folds for raw features: a fit to all photos may begin there."""
     pairs = zip(one.answers, cross, strict=True)
-    raw = [fold.problem.frame.to_raw(fold_answers.found) for fold_answers, fold in pairs]
-    return Solution(np.mean([found.weight for found in raw], axis=0), np.mean([found.bias for found in raw], axis=0))
+    raw = [fold.problem.frame.to_raw(fold_answers.solution) for fold_answers, fold in pairs]
+    return Solution(np.mean([fit.weight for fit in raw], axis=0), np.mean([fit.bias for fit in raw], axis=0))
 
 
 def _side_by_side(work: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:

@@ -218,12 +218,12 @@ def log_probabilities(rows: Rows, fits: Solution, which: np.ndarray) -> np.ndarr
         which: `(N,)` int64, the number of the fit to use for each photo.
     """
     k, num_classes, size = fits.weight.shape
-    flat, found = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
+    flat, log_p = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
     for part in (part for blocks in rows.parts() for part in blocks):
         numbers = which[part]
         logits = (rows.block(part) @ flat).reshape(len(numbers), k, num_classes) + fits.bias
-        found[part] = log_softmax(logits[np.arange(len(numbers)), numbers])
-    return found
+        log_p[part] = log_softmax(logits[np.arange(len(numbers)), numbers])
+    return log_p
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -267,8 +267,8 @@ def _losses_and_gradients(
     """Return mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
     weight, bias = _unpacked(packed, task)
     sums = [np.zeros(len(weight)), np.zeros_like(weight), np.zeros_like(bias)]
-    for found in spread(partial(_sums, task, weight, bias), task.rows.parts()):
-        sums = [a + b for a, b in zip(sums, found, strict=True)]
+    for part_sums in spread(partial(_sums, task, weight, bias), task.rows.parts()):
+        sums = [a + b for a, b in zip(sums, part_sums, strict=True)]
     loss, of_weight, of_bias = (np.asarray(total.T / task.counts).T for total in sums)
     loss = loss + task.ridge / 2 * (weight * weight).sum(axis=(1, 2))
     of_weight = of_weight + task.ridge[:, np.newaxis, np.newaxis] * weight

@@ -121,5 +121,5 @@ def _cross_validated(features: FeatureTable, photos: Dataset, head: Head, contex
     labelled = features.of(photos)
     with context.progress.step("cross-validate"):
         log_p = out_of_fold(labelled, len(photos.classes), folds, head.penalty)
-    found = score(log_p, labelled.y, head.penalty)
-    return accuracy(found.num_right, found.n, "cross-validated")
+    cross_validated = score(log_p, labelled.y, head.penalty)
+    return accuracy(cross_validated.num_right, cross_validated.n, "cross-validated")

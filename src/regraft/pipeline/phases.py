@@ -160,10 +160,10 @@ def _fitted_like(
         The inputs, and the head solved on their features.
     """
     assert inputs.backbone is not None
-    found = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
-    if found == inputs.backbone.preprocessing.crop_mode:
+    chosen = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
+    if chosen == inputs.backbone.preprocessing.crop_mode:
         return inputs, solved
-    fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == found)
+    fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == chosen)
     backbone = inputs.backbone.with_fit(fit)
     _, features = extract_features(backbone, inputs.photos_split.dataset, context)
     inputs = replace(inputs, backbone=backbone, features=features)

@@ -122,8 +122,8 @@ def verdict(evaluation: Evaluation) -> Context:
     rows = [row for row in evaluation.per_class if row["n"]]
     weakest = min(rows, key=lambda row: (row["recall"], -row["n"]))
     if weakest["recall"] < 1 and len(rows) > 1:
-        found = round(weakest["recall"] * weakest["n"])
-        sentences.append(f"Weakest on {weakest['class']}: {found} of {weakest['n']} found.")
+        num_found = round(weakest["recall"] * weakest["n"])
+        sentences.append(f"Weakest on {weakest['class']}: {num_found} of {weakest['n']} found.")
     (count, label, predicted), (next_count, *_) = [*evaluation.mistaken, (0, 0, 0), (0, 0, 0)][:2]
     if count > max(1, next_count):
         names = evaluation.dataset.classes
@@ -298,10 +298,10 @@ def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Co
     return [{**cell, "photos": list(islice(photos, len(shown)))} for cell, shown in zip(cells, behind, strict=True)]
 
 
-def _findings(evaluation: Evaluation, found: Sequence[Context]) -> list[Context]:
+def _findings(evaluation: Evaluation, issues: Sequence[Context]) -> list[Context]:
     """Show the findings of each kind together, with a few photos."""
     kinds: dict[str, list[Context]] = {}
-    for one in found:
+    for one in issues:
         kinds.setdefault(one["kind"], []).append(one)
     root, shown = evaluation.dataset.root, []
     for kind, members in kinds.items():

@@ -89,9 +89,9 @@ def warm_up(bundle: Bundle) -> None:
     photo = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(photo, "PNG")
     for is_alone in (False, True):
-        found = answer(bundle, photo.getvalue(), WorkItem(with_heat=False, is_alone=is_alone), 64 * 64)
-        if "error" in found:
-            raise BundleError(f"{bundle.folder} cannot answer: {found['error']}. Train again or restore a copy.")
+        reply = answer(bundle, photo.getvalue(), WorkItem(with_heat=False, is_alone=is_alone), 64 * 64)
+        if "error" in reply:
+            raise BundleError(f"{bundle.folder} cannot answer: {reply['error']}. Train again or restore a copy.")
 
 
 def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
@@ -134,11 +134,11 @@ def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> Wor
     if not np.isfinite(outputs["logits"]).all() or not np.isfinite(novelty or 0.0):
         return {"error": NO_NUMBER}
     prediction = bundle.to_prediction(outputs["logits"][0], novelty)
-    found: WorkerAnswer = prediction.to_json()
+    reply: WorkerAnswer = prediction.to_json()
     if order.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
-        found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
-    return found
+        reply["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
+    return reply
 
 
 def _end_with(parent: int) -> None:

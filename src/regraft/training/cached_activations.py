@@ -79,13 +79,13 @@ def cache_activations(
             runs = _by_torch(division, loader, len(versions), progress)
             if engine is not None:
                 runs = _by_engine(engine, loader, len(versions))
-            for indices, found in runs:
-                if not np.isfinite(found).all():
+            for indices, maps in runs:
+                if not np.isfinite(maps).all():
                     raise TrainError(
                         f"What the frozen stages of {division.whole.reference} give is more than float16 holds, so it "
                         "cannot be kept. Leave --views out."
                     )
-                rows.update(zip(indices, map(room.put, found), strict=True))
+                rows.update(zip(indices, map(room.put, maps), strict=True))
                 advance(len(indices))
             versions.append(DecodedPhotos(dataset, [rows[i] for i in range(len(dataset))]))
             if world.broadcast(2 * time.monotonic() - began > until):
@@ -112,9 +112,9 @@ def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[lis
         with np.errstate(over="ignore"):  # what float16 does not hold is noticed where it is kept
             return maps.astype(np.float16)
 
-    found = map_photos(run, len(numbers), lambda _: None)
+    results = map_photos(run, len(numbers), lambda _: None)
     for indices, share in zip(batches, shares, strict=True):
-        rows = list(islice(found, len(share)))
+        rows = list(islice(results, len(share)))
         yield indices, np.concatenate(rows) if world.size == 1 else _gathered(rows, indices, loader)
 
 

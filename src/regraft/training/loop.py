@@ -154,13 +154,13 @@ def validate(
 
 def logits_of(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
     """Return `(N, C)` float64: what the network which would be delivered makes of each photo."""
-    world, found = train_state.world, np.zeros((len(photos.photos), train_state.num_classes))
+    world, all_logits = train_state.world, np.zeros((len(photos.photos), train_state.num_classes))
     train_state.delivered.eval()
     for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
         logits = _logits(train_state, batch, progress)
         rank_indices = indices[world.rank :: world.size]
-        found[rank_indices] = logits.cpu().numpy()[: len(rank_indices)]
-    return np.array(world.total(found.ravel())).reshape(found.shape)
+        all_logits[rank_indices] = logits.cpu().numpy()[: len(rank_indices)]
+    return np.array(world.total(all_logits.ravel())).reshape(all_logits.shape)
 
 
 def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:

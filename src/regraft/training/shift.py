@@ -52,7 +52,7 @@ def split_shift(dataset: Dataset, features: Features, head: Head | None = None) 
     Returns:
         Findings without photos: it is the whole split that differs.
     """
-    sides, found = np.array(dataset.splits), []
+    sides, issues = np.array(dataset.splits), []
     if head is not None:
         answers = head.logits(features.x).argmax(axis=1)
         features = replace(features, y=np.where(sides == "train", features.y, answers))
@@ -66,8 +66,8 @@ def split_shift(dataset: Dataset, features: Features, head: Head | None = None) 
                 f"a model tells {name} photos from train photos in {100 * apart.value:.0f} % (chance 50 %): they come "
                 "from elsewhere, so expect less than cross-validation on train says"
             )
-            found.append(Issue("split shift", (), text))
-    return found
+            issues.append(Issue("split shift", (), text))
+    return issues
 
 
 def _matched(features: Features, is_outside: np.ndarray) -> np.ndarray:
