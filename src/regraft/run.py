@@ -24,7 +24,7 @@ from regraft.data.scan import Dataset
 from regraft.data.sources import is_folder
 from regraft.data.splits import Splits
 from regraft.evaluation.evaluate import Evaluation, evaluate_dataset
-from regraft.models.ood import FamiliarRegion
+from regraft.models.ood import OodDetector
 from regraft.run_dir import RunRecord, Step, photo_records
 from regraft.training.distributed import ProcessGroup
 
@@ -83,7 +83,7 @@ class TrainedModel:
             measured.
         temperature: What logits are divided by.
         thresholds: From which probability on answers can be relied on, as `models.calibration.thresholds` gives it.
-        known: Where the features of photos lie that it has learned from; None where that is not known.
+        ood: Where the features of photos lie that it has learned from; None where that is not known.
     """
 
     mode: str
@@ -94,7 +94,7 @@ class TrainedModel:
     cross_validated: Accuracy | None = None
     temperature: float = 1.0
     thresholds: dict[str, Any] = field(default_factory=dict)
-    known: FamiliarRegion | None = None
+    ood: OodDetector | None = None
 
 
 @dataclass(frozen=True)
@@ -178,26 +178,10 @@ class Outcome:
     decision: str = ""
 
 
-def deliver(model: TrainedModel, photos_split: SplitDataset, context: RunContext) -> Evaluation:
-    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle.
-
-    Args:
-        model: The model.
-        photos_split: The photos.
-        context: Of the run.
-
-    Returns:
-        How good the model is.
-    """
-    with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
-        write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
-        return _evaluate_and_seal(partial, model, photos_split, context.config)
-
-
-def delivered(
+def save_bundle(
     model: TrainedModel, photos_split: SplitDataset, context: RunContext, features: FeatureTable | None = None
 ) -> Outcome:
-    """Make a model the run's bundle, as `deliver` does.
+    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle.
 
     Args:
         model: The model.
@@ -205,7 +189,10 @@ def delivered(
         context: Of the run.
         features: What its head was solved on; None for a head that was not solved.
     """
-    return Outcome(model, deliver(model, photos_split, context), features)
+    with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
+        write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.ood)
+        evaluation = _evaluate_and_seal(partial, model, photos_split, context.config)
+    return Outcome(model, evaluation, features)
 
 
 def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) -> Run:

@@ -589,7 +589,7 @@ def audited(monkeypatch):
     note(linear_probe, "solve", lambda features, *_: decided.update(features.hashes))
     note(finetune, "finetune", lambda network, job, recipe, *_: decided.update(choosing_of(job, recipe)))
     note(fine_tune, "answers_of", lambda model, photos, context: decided.update(photos.hashes))
-    note(phases, "answers_of_frozen", lambda one, selection, start: decided.update(selection.photos.hashes))
+    note(phases, "trial_answers", lambda one, selection, start: decided.update(selection.photos.hashes))
     note(run_module, "evaluate_dataset", lambda bundle, dataset, name: evaluated.update(dataset.hashes))
     return decided, evaluated
 

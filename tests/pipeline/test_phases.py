@@ -139,7 +139,7 @@ def test_a_model_that_learned_from_all_photos_is_taken_unless_it_fails_those_tha
     selection = SimpleNamespace(photos=range(10), to_json=lambda: {"n": 10})
     inputs = SimpleNamespace(photos_split=SimpleNamespace(splits=SimpleNamespace(train=range(50))))
     monkeypatch.setattr(phases_module, "answers_of", lambda *_: answers(num_right))
-    monkeypatch.setattr(phases_module, "delivered", lambda model, *_: Outcome(model, None))
+    monkeypatch.setattr(phases_module, "save_bundle", lambda model, *_: Outcome(model, None))
     again = TrainedModel("full", None, None, None, {"epoch": 10}, None, 1.0, {}, None)
     found = phases_module._better_refitted(again, best, selection, inputs, None).outcome
     if not is_taken:

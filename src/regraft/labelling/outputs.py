@@ -17,7 +17,7 @@ from regraft.data.scan import Dataset, Labelling
 from regraft.data.sorting import sort_photos
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.labels import NEW, SET_ASIDE, UNSURE, Labels
-from regraft.models.ood import familiar
+from regraft.models.ood import fit_ood_detector
 
 FEWEST_AUDITED = 20  # photos from which on a model is judged on those of the audit
 COLUMNS = ("path", "label", "set_aside", "by", "at", "guess", "audit", "sha256")
@@ -178,8 +178,8 @@ def _unlike_labelled(contents: Contents, labels: Labels) -> set[str]:
     if not known or not others:
         return set()
     hashes = tuple(contents.hashes[i] for i in known)
-    region = familiar(Features(contents.features, np.zeros(len(known), np.int64), hashes, np.array(known)))
-    if region is None:
+    detector = fit_ood_detector(Features(contents.features, np.zeros(len(known), np.int64), hashes, np.array(known)))
+    if detector is None:
         return set()
-    far = region.novelty(contents.features[others]) > 1
+    far = detector.novelty(contents.features[others]) > 1
     return {contents.hashes[i] for i, is_far in zip(others, far, strict=True) if is_far}

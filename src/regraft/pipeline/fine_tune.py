@@ -22,10 +22,10 @@ from regraft.evaluation.comparison import pair
 from regraft.models.calibration import calibrated, softening
 from regraft.models.linear_head import Head
 from regraft.models.logistic import log_softmax
-from regraft.models.ood import FamiliarRegion, familiar
+from regraft.models.ood import OodDetector, fit_ood_detector
 from regraft.pipeline.linear_probe import folds_for, head_of
 from regraft.pipeline.selection import Answers, Selection
-from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, delivered
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, save_bundle
 from regraft.training.recipe import Recipe, choose, decide
 
 if TYPE_CHECKING:
@@ -191,14 +191,14 @@ def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
-        "backbone": " ".join(filter(None, (config.backbone, *_behind(inputs, config)))),
+        "backbone": " ".join(filter(None, (config.backbone, *_backbone_identity(inputs, config)))),
         "mode": context.mode,
         "recipe": config.recipe,
         "seed": str(config.seed),
     }
 
 
-def _behind(inputs: TrainInputs, config: TrainConfig) -> tuple[str | None, ...]:
+def _backbone_identity(inputs: TrainInputs, config: TrainConfig) -> tuple[str | None, ...]:
     """Return what a network's name leaves open: the weights' graph, and how photos fit its input if not cropped."""
     if inputs.backbone is None:
         return (config.fit,)
@@ -236,14 +236,14 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
     evaluated = set(splits.eval_photos.hashes)
     chosen = np.array([content not in evaluated for content in unseen_features.hashes], bool)
     temperature, thresholds = calibrated((unseen_features.x @ weight.T + bias)[chosen], unseen_features.y[chosen])
-    known = _known(backbone, splits.train, unseen_features, context)
-    return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)
+    ood = _ood_detector(backbone, splits.train, unseen_features, context)
+    return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, ood)
 
 
-def _known(backbone: Backbone, train: Dataset, unseen: Features, context: RunContext) -> FamiliarRegion | None:
+def _ood_detector(backbone: Backbone, train: Dataset, unseen: Features, context: RunContext) -> OodDetector | None:
     """Find where features of training photos lie, with a limit set by photos that the network has not learned from."""
     some = sorted(range(len(train)), key=lambda i: train.hashes[i])[:NUM_KNOWN]
-    return familiar(_features_of(backbone, train.subset(some), context), unseen)
+    return fit_ood_detector(_features_of(backbone, train.subset(some), context), unseen)
 
 
 def _features_of(backbone: Backbone, photos: Dataset, context: RunContext) -> Features:
@@ -301,7 +301,7 @@ def better(
     decision = sentences(best.outcome.decision, sentence)
     if compared.b_wins or (compared.b_is_no_worse and (selection.is_far or losses is not None)):
         model = replace(model, details={**model.details, "chosen_on": selection.to_json()})
-        best = Candidate(delivered(model, inputs.photos_split, context), answers, counts)
+        best = Candidate(save_bundle(model, inputs.photos_split, context), answers, counts)
     return replace(best, outcome=replace(best.outcome, decision=decision))
 
 

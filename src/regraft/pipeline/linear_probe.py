@@ -14,9 +14,9 @@ from regraft.evaluation.comparison import no_room
 from regraft.models.calibration import calibrated
 from regraft.models.feature_search import FeatureConfig, Trial, best, input_of, search, solved
 from regraft.models.linear_head import Head, out_of_fold, score, solve
-from regraft.models.ood import familiar
-from regraft.pipeline.selection import Answers, Selection, frozen_answers
-from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered
+from regraft.models.ood import fit_ood_detector
+from regraft.pipeline.selection import Answers, Selection, unseen_answers
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, save_bundle
 
 MANY = 1000  # photos to evaluate on, beside which cross-validation over all photos tells nothing new
 SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
@@ -54,7 +54,7 @@ def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context:
     Returns:
         What became the bundle, and the features configuration and head that it was made of.
     """
-    frozen = _delivered(plain, [plain], inputs, context)
+    frozen = _save_bundle(plain, [plain], inputs, context)
     if not is_searching or not plain.head.curve or no_room(plain.score.num_right, plain.score.n):
         return frozen, plain
     announce(inputs.photos_split, frozen, context)
@@ -70,10 +70,10 @@ def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context:
         return frozen, plain
     losses = f"cross-validated log loss {chosen.score.log_loss:.3f} instead of {plain.score.log_loss:.3f}"
     decision = f"features of {chosen.feature_config.name}: {losses}."
-    return replace(_delivered(chosen, trials, inputs, context), decision=decision), chosen
+    return replace(_save_bundle(chosen, trials, inputs, context), decision=decision), chosen
 
 
-def answers_of_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> Answers:
+def trial_answers(one: Trial, selection: Selection, inputs: TrainInputs) -> Answers:
     """Return what a solved head answers to the photos that choose between models without having seen them.
 
     Args:
@@ -82,10 +82,10 @@ def answers_of_frozen(one: Trial, selection: Selection, inputs: TrainInputs) -> 
         inputs: The photos that the head was solved on.
     """
     x = one.feature_config.features.of(selection.photos).x
-    return frozen_answers(selection, one.head, inputs.photos_split.splits.train, x)
+    return unseen_answers(selection, one.head, inputs.photos_split.splits.train, x)
 
 
-def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Outcome:
+def _save_bundle(one: Trial, trials: list[Trial], inputs: TrainInputs, context: RunContext) -> Outcome:
     """Make one of the heads that were tried the bundle."""
     head, photos_split = one.head, inputs.photos_split
     is_enough = photos_split.splits.given or len(photos_split.splits.eval_photos) >= MANY
@@ -95,11 +95,11 @@ def _delivered(one: Trial, trials: list[Trial], inputs: TrainInputs, context: Ru
         details["searched"] = [other.to_json() for other in trials]
     learned = one.feature_config.features.of(photos_split.splits.train)
     temperature, thresholds = calibrated(head.held_out, learned.y)
-    known = familiar(learned)
+    ood = fit_ood_detector(learned)
     model = TrainedModel(
-        "frozen", one.feature_config.backbone, head.weight, head.bias, details, whole, temperature, thresholds, known
+        "frozen", one.feature_config.backbone, head.weight, head.bias, details, whole, temperature, thresholds, ood
     )
-    return delivered(model, photos_split, context, one.feature_config.features)
+    return save_bundle(model, photos_split, context, one.feature_config.features)
 
 
 def head_of(features: FeatureTable, photos: Dataset, config: TrainConfig) -> Head:

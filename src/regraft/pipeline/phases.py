@@ -32,9 +32,9 @@ from regraft.pipeline.fine_tune import (
     traced,
     tuned_on_split,
 )
-from regraft.pipeline.linear_probe import answers_of_frozen, folds_for, frozen_model, head_of, solve_head
+from regraft.pipeline.linear_probe import folds_for, frozen_model, head_of, solve_head, trial_answers
 from regraft.pipeline.selection import Selection, is_from_elsewhere, select, without_room
-from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered, finished
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, finished, save_bundle
 from regraft.run_ownership import remove_unfinished
 from regraft.training.planning import TooLittleTime
 
@@ -120,7 +120,7 @@ def _tuned_alone(
         return None
     splits = inputs.photos_split.splits
     with _traced(tuned, inputs, splits.val if len(splits.val) else splits.eval_photos, context) as model:
-        outcome = delivered(model, inputs.photos_split, context)
+        outcome = save_bundle(model, inputs.photos_split, context)
     finished(inputs.photos_split, outcome, context)
     remove_unfinished(context.out)
     return outcome
@@ -130,7 +130,7 @@ def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: R
     """Return whether photos from elsewhere are to be answered by layers that learn."""
     if context.config.mode == "frozen":
         return False
-    answers, inside = answers_of_frozen(solved, selection, inputs), solved.head.cross_validated
+    answers, inside = trial_answers(solved, selection, inputs), solved.head.cross_validated
     selected = selection.count(answers.correct)
     is_far = is_from_elsewhere(selected, inside, context.findings)
     if is_far and context.config.mode == "auto":
@@ -145,7 +145,7 @@ def _frozen_first(inputs: TrainInputs, solved: Trial, selection: Selection, cont
         return None
     is_searching = context.config.is_searching and not selection.is_far
     outcome, chosen = frozen_model(solved, inputs, is_searching, context)
-    answers, inside = answers_of_frozen(chosen, selection, inputs), chosen.head.cross_validated
+    answers, inside = trial_answers(chosen, selection, inputs), chosen.head.cross_validated
     unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
     outside = None if selection.is_set_aside else selection.count(answers.correct)
     return Candidate(outcome, answers, (unseen, outside))
@@ -235,7 +235,7 @@ def _better_refitted(
     before = best.outcome.model
     details = {**model.details, "chosen_on": selection.to_json(), "refit": len(inputs.photos_split.splits.train)}
     model = replace(model, details=details, temperature=before.temperature, thresholds=before.thresholds)
-    outcome = delivered(model, inputs.photos_split, context)
+    outcome = save_bundle(model, inputs.photos_split, context)
     best = replace(best, outcome=replace(outcome, decision=best.outcome.decision))
     return _decided(best, f"then it learned from all {details['refit']} photos, those that chose too")
 

@@ -131,7 +131,7 @@ class Answers:
         return (float(before.mean()), float(after.mean())) if is_less else None
 
 
-def frozen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> Answers:
+def unseen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> Answers:
     """Return what a solved head answers to the photos that choose between models, as far as it has not seen them.
 
     Args:

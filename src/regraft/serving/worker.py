@@ -94,10 +94,10 @@ def warm_up(bundle: Bundle) -> None:
             raise BundleError(f"{bundle.folder} cannot answer: {reply['error']}. Train again or restore a copy.")
 
 
-def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
+def guarded_answer(bundle: Bundle, data: bytes, item: WorkItem, max_pixels: int) -> WorkerAnswer:
     """Answer as `answer` does; whatever goes wrong is an error of this photo, and of nothing else."""
     try:
-        return answer(bundle, data, order, max_pixels)
+        return answer(bundle, data, item, max_pixels)
     except MemoryError:
         return {"error": TOO_LARGE}
     except RegraftError as error:
@@ -108,13 +108,13 @@ def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int
         return {"error": FAILED}
 
 
-def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
+def answer(bundle: Bundle, data: bytes, item: WorkItem, max_pixels: int) -> WorkerAnswer:
     """Return what the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read.
 
     Args:
         bundle: The model.
         data: Bytes of the photo's file.
-        order: What is wanted of it.
+        item: What is wanted of it.
         max_pixels: That a photo may have, as it is decoded.
     """
     try:
@@ -129,13 +129,13 @@ def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> Wor
         return {"error": TOO_LARGE if isinstance(reason.__cause__, MemoryError) else str(reason)}
     except MemoryError:
         return {"error": TOO_LARGE}
-    outputs = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
+    outputs = (bundle.quick_engine if item.is_alone else bundle.engine)(image[np.newaxis])
     novelty = float(outputs["novelty"][0]) if "novelty" in outputs else None
     if not np.isfinite(outputs["logits"]).all() or not np.isfinite(novelty or 0.0):
         return {"error": NO_NUMBER}
     prediction = bundle.to_prediction(outputs["logits"][0], novelty)
     reply: WorkerAnswer = prediction.to_json()
-    if order.with_heat:
+    if item.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
         reply["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
     return reply

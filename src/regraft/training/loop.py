@@ -274,7 +274,7 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
     """
     statistics = RunningStatistics(train_state.network)
 
-    def add_up(size: int) -> EpochMetrics:
+    def accumulate(size: int) -> EpochMetrics:
         train_state.optimizer.zero_grad()
         torch.manual_seed(torch.initial_seed())  # as if no attempt had been before
         statistics.begin()
@@ -287,7 +287,7 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
         return metrics
 
     at_once = train_state.microbatch_size or train_state.recipe.batch_size
-    metrics, train_state.microbatch_size = in_pieces(at_once, add_up, progress)
+    metrics, train_state.microbatch_size = in_pieces(at_once, accumulate, progress)
     statistics.settle(train_state.world)
     return metrics
 
