@@ -29,7 +29,7 @@ from regraft.core.progress import QUIET
 from regraft.core.statistics import accuracy
 from regraft.data.scan import Dataset, scan
 from regraft.data.splits import folds_of
-from regraft.models.feature_search import FeatureConfig, best, input_of, search, solved
+from regraft.models.feature_search import FeatureConfig, best, input_of, run_trial, search
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def nested(dataset: Dataset) -> dict:
         learned = dataset.subset(np.flatnonzero(folds != number))
         evaluated = dataset.subset(np.flatnonzero(folds == number))
         inside = folds_of(learned, 5, 0)
-        trials = search(solved(usual, learned, inside, QUIET), dataset, learned, inside, config, math.inf, QUIET)
+        trials = search(run_trial(usual, learned, inside, QUIET), dataset, learned, inside, config, math.inf, QUIET)
         counts["plain"] += num_right(trials[0].feature_config, trials[0].head, evaluated)
         counts["searched"] += num_right(best(trials).feature_config, best(trials).head, evaluated)
         chosen.append(best(trials).feature_config.name)

@@ -13,7 +13,7 @@ from regraft.core.progress import Progress
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.data.scan import scan
 from regraft.data.splits import folds_of
-from regraft.models.feature_search import Trial, feature_configs_of, larger, photos_per_s, richest, solved
+from regraft.models.feature_search import Trial, feature_configs_of, larger, photos_per_s, richest, run_trial
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
     for name, backbone in _backbones(config, progress):
         for feature_config in feature_configs_of(backbone, richest(backbone, progress), dataset, progress):
             ranked.append(
-                Ranked(name, solved(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
+                Ranked(name, run_trial(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
             )
             progress.say(f"  {name}, {ranked[-1].trial}")
     return sorted(ranked, key=lambda one: one.trial.score.log_loss)

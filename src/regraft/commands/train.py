@@ -36,7 +36,7 @@ from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
 from regraft.models.linear_head import Head
 from regraft.pipeline.ahead import features_ahead
-from regraft.pipeline.linear_probe import solve_head
+from regraft.pipeline.linear_probe import plain_trial
 from regraft.pipeline.phases import extract_features, run_phases
 from regraft.run import (
     Run,
@@ -176,9 +176,9 @@ def _train(
             progress.say(f"without effect: {flags}; the frozen head is solved, it takes no steps")
         inputs = _prepare(context)
         say_what_is_there(inputs.photos_split, progress)
-        solved = solve_head(inputs, context)
-        context = replace(context, findings=_seen(inputs, solved.head if solved else None, context))
-        outcome = run_phases(inputs, solved, context)
+        plain = plain_trial(inputs, context)
+        context = replace(context, findings=_seen(inputs, plain.head if plain else None, context))
+        outcome = run_phases(inputs, plain, context)
         if outcome is not None and config.report:
             run = finished(inputs.photos_split, outcome, context)
             write_report(run.bundle, outcome.evaluation, run.summary, out / REPORT, progress)

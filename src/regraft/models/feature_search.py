@@ -104,12 +104,12 @@ def search(
             continue
         for feature_config in feature_configs_of(candidate, wide, dataset, progress):
             if feature_config.backbone is not backbone and time.monotonic() < deadline:
-                trials.append(solved(feature_config, learned, folds, progress))
+                trials.append(run_trial(feature_config, learned, folds, progress))
                 progress.say(f"  {trials[-1]}")
     return trials
 
 
-def solved(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, progress: Progress) -> Trial:
+def run_trial(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, progress: Progress) -> Trial:
     """Solve a head on a features configuration.
 
     Args:

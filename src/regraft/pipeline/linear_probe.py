@@ -12,7 +12,7 @@ from regraft.data.scan import Dataset
 from regraft.data.splits import folds_of
 from regraft.evaluation.comparison import no_room
 from regraft.models.calibration import calibrated
-from regraft.models.feature_search import FeatureConfig, Trial, best, input_of, search, solved
+from regraft.models.feature_search import FeatureConfig, Trial, best, input_of, run_trial, search
 from regraft.models.linear_head import Head, out_of_fold, score, solve
 from regraft.models.ood import fit_ood_detector
 from regraft.pipeline.selection import Answers, Selection, unseen_answers
@@ -22,7 +22,7 @@ MANY = 1000  # photos to evaluate on, beside which cross-validation over all pho
 SEARCH_S, SEARCH_SHARE = 120.0, 0.2  # that the search for better features may take, of the time that is left
 
 
-def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
+def plain_trial(inputs: TrainInputs, context: RunContext) -> Trial | None:
     """Solve a head, which is a convex problem, on the frozen features.
 
     Args:
@@ -36,7 +36,7 @@ def solve_head(inputs: TrainInputs, context: RunContext) -> Trial | None:
         return None
     feature_config = FeatureConfig(input_of(inputs.backbone), inputs.backbone, inputs.features)
     train = inputs.photos_split.splits.train
-    return solved(feature_config, train, folds_for(train, context.config), context.progress)
+    return run_trial(feature_config, train, folds_for(train, context.config), context.progress)
 
 
 def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context: RunContext) -> tuple[Outcome, Trial]:

@@ -32,7 +32,7 @@ from regraft.pipeline.fine_tune import (
     traced,
     tuned_on_split,
 )
-from regraft.pipeline.linear_probe import folds_for, frozen_model, head_of, solve_head, trial_answers
+from regraft.pipeline.linear_probe import folds_for, frozen_model, head_of, plain_trial, trial_answers
 from regraft.pipeline.selection import Selection, is_from_elsewhere, select, without_room
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, finished, save_bundle
 from regraft.run_ownership import remove_unfinished
@@ -58,24 +58,24 @@ def extract_features(backbone: Backbone, dataset: Dataset, context: RunContext) 
     return dataset, features.by_content
 
 
-def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -> Outcome | None:
+def run_phases(inputs: TrainInputs, plain: Trial | None, context: RunContext) -> Outcome | None:
     """Run the phases as far as mode, time and gain allow.
 
     Args:
         inputs: The photos and the backbone.
-        solved: The head solved on the backbone's features; None where there are none.
+        plain: The head solved on the backbone's features; None where there are none.
         context: Of the run.
 
     Returns:
         What became the bundle; None in processes that do not write.
     """
-    if solved is None:
+    if plain is None:
         return _tuned_alone(inputs, None, None, context)
     selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
-    selection = replace(selection, is_far=_is_far(inputs, solved, selection, context))
+    selection = replace(selection, is_far=_is_far(inputs, plain, selection, context))
     if context.config.mode == "full":
-        return _tuned_alone(inputs, solved.head, selection, context)
-    best = _frozen_first(inputs, solved, selection, context)
+        return _tuned_alone(inputs, plain.head, selection, context)
+    best = _frozen_first(inputs, plain, selection, context)
     head, has_begun = None, False
     for phase in phases_for(context.config, selection.is_far):
         stop = context.world.broadcast(None if best is None else _why_stop(best, selection, has_begun, context))
@@ -86,8 +86,8 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
             announce(inputs.photos_split, best.outcome, context)
         context.progress.say(f"{phase.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
         if not has_begun:
-            inputs, solved = _fitted_like(best, inputs, solved, context)
-        head = head or _head_to_begin_from(learning_from(inputs, selection.learned), solved.head, context)
+            inputs, plain = _fitted_like(best, inputs, plain, context)
+        head = head or _head_to_begin_from(learning_from(inputs, selection.learned), plain.head, context)
         try:
             best = _run_phase(inputs, head, best, selection, phase, context)
         except TooLittleTime as error:
@@ -100,7 +100,7 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
         if selection.is_far:
             break
     if has_begun and selection.is_set_aside:
-        best = _refitted(inputs, solved.head, best, selection, context)
+        best = _refitted(inputs, plain.head, best, selection, context)
     if best is None:
         return None
     if has_begun:
@@ -126,25 +126,25 @@ def _tuned_alone(
     return outcome
 
 
-def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> bool:
+def _is_far(inputs: TrainInputs, plain: Trial, selection: Selection, context: RunContext) -> bool:
     """Return whether photos from elsewhere are to be answered by layers that learn."""
     if context.config.mode == "frozen":
         return False
-    answers, inside = trial_answers(solved, selection, inputs), solved.head.cross_validated
+    answers, inside = trial_answers(plain, selection, inputs), plain.head.cross_validated
     selected = selection.count(answers.correct)
     is_far = is_from_elsewhere(selected, inside, context.findings)
     if is_far and context.config.mode == "auto":
-        known = "" if selected is None or inside is None else f" ({selected}, cross-validated {solved})"
+        known = "" if selected is None or inside is None else f" ({selected}, cross-validated {plain})"
         context.progress.say(f"photos from elsewhere are to be answered{known}: so all layers learn, at once")
     return is_far
 
 
-def _frozen_first(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> Candidate | None:
+def _frozen_first(inputs: TrainInputs, plain: Trial, selection: Selection, context: RunContext) -> Candidate | None:
     """Return the frozen model; None in processes that do not write."""
     if not context.world.is_main:
         return None
     is_searching = context.config.is_searching and not selection.is_far
-    outcome, chosen = frozen_model(solved, inputs, is_searching, context)
+    outcome, chosen = frozen_model(plain, inputs, is_searching, context)
     answers, inside = trial_answers(chosen, selection, inputs), chosen.head.cross_validated
     unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
     outside = None if selection.is_set_aside else selection.count(answers.correct)
@@ -152,7 +152,7 @@ def _frozen_first(inputs: TrainInputs, solved: Trial, selection: Selection, cont
 
 
 def _fitted_like(
-    best: Candidate | None, inputs: TrainInputs, solved: Trial, context: RunContext
+    best: Candidate | None, inputs: TrainInputs, plain: Trial, context: RunContext
 ) -> tuple[TrainInputs, Trial]:
     """Let photos fit the input of the network that learns as they do that of the frozen model, where it was searched.
 
@@ -162,19 +162,19 @@ def _fitted_like(
     assert inputs.backbone is not None
     chosen = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
     if chosen == inputs.backbone.preprocessing.crop_mode:
-        return inputs, solved
+        return inputs, plain
     fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == chosen)
     backbone = inputs.backbone.with_fit(fit)
     _, features = extract_features(backbone, inputs.photos_split.dataset, context)
     inputs = replace(inputs, backbone=backbone, features=features)
-    return inputs, solve_head(inputs, context) or solved
+    return inputs, plain_trial(inputs, context) or plain
 
 
-def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext) -> Head:
+def _head_to_begin_from(learning: TrainInputs, head: Head, context: RunContext) -> Head:
     """Return a head solved without the photos that choose between models."""
     train = learning.photos_split.splits.train
-    if learning.features is None or len(train) == len(solved.held_out):
-        return solved
+    if learning.features is None or len(train) == len(head.held_out):
+        return head
     return head_of(learning.features, train, context.config)
 
 
