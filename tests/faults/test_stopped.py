@@ -108,7 +108,7 @@ def test_stopped_at_any_time_it_ends_soon_and_goes_on_to_the_same_model(whole, t
         shutil.rmtree(cache)
     assert stopped == trials, "most had just ended"
     assert most["gradients"] <= 1, "a step that had just been begun"
-    assert most["judge"] <= 1
+    assert most["validate"] <= 1
     assert most["_decoded"] + most["_large_enough"] <= IN_HAND
     figures = {"trials": trials, "stopped": stopped, "identical": stopped, "after_signal": dict(most)}
     record(record_property, "R5", **figures)
