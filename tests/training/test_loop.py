@@ -733,15 +733,29 @@ def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, va
 def test_checkpoints_are_written_within_epochs_too(seconds, within, tmp_path, monkeypatch):
     saved, keep = [], train_state_module._save
 
-    def told(folder, train_state, fitted):
+    def noted(folder, train_state, fitted):
         saved.append((fitted.epoch, fitted.step))
         keep(folder, train_state, fitted)
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr(train_state_module, "_save", told)
+    monkeypatch.setattr(train_state_module, "_save", noted)
     run(train_state_of(recipe_of()), folder=tmp_path)
     assert [(epoch, step) for epoch, step in saved if step] == within
     assert saved[-1] == (2, 0)
+
+
+def test_the_keys_of_a_checkpoint_are_those_of_earlier_ones(tmp_path):
+    train_state = train_state_of(recipe_of())
+    train_state_module._save(tmp_path, train_state, FitResult(step=1, metrics=EpochMetrics(1.5, 8.0, 3.0, 8.0)))
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
+    assert checkpoint.state["fit"] == {
+        "rows": [],
+        "epoch": 0,
+        "step": 1,
+        "tally": {"loss": 1.5, "weight": 8.0, "num_right": 3.0, "n": 8.0},
+        "stopped": "",
+    }
+    assert resume(train_state, checkpoint).metrics.num_right == 3
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):

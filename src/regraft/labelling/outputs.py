@@ -19,7 +19,7 @@ from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.labels import NEW, SET_ASIDE, UNSURE, Labels
 from regraft.models.ood import fit_ood_detector
 
-FEWEST_AUDITED = 20  # photos from which on a model is judged on those of the audit
+FEWEST_AUDITED = 20  # photos from which on a model is evaluated on those of the audit
 COLUMNS = ("path", "label", "set_aside", "by", "at", "guess", "audit", "sha256")
 
 
@@ -123,8 +123,8 @@ def sort_into(rows: Sequence[LabelRow], out: Path) -> int:
 def labelled_dataset(rows: Sequence[LabelRow], root: Path, unreadable: Sequence[Quarantined] = ()) -> Dataset:
     """Return the labelled photos as a data set to train on.
 
-    Where enough photos were audited, and others have no label yet, the model is judged on those: the others were chosen
-    by a model, and say too little or too much of photos like the rest. Else a part is drawn, as for any training.
+    Where enough photos were audited, and others have no label yet, those evaluate the model: the others were chosen by
+    a model, and say too little or too much of photos like the rest. Else a part is drawn, as for any training.
 
     Args:
         rows: The photos.

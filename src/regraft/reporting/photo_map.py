@@ -1,4 +1,4 @@
-"""A map of the photos that a model was judged on: those that look alike to its network lie together."""
+"""A map of the photos that a model was evaluated on: those that look alike to its network lie together."""
 
 from collections.abc import Sequence
 from math import ceil, sqrt
