@@ -105,8 +105,8 @@ def trained(scratch: Path, gigabytes: float) -> dict[str, float]:
     size, on_disk = place.stat().st_size, 512 * place.stat().st_blocks
     print(f"{size / 1e9:.1f} GB, {on_disk / 1e9:.2f} GB on disk", file=sys.stderr, flush=True)
     seconds, megabytes = measured([*train, place, "--out", scratch / "run"], scratch / "cache")
-    said = json.loads((scratch / "run" / "result.json").read_text())
-    assert said["images"]["used"] == count, said["images"]
+    summary = json.loads((scratch / "run" / "result.json").read_text())
+    assert summary["images"]["used"] == count, summary["images"]
     return {"bytes": size, "on_disk": on_disk, "num_photos": count, "seconds": seconds, "megabytes": megabytes}
 
 

@@ -81,20 +81,20 @@ class Annotator:
 
     def answer_page(self, page: Page) -> None:
         """Accept a page, after naming its class and putting right what is wrong."""
-        right = [self._said(card.photo) for card in page.cards]
+        labels = [self._label(card.photo) for card in page.cards]
         expected = page.suggestion if page.kind == "guesses" else None
         if page.kind == "groups":
-            expected = max(sorted(set(right)), key=right.count)
-        for name in {*right}:
+            expected = max(sorted(set(labels)), key=labels.count)
+        for name in {*labels}:
             if name not in self.sitting.status().classes:
                 self.sitting.add_class(name)
-        wrong = sum(name != (expected or card.guess) for name, card in zip(right, page.cards, strict=True))
+        wrong = sum(name != (expected or card.guess) for name, card in zip(labels, page.cards, strict=True))
         self.num_actions += 1 + wrong
-        answers = [Answer(card.photo, name) for card, name in zip(page.cards, right, strict=True)]
+        answers = [Answer(card.photo, name) for card, name in zip(page.cards, labels, strict=True)]
         self.sitting.answer(answers, person="script", seen_version=page.version)
         self.sitting.wait()
 
-    def _said(self, photo: int) -> str:
+    def _label(self, photo: int) -> str:
         """The class of a photo, or by a slip another one."""
         name = self.truth.names[photo]
         others = sorted(set(self.truth.names) - {name})
@@ -231,18 +231,18 @@ def audit(num_sittings: int = 200) -> dict[str, float]:
             for card in sitting.page("audit", size=int(rng.integers(10, 41))).cards:
                 sitting.answer([Answer(card.photo, truth.names[card.photo], is_audit=True)], person="script")
             sitting.wait()
-            found, right = sitting.status().accuracy, _share_right(sitting, fresh)
-            assert found is not None
-            covered += found.low <= right <= found.high
+            estimate, accuracy = sitting.status().accuracy, _accuracy(sitting, fresh)
+            assert estimate is not None
+            covered += estimate.low <= accuracy <= estimate.high
     return {"sittings": num_sittings, "covered": covered}
 
 
-def _share_right(sitting: Sitting, fresh: Truth) -> float:
+def _accuracy(sitting: Sitting, fresh: Truth) -> float:
     """Accuracy of a sitting's head on other photos."""
     solver = sitting._solver
-    said = solver._head.log_probabilities(solver._space.projection(fresh.x)).argmax(axis=1)
+    predicted = solver._head.log_probabilities(solver._space.projection(fresh.x)).argmax(axis=1)
     classes = sitting.status().classes
-    return float(np.mean([classes[one] == name for one, name in zip(said, fresh.names, strict=True)]))
+    return float(np.mean([classes[one] == name for one, name in zip(predicted, fresh.names, strict=True)]))
 
 
 def solve() -> dict[str, float]:

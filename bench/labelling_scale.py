@@ -55,11 +55,11 @@ class Client:
         reply.read()
         self._cookie = reply.headers["set-cookie"].partition(";")[0]
 
-    def ask(self, path: str, said: Any = None) -> Any:
+    def ask(self, path: str, content: Any = None) -> Any:
         """A request as the page makes it."""
         headers = {"Cookie": self._cookie, "X-Tab": "bench0001", "Content-Type": "application/json"}
-        body = None if said is None else json.dumps(said)
-        self._connection.request("GET" if said is None else "POST", path, body, headers)
+        body = None if content is None else json.dumps(content)
+        self._connection.request("GET" if content is None else "POST", path, body, headers)
         reply = self._connection.getresponse()
         data = reply.read()
         self._connection.close()  # the server ends one that is idle for long
@@ -115,8 +115,8 @@ def answered(client: Client, page: dict[str, Any]) -> dict[str, Any]:
     known = set(client.ask("/api/status")["classes"])
     for name in sorted({class_of(card["name"]) for card in page["cards"]} - known):
         client.ask("/api/classes", {"name": name})
-    said = [{"photo": card["photo"], "label": class_of(card["name"])} for card in page["cards"]]
-    return client.ask("/api/answers", {"answers": said, "version": page["version"] + NUM_CLASSES})
+    answers = [{"photo": card["photo"], "label": class_of(card["name"])} for card in page["cards"]]
+    return client.ask("/api/answers", {"answers": answers, "version": page["version"] + NUM_CLASSES})
 
 
 def first_guesses(client: Client) -> None:
@@ -135,10 +135,10 @@ def turns(client: Client) -> dict[str, float]:
         client.ask("/api/classes", {"name": name})
     seconds, processor, page = [], client.processor_s(), client.ask(f"/api/page?kind=guesses&size={PAGE}")
     for _ in range(PAGES):
-        said = [{"photo": card["photo"], "label": class_of(card["name"])} for card in page["cards"]]
+        answers = [{"photo": card["photo"], "label": class_of(card["name"])} for card in page["cards"]]
         time.sleep(0.2)
         began = time.perf_counter()
-        client.ask("/api/answers", {"answers": said, "version": page["version"]})
+        client.ask("/api/answers", {"answers": answers, "version": page["version"]})
         page = client.ask(f"/api/page?kind=guesses&size={PAGE}")
         seconds.append(time.perf_counter() - began)
     others = [client.ask(f"/api/page?kind={kind}&size={PAGE}") and None for kind in ("groups", "questions", "doubts")]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from peer_network import network
-from peer_tutorial import is_photo, judge
+from peer_tutorial import is_photo, validate
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             number += 1
-        accuracy = judge(model, val)
+        accuracy = validate(model, val)
     print(json.dumps({"accuracy": accuracy, "seconds": time.perf_counter() - began}))
 
 

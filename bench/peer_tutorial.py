@@ -48,7 +48,7 @@ def main() -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
-        accuracy = judge(model, val)
+        accuracy = validate(model, val)
         epoch_s.append(time.perf_counter() - start)
     result = {"accuracy": accuracy, "epoch_s": epoch_s, "num_train": len(train.dataset)}
     print(json.dumps({**result, "seconds": time.perf_counter() - began}))
@@ -72,11 +72,11 @@ def is_photo(path: str) -> bool:
 
 
 @torch.no_grad()
-def judge(model: nn.Module, val: DataLoader) -> float:
+def validate(model: nn.Module, val: DataLoader) -> float:
     """Accuracy."""
     model.eval()
-    right = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in val)
-    return right / len(val.dataset)
+    correct = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in val)
+    return correct / len(val.dataset)
 
 
 if __name__ == "__main__":

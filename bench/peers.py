@@ -79,7 +79,7 @@ def measure(case: dict, graphs: Path, scratch: Path, others: str | None) -> dict
 def copied(name: str, seed: int, folder: Path) -> Path:
     """Copies in train/ and val/ of the photos that regraft learns from and judges on; none that it leaves out."""
     splits = split(scan(Path(os.environ["REGRAFT_DATA"]) / name), seed=seed)
-    for part, dataset in (("train", splits.train), ("val", splits.judged[1])):
+    for part, dataset in (("train", splits.train), ("val", splits.eval_photos)):
         for path, label in zip(dataset.paths, dataset.labels, strict=True):
             place = folder / part / dataset.classes[label]
             place.mkdir(parents=True, exist_ok=True)

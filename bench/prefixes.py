@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from record import HERE, cases, complete, fill, where
-from regimes import cell, judged, traced, trained
+from regimes import cell, score, traced, trained
 
 SETS = ("wbc4", "signdigits10s", "hymenoptera")
 CONTENDERS = {
@@ -57,7 +57,7 @@ def measure(case: dict, graphs: Path, scratch: Path) -> dict:
     lines = (scratch / "run" / "photos.jsonl").read_text().splitlines()
     num_train = sum(json.loads(line).get("split") == "train" for line in lines)
     return {
-        **judged(answer, photos),
+        **score(answer, photos),
         "photos_per_s": num_train / statistics.median(row["seconds"] for row in answer["history"]),
         "frozen_stages_s": answer["seconds"].get("run_frozen_stages", 0.0),
         "seconds": round(seconds, 1),

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from record import HERE, cases, complete, where
-from regimes import SETS, by_set, judged, traced, trained
+from regimes import SETS, by_set, score, traced, trained
 
 WORDS = {
     "zero": ["--head-start", "zero"],
@@ -67,7 +67,7 @@ def measure(case: dict, graphs: Path, scratch: Path) -> dict:
     photos = Path(os.environ["REGRAFT_DATA"]) / case["set"]
     options = ["--mode", "full", "--seed", case["seed"], "--no-report", *settings(case["variant"])]
     answer, _ = trained(photos, options, graphs, scratch)
-    return {**judged(answer, photos), "val_loss": answer["history"][-1]["val_loss"]}
+    return {**score(answer, photos), "val_loss": answer["history"][-1]["val_loss"]}
 
 
 def settings(variant: str) -> list:

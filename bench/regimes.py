@@ -70,10 +70,10 @@ def measure(case: dict, graphs: Path, scratch: Path, options: Sequence[str]) -> 
     """One run with these options in a process of its own."""
     photos = Path(os.environ["REGRAFT_DATA"]) / case["set"]
     answer, seconds = trained(photos, [*options, "--seed", case["seed"]], graphs, scratch)
-    return {**judged(answer, photos), "seconds": round(seconds, 1)}
+    return {**score(answer, photos), "seconds": round(seconds, 1)}
 
 
-def judged(answer: dict, photos: Path) -> dict:
+def score(answer: dict, photos: Path) -> dict:
     """How many photos were right, of how many, and whether the set has splits of its own."""
     a = answer["accuracy"]
     return {"num_right": round(a["value"] * a["n"]), "n": a["n"], "given": (photos / "train").is_dir()}
@@ -123,8 +123,8 @@ def cell(rows: list[dict]) -> str:
     if not rows:
         return ""
     num_right, n = sum(r["num_right"] for r in rows), sum(r["n"] for r in rows)
-    judged = rows[0]["n"] if rows[0]["given"] else n
-    a = accuracy(round(judged * num_right / n), judged, "")
+    num_photos = rows[0]["n"] if rows[0]["given"] else n
+    a = accuracy(round(num_photos * num_right / n), num_photos, "")
     quiet = [r["seconds"] for r in rows if not r["busy"]]
     seconds = f"{statistics.median(quiet):.0f} s, " if quiet else ""
     interval = f"{100 * a.low:.1f} to {100 * a.high:.1f}"

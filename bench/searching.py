@@ -29,7 +29,7 @@ from regraft.core.progress import QUIET
 from regraft.core.statistics import accuracy
 from regraft.data.scan import Dataset, scan
 from regraft.data.splits import folds_of
-from regraft.models.feature_search import FeatureConfig, best, input_of, search, solved
+from regraft.models.feature_search import FeatureConfig, best, input_of, run_trial, search
 
 
 def main() -> None:
@@ -58,18 +58,18 @@ def nested(dataset: Dataset) -> dict:
     folds, counts, chosen = folds_of(dataset, 5, 0), {"plain": 0, "searched": 0}, []
     for number in np.unique(folds[folds >= 0]):
         learned = dataset.subset(np.flatnonzero(folds != number))
-        judged = dataset.subset(np.flatnonzero(folds == number))
+        evaluated = dataset.subset(np.flatnonzero(folds == number))
         inside = folds_of(learned, 5, 0)
-        trials = search(solved(usual, learned, inside, QUIET), dataset, learned, inside, config, math.inf, QUIET)
-        counts["plain"] += right(trials[0].feature_config, trials[0].head, judged)
-        counts["searched"] += right(best(trials).feature_config, best(trials).head, judged)
+        trials = search(run_trial(usual, learned, inside, QUIET), dataset, learned, inside, config, math.inf, QUIET)
+        counts["plain"] += num_right(trials[0].feature_config, trials[0].head, evaluated)
+        counts["searched"] += num_right(best(trials).feature_config, best(trials).head, evaluated)
         chosen.append(best(trials).feature_config.name)
     return {**counts, "n": int((folds >= 0).sum()), "chosen": chosen}
 
 
-def right(feature_config: FeatureConfig, head: object, judged: Dataset) -> int:
+def num_right(feature_config: FeatureConfig, head: object, evaluated: Dataset) -> int:
     """How many of the photos a head has right."""
-    return int((head.logits(feature_config.features.of(judged).x).argmax(axis=1) == judged.labels).sum())
+    return int((head.logits(feature_config.features.of(evaluated).x).argmax(axis=1) == evaluated.labels).sum())
 
 
 def timed(photos: Path, scratch: Path) -> dict[str, float]:

@@ -226,15 +226,15 @@ def table(result: dict) -> str:
             f"| {row['name']} | {' | '.join(counts)} | {row['slowest_s']:.1f} s | +{row['more_mb']:.0f} MB{end} |"
         )
     share = median(result, OURS, "photos_per_s") / median(result, FOLDER, "photos_per_s")
-    said = [
+    notes = [
         f"Photos of {SIZE[0]}x{SIZE[1]}; the server answers at {100 * share:.0f} % of the speed of `regraft predict`."
     ]
     if soak := result["soak"]:
-        said.append(
+        notes.append(
             f"Over {soak['requests']} requests its memory went from {soak['early_mb']:.0f} to {soak['late_mb']:.0f} MB."
         )
-    said.append(f"{where(result)}; `{result['command']}`.")
-    return "\n".join([*lines, "", " ".join(said)])
+    notes.append(f"{where(result)}; `{result['command']}`.")
+    return "\n".join([*lines, "", " ".join(notes)])
 
 
 def median(result: dict, name: str, key: str) -> float:

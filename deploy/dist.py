@@ -70,7 +70,7 @@ def built(scratch: Path) -> Path:
         assert needed in names, f"{wheel.name} lacks {needed}"
     size = wheel.stat().st_size
     assert size <= MAX_WHEEL_BYTES, f"{wheel.name} has {size / MEGA:.0f} MB"
-    said(f"{', '.join(sorted(path.name for path in DIST.iterdir()))}: {size / MEGA:.0f} MB, built and checked")
+    report(f"{', '.join(sorted(path.name for path in DIST.iterdir()))}: {size / MEGA:.0f} MB, built and checked")
     return wheel
 
 
@@ -104,7 +104,7 @@ def try_core(programs: Path, scratch: Path, photos: Path) -> None:
     refused = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
     assert (refused.returncode, "pip install 'regraft[train]'" in refused.stderr) == (1, True), refused.stderr
     try_server(regraft, bundle, photo)
-    said(f"{version}, core alone, {size / MEGA:.0f} MB: trains frozen, adds, predicts, reports, exports, serves")
+    report(f"{version}, core alone, {size / MEGA:.0f} MB: trains frozen, adds, predicts, reports, exports, serves")
 
 
 def more_photos(scratch: Path) -> Path:
@@ -143,7 +143,7 @@ def try_train(programs: Path, scratch: Path, photos: Path) -> None:
         epochs = ["--epochs", "1"] if mode == "full" else []
         command = [programs / "regraft", "train", photos, "--mode", mode, *epochs, "--out", out, "--offline", "--json"]
         assert json.loads(run(*command, cache=scratch / f"cache-{programs.parent.name}"))["accuracy"]["n"] == 8
-    said(f"{version}, regraft[train]: trains frozen and full")
+    report(f"{version}, regraft[train]: trains frozen and full")
 
 
 def run(*command: object, cache: Path | None = None) -> str:
@@ -156,7 +156,7 @@ def run(*command: object, cache: Path | None = None) -> str:
     return done.stdout
 
 
-def said(line: str) -> None:
+def report(line: str) -> None:
     """A line with the seconds so far."""
     print(f"{time.monotonic() - BEGAN:4.0f} s  {line}", flush=True)
 

@@ -16,7 +16,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from dist import run, said, try_server
+from dist import report, run, try_server
 
 from regraft.data.orchard import unpack_orchard
 
@@ -39,9 +39,9 @@ def main() -> None:
         run(python, "-m", "venv", scratch / "env")
         programs = scratch / "env" / "bin"
         run(programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT, *floors())
-        said(f"installed: {', '.join(floors())}")
+        report(f"installed: {', '.join(floors())}")
         try_core(programs, scratch)
-    said(f"the floors hold, {time.monotonic() - began:.0f} s in all")
+    report(f"the floors hold, {time.monotonic() - began:.0f} s in all")
 
 
 def try_core(programs: Path, scratch: Path) -> None:
@@ -54,7 +54,7 @@ def try_core(programs: Path, scratch: Path) -> None:
     assert json.loads(run(regraft, "predict", bundle, photo, "--json", cache=cache))["label"] == "kiwi"
     run(regraft, "export", bundle, "--format", "openvino", "--out", scratch / "exported.xml", cache=cache)
     try_server(regraft, bundle, photo)
-    said("trains frozen, predicts, exports, serves one photo")
+    report("trains frozen, predicts, exports, serves one photo")
 
 
 if __name__ == "__main__":

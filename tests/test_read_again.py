@@ -8,7 +8,7 @@ import pytest
 
 from conftest import draw
 from regraft.bundle.bundle import load
-from regraft.commands.report import judged_photos
+from regraft.commands.report import eval_photos
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET
@@ -54,7 +54,7 @@ def test_a_report_reads_the_photos_that_the_run_has_recorded_links_too(tmp_path,
         run, tmp_path / "photos", **header, config=config, photos=photos, quarantine=(), bundle_sha256=bundle.sha256
     )
     record.write({"photos": str(tmp_path / "photos"), "decision": ""})
-    assert judged_photos(bundle, QUIET, "Give photos").counts == {"sick": 2, "well": 2}
+    assert eval_photos(bundle, QUIET, "Give photos").counts == {"sick": 2, "well": 2}
 
 
 def test_photos_are_judged_at_the_level_of_the_training_and_links_followed_by_wish(trained, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def _part(_: click.Context, parameter: click.Parameter, text: str | None) -> flo
     return share
 
 
-_PROMISES = (
+_INFERENCE = (
     click.option("--precision", type=click.Choice(["f32", "bf16"]), help="Arithmetic.  [default: as trained]"),
     click.option("--max-error", callback=_part, metavar="SHARE",
                  help="Say 'unsure' so often that no more than so many of the other answers are wrong, such as 2%."),
@@ -59,9 +59,9 @@ def with_coverage(command: Command) -> Command:
     return click.option("--coverage", callback=_part, metavar="SHARE", help=text)(command)
 
 
-def with_promises(command: Command) -> Command:
+def with_inference(command: Command) -> Command:
     """Add the options of commands that answer through a bundle: `--precision` and `--max-error`."""
-    for option in reversed(_PROMISES):
+    for option in reversed(_INFERENCE):
         command = option(command)
     return command
 
@@ -131,13 +131,13 @@ _NOT_SHARED = ("mode", "settings", "restart", "force")  # of `train` alone, or n
 
 def with_training_options(command: Command) -> Command:
     """Add the options of `train` and `compare`, made from the fields of TrainConfig and of Recipe."""
-    own = [_option(one) for one in settings_of(TrainConfig) if one.name not in _NOT_SHARED]
+    run = [_option(one) for one in settings_of(TrainConfig) if one.name not in _NOT_SHARED]
     places = [
         click.option("--out", metavar="DIR", help="Folder for the run.  [default: in runs/]"),
         click.option("--quiet", is_flag=True, help="No progress."),
     ]
     recipe = [_option(replace(one, default=None)) for one in settings_of(Recipe)]
-    for option in reversed([*own, *places, *recipe]):
+    for option in reversed([*run, *places, *recipe]):
         command = option(command)
     return command
 

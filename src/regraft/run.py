@@ -24,13 +24,13 @@ from regraft.data.scan import Dataset
 from regraft.data.sources import is_folder
 from regraft.data.splits import Splits
 from regraft.evaluation.evaluate import Evaluation, evaluate_dataset
-from regraft.models.ood import FamiliarRegion
+from regraft.models.ood import OodDetector
 from regraft.run_dir import RunRecord, Step, photo_records
 from regraft.training.distributed import ProcessGroup
 
 RESERVE_S = 6.0  # of a time limit: what tracing, saving and evaluating a tuned network takes at least
 CLASSES = 50  # that are listed with their counts in a line
-JUDGED_PER_S = 40  # photos evaluated a second, a low estimate
+EVALUATED_PER_S = 40  # photos evaluated a second, a low estimate
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TrainedModel:
             measured.
         temperature: What logits are divided by.
         thresholds: From which probability on answers can be relied on, as `models.calibration.thresholds` gives it.
-        known: Where the features of photos lie that it has learned from; None where that is not known.
+        ood: Where the features of photos lie that it has learned from; None where that is not known.
     """
 
     mode: str
@@ -94,7 +94,7 @@ class TrainedModel:
     cross_validated: Accuracy | None = None
     temperature: float = 1.0
     thresholds: dict[str, Any] = field(default_factory=dict)
-    known: FamiliarRegion | None = None
+    ood: OodDetector | None = None
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,15 @@ class RunContext:
         """The mode that a tuned model is recorded with: "full" where the run's is "auto"."""
         return "full" if self.config.mode == "auto" else self.config.mode
 
-    def left_s(self, num_judged: int) -> float | None:
+    def left_s(self, num_evaluated: int) -> float | None:
         """Return the seconds left for gradient descent; None for no limit.
 
         Args:
-            num_judged: How many photos are evaluated after it.
+            num_evaluated: How many photos are evaluated after it.
         """
         if self.deadline is None:
             return None
-        return self.deadline - time.monotonic() - RESERVE_S - num_judged / JUDGED_PER_S
+        return self.deadline - time.monotonic() - RESERVE_S - num_evaluated / EVALUATED_PER_S
 
 
 @dataclass(frozen=True)
@@ -178,26 +178,10 @@ class Outcome:
     decision: str = ""
 
 
-def deliver(model: TrainedModel, photos_split: SplitDataset, context: RunContext) -> Evaluation:
-    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle.
-
-    Args:
-        model: The model.
-        photos_split: The photos.
-        context: Of the run.
-
-    Returns:
-        How good the model is.
-    """
-    with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
-        write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.known)
-        return _judge_and_seal(partial, model, photos_split, context.config)
-
-
-def delivered(
+def save_bundle(
     model: TrainedModel, photos_split: SplitDataset, context: RunContext, features: FeatureTable | None = None
 ) -> Outcome:
-    """Make a model the run's bundle, as `deliver` does.
+    """Save a model, evaluate it as it is read back from disk, and make it the run's bundle.
 
     Args:
         model: The model.
@@ -205,7 +189,10 @@ def delivered(
         context: Of the run.
         features: What its head was solved on; None for a head that was not solved.
     """
-    return Outcome(model, deliver(model, photos_split, context), features)
+    with output_folder(context.out / "bundle") as partial, context.progress.step("save and judge"):
+        write_model(partial, model.backbone, model.weight, model.bias, photos_split.dataset.classes, model.ood)
+        evaluation = _evaluate_and_seal(partial, model, photos_split, context.config)
+    return Outcome(model, evaluation, features)
 
 
 def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) -> Run:
@@ -275,19 +262,21 @@ def say_what_is_there(photos_split: SplitDataset, progress: Progress) -> None:
         progress.say(f"  {note}")
     for q in dataset.quarantine:
         progress.say(f"  left out: {q.path}: {q.reason}")
-    name, judged = splits.judged
     how = "as the folder says" if splits.given else "drawn by content, the same every time"
-    progress.say(f"split: {len(splits.train)} to learn from, {len(judged)} {name} to judge on ({how})")
+    num_train, num_evaluated = len(splits.train), len(splits.eval_photos)
+    progress.say(f"split: {num_train} to learn from, {num_evaluated} {splits.eval_split} to judge on ({how})")
 
 
-def _judge_and_seal(folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig) -> Evaluation:
+def _evaluate_and_seal(
+    folder: Path, model: TrainedModel, photos_split: SplitDataset, config: TrainConfig
+) -> Evaluation:
     """Evaluate the bundle as it is read back from disk, then write the result into its manifest."""
     provenance = _provenance(model, photos_split, config)
     classes = photos_split.dataset.classes
     manifest = manifest_of(model.backbone, classes, model.temperature, model.thresholds, provenance)
     seal(folder, manifest)
-    name, dataset = photos_split.splits.judged
-    evaluation = evaluate_dataset(load(folder), dataset, name)
+    splits = photos_split.splits
+    evaluation = evaluate_dataset(load(folder), splits.eval_photos, splits.eval_split)
     metrics = {key: value for key, value in evaluation.to_json().items() if key not in ("classes", "quarantined")}
     if model.cross_validated is not None:
         metrics["cross_validated"] = model.cross_validated.to_json()
@@ -302,7 +291,7 @@ def _provenance(model: TrainedModel, photos_split: SplitDataset, config: TrainCo
         "config": config.portable(),
         "data_sha256": photos_split.fingerprint,
         "images": _counts(photos_split.dataset),
-        "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.judged[1])},
+        "split": {"given": splits.given, "train": len(splits.train), "judged": len(splits.eval_photos)},
         **model.details,
     }
 

@@ -146,11 +146,11 @@ class RunRecord:
     @property
     def sides(self) -> dict[str, str]:
         """The split of each content hash; "train" for content that was learned from under any name."""
-        found = {photo.sha256: photo.split for photo in self.photos}
-        return found | {photo.sha256: "train" for photo in self.photos if photo.split == "train"}
+        split_of = {photo.sha256: photo.split for photo in self.photos}
+        return split_of | {photo.sha256: "train" for photo in self.photos if photo.split == "train"}
 
     @property
-    def judged(self) -> str:
+    def eval_split(self) -> str:
         """Name of the split that the model was evaluated on."""
         return "test" if any(photo.split == "test" for photo in self.photos) else "val"
 
@@ -213,7 +213,7 @@ def photo_records(splits: Splits, at: str) -> tuple[PhotoRecord, ...]:
         splits: The data set.
         at: The time that labels get which no run has recorded yet, in ISO 8601.
     """
-    found = []
+    records = []
     for name, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         if part is not None:
             origins = part.labelled or (Labelling("folder"),) * len(part)
@@ -222,8 +222,8 @@ def photo_records(splits: Splits, at: str) -> tuple[PhotoRecord, ...]:
                 origin = replace(origins[i], at=origins[i].at or at)
                 label = part.classes[part.labels[i]]
                 group = "" if groups[i] == content else groups[i]
-                found.append(PhotoRecord(path, (label,), origin, name, content, group))
-    return tuple(found)
+                records.append(PhotoRecord(path, (label,), origin, name, content, group))
+    return tuple(records)
 
 
 def read_record(run: Path, cure: str) -> RunRecord:
@@ -271,8 +271,8 @@ def _parsed(run: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, A
 
 def _root(run: Path, header: Mapping[str, Any]) -> Path:
     """Find the photos: in their recorded folder, or where that is now if it has moved together with the run."""
-    own, beside = Path(header["root"]), run / header["root_from_run"]
-    return own if is_there(own) or not is_there(beside) else beside.resolve()
+    recorded, beside = Path(header["root"]), run / header["root_from_run"]
+    return recorded if is_there(recorded) or not is_there(beside) else beside.resolve()
 
 
 def unchanged(dataset: Dataset, progress: Progress = QUIET) -> Dataset:
@@ -301,11 +301,11 @@ def photos_of(record: RunRecord, names: Sequence[str], cure: str, progress: Prog
         fetched(record.folder, progress)
     if not is_there(record.root):
         raise DataError(f"{record.root}, the photos of {record.run}, is gone. {cure}.")
-    found = unchanged(wanted, progress)
-    if missing := len(wanted) - len(found):
+    dataset = unchanged(wanted, progress)
+    if missing := len(wanted) - len(dataset):
         what = f"{missing} of the {len(wanted)} photos that {record.run} has as {' and '.join(names)}"
         raise DataError(f"{what} are no longer in {record.root}, or have changed. {cure}.")
-    return found
+    return dataset
 
 
 def _why_other(dataset: Dataset, index: int) -> str | None:
@@ -324,10 +324,10 @@ def read_summary(run: Path) -> dict[str, Any]:
         nothing in the file can do harm.
     """
     try:
-        found = json.loads((run / RESULT).read_text(encoding="utf-8"))
-        known = {name: found[name] for name in ("photos", "decision") if isinstance(found.get(name), str)}
-        seconds = {name: value for name, value in found.get("seconds", {}).items() if isinstance(value, int | float)}
-        findings = [one for one in found.get("findings", []) if _is_finding(one)]
+        summary = json.loads((run / RESULT).read_text(encoding="utf-8"))
+        known = {name: summary[name] for name in ("photos", "decision") if isinstance(summary.get(name), str)}
+        seconds = {name: value for name, value in summary.get("seconds", {}).items() if isinstance(value, int | float)}
+        findings = [one for one in summary.get("findings", []) if _is_finding(one)]
     except DAMAGED:
         return {}
     return {**known, "seconds": seconds, "findings": findings}

@@ -55,8 +55,8 @@ def _free(first: Path, folder: Path, progress: Progress) -> Path:
 
 def _trained_on(place: Path) -> Iterable[str]:
     """Yield the photos of the run in a folder, or of the runs that were compared in it."""
-    found = (read_summary(one.parent).get("photos") for one in (place / RESULT, *place.glob(f"*/{RESULT}")))
-    return (photos for photos in found if photos)
+    trained_on = (read_summary(one.parent).get("photos") for one in (place / RESULT, *place.glob(f"*/{RESULT}")))
+    return (photos for photos in trained_on if photos)
 
 
 def _is_same(recorded: str, folder: Path) -> bool:

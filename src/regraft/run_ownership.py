@@ -51,10 +51,10 @@ def remove_unfinished(out: Path) -> None:
 
 def _files(out: Path) -> list[Path]:
     """List the plain files that bear the names of what a training writes, none of them behind a link."""
-    found = [out / name for name in NAMES if not (out / name).is_dir()]
+    files = [out / name for name in NAMES if not (out / name).is_dir()]
     folders = [out / name for name in NAMES if (out / name).is_dir() and not (out / name).is_symlink()]
-    found += [path for folder in folders for path in folder.rglob("*")]
-    return [path for path in found if path.is_file() and not path.is_symlink()]
+    files += [path for folder in folders for path in folder.rglob("*")]
+    return [path for path in files if path.is_file() and not path.is_symlink()]
 
 
 def is_of_earlier_version(out: Path) -> bool:

@@ -238,11 +238,11 @@ def labels_of(y: Any) -> np.ndarray:
     if 0 < sum(isinstance(label, str) for label in labels) < len(labels):
         raise InputError("Some labels are texts and some are not. Expected all of one kind; map(str, y) makes texts.")
     try:
-        found = np.array(labels)
-        check_classification_targets(found)
+        names = np.array(labels)
+        check_classification_targets(names)
     except (ValueError, TypeError) as error:
         raise InputError(f"The labels are no classes: {error}") from error
-    return found
+    return names
 
 
 def _is_missing(label: Any) -> bool:

@@ -67,7 +67,7 @@ def test_training_evaluation_server_and_exported_program_see_the_same(long_photo
     labels = np.array([bundle.classes.index(one.label) for one in said])
     assert np.array_equal(features.x, bundle.engine(np.stack(inputs))["features"])
     assert evaluate(bundle, long_photos).accuracy.value == (labels == dataset.labels).mean()
-    serve = partial(answer, bundle, order=WorkItem(with_heat=False, is_alone=False), max_pixels=10**6)
+    serve = partial(answer, bundle, item=WorkItem(with_heat=False, is_alone=False), max_pixels=10**6)
     assert [serve(path.read_bytes())["label"] for path in paths] == [one.label for one in said]
     regraft.export(bundle, tmp_path / "model.onnx", photos=long_photos)
     with running(tmp_path / "model.py", "onnxruntime") as program:

@@ -17,7 +17,7 @@ import regraft.run
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load
 from regraft.commands import update
-from regraft.commands.report import judged_photos, report
+from regraft.commands.report import eval_photos, report
 from regraft.commands.train import configure, train_run
 from regraft.core.errors import DataError
 from regraft.core.progress import QUIET
@@ -150,27 +150,27 @@ def with_copies(colours, folder):
 
 
 def _by_report(run, bundle, tmp):
-    return report(bundle, out=tmp / "report.html").evaluation.right
+    return report(bundle, out=tmp / "report.html").evaluation.correct
 
 
 def _by_evaluate(run, bundle, tmp):
-    return evaluate_dataset(bundle, judged_photos(bundle, QUIET, ""), "again").right
+    return evaluate_dataset(bundle, eval_photos(bundle, QUIET, ""), "again").correct
 
 
 def _by_evaluate_folder(run, bundle, tmp):
-    judged = judged_photos(bundle, QUIET, "")
-    for i, path in enumerate(judged.paths):
-        place = tmp / "judged" / judged.classes[judged.labels[i]] / f"{i}.png"
+    evaluated = eval_photos(bundle, QUIET, "")
+    for i, path in enumerate(evaluated.paths):
+        place = tmp / "judged" / evaluated.classes[evaluated.labels[i]] / f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(judged.root / path, place)
-    right = evaluate(bundle, tmp / "judged").right
-    return np.sort(right)  # another order
+        shutil.copy(evaluated.root / path, place)
+    correct = evaluate(bundle, tmp / "judged").correct
+    return np.sort(correct)  # another order
 
 
 def _answers(bundle, answer_of):
-    judged = judged_photos(bundle, QUIET, "")
-    names = [judged.classes[label] for label in judged.labels]
-    return np.array([answer_of(judged.root / p) == name for p, name in zip(judged.paths, names, strict=True)])
+    evaluated = eval_photos(bundle, QUIET, "")
+    names = [evaluated.classes[label] for label in evaluated.labels]
+    return np.array([answer_of(evaluated.root / p) == name for p, name in zip(evaluated.paths, names, strict=True)])
 
 
 def _by_predict(run, bundle, tmp):
@@ -194,8 +194,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_command_gives_the_accuracy_that_training_gave(run, way, tmp_path):
     told = json.loads((run / "result.json").read_text())["accuracy"]
-    right = WAYS[way](run, load(run), tmp_path)
-    assert (len(right), right.mean()) == (told["n"], pytest.approx(told["value"]))
+    correct = WAYS[way](run, load(run), tmp_path)
+    assert (len(correct), correct.mean()) == (told["n"], pytest.approx(told["value"]))
     assert 0.4 < told["value"] < 1  # else agreeing is no art
 
 
@@ -210,7 +210,7 @@ def test_a_record_says_what_the_run_says(run):
     assert len(record.photos) == summary["images"]["used"]
     assert len(record.photos) + len(record.quarantine) == summary["images"]["found"]
     assert list(record.dataset().classes) == summary["classes"] == list(load(run).classes)
-    assert sum(photo.split == record.judged for photo in record.photos) == summary["accuracy"]["n"]
+    assert sum(photo.split == record.eval_split for photo in record.photos) == summary["accuracy"]["n"]
     assert all(photo.labelled.by in ("folder", "list", "relabel") and photo.labelled.at for photo in record.photos)
     again = [photo.to_json(record.root) for photo in record.photos]
     assert again == [row for row in rows_of(run) if "split" in row]
@@ -245,7 +245,7 @@ def test_in_place_is_as_in_a_folder_of_its_own(colours, tmp_path, what):
         for one, other in (("ash", "birch"), ("birch", "ash")):
             (wrong / one / f"{one}_{i}.png").rename(wrong / other / f"was_{one}_{i}.png")
     train(wrong, tmp_path / "run")
-    right = [
+    correct = [
         {"path": f"{other}/was_{one}_{i}.png", "label": one}
         for i in range(6)
         for one, other in (("ash", "birch"), ("birch", "ash"))
@@ -253,7 +253,7 @@ def test_in_place_is_as_in_a_folder_of_its_own(colours, tmp_path, what):
 
     def grow(out):
         if what == "labels put right":
-            return update.relabel(tmp_path / "run", write_list(tmp_path / "fix.csv", right), out)
+            return update.relabel(tmp_path / "run", write_list(tmp_path / "fix.csv", correct), out)
         folder = _more(tmp_path / "a") if what == "more photos" else _first_class(tmp_path / "a")
         return update.add(tmp_path / "run", folder, out)
 
@@ -434,14 +434,14 @@ def test_the_cross_validated_figure_is_the_score_of_refits(backbone, colours, tm
     dataset, features = extract(backbone, list_photos(colours))
     folds = folds_of(dataset, 5, 0)
     x = features.x.astype(np.float64)
-    right = 0
+    correct = 0
     for fold in range(5):
         seen = folds != fold
         mean, spread = x[seen].mean(axis=0), x[seen].std(axis=0)
         z = (x - mean) / floored(mean, spread)
         model = LogisticRegression(C=1 / (penalty * seen.sum()), tol=1e-8, max_iter=5000)
-        right += (model.fit(z[seen], dataset.labels[seen]).predict(z[~seen]) == dataset.labels[~seen]).sum()
-    assert (told["n"], told["value"]) == (len(dataset), pytest.approx(right / len(dataset)))
+        correct += (model.fit(z[seen], dataset.labels[seen]).predict(z[~seen]) == dataset.labels[~seen]).sum()
+    assert (told["n"], told["value"]) == (len(dataset), pytest.approx(correct / len(dataset)))
     assert 0.4 < told["value"] < 1
 
 
@@ -454,8 +454,8 @@ def test_no_photo_both_chooses_and_judges(colours, tmp_path, monkeypatch, is_giv
     monkeypatch.setattr(search, "cached_head", lambda f, *more: chose.update(f.hashes) or solve(f, *more))
     monkeypatch.setattr(linear_probe, "calibrated", lambda p, y: calibrated_on.append(len(y)) or calibrate(p, y))
     run = _given(colours, tmp_path, search=searched) if is_given else _plain(colours, tmp_path, search=searched)
-    judged = judged_photos(load(run), QUIET, "")
+    evaluated = eval_photos(load(run), QUIET, "")
     learned = [content for content, side in sides(run).items() if side == "train"]
     assert chose
-    assert not chose & set(judged.hashes)
+    assert not chose & set(evaluated.hashes)
     assert set(calibrated_on) == {len(learned)}

@@ -19,7 +19,7 @@ from regraft.core.errors import BundleError
 from regraft.data.scan import scan
 from regraft.data.splits import folds_of
 from regraft.models.linear_head import solve
-from regraft.models.ood import familiar
+from regraft.models.ood import fit_ood_detector
 from tiny_backbone import draw_photos, tiny_backbone
 
 ROUNDINGS = 16  # of float32: a sum of 12 sizes, a division, a square root, a product
@@ -42,7 +42,7 @@ def rooted(tiny, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     dataset, features = extract(with_roots(tiny), scan(photos))
     head = solve(features, len(dataset.classes), folds_of(dataset, 5, 0))
-    write_model(folder, with_roots(tiny), head.weight, head.bias, dataset.classes, familiar(features))
+    write_model(folder, with_roots(tiny), head.weight, head.bias, dataset.classes, fit_ood_detector(features))
     images = {"found": 39, "used": 39, "quarantined": 0}
     provenance = {"mode": "frozen", "images": images, "data_sha256": "0" * 64, "config": {}}
     provenance |= {"split": {"given": False, "train": 30, "judged": 9}}
@@ -99,7 +99,7 @@ def test_heat_maps_still_add_up_to_the_logit(tiny, rooted, photos):
 
 def test_what_is_unlike_the_training_photos_is_measured_on_them(tiny, rooted, photos):
     """The novelty in the graph is that of the features that it gives."""
-    known = familiar(extract(with_roots(tiny), scan(photos))[1])
+    known = fit_ood_detector(extract(with_roots(tiny), scan(photos))[1])
     images = inputs(rooted, photos)
     said = rooted.engine(np.concatenate([images, 255 - images]))
     expected = known.novelty(exact(Engine(tiny.graph)(np.concatenate([images, 255 - images]))["features"]))

@@ -312,14 +312,14 @@ def test_wrong_usage_ends_with_2_and_a_promise_that_cannot_be_kept_with_1(bundle
 def held_out(folder, num_folds=5):
     """Of each fold's photos, judged by a head and thresholds from the others: log probabilities, labels, thresholds."""
     dataset, features = extract(load_backbone(), scan(folder))
-    folds, judged = folds_of(dataset, num_folds, 0), []
+    folds, evaluated = folds_of(dataset, num_folds, 0), []
     for number in range(num_folds):
         learned, fold = (dataset.subset(np.flatnonzero(inside)) for inside in (folds != number, folds == number))
         head = solve(features.of(learned), len(dataset.classes), folds_of(learned, 5, 0))
-        calm, thresholds = calibrated(head.held_out, learned.labels)
+        temperature, thresholds = calibrated(head.held_out, learned.labels)
         logits = head.logits(features.of(fold).x).astype(np.float64)
-        judged.append((log_softmax(logits / calm), fold.labels, {"thresholds": thresholds}))
-    return judged
+        evaluated.append((log_softmax(logits / temperature), fold.labels, {"thresholds": thresholds}))
+    return evaluated
 
 
 @pytest.mark.slow

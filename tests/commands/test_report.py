@@ -124,7 +124,7 @@ def test_accuracy_and_interval_are_those_of_evaluate(frozen, doubtful_photos):
     assert judged.accuracy == frozen.evaluation.accuracy
     root = page_of(frozen)
     value, sentence, note = as_shown(judged.accuracy)
-    num_right = int(judged.right.sum())
+    num_right = int(judged.correct.sum())
     headline = f"Right on {num_right} of {judged.accuracy.n} photos it has not seen: {value} %."
     assert text_of(all_of(root, "p", "verdict")[0]) == headline
     assert sentence in text_of(root)
@@ -194,9 +194,9 @@ def test_every_cell_that_is_not_zero_opens_its_photos(frozen):
 
 def test_mistakes_come_worst_first_then_what_it_was_least_sure_of(frozen):
     judged = frozen.evaluation
-    own = judged.probabilities[np.arange(len(judged.right)), judged.dataset.labels]
-    worst = [i for i in np.argsort(own, kind="stable") if not judged.right[i]][:NUM_MISTAKES]
-    unsure = [i for i in np.argsort(own, kind="stable") if judged.right[i]][:NUM_UNSURE]
+    own = judged.probabilities[np.arange(len(judged.correct)), judged.dataset.labels]
+    worst = [i for i in np.argsort(own, kind="stable") if not judged.correct[i]][:NUM_MISTAKES]
+    unsure = [i for i in np.argsort(own, kind="stable") if judged.correct[i]][:NUM_UNSURE]
     part = by_id(page_of(frozen), "mistakes")
     assert len(worst) >= 2
     assert paths_of(part) == [judged.dataset.paths[i] for i in [*worst, *unsure]]
@@ -357,7 +357,7 @@ def test_other_photos_and_another_place_leave_the_runs_own_report_alone(regraft_
     root = tree_of((tmp_path / "others.html").read_text())
     judged = evaluate(load(copied.run), others)
     value, sentence, _ = as_shown(judged.accuracy)
-    assert text_of(all_of(root, "p", "verdict")[0]) == f"Right on {int(judged.right.sum())} of 12 photos: {value} %."
+    assert text_of(all_of(root, "p", "verdict")[0]) == f"Right on {int(judged.correct.sum())} of 12 photos: {value} %."
     assert sentence in text_of(root)
     assert "findings" not in [one.get("id") for one in root.iter()]
     assert {path.partition("/")[0] for path in paths_of(by_id(root, "confusion"))} == {"red", "green", "blue"}
@@ -682,8 +682,8 @@ def test_a_comparison_leads_to_reports_that_are_there(compared):
 
 def test_a_comparison_shows_the_photos_on_which_they_disagree(compared):
     judged = {name: run.evaluation for name, run in compared.runs.items()}
-    right = np.stack([one.right for one in judged.values()])
-    mixed = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
+    correct = np.stack([one.correct for one in judged.values()])
+    mixed = np.flatnonzero(correct.any(axis=0) & ~correct.all(axis=0))
     (part,) = [
         one
         for one in tree_of(compared.page.read_text()).iter("section")
@@ -704,7 +704,7 @@ def test_a_comparison_shows_the_photos_on_which_they_disagree(compared):
             said = dataset.classes[int(one.probabilities[i].argmax())]
             assert f"{name}: {said} {100 * one.probabilities[i].max():.0f} %" in told
         classes = [one.get("class") for one in card.iter("span") if one.get("class") != "path"]
-        assert classes == ["good" if one.right[i] else "bad" for one in judged.values()]
+        assert classes == ["good" if one.correct[i] else "bad" for one in judged.values()]
 
 
 def test_a_comparison_without_reports_has_no_links(doubtful_photos, toy, tmp_path):

@@ -557,16 +557,16 @@ def laid_out(root, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_photos_that_choose_an_epoch_are_never_those_that_judge(tmp_path, layout):
     splits = split(list_photos(laid_out(tmp_path / "photos", layout)))
-    judged = set(splits.judged[1].hashes)
+    evaluated = set(splits.eval_photos.hashes)
     train, chosen = _learned_and_watched(splits, Recipe(keep="best"), TrainConfig())
     assert chosen.hashes
-    assert not judged & {*chosen.hashes, *train.hashes}
+    assert not evaluated & {*chosen.hashes, *train.hashes}
     assert not set(chosen.hashes) & set(train.hashes)
     set_apart = splits.train.hashes if layout != "val test" else (*splits.train.hashes, *splits.val.hashes)
     assert sorted((*train.hashes, *chosen.hashes)) == sorted(set_apart)
     train, watched = _learned_and_watched(splits, Recipe(keep="last"), TrainConfig())
     assert train is splits.train
-    assert set(watched.hashes) == (set(splits.val.hashes) or judged)
+    assert set(watched.hashes) == (set(splits.val.hashes) or evaluated)
 
 
 CHOOSING = {  # modes and what they choose by: penalty, features, epoch, model
@@ -579,7 +579,7 @@ CHOOSING = {  # modes and what they choose by: penalty, features, epoch, model
 @pytest.fixture
 def audited(monkeypatch):
     """Contents of the photos that anything was decided by, and of those that judged."""
-    decided, judged = set(), set()
+    decided, evaluated = set(), set()
 
     def note(place, name, of):
         whole = getattr(place, name)
@@ -589,9 +589,9 @@ def audited(monkeypatch):
     note(linear_probe, "solve", lambda features, *_: decided.update(features.hashes))
     note(finetune, "finetune", lambda network, job, recipe, *_: decided.update(choosing_of(job, recipe)))
     note(fine_tune, "answers_of", lambda model, photos, context: decided.update(photos.hashes))
-    note(phases, "answers_of_frozen", lambda one, selection, start: decided.update(selection.photos.hashes))
-    note(run_module, "evaluate_dataset", lambda bundle, dataset, name: judged.update(dataset.hashes))
-    return decided, judged
+    note(phases, "trial_answers", lambda one, selection, start: decided.update(selection.photos.hashes))
+    note(run_module, "evaluate_dataset", lambda bundle, dataset, name: evaluated.update(dataset.hashes))
+    return decided, evaluated
 
 
 def choosing_of(job, recipe):
@@ -612,10 +612,10 @@ def test_no_photo_decides_anything_and_judges(tmp_path, toy, audited, mode, layo
             (learned / own / f"{own}_{i}.jpg").rename(learned / other / f"wrong_{i}.jpg")
     said = Recorder()
     train_run(photos, tmp_path / "run", configure(report=False, **CHOOSING[mode], **toy), said)
-    decided, judged = audited
+    decided, evaluated = audited
     assert decided
-    assert judged
-    assert not decided & judged
+    assert evaluated
+    assert not decided & evaluated
     assert bool(said.epochs) == (mode != "frozen, searched")
 
 

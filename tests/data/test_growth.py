@@ -28,13 +28,13 @@ def kept(splits, dataset):
     return replace(dataset, splits=tuple(side[content] for content in dataset.hashes))
 
 
-def updated(first, *more, given=False, judged="val", fraction=0.2, seed=0):
+def updated(first, *more, given=False, eval_split="val", fraction=0.2, seed=0):
     """Splits after each of some data sets has been added in turn."""
     dataset = kept(split(first, val_fraction=fraction, seed=seed), first)
     for number, part in enumerate(more):
         part = replace(part, paths=tuple(f"{number} {path}" for path in part.paths))
         sides = dict(zip(dataset.hashes, dataset.splits, strict=True))
-        whole = merged([dataset, with_known_sides(part, sides, judged)])
+        whole = merged([dataset, with_known_sides(part, sides, eval_split)])
         splits = split_grown(whole, val_fraction=fraction, seed=seed, given=given)
         dataset = kept(splits, whole)
     return splits

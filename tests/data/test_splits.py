@@ -62,15 +62,14 @@ def test_given_splits_are_kept_by_name():
         ("0.jpg", "4.jpg"),
     )
     assert parts.given
-    assert parts.judged == ("test", parts.test)
+    assert (parts.eval_split, parts.eval_photos) == ("test", parts.test)
     assert parts.train.classes == parts.val.classes == ("a", "b")
 
 
 @pytest.mark.parametrize(("second", "test_is_given"), [("val", False), ("test", True)])
 def test_one_given_split_is_what_is_judged_on(second, test_is_given):
     parts = split(photos({"a": many(2), "b": many(2, 10)}, ["train", second] * 2))
-    name, judged = parts.judged
-    assert (name, judged.paths) == (second, ("1.jpg", "3.jpg"))
+    assert (parts.eval_split, parts.eval_photos.paths) == (second, ("1.jpg", "3.jpg"))
     assert parts.train.paths == ("0.jpg", "2.jpg")
     assert (parts.test is not None) is test_is_given
     assert parts.given
@@ -81,7 +80,7 @@ def test_a_folder_without_val_is_split_by_us(name):
     parts = split(photos({"a": many(10), "b": many(5, 10)}, [name] * 15))
     assert not parts.given
     assert parts.test is None
-    assert parts.judged[0] == "val"
+    assert parts.eval_split == "val"
     assert parts.val.counts == {"a": 2, "b": 1}
     assert parts.train.counts == {"a": 8, "b": 4}
 

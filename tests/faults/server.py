@@ -16,7 +16,7 @@ WATCHED = (
     "regraft.backbones.features._decoded",
     "regraft.training.batches._large_enough",
     "regraft.training.loop.gradients",
-    "regraft.training.loop.judge",
+    "regraft.training.loop.validate",
 )
 SIGNAL = "signal"
 PRELOADED = (

@@ -32,12 +32,12 @@ PHASES = {
     "first step": ("regraft.training.loop.gradients", 1),
     "seventh step": ("regraft.training.loop.gradients", 7),
     "last step": ("regraft.training.loop.gradients", 15),
-    "judge an epoch": ("regraft.training.loop.judge", 2),
-    "judge the last epoch": ("regraft.training.loop.judge", 5),
+    "evaluate an epoch": ("regraft.training.loop.validate", 2),
+    "evaluate the last epoch": ("regraft.training.loop.validate", 5),
     "write a checkpoint": ("regraft.training.checkpoint.output_folder", 4),
     "trace what was trained": ("regraft.pipeline.fine_tune.from_network", 1),
     "write the bundle": ("regraft.run.write_model", 1),
-    "judge the bundle": ("regraft.run.evaluate_dataset", 1),
+    "evaluate the bundle": ("regraft.run.evaluate_dataset", 1),
     "seal the bundle": ("regraft.run.seal", 2),
     "list the photos": ("regraft.run_dir.write_output", 1),
     "forget checkpoints": ("regraft.pipeline.phases.remove_unfinished", 1),
@@ -57,8 +57,8 @@ def was_stopped(ended, signum: int) -> None:
 
 IN_TURN = {  # calls counted from where the run before was stopped
     **{phase: PHASES[phase] for phase in ("scan", "extract features", "first step")},
-    "judge an epoch": ("regraft.training.loop.judge", 1),
-    **{phase: PHASES[phase] for phase in ("trace what was trained", "judge the bundle", "seal the bundle")},
+    "evaluate an epoch": ("regraft.training.loop.validate", 1),
+    **{phase: PHASES[phase] for phase in ("trace what was trained", "evaluate the bundle", "seal the bundle")},
 }
 
 
@@ -108,7 +108,7 @@ def test_stopped_at_any_time_it_ends_soon_and_goes_on_to_the_same_model(whole, t
         shutil.rmtree(cache)
     assert stopped == trials, "most had just ended"
     assert most["gradients"] <= 1, "a step that had just been begun"
-    assert most["judge"] <= 1
+    assert most["validate"] <= 1
     assert most["_decoded"] + most["_large_enough"] <= IN_HAND
     figures = {"trials": trials, "stopped": stopped, "identical": stopped, "after_signal": dict(most)}
     record(record_property, "R5", **figures)

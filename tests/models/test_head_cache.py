@@ -7,7 +7,7 @@ import pytest
 
 from regraft.backbones.features import Features
 from regraft.core.progress import QUIET, Progress
-from regraft.models import head_cache as solved
+from regraft.models import head_cache
 from regraft.models.head_cache import cached_head
 from regraft.models.linear_head import solve
 
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 def count(monkeypatch):
     """How often a head has been solved."""
     calls = []
-    monkeypatch.setattr(solved, "solve", lambda *arguments: calls.append(1) or solve(*arguments))
+    monkeypatch.setattr(head_cache, "solve", lambda *arguments: calls.append(1) or solve(*arguments))
     return calls
 
 
@@ -72,7 +72,7 @@ def test_whatever_changes_it_is_solved_again(what, cache, count, tmp_path, monke
     cached_head(*problem(), QUIET)
     if what == "the code":
         (tmp_path / "other.py").write_text("")
-        monkeypatch.setattr(solved, "CODE", (*solved.CODE[1:], tmp_path / "other.py"))
+        monkeypatch.setattr(head_cache, "CODE", (*head_cache.CODE[1:], tmp_path / "other.py"))
     arguments = changed(*problem(), what)
     assert same(cached_head(*arguments, QUIET), solve(*arguments))
     assert len(count) == 2

@@ -15,7 +15,7 @@ from regraft.bundle.bundle import load
 from regraft.bundle.predict import predict
 from regraft.data.scan import scan
 from regraft.data.splits import split
-from regraft.models.ood import familiar
+from regraft.models.ood import fit_ood_detector
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def strange(tmp_path):
 def test_the_graph_gives_what_the_subspace_says(solved, photos):
     train = split(scan(photos)).train
     dataset, features = extract(load_backbone(), scan(photos))
-    known = familiar(features.of(train))
+    known = fit_ood_detector(features.of(train))
     for i in range(0, len(dataset), 5):
         said = solved.predict(dataset.root / dataset.paths[i])
         assert said.novelty == pytest.approx(known.novelty(features.x[[i]])[0], rel=1e-3)

@@ -10,7 +10,7 @@ from regraft.core.progress import QUIET, Progress
 from regraft.data.scan import list_photos
 from regraft.evaluation.comparison import pair
 from regraft.pipeline import phases as phases_module
-from regraft.pipeline.fine_tune import FULL, LAST_STAGES, Candidate, answers_of, phases
+from regraft.pipeline.fine_tune import FULL, LAST_STAGES, Candidate, answers_of, phases_for
 from regraft.pipeline.selection import Answers, is_from_elsewhere
 from regraft.run import Outcome, TrainedModel
 from regraft.run_ownership import SCRATCH
@@ -89,9 +89,9 @@ def test_the_labels_that_judge_have_no_part_in_it(tmp_path):
 
 
 def test_the_order_of_the_phases():
-    assert phases(configure()) == (LAST_STAGES, FULL)
-    assert phases(configure(), is_far=True) == (FULL, LAST_STAGES)
-    assert phases(configure(mode="full"), is_far=True) == (FULL,)
+    assert phases_for(configure()) == (LAST_STAGES, FULL)
+    assert phases_for(configure(), is_far=True) == (FULL, LAST_STAGES)
+    assert phases_for(configure(mode="full"), is_far=True) == (FULL,)
     assert not is_from_elsewhere(None, None, ())
 
 
@@ -139,7 +139,7 @@ def test_a_model_that_learned_from_all_photos_is_taken_unless_it_fails_those_tha
     selection = SimpleNamespace(photos=range(10), to_json=lambda: {"n": 10})
     inputs = SimpleNamespace(photos_split=SimpleNamespace(splits=SimpleNamespace(train=range(50))))
     monkeypatch.setattr(phases_module, "answers_of", lambda *_: answers(num_right))
-    monkeypatch.setattr(phases_module, "delivered", lambda model, *_: Outcome(model, None))
+    monkeypatch.setattr(phases_module, "save_bundle", lambda model, *_: Outcome(model, None))
     again = TrainedModel("full", None, None, None, {"epoch": 10}, None, 1.0, {}, None)
     found = phases_module._better_refitted(again, best, selection, inputs, None).outcome
     if not is_taken:

@@ -42,7 +42,7 @@ def test_every_photo_is_on_it_with_what_is_said_of_it(judged, tmp_path):
         assert words.startswith(f"{said} {100 * evaluation.probabilities[i].max():.0f} %")
         assert ("wrong" in spot.get("class").split()) == (label != said) == (f"labelled {label}" in words)
         assert words.replace(" ", "").endswith(evaluation.dataset.paths[i].replace(" ", ""))
-    assert f"wrong {(~evaluation.right).sum()}" in text_of(section)
+    assert f"wrong {(~evaluation.correct).sum()}" in text_of(section)
     (sprite,) = re.findall(r"background-image: url\(data:image/jpeg;base64,([A-Za-z0-9+/=]+)\)", page)
     whole = Image.open(io.BytesIO(base64.b64decode(sprite)))
     assert whole.size == (4 * TILE, 4 * TILE)

@@ -8,8 +8,8 @@ from conftest import draw_folder
 from regraft.bundle.bundle import Prediction
 from regraft.data.scan import scan
 from regraft.reporting.plots import (
+    CORRECT,
     GAP,
-    RIGHT,
     SEAM,
     TILE,
     WRONG,
@@ -45,7 +45,7 @@ def test_grid_shows_a_class_of_one_photo_and_says_what_it_leaves_out(tmp_path):
 def test_predictions_are_green_when_right_and_red_when_wrong(photos):
     path = photos / "red" / "red_0.jpg"
     right, wrong = Prediction("red", 0.9, {}), Prediction("blue", 0.6, {})
-    assert RIGHT in colours(prediction_grid([(path, "red", right)]))
+    assert CORRECT in colours(prediction_grid([(path, "red", right)]))
     assert WRONG not in colours(prediction_grid([(path, "red", right)]))
     assert WRONG in colours(prediction_grid([(path, "red", wrong)]))
 

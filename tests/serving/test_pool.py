@@ -44,7 +44,7 @@ class NoModel:
 
     sha256: str = "well"
     folder: Path = Path("/nowhere")
-    promises: tuple = ()
+    load_options: tuple = ()
     is_closed: bool = False
 
     def close(self) -> None:

@@ -31,11 +31,11 @@ from regraft.training.batches import (
     DecodedPhotos,
     Loader,
     choose_workers,
-    decode_to_judge,
-    decode_to_learn,
+    cut_into_batches,
+    decode_for_training,
+    decode_for_validation,
+    epoch_order,
     evenly,
-    order,
-    plan,
 )
 from regraft.training.distributed import ProcessGroup
 from regraft.training.recipe import Recipe
@@ -104,15 +104,15 @@ def numbers(batch):
 @quick
 def test_the_order_of_an_epoch_depends_on_contents_seed_and_epoch_alone(ids, seed, epoch, rng):
     hashes = [content(i) for i in ids]
-    first = order(hashes, seed, epoch)
+    first = epoch_order(hashes, seed, epoch)
     assert sorted(first) == list(range(len(hashes)))
     mixed = rng.sample(hashes, len(hashes))
-    assert [hashes[i] for i in first] == [mixed[i] for i in order(mixed, seed, epoch)]
+    assert [hashes[i] for i in first] == [mixed[i] for i in epoch_order(mixed, seed, epoch)]
 
 
 def test_every_seed_and_epoch_has_an_order_of_its_own():
     hashes = [content(i) for i in range(50)]
-    orders = [tuple(order(hashes, seed, epoch)) for seed in range(5) for epoch in range(5)]
+    orders = [tuple(epoch_order(hashes, seed, epoch)) for seed in range(5) for epoch in range(5)]
     assert len(set(orders)) == 25
     assert tuple(range(50)) not in orders
     firsts = Counter(place for one in orders for place in one[:10])
@@ -145,7 +145,7 @@ def test_photos_that_are_judged_stay_in_their_order():
     ],
 )
 def test_a_last_batch_of_one_photo_joins_the_one_before(count, batch_size, expected):
-    batches_found = plan(range(count), batch_size)
+    batches_found = cut_into_batches(range(count), batch_size)
     assert [len(indices) for indices in batches_found] == expected
     assert list(chain(*batches_found)) == list(range(count))
 
@@ -351,7 +351,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_photos_to_judge_are_what_the_bundle_will_get(folder, crop_mode, interpolation):
     preprocessing = replace(SMALL, crop_mode=crop_mode, interpolation=interpolation)
-    photos = decode_to_judge(list_photos(folder), preprocessing, QUIET)
+    photos = decode_for_validation(list_photos(folder), preprocessing, QUIET)
     loaded = torch.cat([batch.pixels for batch in loader_of(photos, change=None).load(0)])
     assert len(photos) == len(loaded) == 9
     for path, pixels, on_its_way in zip(photos.dataset.paths, photos.pixels, loaded, strict=True):
@@ -361,7 +361,7 @@ def test_photos_to_judge_are_what_the_bundle_will_get(folder, crop_mode, interpo
 
 
 def test_photos_to_learn_from_are_whole_and_of_bounded_size(folder):
-    photos = decode_to_learn(list_photos(folder), SMALL, QUIET)
+    photos = decode_for_training(list_photos(folder), SMALL, QUIET)
     for path, pixels in zip(photos.dataset.paths, photos.pixels, strict=True):
         original = decode((folder / path).read_bytes())
         width, height = original.size
@@ -377,12 +377,12 @@ def test_photos_to_learn_from_are_whole_and_of_bounded_size(folder):
 @few_workers
 def test_photos_that_do_not_fit_into_memory_have_the_same_pixels(folder, empty_cache, monkeypatch, capsys):
     dataset = list_photos(folder)
-    expected = decode_to_learn(dataset, SMALL, QUIET)
+    expected = decode_for_training(dataset, SMALL, QUIET)
     size = sum(p.nbytes for p in expected.pixels)
     monkeypatch.setattr(batches, "CHUNK_BYTES", 30_000)
     for free, num_in_memory in ((0, 0), (size / batches.MEMORY_SHARE / 2, None)):
         monkeypatch.setattr(batches, "_free_memory", lambda free=free: free)
-        photos = decode_to_learn(dataset, SMALL, Progress())
+        photos = decode_for_training(dataset, SMALL, Progress())
         mapped = [isinstance(p, np.memmap) for p in photos.pixels]
         assert any(mapped)
         assert all(mapped) if num_in_memory == 0 else not all(mapped)
@@ -396,7 +396,7 @@ def test_photos_that_do_not_fit_into_memory_have_the_same_pixels(folder, empty_c
 
 
 def test_photos_are_kept_in_memory_while_there_is_room(folder, capsys):
-    photos = decode_to_learn(list_photos(folder), SMALL, Progress())
+    photos = decode_for_training(list_photos(folder), SMALL, Progress())
     assert not any(isinstance(p, np.memmap) for p in photos.pixels)
     assert "outgrow" not in capsys.readouterr().err
 
@@ -408,12 +408,12 @@ def test_no_room_on_disk_is_an_error_with_its_cure(folder, empty_cache, monkeypa
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(OutputError, match=f"{empty_cache / 'photos'}: .*REGRAFT_CACHE"):
-            decode_to_learn(dataset, SMALL, QUIET)
+            decode_for_training(dataset, SMALL, QUIET)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("decode_photos", [decode_to_learn, decode_to_judge])
+@pytest.mark.parametrize("decode_photos", [decode_for_training, decode_for_validation])
 @pytest.mark.parametrize("harm", ["vanished", "other photo", "no photo", "emptied", "a folder"])
 def test_a_photo_that_is_no_longer_what_was_scanned_is_an_error_that_names_it(folder, decode_photos, harm):
     dataset = list_photos(folder)
@@ -436,7 +436,7 @@ def test_photos_that_change_places_are_not_mistaken_for_each_other(folder):
     one.write_bytes(other.read_bytes())
     other.write_bytes(kept)
     with pytest.raises(DataError, match="changed while it was being used"):
-        decode_to_learn(dataset, SMALL, QUIET)
+        decode_for_training(dataset, SMALL, QUIET)
 
 
 # workers

@@ -28,7 +28,7 @@ from regraft.training import cached_activations as prefixes
 from regraft.training import finetune as finetuning
 from regraft.training import loop, planning
 from regraft.training.augmentation import augmentation
-from regraft.training.batches import Loader, decode_to_learn
+from regraft.training.batches import Loader, decode_for_training
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.finetune import FineTuneJob, finetune
@@ -165,7 +165,7 @@ def loss_of(network, dataset):
 
 def by_hand(network, recipe, mode, train_set, val_set):
     """The notebook's loop, from torch's own parts. Returns the model and its history."""
-    photos = decode_to_learn(train_set, network.preprocessing, QUIET)
+    photos = decode_for_training(train_set, network.preprocessing, QUIET)
     loader = Loader(photos, recipe.batch_size, 0, ProcessGroup(), augmentation(recipe, network.preprocessing))
     model, criterion, normalise = copy.deepcopy(network.module), nn.CrossEntropyLoss(), v2.Normalize(MEAN, STD)
     model.requires_grad_(mode != "frozen")
@@ -841,7 +841,7 @@ class Slow(Toy):
         return other.train(self.training)
 
     def forward(self, images):
-        self.clock.now += 0.004 * len(images) * (1 if torch.is_grad_enabled() else finetuning.JUDGING_COST)
+        self.clock.now += 0.004 * len(images) * (1 if torch.is_grad_enabled() else finetuning.VALIDATION_COST)
         return super().forward(images)
 
 
@@ -896,7 +896,7 @@ class Seeing(Slow):
         share = (images.shape[-1] / 64) ** 2
         if torch.is_grad_enabled():
             self.sides.append(images.shape[-1])
-        self.clock.now += 0.004 * len(images) * (share if torch.is_grad_enabled() else finetuning.JUDGING_COST)
+        self.clock.now += 0.004 * len(images) * (share if torch.is_grad_enabled() else finetuning.VALIDATION_COST)
         return Toy.forward(self, images)
 
 
@@ -939,7 +939,7 @@ def test_time_that_ends_before_the_plan_does_ends_the_run_in_an_epochs_midst(tun
     tuned = tune(recipe_of(epochs=500), network_of(Slow(clock)), budget_s=0.8, folder=tmp_path)
     assert tuned.stopped == "time"
     late = clock.now - began - 0.8
-    assert 0 < late <= 0.004 * (6 + 9 * finetuning.JUDGING_COST), "a step under way is finished, and it is judged"
+    assert 0 < late <= 0.004 * (6 + 9 * finetuning.VALIDATION_COST), "a step under way is finished, and it is judged"
     assert 1 <= len(tuned.rows) < tuned.recipe.epochs
     assert tuned.epoch in (len(tuned.rows), len(tuned.rows) + 1)
 

@@ -28,12 +28,12 @@ from regraft.core.progress import QUIET, Progress
 from regraft.data.scan import Dataset
 from regraft.data.transforms import Preprocessing
 from regraft.training import loop
-from regraft.training import train_state as learner_module
+from regraft.training import train_state as train_state_module
 from regraft.training.augmentation import augmentation
 from regraft.training.batches import DecodedPhotos, Loader
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
-from regraft.training.loop import fit, gradients, hold_still, judge, logits_of, rate_factor
+from regraft.training.loop import fit, gradients, hold_still, logits_of, rate_factor, validate
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo
 from regraft.training.train_state import EpochMetrics, FitResult, TrainState, resume
@@ -122,7 +122,7 @@ def sgd(groups, recipe):
     return torch.optim.SGD(groups, momentum=recipe.momentum)
 
 
-def learner_of(recipe, network=None, seed=0):
+def train_state_of(recipe, network=None, seed=0):
     network = (network or Toy()).to(memory_format=torch.channels_last)
     parameters = [p for p in network.parameters() if p.requires_grad]
     group = {"params": parameters, "lr": recipe.learning_rate, "peak_lr": recipe.learning_rate}
@@ -147,7 +147,7 @@ def run(train_state, train=None, val=None, folder=None, deadline=math.inf, progr
 
 
 def trained(recipe, network=None, **options):
-    run(train_state := learner_of(recipe, network), **options)
+    run(train_state := train_state_of(recipe, network), **options)
     return train_state
 
 
@@ -170,12 +170,12 @@ def test_one_function_goes_through_batches_for_training_and_judging(monkeypatch)
     calls, original = [], loop.run_epoch
 
     def recorded(batches, step, after):
-        tally = original(batches, step, after)
-        calls.append(tally.n)
-        return tally
+        metrics = original(batches, step, after)
+        calls.append(metrics.n)
+        return metrics
 
     monkeypatch.setattr(loop, "run_epoch", recorded)
-    fitted = run(learner_of(recipe_of()), train_loader(recipe_of(), count=13), val_loader(9))
+    fitted = run(train_state_of(recipe_of()), train_loader(recipe_of(), count=13), val_loader(9))
     assert calls == [13, 9, 13, 9]
     assert len(fitted.rows) == 2
 
@@ -204,11 +204,11 @@ def test_the_loop_is_plain_gradient_descent(momentum):
 
 
 def gradient(recipe, network, batch, microbatch_size=0):
-    train_state = learner_of(recipe, network)
+    train_state = train_state_of(recipe, network)
     train_state.microbatch_size = microbatch_size
     hold_still(train_state.network.train(), recipe)
-    tally = gradients(train_state, batch, QUIET)
-    return {name: p.grad.clone() for name, p in network.named_parameters()}, tally
+    metrics = gradients(train_state, batch, QUIET)
+    return {name: p.grad.clone() for name, p in network.named_parameters()}, metrics
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 3, 4, 5, 11, 12])
@@ -216,12 +216,13 @@ def gradient(recipe, network, batch, microbatch_size=0):
 def test_gradients_of_microbatches_add_up_to_that_of_the_batch(microbatch_size, changes):
     recipe = recipe_of(batchnorm="eval", batch_size=11, **changes)
     (batch,) = train_loader(recipe, count=11, weights=(1.0, 4.0, 0.25)).load(0)
-    whole, tally = gradient(recipe, Toy(), batch)
-    parts, tally_of_parts = gradient(recipe, Toy(), batch, microbatch_size)
+    whole, metrics = gradient(recipe, Toy(), batch)
+    parts, metrics_of_parts = gradient(recipe, Toy(), batch, microbatch_size)
     assert distance(whole, parts) <= rounding(11)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-3
-    assert tally_of_parts.loss == pytest.approx(tally.loss, rel=rounding(11))
-    assert (tally_of_parts.weight, tally_of_parts.num_right, tally_of_parts.n) == (tally.weight, tally.num_right, 11)
+    assert metrics_of_parts.loss == pytest.approx(metrics.loss, rel=rounding(11))
+    assert (metrics_of_parts.weight, metrics_of_parts.n) == (metrics.weight, 11)
+    assert metrics_of_parts.num_right == metrics.num_right
 
 
 @pytest.mark.parametrize("options", [{"weight": torch.tensor([1.0, 4.0, 0.25])}, {"label_smoothing": 0.3}, {}])
@@ -229,11 +230,11 @@ def test_the_loss_is_torchs(options):
     recipe = recipe_of(batchnorm="eval", batch_size=11, label_smoothing=options.get("label_smoothing", 0.0))
     per_class = tuple(options["weight"].tolist()) if "weight" in options else None
     (batch,) = train_loader(recipe, count=11, weights=per_class).load(0)
-    found, tally = gradient(recipe, Toy(), batch)
+    found, metrics = gradient(recipe, Toy(), batch)
     network = Toy().eval()
     loss = nn.CrossEntropyLoss(**options)(network(batch.pixels), batch.labels)
     loss.backward()
-    assert tally.loss / tally.weight == pytest.approx(loss.item(), rel=rounding(11))
+    assert metrics.loss / metrics.weight == pytest.approx(loss.item(), rel=rounding(11))
     assert distance(found, {name: p.grad for name, p in network.named_parameters()}) <= rounding(11)
 
 
@@ -284,7 +285,7 @@ def test_every_step_has_a_rate_between_none_and_the_highest(schedule, num_steps,
 
 def test_each_step_is_taken_at_the_rate_of_its_number_over_all_epochs():
     recipe = recipe_of(epochs=3, schedule="cosine", warmup=0.2)
-    train_state, used = learner_of(recipe), []
+    train_state, used = train_state_of(recipe), []
     train_state.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
     fitted = run(train_state)
     assert used == [0.05 * rate_factor(recipe, step, 6) for step in range(6)]
@@ -314,7 +315,7 @@ def test_batchnorm_that_does_not_learn_keeps_its_statistics():
     assert kept == {name for name in before if name.startswith("layers.1.")}
 
 
-# judging
+# validation
 
 
 def test_judging_gives_plain_cross_entropy_and_accuracy():
@@ -323,23 +324,23 @@ def test_judging_gives_plain_cross_entropy_and_accuracy():
     with torch.no_grad():
         p = copy.deepcopy(train_state.network).eval()(whole.pixels).double().softmax(dim=1).numpy()
     for batch_size in (1, 4, 8, 100):
-        tally = judge(train_state, val_loader(batch_size=batch_size), QUIET)
-        assert (tally.n, tally.weight) == (9, 9)
-        assert tally.loss / 9 == pytest.approx(
+        metrics = validate(train_state, val_loader(batch_size=batch_size), QUIET)
+        assert (metrics.n, metrics.weight) == (9, 9)
+        assert metrics.loss / 9 == pytest.approx(
             log_loss(whole.labels, p), rel=rounding(72)
         )  # the longest sum: a kernel of 3 x 3 x 8
-        assert tally.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
+        assert metrics.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
         assert np.array_equal(
             logits_of(train_state, val_loader(batch_size=batch_size), QUIET).argmax(axis=1), p.argmax(axis=1)
         )
 
 
 def test_judging_leaves_the_network_as_it_was():
-    train_state = learner_of(recipe_of())
+    train_state = train_state_of(recipe_of())
     train_state.network.train()
     train_state.network.layers[1].eval()
     modes, before = [m.training for m in train_state.network.modules()], copy.deepcopy(train_state.network.state_dict())
-    judge(train_state, val_loader(), QUIET)
+    validate(train_state, val_loader(), QUIET)
     assert [m.training for m in train_state.network.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in train_state.network.state_dict().items())
 
@@ -350,7 +351,7 @@ def test_judging_leaves_the_network_as_it_was():
 def test_a_row_tells_what_an_epoch_did(tmp_path):
     recipe, train_state = (
         recipe_of(epochs=3, learning_rate=0.0, batchnorm="eval"),
-        learner_of(recipe_of(learning_rate=0.0)),
+        train_state_of(recipe_of(learning_rate=0.0)),
     )
     train_state.about = CheckpointInfo({}, recipe, recipe)
     fitted = run(train_state, train_loader(recipe, count=13), folder=tmp_path)
@@ -373,7 +374,7 @@ def test_a_row_tells_what_an_epoch_did(tmp_path):
 
 
 def test_each_epoch_is_told_in_one_line(capsys):
-    fitted = run(learner_of(recipe_of(epochs=2)), progress=Progress())
+    fitted = run(train_state_of(recipe_of(epochs=2)), progress=Progress())
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
     assert told == [loop.line(row, 2) for row in fitted.rows]
     assert told[1].startswith("epoch  2/2  train loss ")
@@ -386,7 +387,7 @@ def test_each_epoch_is_told_in_one_line(capsys):
 
 def test_the_running_average_is_that_of_the_weights_after_each_step():
     recipe = recipe_of(epochs=3, ema=0.8)
-    train_state, after = learner_of(recipe), []
+    train_state, after = train_state_of(recipe), []
     train_state.optimizer.register_step_post_hook(lambda *_: after.append(weights(train_state.network)))
     fitted = run(train_state)
     expected = after[0]
@@ -398,20 +399,20 @@ def test_the_running_average_is_that_of_the_weights_after_each_step():
     assert distance(weights(train_state.network), expected) > 1e-3
     train_state.average = None
     train_state.network.load_state_dict(expected, strict=False)
-    tally = judge(train_state, val_loader(), QUIET)
-    assert fitted.rows[-1]["val_loss"] == pytest.approx(tally.loss / 9, rel=rounding(9, num_sums=6))
+    metrics = validate(train_state, val_loader(), QUIET)
+    assert fitted.rows[-1]["val_loss"] == pytest.approx(metrics.loss / 9, rel=rounding(9, num_sums=6))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_the_best_epoch_is_kept_by_the_loss_on_photos_not_learned_from(ema):
-    train_state = learner_of(recipe_of(epochs=6, learning_rate=1.5, keep="best", ema=ema))
+    train_state = train_state_of(recipe_of(epochs=6, learning_rate=1.5, keep="best", ema=ema))
     val = Loader(photos_of(9, side=32, seed=1, colour=10), 4, 0, ProcessGroup())
     fitted = run(train_state, val=val)
     losses = [row["val_loss"] for row in fitted.rows]
     assert fitted.best_epoch == int(np.argmin(losses))
     assert 0 < fitted.best_epoch < 5, "a run in which neither the first nor the last is"
     train_state.delivered.load_state_dict(train_state.best)
-    assert judge(train_state, val, QUIET).loss / 9 == pytest.approx(min(losses), rel=rounding(9))
+    assert validate(train_state, val, QUIET).loss / 9 == pytest.approx(min(losses), rel=rounding(9))
 
 
 def test_of_epochs_that_are_alike_the_first_is_the_best():
@@ -422,16 +423,16 @@ def test_of_epochs_that_are_alike_the_first_is_the_best():
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_ends_when_no_epoch_has_been_better_for_so_long(patience, tmp_path):
     recipe = recipe_of(epochs=9, learning_rate=0.0, batchnorm="eval", keep="best", patience=patience)
-    fitted = run(learner_of(recipe), folder=tmp_path)
+    fitted = run(train_state_of(recipe), folder=tmp_path)
     assert (fitted.stopped, len(fitted.rows), fitted.best_epoch) == ("patience", 1 + patience, 0)
-    again = learner_of(recipe)
+    again = train_state_of(recipe)
     restored = resume(again, latest_checkpoint(tmp_path / "checkpoints", QUIET))
     assert len(run(again, fitted=restored, folder=tmp_path).rows) == 1 + patience, "its end is an end"
 
 
 def test_patience_lasts_as_long_as_epochs_get_better():
     recipe = recipe_of(epochs=6, learning_rate=0.01, keep="best", patience=1, batchnorm="eval")
-    fitted = run(learner_of(recipe))
+    fitted = run(train_state_of(recipe))
     losses = [row["val_loss"] for row in fitted.rows]
     assert losses == sorted(losses, reverse=True)
     assert (fitted.stopped, len(losses)) == ("", 6)
@@ -444,7 +445,7 @@ def test_patience_lasts_as_long_as_epochs_get_better():
 def test_mixed_photos_have_the_labels_of_what_they_show(mix):
     """Photos of one value each: what a pixel is made of can be read off."""
     recipe = recipe_of(mix=mix)
-    train_state = learner_of(recipe)
+    train_state = train_state_of(recipe)
     photos = photos_of(6)
     values = [20, 60, 100, 140, 180, 220]
     plain = DecodedPhotos(photos.dataset, [np.full((32, 32, 3), value, np.uint8) for value in values])
@@ -475,7 +476,7 @@ def test_mixing_changes_training_and_is_drawn_from_the_seed_alone(mix):
     torch.manual_seed(2)
     assert distance(one, weights(trained(recipe_of(mix=mix)).network)) == 0
     assert distance(one, plain) > 1e-3
-    run(other := learner_of(recipe_of(mix=mix), seed=1))
+    run(other := train_state_of(recipe_of(mix=mix), seed=1))
     assert distance(one, weights(other.network)) > 1e-4
 
 
@@ -489,7 +490,7 @@ def test_every_step_draws_from_a_seed_of_its_own():
     drawn = []
     for seed in (0, 0, 1):
         seeds = []
-        run(learner_of(recipe_of(), Recording(), seed=seed))
+        run(train_state_of(recipe_of(), Recording(), seed=seed))
         assert len(set(seeds)) == len(seeds) == 4
         drawn.append(seeds)
     assert drawn[0] == drawn[1]
@@ -506,22 +507,22 @@ def test_a_photo_alone_is_not_mixed():
 
 
 class Failing(Toy):
-    """Its logits_of are not finite from a training step on, or when it is judged."""
+    """Its logits_of are not finite from a training step on, or in validation."""
 
-    def __init__(self, value, *, at_step=0, judged=False):
+    def __init__(self, value, *, at_step=0, validating=False):
         super().__init__()
-        self.value, self.at_step, self.judged, self.steps = value, at_step, judged, 0
+        self.value, self.at_step, self.validating, self.steps = value, at_step, validating, 0
 
     def forward(self, pixels):
         self.steps += self.training
-        is_bad = self.judged if not self.training else self.steps == self.at_step
+        is_bad = self.validating if not self.training else self.steps == self.at_step
         return super().forward(pixels) * (self.value if is_bad else 1.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_last_good_checkpoint(value, tmp_path):
     recipe = recipe_of(epochs=5, batchnorm="eval")
-    train_state, after = learner_of(recipe, Failing(value, at_step=6)), []
+    train_state, after = train_state_of(recipe, Failing(value, at_step=6)), []
     train_state.optimizer.register_step_post_hook(lambda *_: after.append(weights(train_state.network)))
     with pytest.raises(TrainError, match=r"^The loss is (nan|inf) at step 2 of epoch 3\. .*--learning-rate.* 0.05"):
         run(train_state, folder=tmp_path)
@@ -530,7 +531,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_last_good_checkp
     assert distance(weights(train_state.network), after[-1]) == 0, "the bad step is not taken"
     checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
     assert checkpoint.state["fit"]["epoch"] in (1, 2)
-    restored = learner_of(recipe)
+    restored = train_state_of(recipe)
     fitted = resume(restored, checkpoint)
     assert distance(weights(restored.network), after[2 * fitted.epoch - 1]) == 0
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == fitted.epoch
@@ -543,7 +544,7 @@ def test_a_rate_that_is_far_too_high_ends_in_that_error():
 
 def test_a_network_that_judges_to_nothing_finite_is_not_delivered(tmp_path):
     """The last step of all may be the one that goes too far."""
-    train_state = learner_of(recipe_of(epochs=3, keep="best"), Failing(math.nan, judged=True))
+    train_state = train_state_of(recipe_of(epochs=3, keep="best"), Failing(math.nan, validating=True))
     with pytest.raises(TrainError, match=r"epoch 1"):
         run(train_state, folder=tmp_path)
     assert latest_checkpoint(tmp_path / "checkpoints", QUIET) is None
@@ -552,15 +553,15 @@ def test_a_network_that_judges_to_nothing_finite_is_not_delivered(tmp_path):
 class Hungry(Toy):
     """Has memory for `limit` photos. after: whether it runs out in the last layer rather than in the first.
 
-    judged: whether it is short of memory where it is judged rather than where it learns.
+    validating: whether it is short of memory where it is evaluated rather than where it learns.
     """
 
-    def __init__(self, limit, error, *, after=False, judged=False):
+    def __init__(self, limit, error, *, after=False, validating=False):
         super().__init__()
-        self.limit, self.error, self.after, self.judged, self.sizes = limit, error, after, judged, []
+        self.limit, self.error, self.after, self.validating, self.sizes = limit, error, after, validating, []
 
     def forward(self, pixels):
-        is_short = self.training != self.judged
+        is_short = self.training != self.validating
         self.sizes += [len(pixels)] * is_short
         logits = super().forward(pixels) if self.after else None
         if is_short and len(pixels) > self.limit:
@@ -596,14 +597,14 @@ def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, c
 
 
 @pytest.mark.parametrize("error", [on_a_gpu, on_a_processor, in_python])
-@pytest.mark.parametrize("question", [judge, logits_of])
+@pytest.mark.parametrize("question", [validate, logits_of])
 def test_out_of_memory_while_judging_takes_fewer_photos_at_once(question, error, capsys, record_property):
-    train_state = learner_of(recipe_of(val_batch_size=8), Hungry(3, error, judged=True))
+    train_state = train_state_of(recipe_of(val_batch_size=8), Hungry(3, error, validating=True))
     said = question(train_state, val_loader(batch_size=8), Progress())
     told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert told == [f"out of memory: microbatches of {n}; batches stay as they are" for n in (4, 2)]
     assert train_state.network.sizes == [8, 4, 2, 2, 2, 2, 1]
-    plain = question(learner_of(recipe_of(val_batch_size=8)), val_loader(batch_size=8), QUIET)
+    plain = question(train_state_of(recipe_of(val_batch_size=8)), val_loader(batch_size=8), QUIET)
     assert np.allclose(figures(said), figures(plain), rtol=rounding(8))
     record(record_property, f"F6-{question.__name__}-{error.__name__}", halved=2, told=2, the_same=1)
 
@@ -641,7 +642,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_the_deadline_ends_an_epoch_in_its_midst(tmp_path, capsys):
     recipe = recipe_of(epochs=3, batch_size=4)
-    fitted = run(learner_of(recipe), folder=tmp_path, deadline=-math.inf, progress=Progress())
+    fitted = run(train_state_of(recipe), folder=tmp_path, deadline=-math.inf, progress=Progress())
     assert (fitted.stopped, fitted.epoch, fitted.step, fitted.rows) == ("time", 0, 1, [])
     assert "stopped (time) in epoch 1, after step 1" in capsys.readouterr().err
     state = latest_checkpoint(tmp_path / "checkpoints", QUIET).state["fit"]
@@ -662,12 +663,12 @@ def handlers(monkeypatch):
 class Signalled(Toy):
     """Gets a signal in the midst of a batch that it learns from, or one that it judges."""
 
-    def __init__(self, at_batch, *, judging=False):
+    def __init__(self, at_batch, *, validating=False):
         super().__init__()
-        self.at_batch, self.judging, self.num_batches = at_batch, judging, 0
+        self.at_batch, self.validating, self.num_batches = at_batch, validating, 0
 
     def forward(self, pixels):
-        self.num_batches += self.training != self.judging
+        self.num_batches += self.training != self.validating
         if self.num_batches == self.at_batch:
             self.at_batch = 0
             os.kill(os.getpid(), signal.SIGTERM)
@@ -687,10 +688,10 @@ class Signalled(Toy):
 def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path, handlers):
     """Each part of it with another number of workers."""
     recipe = recipe_of(**changes)
-    expected = learner_of(recipe)
+    expected = train_state_of(recipe)
     rows = run(expected, train_loader(recipe, count=22)).rows
     for part in range(7):
-        train_state = learner_of(recipe, Signalled(1))
+        train_state = train_state_of(recipe, Signalled(1))
         checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
         fitted = resume(train_state, checkpoint) if checkpoint else FitResult()
         assert fitted.epoch * 3 + fitted.step == part
@@ -708,19 +709,19 @@ def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("at_batch", "judging", "steps"), [(1, False, 1), (2, False, 2), (3, False, 3), (1, True, 2), (3, True, 4)]
+    ("at_batch", "validating", "steps"), [(1, False, 1), (2, False, 2), (3, False, 3), (1, True, 2), (3, True, 4)]
 )
-def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, judging, steps, tmp_path, handlers):
+def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, validating, steps, tmp_path, handlers):
     recipe = recipe_of(momentum=0.9)
-    expected = learner_of(recipe)
+    expected = train_state_of(recipe)
     rows = run(expected).rows
-    network = Signalled(at_batch, judging=judging)
+    network = Signalled(at_batch, validating=validating)
     with pytest.raises(signals.Interrupted) as caught:
-        run(learner_of(recipe, network), folder=tmp_path)
+        run(train_state_of(recipe, network), folder=tmp_path)
     assert caught.value.signum == signal.SIGTERM
     assert network.num_batches == at_batch, "none begins after it"
     signals._pending.clear()
-    train_state = learner_of(recipe)
+    train_state = train_state_of(recipe)
     fitted = resume(train_state, latest_checkpoint(tmp_path / "checkpoints", QUIET))
     assert 2 * fitted.epoch + fitted.step == steps
     run(train_state, folder=tmp_path, fitted=fitted)
@@ -730,22 +731,36 @@ def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, ju
 
 @pytest.mark.parametrize(("seconds", "within"), [(0.0, [(0, 1), (0, 2), (1, 1), (1, 2)]), (3600.0, [])])
 def test_checkpoints_are_written_within_epochs_too(seconds, within, tmp_path, monkeypatch):
-    saved, keep = [], learner_module._save
+    saved, keep = [], train_state_module._save
 
-    def told(folder, train_state, fitted):
+    def noted(folder, train_state, fitted):
         saved.append((fitted.epoch, fitted.step))
         keep(folder, train_state, fitted)
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr(learner_module, "_save", told)
-    run(learner_of(recipe_of()), folder=tmp_path)
+    monkeypatch.setattr(train_state_module, "_save", noted)
+    run(train_state_of(recipe_of()), folder=tmp_path)
     assert [(epoch, step) for epoch, step in saved if step] == within
     assert saved[-1] == (2, 0)
 
 
+def test_the_keys_of_a_checkpoint_are_those_of_earlier_ones(tmp_path):
+    train_state = train_state_of(recipe_of())
+    train_state_module._save(tmp_path, train_state, FitResult(step=1, metrics=EpochMetrics(1.5, 8.0, 3.0, 8.0)))
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
+    assert checkpoint.state["fit"] == {
+        "rows": [],
+        "epoch": 0,
+        "step": 1,
+        "tally": {"loss": 1.5, "weight": 8.0, "num_right": 3.0, "n": 8.0},
+        "stopped": "",
+    }
+    assert resume(train_state, checkpoint).metrics.num_right == 3
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(learner_of(recipe_of()))
+    run(train_state_of(recipe_of()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -756,10 +771,10 @@ def one_of(rank, size, folder, changes):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     recipe, world = recipe_of(**changes), ProcessGroup(rank, size)
     train, val = (replace(loader, world=world) for loader in (train_loader(recipe, count=22), val_loader()))
-    train_state = replace(learner_of(recipe), world=world)
+    train_state = replace(train_state_of(recipe), world=world)
     run(train_state, train, val, folder=folder, deadline=-math.inf)
     world.barrier()
-    train_state = replace(learner_of(recipe), world=world)
+    train_state = replace(train_state_of(recipe), world=world)
     fitted = resume(train_state, latest_checkpoint(folder / "checkpoints", QUIET))
     run(train_state, train, val, fitted=fitted)
     if world.is_main:
@@ -775,7 +790,7 @@ CHANGES = {"ghost batches": {"microbatch_size": 4}, "still": {"batchnorm": "eval
 def test_several_processes_end_as_one_does(size, name, tmp_path):
     changes = CHANGES[name]
     recipe = recipe_of(**changes)
-    alone = learner_of(recipe)
+    alone = train_state_of(recipe)
     rows = run(alone, train_loader(recipe, count=22)).rows
     multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each process
     torch.multiprocessing.start_processes(one_of, (size, tmp_path, changes), size, start_method="forkserver")

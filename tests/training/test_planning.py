@@ -30,7 +30,7 @@ def test_few_epochs_are_worth_it_where_few_were_wanted():
 
 
 def test_one_line_says_what_and_when():
-    said = plan(10, 50.0, 300, 20.0).said(0.0)
+    said = plan(10, 50.0, 300, 20.0).describe(0.0)
     assert said.startswith("plan: 5 of 10 epochs at 20 photos/s, about 250 of 300 s; ready at ")
     assert plan(10, 50.0, 100, 20.0).declined() == (
         "not begun: 1 of 10 epochs would fit into the 100 s left, at 20 photos/s"

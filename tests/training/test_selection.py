@@ -13,7 +13,7 @@ from regraft.evaluation.comparison import pair
 from regraft.models.linear_head import Head, Score
 from regraft.models.logistic import log_softmax
 from regraft.pipeline import selection as selections
-from regraft.pipeline.selection import Answers, frozen_answers, is_shifted, select, without_room
+from regraft.pipeline.selection import Answers, is_shifted, select, unseen_answers, without_room
 
 CLASSES = ("a", "b", "c")
 
@@ -43,7 +43,7 @@ LAYOUTS = {
 def test_no_photo_chooses_and_judges_or_chooses_and_is_learned_from(splits):
     chosen = select(splits, folds_of(splits.train, 5, 0))
     assert len(chosen.photos) >= 5
-    assert not set(chosen.photos.hashes) & set(splits.judged[1].hashes)
+    assert not set(chosen.photos.hashes) & set(splits.eval_photos.hashes)
     assert not set(chosen.photos.hashes) & set(chosen.learned.hashes)
     assert set(chosen.learned.hashes) <= set(splits.train.hashes)
     both = splits.test is not None and len(splits.val) > 0
@@ -77,7 +77,7 @@ def test_a_frozen_head_is_right_on_photos_set_aside_by_answers_that_have_not_see
     missing = splits.train.paths.index(chosen.photos.paths[3])
     held_out[missing] = np.nan
     known_by_heart = head_of(held_out, np.zeros((3, 2)))
-    answers = frozen_answers(chosen, known_by_heart, splits.train, np.zeros((len(chosen.photos), 2), np.float32))
+    answers = unseen_answers(chosen, known_by_heart, splits.train, np.zeros((len(chosen.photos), 2), np.float32))
     assert answers.losses[3] == pytest.approx(np.log(3)), "that of a guess"
     assert answers.correct.tolist() == [i != 3 for i in range(len(chosen.photos))]
 
@@ -86,7 +86,7 @@ def test_a_frozen_head_answers_photos_of_val_itself():
     splits = LAYOUTS["val and test"]
     chosen = select(splits, folds_of(splits.train, 5, 0))
     x = np.eye(3, dtype=np.float32)[np.where(np.arange(20) < 5, (chosen.photos.labels + 1) % 3, chosen.photos.labels)]
-    answers = frozen_answers(chosen, head_of(np.full((60, 3), np.nan), np.eye(3)), splits.train, x)
+    answers = unseen_answers(chosen, head_of(np.full((60, 3), np.nan), np.eye(3)), splits.train, x)
     assert answers.correct.tolist() == [i >= 5 for i in range(20)]
 
 
@@ -108,21 +108,21 @@ def test_there_is_no_room_where_no_kind_of_photos_leaves_any():
     assert without_room(None) is None
 
 
-def climbed(rng, truth, num_choosing, num_judging, rule):
+def simulated(rng, truth, num_choosing, num_evaluated, rule):
     """Right answers on the photos that judge, of what auto takes of three models that are equally good."""
     best = None
     for name in ("frozen", "last stages", "full"):
-        choosing, judging = rng.random(num_choosing) < truth, rng.random(num_judging) < truth
-        seen = choosing if rule == "others choose" else judging
+        choosing, evaluated = rng.random(num_choosing) < truth, rng.random(num_evaluated) < truth
+        seen = choosing if rule == "others choose" else evaluated
         if best is None or pair(best[0], best[1], name, seen).b_wins:
-            best = (name, seen, judging)
+            best = (name, seen, evaluated)
     return best[2]
 
 
 def reported(rule, num_runs, truth):
     """`(num_runs,)`, how many of 150 photos are reported to be right in made-up runs of auto."""
     rng = np.random.default_rng(1)
-    return np.array([climbed(rng, truth, 50, 150, rule).sum() for _ in range(num_runs)])
+    return np.array([simulated(rng, truth, 50, 150, rule).sum() for _ in range(num_runs)])
 
 
 @pytest.mark.parametrize("truth", [0.7, 0.9, 0.95])

@@ -8,7 +8,7 @@ import pytest
 from regraft.backbones.features import Features
 from regraft.data.scan import Dataset
 from regraft.training import shift
-from regraft.training.shift import split_shift, told_apart
+from regraft.training.shift import domain_accuracy, split_shift
 
 CLASSES = ("a", "b", "c")
 
@@ -36,7 +36,7 @@ def test_a_split_by_chance_is_not_told(seed, mixed):
     """Also where the classes are of other shares there: what they are is not where they come from."""
     dataset, features = drawn(60, 0.0, seed, mixed)
     assert split_shift(dataset, features) == []
-    assert told_apart(features, np.array(dataset.splits) == "test").value < 0.65
+    assert domain_accuracy(features, np.array(dataset.splits) == "test").value < 0.65
 
 
 def test_photos_from_elsewhere_are_told():
@@ -50,10 +50,10 @@ def test_photos_from_elsewhere_are_told():
 def test_more_photos_than_it_takes_are_not_looked_at(monkeypatch):
     dataset, features = drawn(60, 1.5, 0)
     monkeypatch.setattr(shift, "MOST", 20)
-    assert told_apart(features, np.array(dataset.splits) == "test").n == 40
+    assert domain_accuracy(features, np.array(dataset.splits) == "test").n == 40
 
 
 def test_where_there_is_nothing_to_compare_nothing_is_said():
     dataset, features = drawn(1, 1.5, 0)
-    assert told_apart(features, np.array([False, True])) is None
+    assert domain_accuracy(features, np.array([False, True])) is None
     assert split_shift(dataset, features) == []

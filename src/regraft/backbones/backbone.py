@@ -288,8 +288,8 @@ def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | N
         MissingExtra: The backbone has to be traced, and torch is not installed.
     """
     c = config
-    found = load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
-    return found.with_fit(c.fit)
+    backbone = load_backbone(c.backbone, c.weights, offline=c.offline, seed=c.seed, size=size, progress=progress)
+    return backbone.with_fit(c.fit)
 
 
 def traced() -> Iterator[Backbone]:

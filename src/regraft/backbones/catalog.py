@@ -16,7 +16,7 @@ from regraft.core.errors import BackboneError, MissingExtra, nearest
 DEFAULT = "tf_efficientnet_lite0"
 RANDOM = "random"  # in place of a weights file
 Library = Literal["timm", "torchvision", "regraft"]
-OWN = ("mobilenet_v1",)  # built by regraft itself
+BUILT_IN = ("mobilenet_v1",)  # built by regraft itself
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def resolve(name: str) -> Reference:
     prefix, _, rest = name.rpartition("/")
     if prefix not in ("", *get_args(Library)):
         raise BackboneError(f"Unknown library {prefix!r} in backbone {name!r}. Expected timm/NAME or torchvision/NAME.")
-    if prefix in ("", "regraft") and rest in OWN:
+    if prefix in ("", "regraft") and rest in BUILT_IN:
         return Reference("regraft", rest)
     architecture, _, tag = rest.partition(".")
     if prefix != "timm" and architecture in _torchvision_names():
@@ -142,8 +142,8 @@ def resolve(name: str) -> Reference:
             known = ", ".join(n for n in _timm_pretrained() if n.startswith(f"{architecture}.")) or "none"
             raise BackboneError(f"{architecture} of timm has no weights {tag!r}. Expected one of: {known}.")
         return Reference("timm", architecture, tag)
-    candidates = {"timm": _timm_names(), "torchvision": _torchvision_names(), "regraft": OWN}
-    names = candidates[prefix] if prefix else [*_timm_names(), *_torchvision_names(), *OWN]
+    candidates = {"timm": _timm_names(), "torchvision": _torchvision_names(), "regraft": BUILT_IN}
+    names = candidates[prefix] if prefix else [*_timm_names(), *_torchvision_names(), *BUILT_IN]
     hint = nearest(architecture, names) or " List them with: regraft backbones PATTERN."
     raise BackboneError(f"Unknown backbone {name!r}.{hint}")
 
@@ -154,7 +154,7 @@ def entries(pattern: str = "") -> Iterator[Entry]:
         timm_names = [f"timm/{name}" for name in _timm_names() if pattern in f"timm/{name}"]
         names = [n for n in _torchvision_names() if pattern in f"torchvision/{n}"] + timm_names
         names = [n.removeprefix("timm/") if n.removeprefix("timm/") in PACKAGED else n for n in names]
-        names += [name for name in OWN if pattern in f"regraft/{name}"]
+        names += [name for name in BUILT_IN if pattern in f"regraft/{name}"]
     else:
         names = list(SHORTLIST)
     for name in names:
@@ -191,8 +191,8 @@ def timm_file(pretrained_cfg: dict[str, Any]) -> Path | None:
 
     repository = pretrained_cfg.get("hf_hub_id")
     for file in ("model.safetensors", "pytorch_model.bin"):
-        if repository and isinstance(found := try_to_load_from_cache(repository, file), str):
-            return Path(found)
+        if repository and isinstance(cached := try_to_load_from_cache(repository, file), str):
+            return Path(cached)
     url = pretrained_cfg.get("url") or ""
     downloaded = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     return downloaded if url and downloaded.is_file() else None

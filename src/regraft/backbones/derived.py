@@ -68,11 +68,11 @@ def _derived(backbone: Backbone, kind: str, build: Callable[[Path], tuple[bytes,
         return Backbone(place, kept).with_preprocessing(backbone.preprocessing)
     graphs = writable_cache("graphs", progress)
     data, num_features = build(backbone.graph)
-    own = backbone.with_grey_bits(None)  # the cache knows no photos
+    plain = backbone.with_grey_bits(None)  # the cache knows no photos
     with published(graphs / key, replace_any) as folder:
         write_atomic(folder / "features.onnx", data)
         shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
-        info = {**own.info, "num_features": num_features, kind: True, "heads": {"head": []}, "config": {}}
+        info = {**plain.info, "num_features": num_features, kind: True, "heads": {"head": []}, "config": {}}
         info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
         write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
     return Backbone(graphs / key, info).with_preprocessing(backbone.preprocessing)

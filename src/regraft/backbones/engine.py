@@ -113,12 +113,12 @@ class _Compiled:
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Return outputs by name of one photo `(1, H, W, 3)` uint8, by requests that no other thread uses meanwhile."""
         requests = self._requests()
-        found: dict[str, np.ndarray] = {}
+        outputs: dict[str, np.ndarray] = {}
         for part, request in zip(self._parts, requests, strict=True):
-            request.infer({0: found[self._between] if found else np.ascontiguousarray(image)})
-            found |= {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(part.outputs)}
+            request.infer({0: outputs[self._between] if outputs else np.ascontiguousarray(image)})
+            outputs |= {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(part.outputs)}
         self._free.append(requests)
-        return found
+        return outputs
 
     def natives(self) -> list[Any]:
         """Return everything here that OpenVINO made."""

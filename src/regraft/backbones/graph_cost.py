@@ -41,11 +41,11 @@ def check_cost(model: Any) -> None:
         if node.get_type_name() == "Constant":  # its numbers are in the file
             fixed.update(made)
             continue
-        own = _work(node, [sizes[key] for key in keys], [sizes[key] for key in made])
-        work += own
+        node_work = _work(node, [sizes[key] for key in keys], [sizes[key] for key in made])
+        work += node_work
         if keys and fixed.issuperset(keys):
             fixed.update(made)
-            folded += own
+            folded += node_work
         live |= {key: sizes[key] * value.element_type.size for key, value in made.items()}
         held += sum(live[key] for key in made)
         most = max(most, held)

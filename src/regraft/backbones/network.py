@@ -147,11 +147,11 @@ def find_heads(module: nn.Module, height: int, width: int) -> tuple[str, ...]:
     network: Any = unwrap(module)  # timm's contract is not typed
     if hasattr(network, "get_classifier"):
         heads = network.get_classifier()
-        found = list(heads) if isinstance(heads, (tuple, list)) else [heads]
+        layers = list(heads) if isinstance(heads, (tuple, list)) else [heads]
     else:
-        found = _linear_layers_in_order(network, height, width)[-1:]
+        layers = _linear_layers_in_order(network, height, width)[-1:]
     names = {id(layer): name for name, layer in network.named_modules()}
-    heads_found = tuple(names[id(layer)] for layer in found if isinstance(layer, (nn.Linear, nn.Conv2d)))
+    heads_found = tuple(names[id(layer)] for layer in layers if isinstance(layer, (nn.Linear, nn.Conv2d)))
     if not heads_found:
         raise BackboneError(f"{type(module).__name__} has no linear layer at its end. Choose another backbone.")
     return heads_found

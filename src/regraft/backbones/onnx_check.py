@@ -19,7 +19,7 @@ from regraft.backbones.onnx_wire import Message, WireError, read_model
 MAX_NODES = 20_000
 MAX_RUN = 400  # operators on single numbers in a row; to join 2,000 of them takes OpenVINO minutes
 MAX_SIDE = 4096  # of an image in pixels
-OWN_DOMAINS = ("", "ai.onnx")
+STANDARD_DOMAINS = ("", "ai.onnx")
 
 # ONNX's numbers for types: bytes of one value
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
@@ -102,7 +102,7 @@ def check_graph(data: bytes) -> Graph:
         raise GraphError(str(error)) from error
     graph = model.get("graph", {})
     versions = [one.get("version", 0) for one in model.get("opset_import", [])]
-    if any(one.get("domain", "") not in OWN_DOMAINS for one in model.get("opset_import", [])):
+    if any(one.get("domain", "") not in STANDARD_DOMAINS for one in model.get("opset_import", [])):
         raise GraphError("it needs operators that are not ONNX's own")
     nodes = graph.get("node", [])
     if not 0 < len(nodes) <= MAX_NODES:
@@ -131,13 +131,13 @@ def _head(nodes: list[Message], constants: dict[str, Tensor]) -> tuple[np.ndarra
 
 
 def _constants(graph: Message) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
     for one in graph.get("initializer", []):
         name = one.get("name", "")
-        if not name or name in found:
+        if not name or name in constants:
             raise GraphError(f"it has a constant without a name of its own: {name[:80]!r}")
-        found[name] = tensor(one)
-    return found
+        constants[name] = tensor(one)
+    return constants
 
 
 def tensor(message: Message) -> Tensor:
@@ -164,10 +164,10 @@ def tensor(message: Message) -> Tensor:
 
 
 def _named(values: list[Message]) -> dict[str, Message]:
-    found = {one.get("name", ""): one for one in values}
-    if len(found) != len(values) or "" in found:
+    by_name = {one.get("name", ""): one for one in values}
+    if len(by_name) != len(values) or "" in by_name:
         raise GraphError("its inputs or outputs lack names of their own")
-    return found
+    return by_name
 
 
 def _image_size(inputs: dict[str, Message], constants: dict[str, Tensor]) -> tuple[int, int]:
@@ -198,7 +198,7 @@ class _Walk:
     def add(self, node: Message) -> None:
         """Add one more node. Raises GraphError where it may not follow those before it."""
         kind, names = node.get("op_type", ""), node.get("input", [])
-        if kind not in OPERATORS or node.get("domain", "") not in OWN_DOMAINS:
+        if kind not in OPERATORS or node.get("domain", "") not in STANDARD_DOMAINS:
             raise GraphError(f"operator {kind[:80]!r} is not allowed")
         least, most = OPERATORS[kind]
         if not least <= len(names) <= most or not all(names[:least]) or not any(node.get("output", [])):
@@ -212,8 +212,8 @@ class _Walk:
         if again := [name for name in outputs if name in self.small]:
             raise GraphError(f"{again[0][:80]!r} is computed twice")
         given = [self.small[name] for name in names if name]
-        found = _of_attributes(node) if kind == "Constant" else of_node(kind, given, node)
-        self.small.update(dict.fromkeys(outputs, found))
+        values = _of_attributes(node) if kind == "Constant" else of_node(kind, given, node)
+        self.small.update(dict.fromkeys(outputs, values))
         run = max((self.run.get(name, 0) for name in names), default=0) + (kind not in MOVING)
         self.run.update(dict.fromkeys(outputs, 0 if kind in ENDING else run))
         if run > MAX_RUN:

@@ -72,8 +72,8 @@ def of_node(kind: str, given: list[Small | None], node: Message) -> Small | None
     rule = _changed if kind == "Cast" and not _is_exact(node) else RULES.get(kind)
     if rule is None or not known or len(known) != len(given):
         return None
-    found = rule(known)
-    return found if found is not None and 0 <= found.count <= SMALL and found.rank <= MAX_RANK else None
+    value = rule(known)
+    return value if value is not None and 0 <= value.count <= SMALL and value.rank <= MAX_RANK else None
 
 
 def _shape(of: Small | None, node: Message) -> Small:
@@ -148,9 +148,9 @@ def _elementwise(bounds: Callable[[Range, Range], Range] | None = None) -> Rule:
         sides = [one.side for one in given if one.side is not None]
         side = max(sides) if len(sides) == len(given) else None
         ranges = [one.range for one in given if one.range]
-        found = bounds(*ranges) if bounds and len(ranges) == len(given) == 2 else None
-        found = found if found and found[0] > -LARGEST and found[1] < LARGEST else None
-        return Small(count, rank, side, found, int(found[1]) if found and count == 1 else None)
+        limits = bounds(*ranges) if bounds and len(ranges) == len(given) == 2 else None
+        limits = limits if limits and limits[0] > -LARGEST and limits[1] < LARGEST else None
+        return Small(count, rank, side, limits, int(limits[1]) if limits and count == 1 else None)
 
     return rule
 

@@ -141,23 +141,23 @@ class _Reader:
         """Read the message that lies between two positions. Raises WireError."""
         if depth > MAX_DEPTH:
             raise WireError("it is nested too deep")
-        fields, found = _FIELDS[kind], {}
+        fields, message_fields = _FIELDS[kind], {}
         while position < end:
             tag, position = self.varint(position, end)
             field = fields.get(tag)
             if field is None:
                 raise WireError(_unknown(kind, tag))
             name, what, many = field
-            if not many and name in found:
+            if not many and name in message_fields:
                 raise WireError(f"it gives {kind}.{name} twice")
             value, position = self.value(position, end, what, depth)
             if not many:
-                found[name] = value
+                message_fields[name] = value
             elif what in _PACKED:
-                found.setdefault(name, []).extend(value)
+                message_fields.setdefault(name, []).extend(value)
             else:
-                found.setdefault(name, []).append(value)
-        return found
+                message_fields.setdefault(name, []).append(value)
+        return message_fields
 
     def value(self, position: int, end: int, what: int | str, depth: int) -> tuple[Any, int]:
         """Read what lies at a position; return it and the position behind it. Raises WireError."""
@@ -185,12 +185,12 @@ class _Reader:
                 raise WireError("a list of numbers is cut off")
             self.count(count)
             return list(struct.unpack_from(f"<{count}{code}", self.data, position))
-        found = []
+        numbers = []
         while position < end:
             self.count(1)
             value, position = self.varint(position, end)
-            found.append(_signed(value))
-        return found
+            numbers.append(_signed(value))
+        return numbers
 
     def count(self, number: int) -> None:
         """Count so many more values. Raises WireError for too many."""

@@ -96,11 +96,11 @@ def front_engine(division: SplitNetwork) -> Engine | None:
         with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
             export(graph, images, Path(folder) / "front.onnx")
             engine = Engine((Path(folder) / "front.onnx").read_bytes(), "bf16" if has_bf16() else "f32")
-        found = engine(images)["features"]
+        features = engine(images)["features"]
     except Exception:  # exporters and engines raise errors of every kind
         return None
     allowed = ENGINE_SAME[engine.precision] * float(np.abs(expected).max())
-    is_same = found.shape == expected.shape and bool((np.abs(found - expected) <= allowed).all())
+    is_same = features.shape == expected.shape and bool((np.abs(features - expected) <= allowed).all())
     return engine if is_same else None
 
 
@@ -173,9 +173,9 @@ def _is_whole(division: SplitNetwork, learning: list[str], images: Tensor) -> bo
     with torch.inference_mode():
         expected = cast(Tensor, division.whole.module(images))
         activations = division.before(images)
-        found = cast(Tensor, division.rest.module(activations))
+        answer = cast(Tensor, division.rest.module(activations))
     has_all = set(learning) <= {name for name, _ in division.rest.module.named_parameters()}
-    close = torch.allclose(found, expected, rtol=0, atol=SAME * float(expected.abs().max()))
+    close = torch.allclose(answer, expected, rtol=0, atol=SAME * float(expected.abs().max()))
     return has_all and close and activations.ndim == 4
 
 

@@ -118,23 +118,23 @@ def load_into(network: nn.Module, state: StateDict, heads: Iterable[str], source
     Raises:
         WeightsError: Less than MIN_LOADED of the backbone's tensors fit, or a value is not finite.
     """
-    own = network.state_dict()
-    state = without_prefix(state, own)
+    expected = network.state_dict()
+    state = without_prefix(state, expected)
     in_head = tuple(f"{head}." for head in heads)
-    same = [name for name, value in state.items() if name in own and own[name].shape == value.shape]
-    fits = {name: state[name].to(own[name].dtype) for name in same}
+    same = [name for name, value in state.items() if name in expected and expected[name].shape == value.shape]
+    fits = {name: state[name].to(expected[name].dtype) for name in same}
     report = Loaded(
         num_loaded=len(fits),
-        num_tensors=len(own),
-        missing=tuple(f"{name} {_shape(own[name])}" for name in own.keys() - state.keys() if _counts(name)),
-        unexpected=tuple(f"{name} {_shape(state[name])}" for name in state.keys() - own.keys()),
+        num_tensors=len(expected),
+        missing=tuple(f"{name} {_shape(expected[name])}" for name in expected.keys() - state.keys() if _counts(name)),
+        unexpected=tuple(f"{name} {_shape(state[name])}" for name in state.keys() - expected.keys()),
         mismatched=tuple(
-            f"{name} {_shape(state[name])} for {_shape(own[name])}"
-            for name in own.keys() & state.keys()
-            if own[name].shape != state[name].shape
+            f"{name} {_shape(state[name])} for {_shape(expected[name])}"
+            for name in expected.keys() & state.keys()
+            if expected[name].shape != state[name].shape
         ),
     )
-    backbone = [name for name in own if not name.startswith(in_head) and _counts(name)]
+    backbone = [name for name in expected if not name.startswith(in_head) and _counts(name)]
     if sum(name in fits for name in backbone) < MIN_LOADED * len(backbone):
         raise WeightsError(
             f"{source} was made for another network: {report}. "
@@ -157,10 +157,10 @@ def in_order(state: StateDict, network: nn.Module, source: str) -> StateDict:
     Raises:
         WeightsError: The number of tensors or a shape differs.
     """
-    own = network.state_dict()
-    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
+    expected = network.state_dict()
+    if [value.shape for value in state.values()] != [value.shape for value in expected.values()]:
         raise WeightsError(f"{source} does not fit: its tensors differ in number or shape from the network's.")
-    return dict(zip(own, state.values(), strict=True))
+    return dict(zip(expected, state.values(), strict=True))
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -221,8 +221,8 @@ class Bundle:
         Raises:
             DataError: It cannot be read, or is none of these.
         """
-        said = self.engine(self.to_input(photo)[np.newaxis])
-        return self.to_prediction(said["logits"][0], float(said["novelty"][0]) if "novelty" in said else None)
+        outputs = self.engine(self.to_input(photo)[np.newaxis])
+        return self.to_prediction(outputs["logits"][0], float(outputs["novelty"][0]) if "novelty" in outputs else None)
 
     def to_input(self, photo: Photo) -> np.ndarray:
         """Convert a photo, as `predict` takes it, to `(H, W, 3)` uint8 as the graph takes it.

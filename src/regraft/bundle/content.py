@@ -52,8 +52,8 @@ class Content:
 
 def _from_pickle(manifest: bytes, graph: bytes) -> Content:
     place = Path("the pickled bundle")
-    found = _manifest(place / MANIFEST, manifest)
-    return _agreeing(place, Content(found, _graph(place / "model.onnx", graph, found["sha256"])), None)
+    content = _manifest(place / MANIFEST, manifest)
+    return _agreeing(place, Content(content, _graph(place / "model.onnx", graph, content["sha256"])), None)
 
 
 def read_content(folder: Path, expected_sha256: str | None = None) -> Content:
@@ -195,10 +195,12 @@ def _refuse_other_files(folder: Path) -> None:
         )
 
 
-def _same(path: Path, found: str, hashes: dict[str, str]) -> None:
+def _same(path: Path, actual: str, hashes: dict[str, str]) -> None:
     expected = hashes.get(path.name)
-    if found != expected:
-        raise BundleError(f"{path} is damaged: expected sha256 {str(expected)[:12]}..., got {found[:12]}.... {RESTORE}")
+    if actual != expected:
+        raise BundleError(
+            f"{path} is damaged: expected sha256 {str(expected)[:12]}..., got {actual[:12]}.... {RESTORE}"
+        )
 
 
 def _read(path: Path, most: int) -> bytes:

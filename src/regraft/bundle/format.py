@@ -233,21 +233,21 @@ def parse_manifest(data: bytes) -> dict[str, Any]:
         ValueError: It is no manifest, or contradicts itself; the message says how.
     """
     try:
-        found = json.loads(data.decode("utf-8"))
-        if not isinstance(found, dict) or "format" not in found:
+        manifest = json.loads(data.decode("utf-8"))
+        if not isinstance(manifest, dict) or "format" not in manifest:
             raise ValueError
     except (ValueError, RecursionError) as error:
         raise ValueError("it cannot be read as JSON of a bundle") from error
-    version = found["format"]
+    version = manifest["format"]
     if type(version) is not int or version not in READABLE:
         raise FormatError(version)
     try:
-        _check_schema(found)
-        if version > 1 and found.get(SEAL) != manifest_sha256(found):
+        _check_schema(manifest)
+        if version > 1 and manifest.get(SEAL) != manifest_sha256(manifest):
             raise ValueError("its seal does not match, so something in it was changed after it was written")
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    return found
+    return manifest
 
 
 class FormatError(ValueError):
@@ -262,14 +262,14 @@ class FormatError(ValueError):
         self.version = version
 
 
-def _check_schema(found: dict[str, Any]) -> None:
+def _check_schema(values: dict[str, Any]) -> None:
     """Raise ValueError for what does not fit, or where two parts do not say the same."""
-    manifest = _converted(found, Manifest, "")
+    manifest = _converted(values, Manifest, "")
     if manifest.thresholds:
         _converted(manifest.thresholds, Thresholds, "thresholds")
     metrics = _converted(manifest.metrics, Metrics, "metrics") if manifest.metrics else None
     try:
-        Preprocessing.from_json(found["preprocessing"])
+        Preprocessing.from_json(values["preprocessing"])
     except ValueError as error:
         raise ValueError(f"its preprocessing is wrong: {error}") from error
     num_classes = len(manifest.classes)

@@ -57,13 +57,13 @@ def _summands(parts: tuple[Pooled, ...], outputs: dict[str, np.ndarray], weight:
     height, width = min(m.shape[1:] for m in maps)
     heat, start = np.zeros((height, width), np.float32), 0
     for part, values in zip(parts, maps, strict=True):
-        own = weight[start : start + part.num_features]
+        part_weight = weight[start : start + part.num_features]
         start += part.num_features
         _, h, w = values.shape
         flat = values.reshape(len(values), h * w)
-        added = own @ flat / (h * w) if part.kind == "mean" else np.zeros(h * w, np.float32)
+        added = part_weight @ flat / (h * w) if part.kind == "mean" else np.zeros(h * w, np.float32)
         if part.kind == "max":
-            np.add.at(added, flat.argmax(axis=1), own * flat.max(axis=1))
+            np.add.at(added, flat.argmax(axis=1), part_weight * flat.max(axis=1))
         rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
         np.add.at(heat, (rows[:, np.newaxis], columns), added.reshape(h, w))
     return heat

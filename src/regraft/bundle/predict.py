@@ -16,7 +16,7 @@ from regraft.data.scan import map_photos
 from regraft.data.sources import is_photo_file, is_source, members, refused
 from regraft.data.video_frames import frames_of, is_video
 
-SAID = 20  # members of an archive that are not read, and named
+MAX_NAMED = 20  # members of an archive that are not read, and named
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _files(places: list[Path], follow_links: bool, every_s: float | None, progre
             yield source
         elif source.is_file() and is_source(source):
             yield from (source / name for name in sorted(members(source), key=natural_key))
-            for name, reason in list(refused(source).items())[:SAID]:
+            for name, reason in list(refused(source).items())[:MAX_NAMED]:
                 progress.say(f"not read: {name} in {source}: {reason}")
         elif source.is_dir():
             walk = _Walk(follow_links)
@@ -176,8 +176,8 @@ class _Walk:
         if path.is_symlink() and not self.follow_links:
             self.unfollowed.append(str(path))
             return False
-        known, own = len(self.walked), identity_of(path)
-        self.walked.add(own)
+        known, identity = len(self.walked), identity_of(path)
+        self.walked.add(identity)
         return len(self.walked) > known
 
     def notes(self, folder: Path) -> list[str]:

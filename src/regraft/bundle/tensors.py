@@ -60,16 +60,16 @@ def read_tensors(file: BinaryIO, size: int, wanted: tuple[str, ...], digest: Any
             raise TensorError(f"there is no tensor {name[:80]!r}")
         if entries[name].dtype != "F32":
             raise TensorError(f"{name[:80]!r} is of type {entries[name].dtype}, expected F32")
-    found = {name: bytearray(entries[name].num_bytes) for name in wanted}
+    buffers = {name: bytearray(entries[name].num_bytes) for name in wanted}
     position = 0
     while block := file.read(BLOCK_BYTES):
         digest.update(block)
-        for name, into in found.items():
+        for name, into in buffers.items():
             _copy(block, position, into, entries[name].data_offsets[0])
         position += len(block)
     if position != size - start:
         raise TensorError(f"it ends after {start + position} of {size} bytes")
-    return [np.frombuffer(bytes(found[name]), "<f4").reshape(entries[name].shape) for name in wanted]
+    return [np.frombuffer(bytes(buffers[name]), "<f4").reshape(entries[name].shape) for name in wanted]
 
 
 def _copy(block: bytes, position: int, into: bytearray, begin: int) -> None:

@@ -57,12 +57,12 @@ def vote(bundle: Bundle, answers: Iterable[Answer], by: str) -> list[GroupAnswer
     Raises:
         ConfigError: It is no regular expression, or finds nothing in any path.
     """
-    pattern, groups, found = compiled(by), dict[str, list[Answer]](), False
+    pattern, groups, is_any_matched = compiled(by), dict[str, list[Answer]](), False
     for one in answers:
         match = pattern.search(one.path)
-        found |= match is not None
+        is_any_matched |= match is not None
         groups.setdefault((match[pattern.groups and 1] or "") if match else one.path, []).append(one)
-    if groups and not found:
+    if groups and not is_any_matched:
         raise ConfigError(f"--vote-by {by!r} finds nothing in any path, such as {next(iter(groups))!r}.")
     return [_voted(bundle, name, members) for name, members in groups.items()]
 
@@ -80,14 +80,14 @@ def compiled(by: str) -> re.Pattern[str]:
 
 
 def _voted(bundle: Bundle, name: str, members: list[Answer]) -> GroupAnswer:
-    said = [one.prediction for one in members if one.prediction]
+    predictions = [one.prediction for one in members if one.prediction]
     paths = tuple(one.path for one in members if one.prediction)
-    if not said:
+    if not predictions:
         return GroupAnswer(name, (), None, len(members), members[0].error)
-    shares = np.array([[one.probabilities[c] for c in bundle.classes] for one in said])
+    shares = np.array([[one.probabilities[c] for c in bundle.classes] for one in predictions])
     means = np.log(np.maximum(shares, LEAST)).mean(axis=0)
-    novelties = [one.novelty for one in said if one.novelty is not None]
+    novelties = [one.novelty for one in predictions if one.novelty is not None]
     novelty = float(np.median(novelties)) if novelties else None
     logits = (means * bundle.manifest["temperature"]).astype(np.float64)  # `to_prediction` divides by it
-    prediction = said[0] if len(said) == 1 else bundle.to_prediction(logits, novelty)
-    return GroupAnswer(name, paths, prediction, len(members) - len(said), None)
+    prediction = predictions[0] if len(predictions) == 1 else bundle.to_prediction(logits, novelty)
+    return GroupAnswer(name, paths, prediction, len(members) - len(predictions), None)

@@ -15,7 +15,7 @@ from regraft.bundle.model_card import card
 from regraft.core.files import json_bytes, sha256_file, write_atomic
 from regraft.core.runtime import environment
 from regraft.data.transforms import Preprocessing
-from regraft.models.ood import LEAST, FamiliarRegion
+from regraft.models.ood import LEAST, OodDetector
 
 OTHER_SIZES = ("test_input_size", "test_crop_pct", "min_input_size", "pool_size")  # of what timm states of a network
 
@@ -26,7 +26,7 @@ def write_model(
     weight: np.ndarray,
     bias: np.ndarray,
     classes: tuple[str, ...],
-    known: FamiliarRegion | None = None,
+    ood: OodDetector | None = None,
 ) -> None:
     """Write model.onnx, model.safetensors and config.json.
 
@@ -36,10 +36,10 @@ def write_model(
         weight: `(C, D)` float32.
         bias: `(C,)` float32.
         classes: Names of the C classes.
-        known: Where the features of the photos that were learned from lie; None for a model that cannot say what is
+        ood: Where the features of the photos that were learned from lie; None for a model that cannot say what is
             unlike them.
     """
-    write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes, known))
+    write_atomic(folder / "model.onnx", _with_head(backbone, weight, bias, classes, ood))
     write_atomic(folder / "model.safetensors", _weights(backbone, weight, bias))
     config = {**_library_config(backbone), "num_classes": len(classes), "label_names": list(classes)}
     write_atomic(folder / "config.json", json_bytes(config))
@@ -102,7 +102,7 @@ def _library_config(backbone: Backbone) -> dict[str, Any]:
     if "pretrained_cfg" not in config:
         return dict(config)
     stated = {key: value for key, value in config["pretrained_cfg"].items() if key not in OTHER_SIZES}
-    own = {
+    actual = {
         "input_size": (3, p.height, p.width),
         "interpolation": p.interpolation,
         "crop_pct": _crop_pct(p, float(stated.get("crop_pct") or 1.0)),
@@ -110,7 +110,7 @@ def _library_config(backbone: Backbone) -> dict[str, Any]:
         "mean": p.mean,
         "std": p.std,
     }
-    return {**config, "pretrained_cfg": {**stated, **own}}
+    return {**config, "pretrained_cfg": {**stated, **actual}}
 
 
 def _crop_pct(p: Preprocessing, stated: float) -> float:
@@ -126,7 +126,7 @@ def _crop_pct(p: Preprocessing, stated: float) -> float:
 
 
 def _with_head(
-    backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...], known: FamiliarRegion | None
+    backbone: Backbone, weight: np.ndarray, bias: np.ndarray, classes: tuple[str, ...], ood: OodDetector | None
 ) -> bytes:
     model = onnx.load(str(backbone.graph))
     graph = model.graph
@@ -135,21 +135,21 @@ def _with_head(
     )
     graph.node.append(helper.make_node("Gemm", ["features", "head.weight", "head.bias"], ["logits"], transB=1))
     graph.output.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", len(weight)]))
-    if known is not None:
-        _add_novelty(graph, known)
+    if ood is not None:
+        _add_novelty(graph, ood)
     helper.set_model_props(model, {"classes": json.dumps(list(classes))})
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _add_novelty(graph: Any, known: FamiliarRegion) -> None:
-    """Add `FamiliarRegion.novelty` as an output `(B,)`, in operators that every version of ONNX writes alike."""
+def _add_novelty(graph: Any, ood: OodDetector) -> None:
+    """Add `OodDetector.novelty` as an output `(B,)`, in operators that every version of ONNX writes alike."""
     constants = {
-        "ones": np.ones((len(known.mean), 1), np.float32),
+        "ones": np.ones((len(ood.mean), 1), np.float32),
         "least": np.array([LEAST], np.float32),
-        "mean": known.mean,
-        "axes": known.axes,
-        "columns": np.ascontiguousarray(known.axes.T),
-        "limit": np.array([known.limit], np.float32),
+        "mean": ood.mean,
+        "axes": ood.axes,
+        "columns": np.ascontiguousarray(ood.axes.T),
+        "limit": np.array([ood.limit], np.float32),
         "row": np.array([-1], np.int64),
     }
     steps = (
@@ -168,10 +168,10 @@ def _add_novelty(graph: Any, known: FamiliarRegion) -> None:
         ("Div", "distance", "limit", "column"),
         ("Reshape", "column", "row", "novelty"),
     )
-    own = {"features", "novelty"}
+    given = {"features", "novelty"}
     graph.initializer.extend(numpy_helper.from_array(value, f"novelty/{name}") for name, value in constants.items())
     for kind, *inputs, output in steps:
-        names = [name if name in own else f"novelty/{name}" for name in (*filter(None, inputs), output)]
+        names = [name if name in given else f"novelty/{name}" for name in (*filter(None, inputs), output)]
         graph.node.append(helper.make_node(kind, names[:-1], names[-1:]))
     graph.output.append(helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["B"]))
 

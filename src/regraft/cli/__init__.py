@@ -41,23 +41,23 @@ def _run(debug: bool) -> int:
     except RegraftError as error:
         if debug:
             raise
-        return _told(f"error: {error}", 1)
+        return _report(f"error: {error}", 1)
     except click.ClickException as error:
         with suppress(OSError):
             error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         signum = getattr(error, "signum", getattr(error.__cause__, "signum", 2))
-        return _told("interrupted: the same command goes on from here", 128 + signum)
+        return _report("interrupted: the same command goes on from here", 128 + signum)
     except Exception as error:
         if isinstance(error, OSError) and streams.is_of_stdout(error):
             return streams.lost(error)
         if debug or not is_lack_of_memory(error):
             raise
-        return _told(f"error: {too_little(f'This cannot be done ({type(error).__name__})')}", 1)
+        return _report(f"error: {too_little(f'This cannot be done ({type(error).__name__})')}", 1)
 
 
-def _told(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     talk(message)
     return code
 

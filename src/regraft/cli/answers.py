@@ -11,9 +11,9 @@ from regraft.core.progress import Progress, printable, talk
 from regraft.options import (
     with_answers,
     with_coverage,
+    with_inference,
     with_json,
     with_network,
-    with_promises,
     with_settings,
 )
 from regraft.reporting import terminal
@@ -24,7 +24,7 @@ from regraft.reporting import terminal
 @click.argument("photos", nargs=-1, metavar="IMAGE_OR_DIR...")
 @with_answers
 @with_settings("follow_links", "every_s")
-@with_promises
+@with_inference
 @with_coverage
 @with_json
 def predict(bundle: str | None, photos: tuple[str, ...], undo: str | None, as_json: bool, **options: Any) -> None:
@@ -53,29 +53,29 @@ def predict(bundle: str | None, photos: tuple[str, ...], undo: str | None, as_js
         return
     if bundle is None or not photos:
         raise click.UsageError("Missing a model and photos: expected regraft predict BUNDLE IMAGE_OR_DIR...")
-    progress, tally = Progress(), command.Tally()
+    progress, counts = Progress(), command.AnswerCounts()
     loaded = load(bundle, **{name: options.pop(name) for name in ("precision", "max_error", "coverage")})
     reading = {name: options.pop(name) for name in ("follow_links", "every_s")}
     options["format"] = options["format"] or ("jsonl" if as_json else None)
     asked = command.wanted(loaded, photos, **options)
     if asked.sort is not None:
         loaded = command.that_can_be_unsure(loaded, progress)
-    found = command.judged(loaded, photos, asked, tally, **reading, progress=progress)
+    answers = command.answer_records(loaded, photos, asked, counts, **reading, progress=progress)
     if asked.out is not None:
-        print(f"answers  {printable(str(command.write_answers(loaded, found, asked)))}")
+        print(f"answers  {printable(str(command.write_answers(loaded, answers, asked)))}")
     elif asked.format == "text":
-        _print_answers(found, photos, is_quiet=asked.sort is not None)
+        _print_answers(answers, photos, is_quiet=asked.sort is not None)
     else:
-        terminal.print_lines(command.lines_of(loaded, found, asked))
+        terminal.print_lines(command.lines_of(loaded, answers, asked))
     if asked.sort is not None and (asked.format == "text" or asked.out is not None):
-        terminal.print_sorted(asked.sort, tally.folders)
-    if tally.num_failed:
-        fail(f"error: {tally.num_failed} of the photos could not be read; the others are above.", 1)
+        terminal.print_sorted(asked.sort, counts.folders)
+    if counts.num_failed:
+        fail(f"error: {counts.num_failed} of the photos could not be read; the others are above.", 1)
 
 
-def _print_answers(found: Iterable[Any], photos: tuple[str, ...], *, is_quiet: bool) -> None:
+def _print_answers(answers: Iterable[Any], photos: tuple[str, ...], *, is_quiet: bool) -> None:
     """Print answers as they come, and with bars that of a photo that was named alone; what failed goes to stderr."""
-    for one in found:
+    for one in answers:
         if one.prediction is None:
             talk(one.answer.error)
         elif not is_quiet:
@@ -124,19 +124,19 @@ def embed(photos: tuple[str, ...], out: str, bundle: str | None, as_json: bool, 
     command.check_output(Path(out))
     reading = {name: how.pop(name) for name in ("follow_links", "every_s")}
     model, config = load(bundle) if bundle else None, TrainConfig(**how)
-    found = command.embed(photos, bundle=model, config=config, **reading, progress=Progress())
-    files = command.write_embeddings(found, Path(out))
-    n, d = found.x.shape
+    embeddings = command.embed(photos, bundle=model, config=config, **reading, progress=Progress())
+    files = command.write_embeddings(embeddings, Path(out))
+    n, d = embeddings.x.shape
     if as_json:
-        failed = [{"path": path, "error": reason} for path, reason in found.failures]
-        facts = {"photos": n, "features": d, "network": found.network, "failed": failed}
+        failed = [{"path": path, "error": reason} for path, reason in embeddings.failures]
+        facts = {"photos": n, "features": d, "network": embeddings.network, "failed": failed}
         terminal.print_json({"files": [str(path) for path in files], **facts})
     else:
-        print(printable(f"{n} photos, {d} features each, by {found.network}: {', '.join(map(str, files))}"))
-    for path, reason in found.failures:
+        print(printable(f"{n} photos, {d} features each, by {embeddings.network}: {', '.join(map(str, files))}"))
+    for path, reason in embeddings.failures:
         talk(f"{path}: {reason}")
-    if found.failures:
-        fail(f"error: {len(found.failures)} of the photos could not be read; they have no row.", 1)
+    if embeddings.failures:
+        fail(f"error: {len(embeddings.failures)} of the photos could not be read; they have no row.", 1)
 
 
 @click.command()
@@ -169,23 +169,23 @@ def similar(
         refuse_foreign(Path(html))
     reading, progress = {name: how.pop(name) for name in ("follow_links", "every_s")}, Progress()
     model, config = load(bundle) if bundle else None, TrainConfig(**how)
-    own = command.embed([photo], bundle=model, config=config, progress=progress)
+    query = command.embed([photo], bundle=model, config=config, progress=progress)
     others = command.embed(photos, bundle=model, config=config, **reading, progress=progress)
-    found = command.similar(own, others, top)
+    neighbours = command.similar(query, others, top)
     if as_json:
-        terminal.print_json([vars(one) for one in found])
-    for one in () if as_json else found:
+        terminal.print_json([vars(one) for one in neighbours])
+    for one in () if as_json else neighbours:
         same = "  the same file again" if one.is_same else ""
         print(printable(f"{one.similarity:.3f}  {terminal.bar(max(0.0, one.similarity))}  {one.path}{same}"))
     if html:
-        talk(f"page     {command.write_similar(photo, found, Path(html), own.network)}")
+        talk(f"page     {command.write_similar(photo, neighbours, Path(html), query.network)}")
 
 
 @click.command()
 @click.argument("bundle")
 @click.argument("folder", metavar="DIR")
 @with_settings("class_level", "follow_links", *READING)
-@with_promises
+@with_inference
 @with_json
 def evaluate(bundle: str, folder: str, as_json: bool, precision: Any, max_error: float | None, **reading: Any) -> None:
     """How good a model is on labelled photos: accuracy with interval, per class, and what it confuses.
@@ -210,9 +210,9 @@ def evaluate(bundle: str, folder: str, as_json: bool, precision: Any, max_error:
 @click.argument("bundle")
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--out", help="The HTML file.  [default: report.html beside the bundle]")
-@with_promises
+@with_inference
 @with_json
-def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **promises: Any) -> None:
+def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **inference: Any) -> None:
     """Everything to look at in one HTML file: accuracy, confusions and their photos, heat maps, curves, calibration.
 
     On the photos in DIR, or on those that the training kept for judging. The file needs nothing else and can be sent.
@@ -224,7 +224,7 @@ def report(bundle: str, folder: str | None, out: str | None, as_json: bool, **pr
     from regraft.bundle.bundle import load
     from regraft.commands.report import report as write_report
 
-    result = write_report(load(bundle, **promises), folder, out, progress=Progress())
+    result = write_report(load(bundle, **inference), folder, out, progress=Progress())
     if as_json:
         terminal.print_json({"report": str(result.path), **result.evaluation.to_json()})
         return

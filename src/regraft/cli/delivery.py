@@ -10,9 +10,9 @@ import click
 from regraft.core.progress import Progress, printable
 from regraft.options import (
     with_coverage,
+    with_inference,
     with_json,
     with_keeping,
-    with_promises,
 )
 from regraft.reporting import terminal
 
@@ -58,7 +58,7 @@ def export(bundle: str, kind: Any, out: str, photos: str | None, int8: bool, as_
 @click.option("--token", help="What requests have to bear; better in REGRAFT_TOKEN.")
 @click.option("--workers", default=-1, help="Processes.  [default: cores + 1]")
 @with_keeping
-@with_promises
+@with_inference
 @with_coverage
 def serve(
     bundle: str,

@@ -38,7 +38,7 @@ def backbones(pattern: str, rank: str | None, fit: Any, as_json: bool) -> None:
     if as_json:
         terminal.print_json([vars(row) for row in rows])
         return
-    where = {True: "on this machine", False: "to be fetched"} | dict.fromkeys(catalog.OWN, "give --weights")
+    where = {True: "on this machine", False: "to be fetched"} | dict.fromkeys(catalog.BUILT_IN, "give --weights")
     terminal.print_table(
         ("backbone", "parameters", "input", "licence", "weights"),
         [

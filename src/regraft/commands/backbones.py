@@ -13,7 +13,7 @@ from regraft.core.progress import Progress
 from regraft.core.statistics import Accuracy, accuracy
 from regraft.data.scan import scan
 from regraft.data.splits import folds_of
-from regraft.models.feature_search import Trial, feature_configs_of, larger, photos_per_s, richest, solved
+from regraft.models.feature_search import Trial, feature_configs_of, larger, photos_per_s, richest, run_trial
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,24 @@ def rank(folder: str | Path, config: TrainConfig, progress: Progress) -> list[Ra
     folds = folds_of(dataset, config.num_folds, config.seed)
     if not (folds >= 0).any():
         raise DataError(f"{folder} has one photo of each class. Expected two of some, to judge on one. Add some.")
-    found = []
+    ranked = []
     for name, backbone in _backbones(config, progress):
         for feature_config in feature_configs_of(backbone, richest(backbone, progress), dataset, progress):
-            found.append(
-                Ranked(name, solved(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
+            ranked.append(
+                Ranked(name, run_trial(feature_config, dataset, folds, progress), photos_per_s(feature_config.backbone))
             )
-            progress.say(f"  {name}, {found[-1].trial}")
-    return sorted(found, key=lambda one: one.trial.score.log_loss)
+            progress.say(f"  {name}, {ranked[-1].trial}")
+    return sorted(ranked, key=lambda one: one.trial.score.log_loss)
 
 
 def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, Backbone]]:
     """Yield the networks of installed packages, also at a larger size, and what the cache holds besides."""
     names = packaged_here()
     for name in names:
-        own = replace(config, backbone=name, weights=None, offline=True)
-        backbone = configured(own, progress)
+        settings = replace(config, backbone=name, weights=None, offline=True)
+        backbone = configured(settings, progress)
         yield name, backbone
-        if (updated := larger(backbone, own, progress)) is not None:
+        if (updated := larger(backbone, settings, progress)) is not None:
             yield name, updated
     for backbone in traced():
         if backbone.name.removeprefix("timm/") not in names:

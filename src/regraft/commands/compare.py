@@ -92,7 +92,7 @@ def compare(
         runs[name] = train_run(folder, out / _folder_of(name), one, Progress(progress.quiet))
     evaluations = {name: run.evaluation for name, run in runs.items() if run.evaluation is not None}
     page = out / COMPARED if evaluations else None
-    comparison = Comparison(runs, pairs({name: one.right for name, one in evaluations.items()}), page)
+    comparison = Comparison(runs, pairs({name: one.correct for name, one in evaluations.items()}), page)
     if page is not None:
         write_output(out / FIGURES, json_bytes(comparison.to_json()))
         summaries = {name: run.summary for name, run in runs.items()}
@@ -117,7 +117,7 @@ def side_by_side(models: Mapping[str, Bundle], folder: str | Path, *, progress: 
     if not models:
         raise ConfigError("There are no models to put side by side. Expected one or more, by name.")
     evaluations = {name: evaluate(bundle, folder, progress=progress) for name, bundle in models.items()}
-    tested = pairs({name: one.right for name, one in evaluations.items()})
+    tested = pairs({name: one.correct for name, one in evaluations.items()})
     return SideBySide(evaluations, tested, {name: _made(bundle) for name, bundle in models.items()})
 
 
@@ -127,10 +127,10 @@ def _folder_of(name: str) -> str:
 
 def _configs(config: TrainConfig, modes: tuple[str, ...], backbones: tuple[str, ...]) -> dict[str, TrainConfig]:
     """Return a training's settings for each mode and backbone, by name."""
-    own = {mode: _in_mode(config, mode) for mode in modes}
+    by_mode = {mode: _in_mode(config, mode) for mode in modes}
     if not backbones:
-        return own
-    return {f"{mode} {b}": replace(one, backbone=b, weights=None) for b in backbones for mode, one in own.items()}
+        return by_mode
+    return {f"{mode} {b}": replace(one, backbone=b, weights=None) for b in backbones for mode, one in by_mode.items()}
 
 
 def _in_mode(config: TrainConfig, mode: Any) -> TrainConfig:

@@ -150,10 +150,10 @@ def _check_same(dataset: Dataset, place: Path, progress: Progress) -> None:
         "splits. Write --format parquet or webdataset, or rename the classes."
     )
     try:
-        found = list_photos(place, min_classes=1, options=AS_FOUND, progress=progress)
+        written = list_photos(place, min_classes=1, options=AS_FOUND, progress=progress)
     except RegraftError as error:
         raise other from error
-    if _content(found) != _content(dataset):
+    if _content(written) != _content(dataset):
         raise other
 
 

@@ -59,7 +59,7 @@ def demo(folder: str | Path = "regraft-demo", *, data: str = "orchard", progress
     with progress.step("picture of the photos"):
         grid = save_picture(dataset_grid(dataset), folder / "photos.png")
     run = train_run(photos, folder / "run", TrainConfig(mode="frozen", offline=True), progress)
-    six = _spread(split(dataset).judged[1], 6)
+    six = _spread(split(dataset).eval_photos, 6)
     predictions = [(path, label, run.bundle.predict(path)) for path, label in six]
     picture = save_picture(prediction_grid(predictions), folder / "predictions.png")
     return Demo(photos, grid, run, picture)

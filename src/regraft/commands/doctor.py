@@ -58,11 +58,11 @@ def check_machine() -> list[Check]:
 
 
 def _versions() -> Iterator[Check]:
-    found = environment()
-    yield Check("python", f"{found['python']} on {found['machine']}")
+    versions = environment()
+    yield Check("python", f"{versions['python']} on {versions['machine']}")
     for name in PACKAGES:
-        if name in found:
-            yield Check(name, found[name])
+        if name in versions:
+            yield Check(name, versions[name])
 
 
 def _extras() -> Iterator[Check]:

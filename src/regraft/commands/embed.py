@@ -123,11 +123,11 @@ def _files(path: Path) -> tuple[Path, ...]:
     return (path, path.with_suffix(".paths.csv")) if path.suffix == ".npy" else (path,)
 
 
-def write_embeddings(found: Embeddings, path: Path) -> tuple[Path, ...]:
+def write_embeddings(embeddings: Embeddings, path: Path) -> tuple[Path, ...]:
     """Write features with the paths of their photos.
 
     Args:
-        found: The features.
+        embeddings: The features.
         path: `.npy` for an array `(N, D)` float32, with `.paths.csv` beside it, a line for each row; `.parquet` for
             columns path, sha256 and features; `.csv` for columns path, f0, f1, ...
 
@@ -140,39 +140,39 @@ def write_embeddings(found: Embeddings, path: Path) -> tuple[Path, ...]:
         MissingExtra: It is a Parquet file, and pyarrow is not installed.
     """
     check_output(path)
-    contents = {".npy": _npy, ".parquet": _parquet, ".csv": _csv}[path.suffix](found)
+    contents = {".npy": _npy, ".parquet": _parquet, ".csv": _csv}[path.suffix](embeddings)
     for place, content in zip(_files(path), contents, strict=True):
         write_output(place, content)
     return _files(path)
 
 
-def _npy(found: Embeddings) -> list[bytes]:
+def _npy(embeddings: Embeddings) -> list[bytes]:
     buffer = io.BytesIO()
-    np.save(buffer, found.x, allow_pickle=False)
-    return [buffer.getvalue(), csv_bytes(("path", "sha256"), zip(found.paths, found.hashes, strict=True))]
+    np.save(buffer, embeddings.x, allow_pickle=False)
+    return [buffer.getvalue(), csv_bytes(("path", "sha256"), zip(embeddings.paths, embeddings.hashes, strict=True))]
 
 
-def _csv(found: Embeddings) -> list[bytes]:
+def _csv(embeddings: Embeddings) -> list[bytes]:
     def quoted(text: str) -> str:
         cell = to_cell(text).replace('"', '""')
         return f'"{cell}"'
 
-    header = ",".join(["path", *(f"f{i}" for i in range(found.x.shape[1]))])
+    header = ",".join(["path", *(f"f{i}" for i in range(embeddings.x.shape[1]))])
     rows = (
         ",".join([quoted(path), *(f"{value:.9g}" for value in row)])  # nine digits are all of a float32
-        for path, row in zip(found.paths, found.x, strict=True)
+        for path, row in zip(embeddings.paths, embeddings.x, strict=True)
     )
     return ["".join(f"{line}\n" for line in (header, *rows)).encode()]
 
 
-def _parquet(found: Embeddings) -> list[bytes]:
+def _parquet(embeddings: Embeddings) -> list[bytes]:
     import pyarrow
     import pyarrow.parquet
 
-    features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(found.x.ravel()), found.x.shape[1])
-    paths = [path.encode(errors="backslashreplace").decode() for path in found.paths]
+    features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings.x.ravel()), embeddings.x.shape[1])
+    paths = [path.encode(errors="backslashreplace").decode() for path in embeddings.paths]
     sink = io.BytesIO()
-    table = pyarrow.table({"path": paths, "sha256": list(found.hashes), "features": features})
+    table = pyarrow.table({"path": paths, "sha256": list(embeddings.hashes), "features": features})
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     return [sink.getvalue()]
 
@@ -195,17 +195,17 @@ def similar(photo: Embeddings, among: Embeddings, count: int = 10) -> list[Neigh
         raise ConfigError(
             f"{len(photo.paths)} photos are named whose like is to be found. Expected one, such as {photo.paths[0]}."
         )
-    own = Path(photo.paths[0]).resolve()
+    query_path = Path(photo.paths[0]).resolve()
     query = _directions(photo.x[:1])[0]
     closeness = np.concatenate([block @ query for block in _blocks(among.x)])
-    found = []
+    neighbours = []
     for i in map(int, np.argsort(-closeness, kind="stable")):
-        if Path(among.paths[i]).resolve() != own:
+        if Path(among.paths[i]).resolve() != query_path:
             is_same = among.hashes[i] == photo.hashes[0]
-            found.append(Neighbour(among.paths[i], min(1.0, float(closeness[i])), is_same))
-        if len(found) == count:
+            neighbours.append(Neighbour(among.paths[i], min(1.0, float(closeness[i])), is_same))
+        if len(neighbours) == count:
             break
-    return found
+    return neighbours
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
@@ -218,12 +218,12 @@ def _directions(x: np.ndarray) -> np.ndarray:
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), LEAST))
 
 
-def write_similar(photo: str, found: Sequence[Neighbour], path: Path, network: str) -> Path:
+def write_similar(photo: str, neighbours: Sequence[Neighbour], path: Path, network: str) -> Path:
     """Write a page that shows a photo and those that look like it.
 
     Raises:
         OutputError: The file cannot be written, or something else is there, which stays.
     """
-    rows = [(one.path, one.similarity, one.is_same) for one in found]
+    rows = [(one.path, one.similarity, one.is_same) for one in neighbours]
     write_output(path, sealed(similar_html(photo, rows, network), ".html"))
     return path

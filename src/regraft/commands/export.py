@@ -20,7 +20,7 @@ from regraft.backbones.engine import Engine
 from regraft.bundle.bundle import Bundle
 from regraft.bundle.format import special_features
 from regraft.bundle.predict import find_photos
-from regraft.commands.report import judged_photos, learned_photos
+from regraft.commands.report import eval_photos, train_photos
 from regraft.core.errors import BundleError, DataError, ExportError
 from regraft.core.files import workspace
 from regraft.core.progress import QUIET, Progress
@@ -143,29 +143,22 @@ def export(
     place.check()
     paths, ranges = _photos(bundle, photos, progress, int8)
     with workspace(place.model.parent) as folder:
-        draft = folder / place.model.name
-        with progress.step(f"write {format}"):
-            _write(exact, format, draft, ranges)
-            text = script(format, bundle.preprocessing, bundle.classes)
-            draft.with_suffix(".py").write_bytes(place.program_of(text, folder))
+        draft = _draft(exact, place, folder, ranges, progress)
         began = time.monotonic()
-        tally = _proven(exact, format, draft, paths, progress)
-        if not tally.is_within(allowed):
-            raise ExportError(tally.refusal(f"int8 {format}" if int8 else format, allowed))
+        agreement = _proven(exact, format, draft, paths, allowed, progress)
         seconds, speedup = time.monotonic() - began, _speedup(exact, format, draft, ranges) if int8 else None
         place.check()
         for final in place.files[::-1]:  # the model last: where it is, all is
             _publish(folder / final.name, final)
-    names = place.files
     return Exported(
-        names,
+        place.files,
         format,
-        tally.num_photos,
-        tally.num_agree,
-        tally.num_ties,
-        tally.largest,
-        tally.total / tally.num_photos,
-        sum(path.stat().st_size for path in names[: len(SUFFIXES[format])]),
+        agreement.num_photos,
+        agreement.num_agree,
+        agreement.num_ties,
+        agreement.largest,
+        agreement.total / agreement.num_photos,
+        sum(path.stat().st_size for path in place.files[: len(SUFFIXES[format])]),
         seconds,
         "int8" if int8 else "f32",
         speedup,
@@ -178,12 +171,12 @@ def _photos(
     """Return photos for the proof, and for int8 inputs `(H, W, 3)` of others for its ranges. Raises DataError."""
     cure = "Give some with --photos DIR"
     if photos is None:
-        judged = _paths(judged_photos(bundle, progress, cure))
-        return judged, _ranges(bundle, _paths(learned_photos(bundle, progress, cure))) if int8 else []
-    found = list(find_photos([photos]))
-    if not found:
+        evaluated = _paths(eval_photos(bundle, progress, cure))
+        return evaluated, _ranges(bundle, _paths(train_photos(bundle, progress, cure))) if int8 else []
+    paths = list(find_photos([photos]))
+    if not paths:
         raise DataError(f"{photos} has no photos to prove the export on. Name a folder that has some.")
-    return (found[::2], _ranges(bundle, found[1::2])) if int8 else (found, [])
+    return (paths[::2], _ranges(bundle, paths[1::2])) if int8 else (paths, [])
 
 
 def _paths(dataset: Dataset) -> list[Path]:
@@ -192,13 +185,25 @@ def _paths(dataset: Dataset) -> list[Path]:
 
 def _ranges(bundle: Bundle, paths: list[Path]) -> list[np.ndarray]:
     """Return the inputs of some photos, evenly spread. Raises DataError where none can be read."""
-    found = []
+    inputs = []
     for path in paths[:: 1 + len(paths) // NUM_RANGES]:
         with suppress(DataError):
-            found.append(bundle.to_input(path))
-    if not found:
+            inputs.append(bundle.to_input(path))
+    if not inputs:
         raise DataError("No photo can be read that would show an int8 model its ranges. Name more with --photos DIR.")
-    return found
+    return inputs
+
+
+def _draft(
+    bundle: Bundle, place: ExportedFiles, folder: Path, ranges: Sequence[np.ndarray], progress: Progress
+) -> Path:
+    """Write the model and its program into `folder`, under the names that they will have; return the model."""
+    model = folder / place.model.name
+    with progress.step(f"write {place.format}"):
+        _write(bundle, place.format, model, ranges)
+        program = place.program_of(script(place.format, bundle.preprocessing, bundle.classes), folder)
+        model.with_suffix(".py").write_bytes(program)
+    return model
 
 
 def _write(bundle: Bundle, format: Format, path: Path, ranges: Sequence[np.ndarray] = ()) -> None:  # noqa: A002
@@ -263,14 +268,14 @@ class _Agreement:
     total: float = 0.0
     worst: str = ""
 
-    def add(self, paths: list[Path], expected: np.ndarray, said: np.ndarray) -> None:
+    def add(self, paths: list[Path], expected: np.ndarray, predicted: np.ndarray) -> None:
         """Count B more photos, from the probabilities `(B, C)` of the bundle and of the exported model."""
-        differences = np.abs(expected - said).max(axis=1)
-        if not np.isfinite(said).all() or differences.max() >= self.largest:
+        differences = np.abs(expected - predicted).max(axis=1)
+        if not np.isfinite(predicted).all() or differences.max() >= self.largest:
             self.largest, self.worst = float(differences.max()), str(paths[int(differences.argmax())])
         ranked = np.sort(expected, axis=1)
         is_tie = ranked[:, -1] - ranked[:, -2] < TIE
-        agrees = expected.argmax(axis=1) == said.argmax(axis=1)
+        agrees = expected.argmax(axis=1) == predicted.argmax(axis=1)
         self.num_photos, self.num_agree = self.num_photos + len(paths), self.num_agree + int(agrees.sum())
         self.num_ties += int((~agrees & is_tie).sum())
         self.total += float(differences.sum())
@@ -280,9 +285,10 @@ class _Agreement:
         agree = self.num_agree + self.num_ties >= allowed.agree * self.num_photos
         return agree and self.largest <= allowed.largest and self.total <= allowed.mean * self.num_photos
 
-    def refusal(self, name: str, allowed: ExportTolerance) -> str:
+    def refusal(self, format: Format, allowed: ExportTolerance) -> str:  # noqa: A002
         """Say in a sentence how the answers differ, and what to do."""
-        cure = "without --int8" if allowed is INT8 else "with another --format"
+        is_int8 = allowed is INT8
+        name, cure = (f"int8 {format}", "without --int8") if is_int8 else (format, "with another --format")
         return (
             f"The {name} model answers otherwise than the bundle: {self.num_agree} of {self.num_photos} labels agree, "
             f"probabilities differ by up to {self.largest:.1e}, on average {self.total / self.num_photos:.1e}, most on "
@@ -290,10 +296,20 @@ class _Agreement:
         )
 
 
-def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], progress: Progress) -> _Agreement:  # noqa: A002
-    """Compare the answers of the exported model, in a process of its own, with those of the bundle."""
-    tally = _Agreement()
-    judge = _independent(bundle, progress) if format == "openvino" else _own(bundle)
+def _proven(
+    bundle: Bundle,
+    format: Format,  # noqa: A002
+    model: Path,
+    paths: Sequence[Path],
+    allowed: ExportTolerance,
+    progress: Progress,
+) -> _Agreement:
+    """Compare the answers of the exported model, in a process of its own, with those of the bundle.
+
+    Raises ExportError where they differ by more than is allowed.
+    """
+    agreement = _Agreement()
+    reference = _reference(bundle, progress) if format == "openvino" else _bundle_probabilities(bundle)
     with (
         running(model.with_suffix(".py"), RUNTIMES[format][0]) as program,
         progress.step("prove", total=len(paths)) as advance,
@@ -301,13 +317,15 @@ def _proven(bundle: Bundle, format: Format, model: Path, paths: Sequence[Path], 
         _prove_reading(bundle, program, model.parent)
         for start in range(0, len(paths), BATCH):
             with on_disk(paths[start : start + BATCH], model.parent) as files:
-                some, images, said = _read_alike(bundle, program, files)
+                some, images, predicted = _read_alike(bundle, program, files)
             if some:
-                tally.add(some, judge(np.stack(images)), said)
+                agreement.add(some, reference(np.stack(images)), predicted)
             advance(len(some))
-    if tally.num_photos == 0:
+    if agreement.num_photos == 0:
         raise DataError(f"None of the {len(paths)} photos can be read. Name others with --photos DIR.")
-    return tally
+    if not agreement.is_within(allowed):
+        raise ExportError(agreement.refusal(format, allowed))
+    return agreement
 
 
 def _prove_reading(bundle: Bundle, program: RunningProgram, folder: Path) -> None:
@@ -330,19 +348,19 @@ def _read_alike(
             images.append(bundle.to_input(path))
             some.append(path)
     answers = program(some, predict=predict)
-    for path, image, found, error in zip(some, images, answers.inputs, answers.errors, strict=True):
-        if found is None:
+    for path, image, input_digest, error in zip(some, images, answers.inputs, answers.errors, strict=True):
+        if input_digest is None:
             raise ExportError(f"The exported program cannot read {path}, as the bundle can: {error}. {NOTHING}")
-        if found != digest(image):
+        if input_digest != digest(image):
             raise ExportError(f"The exported program reads {path} otherwise than the bundle. {NOTHING}")
     return some, images, answers.probabilities
 
 
-def _own(bundle: Bundle) -> Any:
+def _bundle_probabilities(bundle: Bundle) -> Any:
     return lambda images: bundle.probabilities(bundle.engine(images)["logits"])
 
 
-def _independent(bundle: Bundle, progress: Progress) -> Any:
+def _reference(bundle: Bundle, progress: Progress) -> Any:
     """Run the bundle's own graph in ONNX Runtime, where the exported model runs in OpenVINO, as the bundle itself does.
 
     Without ONNX Runtime, OpenVINO runs that graph too, which proves the exported file but not the runtime.
@@ -353,7 +371,7 @@ def _independent(bundle: Bundle, progress: Progress) -> Any:
         progress.say(
             "judged by OpenVINO on the bundle's own graph; by another runtime with pip install 'regraft[export]'"
         )
-        return _own(bundle)
+        return _bundle_probabilities(bundle)
     session = onnxruntime.InferenceSession(bundle.graph)
     return lambda images: bundle.probabilities(session.run(["logits"], {"images": images})[0])
 

@@ -196,9 +196,9 @@ def _make(repository: _Repository, private: bool) -> None:
     api, repo_id = repository.api, repository.repo_id
     api.create_repo(repo_id, private=private, exist_ok=True)
     if bool(api.model_info(repo_id, timeout=TIMEOUT_S).private) != private:
-        found, wanted = ("public", "private") if private else ("private", "public")
+        actual, wanted = ("public", "private") if private else ("private", "public")
         raise HubError(
-            f"{repository} is there already and {found}, expected {wanted}. Nothing was uploaded. "
+            f"{repository} is there already and {actual}, expected {wanted}. Nothing was uploaded. "
             f"{'Give --public' if private else 'Leave out --public'}, or change it at "
             f"{repository.endpoint}/{repo_id}/settings."
         )
@@ -209,20 +209,20 @@ def _make(repository: _Repository, private: bool) -> None:
 def _download(repository: _Repository, folder: Path, progress: Progress, allowance: Allowance) -> None:
     """Download a bundle's files, all of one commit, into a folder. Raises BundleError and HubError."""
     api, repo_id = repository.api, repository.repo_id
-    found = api.model_info(repo_id, revision=repository.revision, timeout=TIMEOUT_S, files_metadata=True)
-    sizes = {file.rfilename: file.size for file in found.siblings or ()}
+    info = api.model_info(repo_id, revision=repository.revision, timeout=TIMEOUT_S, files_metadata=True)
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
     if missing := [name for name in PUSHED if name not in sizes]:
         raise BundleError(
             f"{repository} is no bundle: it has no {' and no '.join(missing)}. Nothing was kept. "
             "Expected what `regraft push` uploads."
         )
-    if not re.fullmatch(r"[0-9a-f]{40,64}", str(found.sha)):
-        raise HubError(f"{repository} is at {str(found.sha)[:80]!r}, expected the hash of a commit. Check the address.")
+    if not re.fullmatch(r"[0-9a-f]{40,64}", str(info.sha)):
+        raise HubError(f"{repository} is at {str(info.sha)[:80]!r}, expected the hash of a commit. Check the address.")
     expected = {name: _size(repository, name, sizes[name]) for name in PUSHED}
     with progress.step(f"pull {repo_id}", total=sum(expected.values()), unit="bytes") as advance:
         for name, size in expected.items():
             allowance.of_file(size)
-            api.hf_hub_download(repo_id, name, revision=found.sha, local_dir=folder)
+            api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=folder)
             advance(size)
     remove(folder / ".cache")  # what the library keeps for itself
 
@@ -314,11 +314,11 @@ def _refusal(error: Any, repository: _Repository) -> str:
     if status == 401:
         what = "refuses the token" if repository.token else "asks for a token"
         return f"{repository.endpoint} {what} for {repository.repo_id}. {_login(repository)}"
-    said = (error.server_message or error.response.reason_phrase or "no reason given")[:_LONGEST].rstrip(". ")
+    message = (error.server_message or error.response.reason_phrase or "no reason given")[:_LONGEST].rstrip(". ")
     if status == 403:
-        return f"{repository.endpoint} does not allow that for {repository.repo_id}: {said}. {_login(repository)}"
+        return f"{repository.endpoint} does not allow that for {repository.repo_id}: {message}. {_login(repository)}"
     cure = "Try again later." if status == 429 or status >= 500 else "Mend what it says, and try again."
-    return f"{repository.endpoint} refuses what was asked for {repository.repo_id}: {status}, {said}. {cure}"
+    return f"{repository.endpoint} refuses what was asked for {repository.repo_id}: {status}, {message}. {cure}"
 
 
 def _login(repository: _Repository) -> str:

@@ -155,21 +155,21 @@ def _listed(
     if not files:
         raise DataError(f"There are no photos in {root}. Expected files below it.")
     heap = heap_of(root, files, names)
-    if found := sorted(set(heap.given) - {""}):
+    if labelled := sorted(set(heap.given) - {""}):
         count = sum(bool(name) for name in heap.given)
-        progress.say(f"{count} of {len(heap)} photos are labelled by their folders: {', '.join(found)}")
+        progress.say(f"{count} of {len(heap)} photos are labelled by their folders: {', '.join(labelled)}")
     return heap if record is None else _with_earlier(heap, record)
 
 
 def _with_earlier(heap: Heap, record: RunRecord) -> Heap:
     """Add the photos of a run, as it has them, to a heap."""
     known = {(record.root / photo.path).resolve(): photo.labels[0] for photo in record.photos}
-    own = [(heap.root / path).resolve() for path in heap.paths]
-    listed = set(own)
+    heap_paths = [(heap.root / path).resolve() for path in heap.paths]
+    listed = set(heap_paths)
     earlier = [path for path in known if path.is_file() and path not in listed]
     root = Path(os.path.commonpath([heap.root.resolve(), record.root.resolve()]))
-    given = tuple(known.get(path, name) for path, name in zip(own, heap.given, strict=True))
-    paths = tuple(path.relative_to(root).as_posix() for path in (*own, *earlier))
+    given = tuple(known.get(path, name) for path, name in zip(heap_paths, heap.given, strict=True))
+    paths = tuple(path.relative_to(root).as_posix() for path in (*heap_paths, *earlier))
     return Heap(root, paths, given + tuple(known[path] for path in earlier), heap.classes)
 
 
@@ -181,7 +181,7 @@ def _opened(
     backbone, contents, stop = configured(config, progress), Contents(len(heap)), threading.Event()
 
     def trainer(rows: list[LabelRow], say: Say) -> None:
-        summary = _trained(sitting, rows, out, config, record, _Told(say))
+        summary = _trained(sitting, rows, out, config, record, _ForwardedProgress(say))
         say(f"the model is in {summary['bundle']}: {Accuracy(**summary['accuracy'])}")
 
     with Journal(out / SITTING / JOURNAL) as journal:
@@ -234,7 +234,7 @@ def _wait_for_all(sitting: Sitting) -> None:
         arrived.wait(0.05)
 
 
-class _Told(Progress):
+class _ForwardedProgress(Progress):
     """Progress whose lines are handed to somebody instead of being printed."""
 
     def __init__(self, say: Say) -> None:

@@ -47,7 +47,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Judged:
+class AnswerRecord:
     """An answer, and the folder that its photos belong into.
 
     Attributes:
@@ -79,7 +79,7 @@ class Judged:
 
 
 @dataclass
-class Tally:
+class AnswerCounts:
     """What came of all photos.
 
     Attributes:
@@ -164,23 +164,23 @@ def columns_for(bundle: Bundle, asked: Wanted) -> Columns:
     )
 
 
-def judged(
+def answer_records(
     bundle: Bundle,
     photos: Sequence[str],
     asked: Wanted,
-    tally: Tally,
+    counts: AnswerCounts,
     *,
     follow_links: bool = False,
     every_s: float | None = None,
     progress: Progress,
-) -> Iterator[Judged]:
+) -> Iterator[AnswerRecord]:
     """Predict photos, let groups vote, and sort the photos once all are predicted.
 
     Args:
         bundle: The model.
         photos: Photos and folders.
         asked: What is to be done.
-        tally: Is filled.
+        counts: Is filled.
         follow_links: Whether links to folders are followed.
         every_s: Seconds from frame to frame of videos; None to read no videos.
         progress: Is told what is done.
@@ -198,13 +198,14 @@ def judged(
     assignments = []
     unsure, new = folder_names(bundle.classes)
     for answer in answers:
-        said = answer.prediction
-        folder = (new if said.looks_new else unsure if said.unsure else said.label) if asked.sort and said else None
-        one = Judged(answer, folder)
-        tally.num_failed += one.num_failed
+        prediction, folder = answer.prediction, None
+        if asked.sort is not None and prediction is not None:
+            folder = new if prediction.looks_new else unsure if prediction.unsure else prediction.label
+        one = AnswerRecord(answer, folder)
+        counts.num_failed += one.num_failed
         if folder is not None:
             assignments += [(Path(path), folder) for path in answer.paths]
-            tally.folders[folder] += len(answer.paths)
+            counts.folders[folder] += len(answer.paths)
         yield one
     if asked.sort is not None:
         with progress.step("sort photos"):
@@ -220,15 +221,15 @@ def folder_names(classes: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def lines_of(bundle: Bundle, found: Iterable[Judged], asked: Wanted) -> Iterator[str]:
+def lines_of(bundle: Bundle, answers: Iterable[AnswerRecord], asked: Wanted) -> Iterator[str]:
     """Yield the lines of a table or of JSON."""
-    records = (one.to_json() for one in found)
+    records = (one.to_json() for one in answers)
     if asked.format == "csv":
         return csv_lines(records, columns_for(bundle, asked))
     return json_lines(records, columns_for(bundle, asked) if asked.columns else None)
 
 
-def write_answers(bundle: Bundle, found: Iterable[Judged], asked: Wanted) -> Path:
+def write_answers(bundle: Bundle, answers: Iterable[AnswerRecord], asked: Wanted) -> Path:
     """Write answers to the file that is asked for, whole or not at all.
 
     Raises:
@@ -236,8 +237,8 @@ def write_answers(bundle: Bundle, found: Iterable[Judged], asked: Wanted) -> Pat
     """
     assert asked.out is not None
     if asked.format == "parquet":
-        data = parquet_bytes((one.to_json() for one in found), columns_for(bundle, asked))
+        data = parquet_bytes((one.to_json() for one in answers), columns_for(bundle, asked))
     else:
-        data = "".join(lines_of(bundle, found, asked)).encode(errors="backslashreplace")
+        data = "".join(lines_of(bundle, answers, asked)).encode(errors="backslashreplace")
     write_output(asked.out, data)
     return asked.out

@@ -66,7 +66,7 @@ def report(
     if folder is None:
         cure = "Give the photos to judge on: regraft report BUNDLE DIR"
         record = read_record(run, cure)
-        name, dataset = record.judged, photos_of(record, (record.judged,), cure, progress)
+        name, dataset = record.eval_split, photos_of(record, (record.eval_split,), cure, progress)
         evaluation = evaluate_dataset(bundle, in_order_of(bundle, dataset), name, progress=progress)
     else:
         evaluation, summary = evaluate(bundle, folder, progress=progress), {**summary, "findings": []}
@@ -81,7 +81,7 @@ def _checked(path: Path, progress: Progress) -> Path:
     return path
 
 
-def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
+def eval_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     """Return the photos that a training kept to evaluate its bundle.
 
     Args:
@@ -93,10 +93,10 @@ def judged_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
         DataError: The run has no record of them, or they are gone or have changed.
     """
     record = read_record(bundle.folder.parent, cure)
-    return photos_of(record, (record.judged,), cure, progress)
+    return photos_of(record, (record.eval_split,), cure, progress)
 
 
-def learned_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
+def train_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     """Return the photos that a bundle has learned from.
 
     Args:

@@ -121,19 +121,19 @@ def quick_audit(
     Returns:
         Issues, the most serious first.
     """
-    found = findings.copies(dataset, findings.groups_of_copies(dataset))
-    found += split_shift(dataset, table.of(dataset), head) if table is not None else []
+    issues = findings.copies(dataset, findings.groups_of_copies(dataset))
+    issues += split_shift(dataset, table.of(dataset), head) if table is not None else []
     if head is not None:
         place = {path: i for i, path in enumerate(dataset.paths)}
         for one in findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out))):
             photos = tuple(place[learned.paths[i]] for i in one.photos)
-            found.append(replace(one, photos=photos, drop=photos))
-    return _ordered(found)
+            issues.append(replace(one, photos=photos, drop=photos))
+    return _ordered(issues)
 
 
-def counted(found: Iterable[Issue]) -> str:
+def counted(issues: Iterable[Issue]) -> str:
     """Say how many issues there are of each kind; "" for none."""
-    return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in found).items())
+    return ", ".join(f"{kind}: {count}" for kind, count in Counter(one.kind for one in issues).items())
 
 
 def drop_issues(dataset: Dataset, features: FeatureTable | None, config: TrainConfig, progress: Progress) -> Dataset:
@@ -155,8 +155,8 @@ def drop_issues(dataset: Dataset, features: FeatureTable | None, config: TrainCo
     if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
         progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
     dataset, stats = _looked(dataset, progress)
-    found = _examined(dataset, stats, features, config, progress)
-    return checked(dataset.without(findings.left_out(found.findings, kinds)))
+    examination = _examined(dataset, stats, features, config, progress)
+    return checked(dataset.without(findings.left_out(examination.findings, kinds)))
 
 
 def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, ImageStats]:
@@ -178,17 +178,17 @@ def _examined(
 ) -> Examination:
     with progress.step("compare photos"):
         pairs = list(findings.alike(stats))
-        found = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
-        found += findings.odd_looks(stats) + findings.format_leak(dataset, stats)
+        issues = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
+        issues += findings.odd_looks(stats) + findings.format_leak(dataset, stats)
     if table is None:
-        return Examination(dataset, _ordered(found))
+        return Examination(dataset, _ordered(issues))
     with progress.step("doubt labels"):
         features, folds = table.of(dataset), folds_of(dataset, config.num_folds, config.seed)
         unseen = out_of_fold(features, len(dataset.classes), folds)
         ranked = findings.suspects(dataset.labels, np.exp(unseen))
-        found += _outliers(features, found) + findings.doubted(dataset, ranked) + split_shift(dataset, features)
-        cost = _leak_cost(dataset, features, [i for one in found if one.kind == "leaks" for i in one.photos])
-    return Examination(dataset, _ordered(found), tuple(ranked), cost)
+        issues += _outliers(features, issues) + findings.doubted(dataset, ranked) + split_shift(dataset, features)
+        cost = _leak_cost(dataset, features, [i for one in issues if one.kind == "leaks" for i in one.photos])
+    return Examination(dataset, _ordered(issues), tuple(ranked), cost)
 
 
 def chosen_kinds(text: str) -> tuple[Kind, ...]:
@@ -248,7 +248,7 @@ def _picture_of(kind: Kind) -> str:
 
 
 def write_fixed(
-    found: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN, options: FolderOptions = AS_FOUND
+    examination: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN, options: FolderOptions = AS_FOUND
 ) -> dict[str, str]:
     """Write a copy without the photos that have some kinds of issues.
 
@@ -257,7 +257,7 @@ def write_fixed(
     photo is, the copy has a list `photos.csv`.
 
     Args:
-        found: What `examine` has found.
+        examination: What `examine` has found.
         folder: The new folder.
         kinds: Kinds of the issues whose photos are left out.
         options: How the photos were read.
@@ -268,7 +268,7 @@ def write_fixed(
     Raises:
         OutputError: The folder is not empty, lies among the photos, or cannot be written.
     """
-    d, reasons = found.dataset, findings.left_out(found.findings, kinds)
+    d, reasons = examination.dataset, findings.left_out(examination.findings, kinds)
     check_places(d.root, fix=folder)
     kept = d.without(reasons)
     with published(folder) as partial:
@@ -282,11 +282,11 @@ def write_fixed(
     return {q.path: q.reason for q in kept.quarantine}
 
 
-def write_examination(found: Examination, folder: Path) -> list[Path]:
+def write_examination(examination: Examination, folder: Path) -> list[Path]:
     """Write scan.json, quarantine.csv, suspects.csv, a picture of the photos, and one for each kind of issue.
 
     Args:
-        found: What `examine` has found.
+        examination: What `examine` has found.
         folder: Made where it is missing.
 
     Returns:
@@ -299,43 +299,45 @@ def write_examination(found: Examination, folder: Path) -> list[Path]:
 
     check(folder, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
     make_folder(folder, kind="output folder")
-    write_output(folder / "scan.json", json_bytes(found.to_json()))
-    write_output(folder / "quarantine.csv", found.dataset.quarantine_csv())
-    write_output(folder / "suspects.csv", _suspects_csv(found))
-    pictures = [save_picture(dataset_grid(found.dataset), folder / "photos.png")]
+    write_output(folder / "scan.json", json_bytes(examination.to_json()))
+    write_output(folder / "quarantine.csv", examination.dataset.quarantine_csv())
+    write_output(folder / "suspects.csv", _suspects_csv(examination))
+    pictures = [save_picture(dataset_grid(examination.dataset), folder / "photos.png")]
     for kind in KINDS:
-        own = [one for one in found.of(kind) if one.photos]
-        if own:
-            sheet = contact_sheet(found.dataset, f"{kind}: {len(own)}", [(one.photos, one.text) for one in own[:SHOWN]])
+        of_kind = [one for one in examination.of(kind) if one.photos]
+        if of_kind:
+            rows = [(one.photos, one.text) for one in of_kind[:SHOWN]]
+            sheet = contact_sheet(examination.dataset, f"{kind}: {len(of_kind)}", rows)
             pictures.append(save_picture(sheet, folder / _picture_of(kind)))
     return pictures
 
 
-def _suspects_csv(found: Examination) -> bytes:
+def _suspects_csv(examination: Examination) -> bytes:
     """Return the surest suspects as a table to be looked at and put right: `regraft relabel` takes its label column."""
-    d = found.dataset
-    sure = [s for s in found.suspects if s.probability >= findings.CONFIDENT]
+    d = examination.dataset
+    sure = [s for s in examination.suspects if s.probability >= findings.CONFIDENT]
     rows = [
         (d.paths[s.photo], d.classes[d.labels[s.photo]], d.classes[s.suggested], f"{s.probability:.4f}") for s in sure
     ]
     return csv_bytes(("path", "label", "suggested", "probability"), rows)
 
 
-def in_words(found: Examination) -> list[str]:
+def in_words(examination: Examination) -> list[str]:
     """Describe what was found, in lines: each kind of issue with its first examples, leaks, and unbalanced classes."""
-    lines, counts = [], Counter(one.kind for one in found.findings)
+    lines, counts = [], Counter(one.kind for one in examination.findings)
     for kind, count in counts.items():
-        first = found.of(kind)[:3]
+        first = examination.of(kind)[:3]
         lines.append(f"{kind}: {count}")
         for one in first:
-            paths = ", ".join(found.dataset.paths[i] for i in one.photos[:3]) + (", ..." if len(one.photos) > 3 else "")
+            paths = ", ".join(examination.dataset.paths[i] for i in one.photos[:3])
+            paths += ", ..." if len(one.photos) > 3 else ""
             lines.append(f"  {paths}: {one.text}" if paths else f"  {one.text}")
         if count > len(first):
             lines.append(f"  and {count - len(first)} more")
-    if found.leak_cost:
-        with_them, without = found.leak_cost
+    if examination.leak_cost:
+        with_them, without = examination.leak_cost
         lines.append(f"what the leaks are worth: {with_them}; without them {without}")
-    counted, size = found.dataset.counts.items(), itemgetter(1)
+    counted, size = examination.dataset.counts.items(), itemgetter(1)
     most, least = max(counted, key=size), min(counted, key=size)
     if most[1] >= RARE * least[1]:
         sizes = f"{most[1]} photos of {most[0]!r}, {least[1]} of {least[0]!r}"
@@ -343,8 +345,8 @@ def in_words(found: Examination) -> list[str]:
     return lines
 
 
-def _ordered(found: list[Issue]) -> tuple[Issue, ...]:
-    return tuple(sorted(found, key=lambda one: KINDS.index(one.kind)))
+def _ordered(issues: list[Issue]) -> tuple[Issue, ...]:
+    return tuple(sorted(issues, key=lambda one: KINDS.index(one.kind)))
 
 
 def _leak(dataset: Dataset, finding: Issue) -> list[str]:
@@ -354,9 +356,9 @@ def _leak(dataset: Dataset, finding: Issue) -> list[str]:
     return [dataset.paths[inside[0]], *(dataset.paths[i] for i in outside)]
 
 
-def _outliers(features: Features, found: list[Issue]) -> list[Issue]:
+def _outliers(features: Features, issues: list[Issue]) -> list[Issue]:
     """Find outliers. Of copies one is looked at: a photo is not less of an outlier for having a copy."""
-    again = set(findings.left_out(found, CERTAIN))
+    again = set(findings.left_out(issues, CERTAIN))
     kept = [i for i in range(len(features.hashes)) if i not in again]
     return [
         Issue(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],))
@@ -367,15 +369,15 @@ def _outliers(features: Features, found: list[Issue]) -> list[Issue]:
 def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:
     """Return the accuracy of a head solved on train: on all photos outside it, and on those that did not leak."""
     train = np.array([split == "train" for split in dataset.splits])
-    judged = ~train
-    clean = judged & ~np.isin(np.arange(len(dataset)), leaked)
+    evaluated = ~train
+    clean = evaluated & ~np.isin(np.arange(len(dataset)), leaked)
     if not leaked or not train.any() or not clean.any():
         return None
     learned = dataset.subset(np.flatnonzero(train))
     head = solve(features.of(learned), len(dataset.classes), np.full(len(learned), -1))
-    right = head.logits(features.x).argmax(axis=1) == dataset.labels
-    return accuracy(int(right[judged].sum()), int(judged.sum()), "judged"), accuracy(
-        int(right[clean].sum()), int(clean.sum()), "judged, not in train"
+    correct = head.logits(features.x).argmax(axis=1) == dataset.labels
+    return accuracy(int(correct[evaluated].sum()), int(evaluated.sum()), "judged"), accuracy(
+        int(correct[clean].sum()), int(clean.sum()), "judged, not in train"
     )
 
 

@@ -36,8 +36,8 @@ from regraft.data.scan import Dataset, checked, list_photos, scan
 from regraft.data.splits import Splits, grouped, split
 from regraft.models.linear_head import Head
 from regraft.pipeline.ahead import features_ahead
-from regraft.pipeline.linear_probe import solve_head
-from regraft.pipeline.phases import features_of, run_phases
+from regraft.pipeline.linear_probe import plain_trial
+from regraft.pipeline.phases import extract_features, run_phases
 from regraft.run import (
     Run,
     RunContext,
@@ -125,14 +125,14 @@ def configure(**settings: Any) -> TrainConfig:
     Raises:
         ConfigError: A name is unknown, or a value is not allowed.
     """
-    own = {field.name for field in fields(TrainConfig)}
-    of_recipe = {name: value for name, value in settings.items() if name not in own}
+    known = {field.name for field in fields(TrainConfig)}
+    of_recipe = {name: value for name, value in settings.items() if name not in known}
     check_names(of_recipe)
-    own_settings = {name: value for name, value in settings.items() if name in own}
+    of_run = {name: value for name, value in settings.items() if name in known}
     for name in ("also", "relabel", "track"):  # one, or several
-        if isinstance(own_settings.get(name), str):
-            own_settings[name] = (own_settings[name],)
-    return TrainConfig(**own_settings, settings=of_recipe)
+        if isinstance(of_run.get(name), str):
+            of_run[name] = (of_run[name],)
+    return TrainConfig(**of_run, settings=of_recipe)
 
 
 def start_of(bundle: str | Path) -> dict[str, Any]:
@@ -176,9 +176,9 @@ def _train(
             progress.say(f"without effect: {flags}; the frozen head is solved, it takes no steps")
         inputs = _prepare(context)
         say_what_is_there(inputs.photos_split, progress)
-        solved = solve_head(inputs, context)
-        context = replace(context, findings=_seen(inputs, solved.head if solved else None, context))
-        outcome = run_phases(inputs, solved, context)
+        plain = plain_trial(inputs, context)
+        context = replace(context, findings=_seen(inputs, plain.head if plain else None, context))
+        outcome = run_phases(inputs, plain, context)
         if outcome is not None and config.report:
             run = finished(inputs.photos_split, outcome, context)
             write_report(run.bundle, outcome.evaluation, run.summary, out / REPORT, progress)
@@ -215,7 +215,7 @@ def _prepare(context: RunContext) -> TrainInputs:
     backbone = None if config.mode == "scratch" else _backbone(context).with_grey_bits(grey_bits(dataset, progress))
     features = None
     if backbone is not None and (config.is_solved or config.drop):
-        dataset, features = features_of(backbone, dataset, context)
+        dataset, features = extract_features(backbone, dataset, context)
     if config.drop:
         dataset = _main_first(context, lambda: drop_issues(dataset, features, config, progress))
     if config.strict and dataset.quarantine:
@@ -270,7 +270,7 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
     options = replace(config.folder_options, known_classes=parts[0].classes)
     for folder in _beyond(config.also, earlier.config.also):
         new = list_photos(folder, min_classes=1, options=options, progress=progress)
-        parts.append(with_known_sides(new, earlier.sides, earlier.judged))
+        parts.append(with_known_sides(new, earlier.sides, earlier.eval_split))
     dataset = merged(parts)
     roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
     for file in _beyond(config.relabel, earlier.config.relabel):

@@ -123,14 +123,14 @@ def _compared(old: Bundle, updated: Run, progress: Progress) -> Updated:
         raise ConfigError("One process does this. Start it without torchrun.")
     dataset = evaluation.dataset
     known = [i for i, label in enumerate(dataset.labels) if dataset.classes[label] in old.classes]
-    right = evaluation.right[known]
-    before = evaluate_dataset(old, in_order_of(old, dataset.subset(known)), "judged", progress=progress).right
+    correct = evaluation.correct[known]
+    before = evaluate_dataset(old, in_order_of(old, dataset.subset(known)), "judged", progress=progress).correct
     added = tuple(name for name in dataset.classes if name not in old.classes)
     n = len(known)
     return Updated(
         updated,
         accuracy(int(np.sum(before)), n, "judged"),
-        accuracy(int(np.sum(right)), n, "judged"),
-        pair("the old model", before, "the new one", right),
+        accuracy(int(np.sum(correct)), n, "judged"),
+        pair("the old model", before, "the new one", correct),
         added,
     )

@@ -223,8 +223,8 @@ class TrainConfig:
         were read; the record of the run has them.
         """
         weights = self.weights and PureWindowsPath(self.weights).name
-        own = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel", *READING)}
-        return {**own, "weights": weights}
+        values = {name: value for name, value in self.to_json().items() if name not in ("also", "relabel", *READING)}
+        return {**values, "weights": weights}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "TrainConfig":
@@ -234,8 +234,8 @@ class TrainConfig:
             ConfigError: A value is unknown or out of range.
         """
         known = {one.name for one in fields(TrainConfig)}
-        found = {name: value for name, value in values.items() if name in known}
-        return TrainConfig(**found | {name: tuple(found.get(name, ())) for name in ("also", "relabel", "track")})
+        chosen = {name: value for name, value in values.items() if name in known}
+        return TrainConfig(**chosen | {name: tuple(chosen.get(name, ())) for name in ("also", "relabel", "track")})
 
 
 def _located(file: str | None) -> str | None:

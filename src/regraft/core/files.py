@@ -86,8 +86,8 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     try:
         if path.is_symlink() or not path.is_file():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found["made_by"].startswith("regraft ") else None
+        marker = json.loads(path.read_text(encoding="utf-8"))
+        return marker if marker["made_by"].startswith("regraft ") else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

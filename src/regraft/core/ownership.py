@@ -90,9 +90,9 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         OutputError: It, or something in it, is not as regraft wrote it.
     """
-    if found := foreign(path):
+    if reason := foreign(path):
         raise OutputError(
-            f"{found} is there already, and is not as regraft wrote it: it stays. "
+            f"{reason} is there already, and is not as regraft wrote it: it stays. "
             "Move it away, or choose another place with --out."
         )
 
@@ -203,10 +203,10 @@ def _is_made(path: Path) -> bool:
 
 def _recorded(folder: Path) -> dict[str, Hashes]:
     """Files that a folder's marker names; none where there is no marker."""
-    found = (read_marker(folder) or {}).get("files")
-    if not isinstance(found, dict):
+    files = (read_marker(folder) or {}).get("files")
+    if not isinstance(files, dict):
         return {}
-    return {str(name): one for name, one in found.items() if one is None or isinstance(one, list)}
+    return {str(name): one for name, one in files.items() if one is None or isinstance(one, list)}
 
 
 def _now_and_before(new: str, path: Path) -> list[str]:

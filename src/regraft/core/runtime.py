@@ -34,27 +34,27 @@ def num_cores() -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
-def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """Return how many cores' worth of time control groups give this process, as a container's `--cpus` sets it.
 
     Args:
         mount: Where control groups are mounted, of version 1 or 2.
-        own: File that names the groups of this process.
+        membership: File that names the groups of this process.
 
     Returns:
         Cores, perhaps a fraction; None for no limit.
     """
     try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         return None
-    found = []
+    quotas = []
     for _, controllers, group in (line for line in lines if len(line) == 3):
         top = mount if not controllers else mount / "cpu"
         if not controllers or "cpu" in controllers.split(","):
             place = Path(group.lstrip("/"))
-            found += [_quota_of(top / one) for one in (place, *place.parents)]  # a group is bound by those above it
-    return min((quota for quota in found if quota is not None), default=None)
+            quotas += [_quota_of(top / one) for one in (place, *place.parents)]  # a group is bound by those above it
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_of(group: Path) -> float | None:
@@ -95,14 +95,14 @@ def foreign_hands(folder: Path) -> str | None:
     if not hasattr(os, "geteuid"):
         return None
     try:
-        found, around = folder.stat(), folder.resolve().parent.stat()
+        status, around = folder.stat(), folder.resolve().parent.stat()
     except OSError:
         return None
-    if found.st_mode & stat.S_IWOTH:
+    if status.st_mode & stat.S_IWOTH:
         return "everybody on this machine may write to it"
-    is_others = found.st_uid not in (0, os.geteuid())
+    is_others = status.st_uid not in (0, os.geteuid())
     if is_others and (os.geteuid() or around.st_mode & stat.S_IWOTH):
-        return f"it belongs to another user (number {found.st_uid})"
+        return f"it belongs to another user (number {status.st_uid})"
     return None
 
 

@@ -37,12 +37,12 @@ def settings_of(config: type) -> tuple[Setting, ...]:
         A setting for each field.
     """
     texts, hints = _texts(config), get_type_hints(config)
-    found = []
+    settings = []
     for field in fields(config):
         default = field.default if field.default_factory is MISSING else field.default_factory()
         kind, is_several = _kind(hints[field.name])
-        found.append(Setting(field.name, kind, default, texts[field.name], is_several))
-    return tuple(found)
+        settings.append(Setting(field.name, kind, default, texts[field.name], is_several))
+    return tuple(settings)
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:

@@ -96,11 +96,11 @@ def upper_bound(num_wrong: int, n: int, certainty: float) -> float:
     if num_wrong >= n:
         return 1.0
     k = np.arange(num_wrong + 1)
-    log_ways = np.concatenate([[0.0], np.cumsum(np.log((n - k[1:] + 1) / k[1:]))])  # of choosing k out of n
+    log_binomials = np.concatenate([[0.0], np.cumsum(np.log((n - k[1:] + 1) / k[1:]))])  # of choosing k out of n
     low, high = num_wrong / n, 1.0
     for _ in range(DIGITS):
         rate = (low + high) / 2
-        likely = np.exp(log_ways + k * log(rate) + (n - k) * log1p(-rate)).sum()
+        likely = np.exp(log_binomials + k * log(rate) + (n - k) * log1p(-rate)).sum()
         low, high = (rate, high) if likely > 1 - certainty else (low, rate)
     return high
 
@@ -181,9 +181,9 @@ def macro_f1(confusion: np.ndarray) -> np.ndarray:
     return _mean_f1(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1), confusion.sum(axis=-2))
 
 
-def _mean_f1(right: np.ndarray, n: np.ndarray, said: np.ndarray) -> np.ndarray:
+def _mean_f1(correct: np.ndarray, n: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Mean F1 of counts `(..., C)`: photos of a class predicted right, photos of it, and how often it was predicted."""
-    f1 = 2 * right / np.maximum(n + said, 1)
+    f1 = 2 * correct / np.maximum(n + predicted, 1)
     return np.asarray(np.where(n > 0, f1, 0).sum(axis=-1) / np.maximum((n > 0).sum(axis=-1), 1))
 
 
@@ -208,20 +208,20 @@ def macro_f1_interval(confusion: np.ndarray) -> tuple[float, float]:
 def _macro_f1_of(counts: np.ndarray, cells: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     """Macro F1 `(K,)` of K confusion matrices, whose cells that are not empty `(n, 2)` hold `counts (K, n)`."""
     size, (rows, columns) = len(confusion), cells.T
-    right = rows == columns
+    correct = rows == columns
     return _mean_f1(
         *(
             _added_up(counts[:, some], place[some], size)
-            for some, place in ((right, rows), (slice(None), rows), (slice(None), columns))
+            for some, place in ((correct, rows), (slice(None), rows), (slice(None), columns))
         )
     )
 
 
 def _added_up(counts: np.ndarray, places: np.ndarray, size: int) -> np.ndarray:
     """Add up counts `(K, n)` by their places `(n,)` among `size`, to `(K, size)`. No matrix `(K, C, C)` is made."""
-    found = np.zeros((len(counts), size), counts.dtype)
+    sums = np.zeros((len(counts), size), counts.dtype)
     order = np.argsort(places, kind="stable")
     names, starts = np.unique(places[order], return_index=True)
     if len(names):
-        found[:, names] = np.add.reduceat(counts[:, order], starts, axis=1)
-    return found
+        sums[:, names] = np.add.reduceat(counts[:, order], starts, axis=1)
+    return sums

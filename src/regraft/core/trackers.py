@@ -120,12 +120,12 @@ class TrackerSet:
                 self.progress.say(f"{type(tracker).__name__} failed and is told nothing more: {why}")
 
 
-def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Progress) -> TrackerSet:
+def create_trackers(names: Sequence[str], further: Sequence[Tracker], progress: Progress) -> TrackerSet:
     """Create trackers by name, and join them with a user's own.
 
     Args:
         names: Some of `TRACKERS`.
-        own: Further trackers.
+        further: Trackers of the user.
         progress: Says when one fails.
 
     Raises:
@@ -138,7 +138,7 @@ def create_trackers(names: Sequence[str], own: Sequence[Tracker], progress: Prog
                 f"Unknown tracker {name!r}. Expected some of: {', '.join(TRACKERS)}.{nearest(name, TRACKERS)}"
             )
         _library(name)
-    return TrackerSet([*(TRACKERS[name]() for name in names), *own], progress, {})
+    return TrackerSet([*(TRACKERS[name]() for name in names), *further], progress, {})
 
 
 def figures(summary: dict[str, Any]) -> dict[str, float]:
@@ -150,10 +150,10 @@ def figures(summary: dict[str, Any]) -> dict[str, float]:
     if not summary:
         return {}
     accuracy, whole = summary["accuracy"], summary["cross_validated"]
-    found = {"accuracy": accuracy["value"], "accuracy_low": accuracy["low"], "accuracy_high": accuracy["high"]}
+    values = {"accuracy": accuracy["value"], "accuracy_low": accuracy["low"], "accuracy_high": accuracy["high"]}
     if whole is not None:
-        found["cross_validated_accuracy"] = whole["value"]
-    return {**found, "total_seconds": summary["seconds"]["total"]}
+        values["cross_validated_accuracy"] = whole["value"]
+    return {**values, "total_seconds": summary["seconds"]["total"]}
 
 
 class TensorBoard:
@@ -189,8 +189,8 @@ class MLflow:
         """Create a run with the settings as parameters."""
         self._client: Any = _library("mlflow").MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        known = self._client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else self._client.create_experiment(name)
         self._run = self._client.create_run(experiment, run_name=str(out)).info.run_id
         for key, value in config.items():
             self._client.log_param(self._run, key, value)

@@ -99,7 +99,7 @@ def listing_of(root: Path, named: Path, drawn: list[Drawn], options: FolderOptio
     """
     places, listing = PhotoPlaces(root), Listing(root, splits=[""], options=options, labelled_by="list")
     listing.notes += places.settle(named, [one.photo for one in drawn] or [""])
-    found: dict[str, str] = {}
+    labels: dict[str, str] = {}
     sizes = _Sizes(root)
     for number, one in enumerate(drawn):
         photo = places.find(one.photo)
@@ -107,12 +107,12 @@ def listing_of(root: Path, named: Path, drawn: list[Drawn], options: FolderOptio
         path, reason = photo, _why_not(root, photo, label)
         if reason is None:
             path, reason = _path_of(photo, one, options.margin, sizes)
-        if reason is None and found.get(path, label) != label:
-            reason = f"the same box is of class {found[path]!r} too"
+        if reason is None and labels.get(path, label) != label:
+            reason = f"the same box is of class {labels[path]!r} too"
         if reason is not None:
             listing.quarantine.append(Quarantined(f"{photo}#{number}" if one.box else photo, reason))
-        elif path not in found:
-            found[path] = label
+        elif path not in labels:
+            labels[path] = label
             listing.files.append(Labelled("", label, path, group=f"={photo}" if one.box else ""))
         else:
             listing.notes.append(f"{named.name} has a box of {photo} twice")
@@ -208,8 +208,8 @@ def _only(names: list[str]) -> str:
 
 
 def _only_text(data: Mapping[str, Any]) -> str:
-    (found,) = [value for value in data.values() if isinstance(value, str)]
-    return found
+    (text,) = [value for value in data.values() if isinstance(value, str)]
+    return text
 
 
 def _of_label_studio_url(text: str) -> str:

@@ -46,31 +46,31 @@ def _pictures(data: bytes) -> Iterator[int]:
 
 def _boxes(data: bytes, span: Span) -> dict[bytes, Span]:
     """The boxes in a part of a file, by kind: where their content begins and ends."""
-    found: dict[bytes, Span] = {}
+    boxes: dict[bytes, Span] = {}
     at, end = span
     while at < end:
         size, kind = struct.unpack_from(">I4s", data, at)
         size = size or end - at
-        if size < 8 or at + size > end or (kind in found and kind not in (b"free", b"skip", b"mdat")):
+        if size < 8 or at + size > end or (kind in boxes and kind not in (b"free", b"skip", b"mdat")):
             raise _OddError(f"box {kind!r}")
-        found[kind] = at + 8, at + size
+        boxes[kind] = at + 8, at + size
         at += size
-    return found
+    return boxes
 
 
 def _kinds(data: bytes, span: Span) -> dict[int, bytes]:
     """What each item of an `iinf` box is."""
     at, end = span
     at += 6 if data[at] == 0 else 8
-    found = {}
+    kinds = {}
     while at < end:
         size, kind, version = struct.unpack_from(">I4sB", data, at)
         if kind != b"infe" or size < 20:
             raise _OddError("an entry of another kind")
         number, _, item = struct.unpack_from(">HH4s" if version == 2 else ">IH4s", data, at + 12)
-        found[number] = item
+        kinds[number] = item
         at += size
-    return found
+    return kinds
 
 
 def _places(data: bytes, span: Span) -> Iterator[tuple[int, int]]:

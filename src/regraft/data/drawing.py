@@ -44,14 +44,14 @@ class _Drawn:
 
     def cost(self, labels: Iterable[int]) -> tuple[int, float]:
         """Return how many classes lack photos to evaluate on or learn from, and the squared distance from the goal."""
-        found = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
-        lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in found)
-        return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in found), 6)
+        counts = [(self.held[label], self.wanted[label], self.left[label]) for label in labels]
+        lacking = sum(left < 1 or (wanted > 0 and held < 1) for held, wanted, left in counts)
+        return lacking, round(sum((held - wanted) ** 2 for held, wanted, _ in counts), 6)
 
     def fits(self, number: int) -> bool:
         """Whether a unit can be held out without exceeding what is wanted of any class."""
-        own = self.units[number].items()
-        return all(self.held[label] + count <= self.wanted[label] and self.left[label] > 1 for label, count in own)
+        counts = self.units[number].items()
+        return all(self.held[label] + count <= self.wanted[label] and self.left[label] > 1 for label, count in counts)
 
     def improve(self, *numbers: int) -> bool:
         """Toggle some units if that brings what is held out nearer to what is wanted."""
@@ -80,7 +80,7 @@ def draw_units(units: Sequence[Unit], fraction: float) -> set[int]:
     Returns:
         Numbers of the units that are held out.
     """
-    units = [{**own, TOTAL: sum(own.values())} for own in units]
+    units = [{**unit, TOTAL: sum(unit.values())} for unit in units]
     wanted, best = _wanted(units, fraction), None
     for start in range(min(STARTS, len(units)) if len(units) <= FEW else 1):
         drawn = _drawn_from(start, units, wanted)
@@ -93,7 +93,7 @@ def draw_units(units: Sequence[Unit], fraction: float) -> set[int]:
 
 def _drawn_from(start: int, units: Sequence[Unit], wanted: dict[int, float]) -> _Drawn:
     """Hold units out beginning with one in the order, then improve the choice as long as that helps."""
-    drawn = _Drawn(units, wanted, Counter(label for own in units for label in own))
+    drawn = _Drawn(units, wanted, Counter(label for unit in units for label in unit))
     for number in (*range(start, len(units)), *range(start)):
         if drawn.fits(number):
             drawn.toggle(number)
@@ -105,10 +105,10 @@ def _drawn_from(start: int, units: Sequence[Unit], wanted: dict[int, float]) -> 
 
 def _wanted(units: Sequence[Unit], fraction: float) -> dict[int, float]:
     """Photos of each class to be held out, and of all."""
-    num_photos, num_units = Counter[int](), Counter(label for own in units for label in own)
-    for own in units:
-        num_photos.update(own)
-    whole = {label for own in units if own[TOTAL] > 1 for label in own}
+    num_photos, num_units = Counter[int](), Counter(label for unit in units for label in unit)
+    for unit in units:
+        num_photos.update(unit)
+    whole = {label for unit in units if unit[TOTAL] > 1 for label in unit}
     wanted: dict[int, float] = {}
     for label, count in num_photos.items():
         if label != TOTAL:

@@ -102,16 +102,16 @@ class FeatureCache:
         Args:
             wanted: Content hashes.
         """
-        found = CachedRows(wanted)
-        missing = found.unknown()
+        cached = CachedRows(wanted)
+        missing = cached.unknown()
         for path in self._shards():
             if not missing:
                 break
             hashes, rows = _read_shard(path, missing)
             if hashes:
-                found.put(hashes, rows)
+                cached.put(hashes, rows)
                 missing.difference_update(hashes)
-        return found
+        return cached
 
     def missing(self, wanted: Iterable[str]) -> set[str]:
         """Return the wanted hashes that no shard has, as far as can be told without reading rows."""

@@ -119,8 +119,8 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
             continue
         listing.splits.append(split)
         refuse_twins(folder, "folders", [entry.name for entry in visible_entries(folder, []) if is_folder(entry)])
-        found = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
-        listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in found]
+        labelled = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
+        listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in labelled]
     listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
     listing.notes += note_on_links(f"to folders are not followed in {root}", listing.unfollowed)
     return listing
@@ -163,12 +163,12 @@ def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     _check_splits(place, [entry for entry in folders if entry.name in named], named, listing.options)
     _set_aside_files(place, listing)
     _leave_others([entry.name for entry in folders if entry.name not in named], place, named, listing)
-    found = [(split, place / _folder_of(split, named)) for split in SPLITS if split in named.values()]
+    places = [(split, place / _folder_of(split, named)) for split in SPLITS if split in named.values()]
     if place != listing.root:
         _set_aside_files(listing.root, listing)
-    if _looked_through(found[0][1], listing.options) == found[0][1]:
-        return found
-    return [(split, _past_wrappers(folder, listing)) for split, folder in found]
+    if _looked_through(places[0][1], listing.options) == places[0][1]:
+        return places
+    return [(split, _past_wrappers(folder, listing)) for split, folder in places]
 
 
 def _check_splits(root: Path, folders: list[Entry], named: Mapping[str, str], options: FolderOptions) -> None:
@@ -283,18 +283,18 @@ def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]
             yield from _files_of_class(Path(class_folder.path), class_folder.name, listing)
 
 
-def _at_one_level(folder: Path, found: list[tuple[str, str]], listing: Listing) -> list[tuple[str, str]]:
+def _at_one_level(folder: Path, labelled: list[tuple[str, str]], listing: Listing) -> list[tuple[str, str]]:
     """Files with classes named by the folders that were meant; refused where these are not clear. Raises DataError."""
-    labels = {label for label, _ in found}
+    labels = {label for label, _ in labelled}
     if listing.options.class_level is not None or labels & set(listing.options.known_classes):
-        return found
+        return labelled
     if tail := without_containers(labels):
         listing.notes.append(f"the classes of {folder} are named without {tail}, which is in all of them")
-        return [(label.removesuffix(tail), path) for label, path in found]
+        return [(label.removesuffix(tail), path) for label, path in labelled]
     refuse_two_readings(folder, labels)
     if not any(note.startswith("folders in the class folders") for note in listing.notes):
         listing.notes += reading_note(folder, labels)
-    return found
+    return labelled
 
 
 def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple[str, str]]:

@@ -31,10 +31,10 @@ def grey_bits(dataset: Dataset, progress: Progress = QUIET) -> int | None:
         except Unreadable:
             return None
 
-    found = [value for value in map_photos(largest, len(dataset), lambda _: None) if value is not None]
-    bits = next((bits for bits in BITS if found and max(found) < 2**bits), None)
+    peaks = [value for value in map_photos(largest, len(dataset), lambda _: None) if value is not None]
+    bits = next((bits for bits in BITS if peaks and max(peaks) < 2**bits), None)
     if bits:
-        progress.say(f"  {len(found)} greys of 16 bits use {bits} of them: {2**bits - 1} is white, in predictions too")
+        progress.say(f"  {len(peaks)} greys of 16 bits use {bits} of them: {2**bits - 1} is white, in predictions too")
     return bits
 
 

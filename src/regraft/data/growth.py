@@ -15,20 +15,20 @@ from regraft.data.splits import Splits, held_out, splits_of
 from regraft.data.units import share_at, units_of
 
 
-def with_known_sides(new: Dataset, sides: Mapping[str, str], judged: str) -> Dataset:
+def with_known_sides(new: Dataset, sides: Mapping[str, str], eval_split: str) -> Dataset:
     """Give new photos the sides that they have already.
 
     Args:
         new: Photos that are to be added; where their owner has split them, that counts.
         sides: Content hash -> split of the photos that are there: a copy of one goes where it is.
-        judged: The split that the reported accuracy belongs to. Where it is val, photos that the owner calls test are
-            added to it.
+        eval_split: The split that the reported accuracy belongs to. Where it is val, photos that the owner calls test
+            are added to it.
 
     Returns:
         The same photos; those without a side have the split "".
     """
-    own = ("val" if name == "test" and judged == "val" else name for name in new.splits)
-    return replace(new, splits=tuple(sides.get(content, name) for content, name in zip(new.hashes, own, strict=True)))
+    given = ("val" if name == "test" and eval_split == "val" else name for name in new.splits)
+    return replace(new, splits=tuple(sides.get(content, name) for content, name in zip(new.hashes, given, strict=True)))
 
 
 def split_grown(dataset: Dataset, *, val_fraction: float, seed: int, given: bool) -> Splits:
@@ -59,7 +59,7 @@ def split_grown(dataset: Dataset, *, val_fraction: float, seed: int, given: bool
 
 def _drawn(dataset: Dataset, val_fraction: float, seed: int) -> list[str]:
     """Return a side for every photo."""
-    judged = "test" if "test" in dataset.splits else "val"
+    eval_split = "test" if "test" in dataset.splits else "val"
     units = units_of(dataset.hashes, dataset.groups)
     sides = list(dataset.splits)
     of_unit = _sides_of_units(units, sides)
@@ -67,13 +67,13 @@ def _drawn(dataset: Dataset, val_fraction: float, seed: int) -> list[str]:
     new = [i for i, side in enumerate(sides) if not side]
     fresh = {units[i] for i in new if units[i] not in of_unit and dataset.labels[i] not in known}
     of_unit |= {
-        units[i]: judged if share_at(seed, units[i]) < val_fraction else "train"
+        units[i]: eval_split if share_at(seed, units[i]) < val_fraction else "train"
         for i in new
         if units[i] not in of_unit and units[i] not in fresh
     }
     pool = [i for i in new if units[i] in fresh]
     kept = set(held_out(dataset, pool, val_fraction, seed))
-    of_unit |= {units[i]: judged if i in kept else "train" for i in pool}
+    of_unit |= {units[i]: eval_split if i in kept else "train" for i in pool}
     return [side or of_unit[unit] for side, unit in zip(sides, units, strict=True)]
 
 

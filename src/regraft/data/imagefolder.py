@@ -35,10 +35,10 @@ def list_described(root: Path, options: FolderOptions) -> Listing | None:
     except OSError:
         return None
     splits = splits_of(names)
-    found = {name: file for name in splits if (file := _metadata(root / name, options))}
-    if "train" not in (splits[name] for name in found):
+    lists = {name: file for name in splits if (file := _metadata(root / name, options))}
+    if "train" not in (splits[name] for name in lists):
         return None
-    return joined_listings(root, [list_manifest(file, options).as_split(splits[name]) for name, file in found.items()])
+    return joined_listings(root, [list_manifest(file, options).as_split(splits[name]) for name, file in lists.items()])
 
 
 def _metadata(folder: Path, options: FolderOptions) -> Path | None:

@@ -120,8 +120,8 @@ def _of_group(dataset: Dataset, group: list[int]) -> Issue:
         return Issue("conflicts", photos, f"{equal} under {' and '.join(map(repr, labels))}", photos)
     if len(splits) > 1:
         learned = tuple(i for i in group if dataset.splits[i] == "train")
-        judged = tuple(i for i in group if dataset.splits[i] != "train")
-        return Issue("leaks", photos, f"{equal} in {' and '.join(splits)}", learned or judged[1:])
+        evaluated = tuple(i for i in group if dataset.splits[i] != "train")
+        return Issue("leaks", photos, f"{equal} in {' and '.join(splits)}", learned or evaluated[1:])
     return Issue("duplicates", photos, f"{equal} {len(group)} times", photos[1:])
 
 
@@ -159,14 +159,11 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
     References:
         C. Northcutt et al., "Confident Learning", JAIR 2021.
     """
-    judged = np.flatnonzero(np.isfinite(probabilities).all(axis=1))
-    own = probabilities[judged, labels[judged]]
-    suggested = probabilities[judged].argmax(axis=1)
-    best = probabilities[judged, suggested]
-    order = np.argsort(own - best, kind="stable")
-    return [
-        Suspect(int(judged[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != labels[judged[k]]
-    ]
+    held_out = np.flatnonzero(np.isfinite(probabilities).all(axis=1))
+    given, p = labels[held_out], probabilities[held_out]
+    suggested, best = p.argmax(axis=1), p.max(axis=1)
+    order = np.argsort(p[np.arange(len(p)), given] - best, kind="stable")
+    return [Suspect(int(held_out[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != given[k]]
 
 
 def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Issue]:
@@ -218,19 +215,19 @@ def outliers(x: np.ndarray) -> list[Issue]:
 
 def odd_looks(stats: ImageStats) -> list[Issue]:
     """Find photos that are blank, dark, blurred, tiny or very long."""
-    found = []
+    issues = []
     shorter, longer = np.minimum(stats.width, stats.height), np.maximum(stats.width, stats.height)
     blank = stats.contrast < FLAT
     dark = ~blank & (stats.brightness < DARK)
     tiny, long = shorter < TINY, longer > LONG * np.maximum(shorter, 1)
-    found += [Issue("blank", (i,), "one plain surface", (i,)) for i in _where(blank)]
-    found += [Issue("dark", (i,), f"brightness {100 * stats.brightness[i]:.0f} %", (i,)) for i in _where(dark)]
+    issues += [Issue("blank", (i,), "one plain surface", (i,)) for i in _where(blank)]
+    issues += [Issue("dark", (i,), f"brightness {100 * stats.brightness[i]:.0f} %", (i,)) for i in _where(dark)]
     sizes = [f"{w}x{h} pixels" for w, h in zip(stats.width, stats.height, strict=True)]
-    found += [Issue("tiny", (i,), sizes[i], (i,)) for i in _where(tiny)]
-    found += [Issue("odd shapes", (i,), sizes[i], (i,)) for i in _where(long)]
+    issues += [Issue("tiny", (i,), sizes[i], (i,)) for i in _where(tiny)]
+    issues += [Issue("odd shapes", (i,), sizes[i], (i,)) for i in _where(long)]
     usual = np.flatnonzero(~blank & ~dark & ~tiny)
     blurred = usual[_far(-np.log(np.maximum(stats.sharpness[usual], 1e-4)), BLURRED)]
-    return found + [Issue("blurred", (int(i),), "less fine detail than the others", (int(i),)) for i in blurred]
+    return issues + [Issue("blurred", (int(i),), "less fine detail than the others", (int(i),)) for i in blurred]
 
 
 def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
@@ -257,16 +254,16 @@ def format_leak(dataset: Dataset, stats: ImageStats) -> list[Issue]:
         "the size in pixels": np.unique(sizes, axis=0, return_inverse=True)[1],
         "the camera": stats.camera,
     }
-    found = []
+    issues = []
     for what, values in columns.items():
-        right, chance = float((_said_by_others(values, y) == y).mean()), counts.max() / len(y)
-        if right > chance + LEAKING and _is_no_chance(right, len(y), chance):
-            text = f"{what} alone tells the class of {100 * right:.0f} % (chance {100 * chance:.0f} %)"
-            found.append(Issue("format leak", (), text))
-    return found
+        accuracy, chance = float((_predicted_by_others(values, y) == y).mean()), counts.max() / len(y)
+        if accuracy > chance + LEAKING and _is_no_chance(accuracy, len(y), chance):
+            text = f"{what} alone tells the class of {100 * accuracy:.0f} % (chance {100 * chance:.0f} %)"
+            issues.append(Issue("format leak", (), text))
+    return issues
 
 
-def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _predicted_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
     """For each photo, the most frequent class among the others with its value, or of all where there is no other."""
     _, rows = np.unique(values, return_inverse=True)
     table = np.zeros((rows.max() + 1, y.max() + 1))
@@ -277,29 +274,29 @@ def _said_by_others(values: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(others.argmax(axis=1))
 
 
-def _is_no_chance(right: float, n: int, chance: float) -> bool:
-    """Whether `right`, a share of n photos above `chance`, is too large for mere chance.
+def _is_no_chance(accuracy: float, n: int, chance: float) -> bool:
+    """Whether `accuracy`, a share of n photos above `chance`, is too large for mere chance.
 
     By H. Chernoff's bound on the tail of a binomial distribution, 1952.
     """
-    divergence = right * np.log(right / chance)
-    if right < 1:
-        divergence += (1 - right) * np.log((1 - right) / (1 - chance))
+    divergence = accuracy * np.log(accuracy / chance)
+    if accuracy < 1:
+        divergence += (1 - accuracy) * np.log((1 - accuracy) / (1 - chance))
     return bool(np.exp(-n * divergence) < 1e-6)
 
 
-def left_out(found: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
+def left_out(issues: Iterable[Issue], kinds: Iterable[str]) -> dict[int, str]:
     """Select the photos that are left out when some kinds of issues are dropped.
 
     Args:
-        found: The issues.
+        issues: The issues.
         kinds: Some of `KINDS`.
 
     Returns:
         The reason for each of these photos, by index.
     """
     chosen = set(kinds)
-    return {i: f"{f.kind}: {f.text}" for f in found if f.kind in chosen for i in f.drop}
+    return {i: f"{f.kind}: {f.text}" for f in issues if f.kind in chosen for i in f.drop}
 
 
 def _far(values: np.ndarray, times: float) -> list[int]:

@@ -29,10 +29,10 @@ def listen(take: Callable[[str], bool]) -> bool:
         Whether this Pillow has a libtiff that can be reached.
     """
     site = Path(PIL.__file__).parent.parent
-    found = [path for pattern in LIBRARIES for path in site.glob(pattern)]
-    if not found:
+    libraries = [path for pattern in LIBRARIES for path in site.glob(pattern)]
+    if not libraries:
         return False
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(libraries[0]))
     for name in SETTERS:
         _listen(getattr(library, name), take)
     return True

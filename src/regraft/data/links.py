@@ -86,8 +86,8 @@ def identity_of(path: Path) -> tuple[int, int]:
     Raises:
         OSError: It leads to nothing that can be looked at.
     """
-    found = os.stat(path)  # noqa: PTH116
-    return found.st_dev, found.st_ino
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_dev, status.st_ino
 
 
 def note_on_links(what: str, paths: list[str]) -> list[str]:

@@ -70,13 +70,13 @@ def _leading(file: Path, candidates: Sequence[str], names: Sequence[str], places
     """Return the only column whose values lead to photos. Raises DataError."""
     first = [values for _, values in islice(records(file), NUM_TRIED)]
     values = {name: list(filter(None, (row.get(name, "") for row in first))) for name in candidates}
-    found = [name for name in values if places.has(values[name], as_paths=True)]
-    found = found or [name for name in values if places.has(values[name])]
-    if len(found) > 1:
-        raise DataError(f"{file} has photos in the columns {_some(found)}. Expected one. Choose with --path-column.")
-    if not found:
+    columns = [name for name in values if places.has(values[name], as_paths=True)]
+    columns = columns or [name for name in values if places.has(values[name])]
+    if len(columns) > 1:
+        raise DataError(f"{file} has photos in the columns {_some(columns)}. Expected one. Choose with --path-column.")
+    if not columns:
         raise _lacks(file, names)
-    return found[0]
+    return columns[0]
 
 
 def _only(file: Path, path: str, names: Sequence[str]) -> str:

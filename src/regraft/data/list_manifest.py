@@ -165,8 +165,8 @@ def without_others(file: Path, paths: Collection[str], options: FolderOptions = 
     columns = choose(file, options, places)
     rows = read_rows(file, columns)
     places.settle(file, [row.path for row in rows])
-    found = [places.find(row.path) for row in rows]
-    wanted = [path if path in paths else "" for path in found]
+    photo_paths = [places.find(row.path) for row in rows]
+    wanted = [path if path in paths else "" for path in photo_paths]
     text = text_of(file)
     if file.suffix.lower() not in (".csv", ".tsv"):
         objects = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -201,13 +201,13 @@ def _shortest(path: str, root: Path) -> str:
 
 
 def _splits(file: Path, rows: list[ListRow]) -> list[str]:
-    found = {row.split for row in rows}
-    if "" in found and len(found) > 1:
+    names = {row.split for row in rows}
+    if "" in names and len(names) > 1:
         row = next(row for row in rows if not row.split)
         raise DataError(f"{file} has no split in line {row.line}, but in others. Expected all or none. Add it.")
-    if found != {""} and "train" not in found:
-        raise DataError(f"{file} has no photos to learn from. Expected some with split train; found {sorted(found)}.")
-    return [name for name in ("", *SPLITS) if name in found]
+    if names != {""} and "train" not in names:
+        raise DataError(f"{file} has no photos to learn from. Expected some with split train; found {sorted(names)}.")
+    return [name for name in ("", *SPLITS) if name in names]
 
 
 def _why_not_used(root: Path, path: str, options: FolderOptions) -> str | None:
@@ -231,14 +231,14 @@ def _missing_note(missing: list[ListRow], is_any_there: bool, listing: Listing) 
     if not missing:
         return []
     row, named = missing[0], f"{listing.list_file} names {len(missing)} files that are not there"
-    told = (
+    message = (
         f"{named}; the first, {row.path} in line {row.line}, was looked for at "
         f"{(listing.root / row.path).absolute()}, since paths are relative to the list's folder"
     )
     cure = _cure(row.path, listing.root.absolute())
     if is_any_there:
-        return [f"{told}. {cure}"]
-    raise DataError(f"{told}. {cure}.")
+        return [f"{message}. {cure}"]
+    raise DataError(f"{message}. {cure}.")
 
 
 def _cure(path: str, root: Path) -> str:

@@ -73,10 +73,10 @@ class PhotoPlaces:
         Raises:
             DataError: Several photos have this name but for their extensions.
         """
-        found = self._found(name)
-        if len(found) > 1:
-            raise DataError(f"{name} could be {' or '.join(found)} in {self.root}. Write the extension into the list.")
-        return found[0] if found else name
+        paths = self._paths(name)
+        if len(paths) > 1:
+            raise DataError(f"{name} could be {' or '.join(paths)} in {self.root}. Write the extension into the list.")
+        return paths[0] if paths else name
 
     def has(self, names: Sequence[str], *, as_paths: bool = False) -> bool:
         """Return whether a photo of one of these names is there.
@@ -89,7 +89,7 @@ class PhotoPlaces:
             return any(_portable(path) == _portable(name) for name in names for path in self._at("", 0, name))
         return any(self._has_any(start, 0, names) for start in ("", *self._folders()))
 
-    def _found(self, name: str) -> list[str]:
+    def _paths(self, name: str) -> list[str]:
         return self._at(self._start, self._num_cut, name)
 
     def _has_any(self, start: str, num_cut: int, names: Sequence[str]) -> bool:
@@ -118,10 +118,10 @@ class PhotoPlaces:
         """Paths of the files in a folder by their names, and by these without their extensions."""
         stems: dict[str, list[str]] = defaultdict(list)
         try:
-            found = sources.entries(self.root / folder)
+            entries = sources.entries(self.root / folder)
         except (OSError, ValueError):
             return {}
-        for entry in found:
+        for entry in entries:
             if not entry.is_dir():
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 for name in {entry.name, entry.name.rpartition(".")[0] or entry.name}:

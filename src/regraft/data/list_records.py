@@ -80,7 +80,7 @@ def dialect(file: Path, text: str) -> Dialect:
     delimiters: tuple[str, ...] = DELIMITERS
     if first.lower().startswith("sep=") and len(first.rstrip("\n")) == 5:
         delimiters, first, num_before = (first[4],), lines.readline(), 1
-    found = Dialect(delimiters[0], [], num_before)
+    best = Dialect(delimiters[0], [], num_before)
     for delimiter in delimiters:
         try:
             cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
@@ -92,9 +92,9 @@ def dialect(file: Path, text: str) -> Dialect:
             raise DataError(f"{file} has {count} columns {twice[0]} in line {line}. Expected one. Remove one.")
         if {"path", "label"} <= set(names):
             return Dialect(delimiter, names, num_before)
-        if len(names) > len(found.names):
-            found = Dialect(delimiter, names, num_before)
-    return found
+        if len(names) > len(best.names):
+            best = Dialect(delimiter, names, num_before)
+    return best
 
 
 def column_names(file: Path) -> list[str]:

@@ -96,24 +96,24 @@ def list_parquet(file: Path, options: FolderOptions) -> Listing:
 def _tables(folder: Path) -> Iterator[Path]:
     """Find Parquet files in a folder, or in its folder `data`, as repositories of data sets have them."""
     for place in (folder, folder / "data"):
-        found = list(place.glob("*.parquet"))
-        if found and not any(entry.is_dir() and entry != folder / "data" for entry in place.iterdir()):
-            yield from found
+        files = list(place.glob("*.parquet"))
+        if files and not any(entry.is_dir() and entry != folder / "data" for entry in place.iterdir()):
+            yield from files
             return
 
 
 def _matched(pattern: Path, options: FolderOptions) -> Listing:
-    found = sorted(set(matches(pattern)))
-    if not found:
+    files = sorted(set(matches(pattern)))
+    if not files:
         raise DataError(f"Nothing matches {pattern}. Looked in {pattern.parent.absolute()}. Check the pattern.")
-    return _several(found, options)
+    return _several(files, options)
 
 
-def _several(found: list[Path], options: FolderOptions) -> Listing:
+def _several(files: list[Path], options: FolderOptions) -> Listing:
     """List several places as one. Where the names of all say so, each is a split of its own."""
-    root = _around(found)
-    listings = [_listed(place, options) for place in found]
-    meant = [split_of(place.name.partition(".")[0]) for place in found]
+    root = _around(files)
+    listings = [_listed(place, options) for place in files]
+    meant = [split_of(place.name.partition(".")[0]) for place in files]
     if (
         all(meaning in SPLITS for meaning in meant)
         and "train" in meant

@@ -31,8 +31,8 @@ def joined(datasets: Sequence[Dataset], *, val_fraction: float = 0.2, seed: int 
         DataError: Names of classes could be one class or two.
     """
     if any("train" in one.splits for one in datasets):
-        judged = "test" if any("test" in one.splits for one in datasets) else "val"
-        datasets = [one if "train" in one.splits else _split(one, judged, val_fraction, seed) for one in datasets]
+        eval_split = "test" if any("test" in one.splits for one in datasets) else "val"
+        datasets = [one if "train" in one.splits else _split(one, eval_split, val_fraction, seed) for one in datasets]
     return merged(datasets)
 
 
@@ -120,19 +120,19 @@ def relabelled(dataset: Dataset, file: Path, roots: Sequence[Path] = ()) -> Data
 
 def _meant(row: ListRow, file: Path, place: dict[str, int], prefixes: Sequence[Path]) -> int:
     """Which photo a row names. Raises DataError where there is none, or more than one."""
-    found = sorted({place[path] for prefix in prefixes if (path := str(prefix / row.path)) in place})
-    if len(found) == 1:
-        return found[0]
-    if found:
+    indices = sorted({place[path] for prefix in prefixes if (path := str(prefix / row.path)) in place})
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
         raise DataError(
-            f"{file} names {row.path} in line {row.line}, which {len(found)} of the folders hold. "
+            f"{file} names {row.path} in line {row.line}, which {len(indices)} of the folders hold. "
             "Write its path from the folder that holds them all."
         )
     hint = nearest(row.path, place) or " Paths are as `regraft scan` prints them."
     raise DataError(f"{file} names {row.path} in line {row.line}, which the photos' folders do not hold.{hint}")
 
 
-def _split(dataset: Dataset, judged: str, val_fraction: float, seed: int) -> Dataset:
-    """Split a data set that was not split: a part of each class is held out as the split `judged`."""
+def _split(dataset: Dataset, eval_split: str, val_fraction: float, seed: int) -> Dataset:
+    """Split a data set that was not split: a part of each class is held out as the split `eval_split`."""
     chosen = set(held_out(dataset, range(len(dataset)), val_fraction, seed))
-    return replace(dataset, splits=tuple(judged if i in chosen else "train" for i in range(len(dataset))))
+    return replace(dataset, splits=tuple(eval_split if i in chosen else "train" for i in range(len(dataset))))

@@ -36,13 +36,13 @@ def list_by_name(root: Path, options: FolderOptions) -> Listing:
     listing = Listing(root, options=options)
     listing.quarantine += [Quarantined(name, reason) for name, reason in sources.refused(root).items()]
     paths = list(_below(root, listing))
-    found = {path: match[match.re.groups and 1] for path in paths if (match := search(path))}
-    if paths and not found:
+    labels = {path: match[match.re.groups and 1] for path in paths if (match := search(path))}
+    if paths and not labels:
         raise ConfigError(f"--label-by {pattern!r} finds nothing in any path, such as {paths[0]!r}.")
-    splits = splits_of(sorted({path.partition("/")[0] for path in found if "/" in path}))
-    is_split = "train" in splits.values() and all(path.partition("/")[0] in splits for path in found)
+    splits = splits_of(sorted({path.partition("/")[0] for path in labels if "/" in path}))
+    is_split = "train" in splits.values() and all(path.partition("/")[0] in splits for path in labels)
     for path in paths:
-        if label := unicodedata.normalize("NFC", found.get(path) or "").strip():
+        if label := unicodedata.normalize("NFC", labels.get(path) or "").strip():
             listing.files.append(Labelled(splits[path.partition("/")[0]] if is_split else "", label, path))
         else:
             listing.quarantine.append(Quarantined(path, f"--label-by {pattern!r} finds no class in its path"))

@@ -56,8 +56,8 @@ def _archive() -> bytes:
         data = ARCHIVE.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {ARCHIVE}: {error.strerror}. Install regraft anew.") from error
-    if (found := hashlib.sha256(data).hexdigest()) != SHA256:
-        raise DataError(f"{ARCHIVE} is damaged: sha256 {found}, expected {SHA256}. Install regraft anew.")
+    if (digest := hashlib.sha256(data).hexdigest()) != SHA256:
+        raise DataError(f"{ARCHIVE} is damaged: sha256 {digest}, expected {SHA256}. Install regraft anew.")
     return data
 
 

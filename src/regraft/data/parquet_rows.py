@@ -137,8 +137,8 @@ def _values(opened: Any, column: str) -> Iterator[Any]:
 
 
 def _leaves(opened: Any, group: int, column: str) -> list[Any]:
-    found = opened.metadata.row_group(group)
-    leaves = (found.column(i) for i in range(found.num_columns))
+    row_group = opened.metadata.row_group(group)
+    leaves = (row_group.column(i) for i in range(row_group.num_columns))
     return [leaf for leaf in leaves if leaf.path_in_schema == column or leaf.path_in_schema.startswith(f"{column}.")]
 
 
@@ -195,12 +195,12 @@ def _is_label(value: object) -> bool:
 
 def _image_column(file: Path, schema: Any) -> str:
     """Return the column of the images, as its features say or its type. Raises DataError."""
-    said = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
-    found = said or [one.name for one in schema if _holds_bytes(one.type)]
-    if len(found) != 1:
-        what = f"the columns {', '.join(found)} of images" if found else "no column of images with their bytes"
+    declared = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
+    columns = declared or [one.name for one in schema if _holds_bytes(one.type)]
+    if len(columns) != 1:
+        what = f"the columns {', '.join(columns)} of images" if columns else "no column of images with their bytes"
         raise DataError(f"{file} has {what}. Expected one, as the library datasets writes it; found {schema.names}.")
-    return str(found[0])
+    return str(columns[0])
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -213,17 +213,17 @@ def _holds_bytes(kind: Any) -> bool:
 def _label_column(file: Path, schema: Any, features: dict[str, Any], given: str | None) -> str:
     types = _pyarrow().types
     if given is not None:
-        found = [name for name in schema.names if name.lower() == given.lower()]
-        if not found:
+        columns = [name for name in schema.names if name.lower() == given.lower()]
+        if not columns:
             raise DataError(f"{file} has no column {given!r}, which --label-column names. Found {schema.names}.")
-        return str(found[0])
-    found = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    found = found or [name for name in schema.names if name.lower() == "label"]
-    if len(found) != 1:
-        found = [one.name for one in schema if types.is_string(one.type) or types.is_integer(one.type)]
-    if len(found) != 1:
+        return str(columns[0])
+    columns = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    columns = columns or [name for name in schema.names if name.lower() == "label"]
+    if len(columns) != 1:
+        columns = [one.name for one in schema if types.is_string(one.type) or types.is_integer(one.type)]
+    if len(columns) != 1:
         raise DataError(f"{file} has no column label. Found {schema.names}. Choose one with --label-column.")
-    return str(found[0])
+    return str(columns[0])
 
 
 def _features(schema: Any) -> dict[str, Any]:

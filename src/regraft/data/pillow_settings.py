@@ -87,18 +87,18 @@ class Switch:
     It knows the operations that Pillow uses on its variables. The user's None (no limit) counts as infinity.
 
     Args:
-        own: Returns regraft's value for a limit of so many pixels.
+        value_for: Returns regraft's value for a limit of so many pixels.
         users: The user's value.
     """
 
-    def __init__(self, own: Callable[[int], Any], users: Any) -> None:
-        self.own, self.users = own, users
+    def __init__(self, value_for: Callable[[int], Any], users: Any) -> None:
+        self.value_for, self.users = value_for, users
 
     @property
     def value(self) -> Any:
         """The variable's value in this thread."""
         current = getattr(_thread, "current", None)
-        return self.users if current is None else self.own(current[0])
+        return self.users if current is None else self.value_for(current[0])
 
     @property
     def _number(self) -> Any:
@@ -162,9 +162,9 @@ def _put_in_place() -> None:
     with _state.lock:
         filters: Any = warnings.filters
         _state.num_active += 1
-        for (module, name), own in _SWITCHES.items():
+        for (module, name), value_for in _SWITCHES.items():
             if not isinstance(vars(module)[name], Switch):
-                _replace(module, name, own)
+                _replace(module, name, value_for)
         if not filters or filters[0] is not _FILTER:
             filters[:] = [_FILTER, *(one for one in filters if one is not _FILTER)]
         libtiff_messages.listen(_tell)
@@ -184,9 +184,9 @@ def _tell(text: str) -> bool:
     return _FILTER[1].match(text)  # type: ignore[no-any-return]
 
 
-def _replace(module: ModuleType, name: str, own: Callable[[int], Any]) -> None:
+def _replace(module: ModuleType, name: str, value_for: Callable[[int], Any]) -> None:
     """Put a switch for a variable; code that uses it from outside, through the module, has the user's value."""
-    switch = Switch(own, vars(module)[name])
+    switch = Switch(value_for, vars(module)[name])
 
     def get(_: ModuleType) -> Any:
         return switch.value

@@ -103,7 +103,7 @@ def fetched(place: Path, progress: Progress = QUIET, on_file: Callable[[Path], N
         )
     tree, _ = _tree_of(address)
     writable_cache("remote", progress)
-    with _told(address), progress.step("list objects"):
+    with _errors_translated(address), progress.step("list objects"):
         system, key = _filesystem(tree)
         objects = list(_objects(system, key, tree))
     if not objects:
@@ -232,14 +232,14 @@ def _is_whole(one: _Object, folder: Path, known: dict[str, _Object]) -> bool:
 
 def _read_ledger(file: Path) -> dict[str, _Object]:
     """Objects by path; a line that was cut ends nothing but itself."""
-    found = {}
+    objects = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
             one = _Object(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        found[one.path] = one
-    return found
+        objects[one.path] = one
+    return objects
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
@@ -249,7 +249,7 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
+def _errors_translated(address: str) -> Iterator[None]:
     """What a library of a place raises becomes a DataError, or MissingExtra."""
     try:
         yield

@@ -289,16 +289,16 @@ def _place(dataset: Dataset) -> Path:
     return dataset.list_file or dataset.root
 
 
-def _expected(dataset: Dataset, found: str) -> str:
+def _expected(dataset: Dataset, actual: str) -> str:
     """Say what was expected instead of no photos, what was found, and what to do."""
     if any(q.reason == LEADS_OUT for q in dataset.quarantine):
-        return f"Found {found}. Follow the links with --follow-links."
+        return f"Found {actual}. Follow the links with --follow-links."
     if dataset.list_file:
-        return f"Expected paths relative to {dataset.root.absolute()}; found {found}. Put the paths right."
+        return f"Expected paths relative to {dataset.root.absolute()}; found {actual}. Put the paths right."
     if dataset.root.is_file():
-        return f"Expected photos with their classes in it; found {found}."
+        return f"Expected photos with their classes in it; found {actual}."
     where = f"{dataset.root}/<class>/<image>"
-    return f"Expected {where}; found {found}. Put the photos of each class in a folder of their own."
+    return f"Expected {where}; found {actual}. Put the photos of each class in a folder of their own."
 
 
 def map_photos(function: Callable[[int], T], count: int, advance: Callable[[int], None]) -> Iterator[T]:

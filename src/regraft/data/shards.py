@@ -97,7 +97,7 @@ def _from_json(values: object) -> str:
     if isinstance(values, str | int) and not isinstance(values, bool):
         return str(values)
     given = values if isinstance(values, dict) else {}
-    found = [given[name] for name in JSON_LABELS if isinstance(given.get(name), str | int)]
-    if not found:
+    labels = [given[name] for name in JSON_LABELS if isinstance(given.get(name), str | int)]
+    if not labels:
         raise ValueError(f"expected one of the keys {', '.join(JSON_LABELS)}")
-    return str(found[0])
+    return str(labels[0])

@@ -189,7 +189,7 @@ def _planned(before: _Record, wanted: Mapping[str, str], out: Path) -> _Record:
 
 def safe_name(name: str) -> str:
     """Return a name that every file system takes for a visible folder; other characters become %XX."""
-    safe = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name) or "%"
+    safe = _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), name) or "%"
     return f"%{ord(safe[0]):02X}{safe[1:]}" if _RESERVED.fullmatch(safe) else safe
 
 
@@ -197,9 +197,9 @@ def _free(name: str, taken: set[str]) -> str:
     """Return the name, or the first of `name-2`, `name-3`, ... that is free, and take it."""
     path = PurePosixPath(name)
     names = chain([name], (str(path.with_name(f"{path.stem}-{i}{path.suffix}")) for i in count(2)))
-    found = next(one for one in names if _folded(one) not in taken)
-    taken.add(_folded(found))
-    return found
+    free = next(one for one in names if _folded(one) not in taken)
+    taken.add(_folded(free))
+    return free
 
 
 def _folded(name: str) -> str:

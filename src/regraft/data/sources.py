@@ -181,10 +181,10 @@ def entries(folder: Path) -> list[Entry]:
     inside = _inside(folder, itself=True)
     if inside is None:
         return list(os.scandir(folder))
-    found = _opened(inside[0]).folders.get(inside[1])
-    if found is None:
+    folder_entries = _opened(inside[0]).folders.get(inside[1])
+    if folder_entries is None:
         raise NotADirectoryError(0, "not a directory", str(folder))
-    return [MemberEntry(name, str(folder / name), around) for name, around in found.items()]
+    return [MemberEntry(name, str(folder / name), around) for name, around in folder_entries.items()]
 
 
 def is_folder(path: Path) -> bool:
@@ -252,10 +252,10 @@ def is_source(file: Path) -> bool:
         DataError: It is an archive of a kind that is not read.
     """
     try:
-        found = os.stat(file)  # noqa: PTH116
+        status = os.stat(file)  # noqa: PTH116
     except OSError:
         return False
-    return _kind(str(file), found.st_mtime_ns, found.st_size) != ""
+    return _kind(str(file), status.st_mtime_ns, status.st_size) != ""
 
 
 @lru_cache(4096)
@@ -318,8 +318,8 @@ def _member(source: Path, name: str) -> bytes:
 def _opened(source: Path) -> _Opened:
     """Return a source's index, made anew where the file has changed. Raises DataError."""
     try:
-        found = os.stat(source)  # noqa: PTH116
-        return _index(str(source), found.st_mtime_ns, found.st_size)
+        status = os.stat(source)  # noqa: PTH116
+        return _index(str(source), status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise DataError(
             f"{source} cannot be read: {(error.strerror or str(error)).lower()}. Check the path."

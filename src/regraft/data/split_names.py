@@ -40,8 +40,8 @@ def split_of(name: str) -> str | None:
     tokens = _tokens(name)
     if meaning := _meaning("".join(tokens)):
         return meaning
-    said = [meaning for token in tokens if (meaning := _meaning(token))]
-    return said[0] if len(said) == 1 and _rest(tokens) <= AFFIXES else None
+    meanings = [meaning for token in tokens if (meaning := _meaning(token))]
+    return meanings[0] if len(meanings) == 1 and _rest(tokens) <= AFFIXES else None
 
 
 def mentions_split(name: str) -> bool:
@@ -60,11 +60,11 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
     Returns:
         "train", "val" or "test" by name, for those that are splits.
     """
-    found = {name: meaning for name in names if (meaning := split_of(name))}
+    splits = {name: meaning for name in names if (meaning := split_of(name))}
     twins = [name for name in names if _is_one_of_a_pair(name, names)]
-    found |= {name: next(filter(None, map(_meaning, _tokens(name)))) for name in twins if name not in found}
-    free = [split for split in ("val", "test") if split not in found.values()]
-    return {name: (*free, "val")[0] if meaning == "held out" else meaning for name, meaning in found.items()}
+    splits |= {name: next(filter(None, map(_meaning, _tokens(name)))) for name in twins if name not in splits}
+    free = [split for split in ("val", "test") if split not in splits.values()]
+    return {name: (*free, "val")[0] if meaning == "held out" else meaning for name, meaning in splits.items()}
 
 
 def is_container(name: str) -> bool:
@@ -80,11 +80,11 @@ def is_unlabelled(name: str) -> bool:
 
 def _is_one_of_a_pair(name: str, names: Sequence[str]) -> bool:
     """Whether another name is the same but for the split, and one of the two is of train."""
-    own = _meanings(name)
-    if len(own) != 1:
+    meanings = _meanings(name)
+    if len(meanings) != 1:
         return False
     others = [_meanings(other) for other in names if other != name and _rest(_tokens(other)) == _rest(_tokens(name))]
-    return any(len(other) == 1 and other != own and "train" in (*own, *other) for other in others)
+    return any(len(other) == 1 and other != meanings and "train" in (*meanings, *other) for other in others)
 
 
 def _meanings(name: str) -> list[str]:

@@ -34,9 +34,14 @@ class Splits:
     given: bool
 
     @property
-    def judged(self) -> tuple[str, Dataset]:
-        """Name and photos of the split that the reported accuracy belongs to."""
-        return ("test", self.test) if self.test is not None else ("val", self.val)
+    def eval_split(self) -> str:
+        """Name of the split that the reported accuracy belongs to: "test" where it was given, else "val"."""
+        return "val" if self.test is None else "test"
+
+    @property
+    def eval_photos(self) -> Dataset:
+        """Photos of that split."""
+        return self.val if self.test is None else self.test
 
 
 def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Splits:
@@ -98,11 +103,11 @@ def held_out(dataset: Dataset, pool: Sequence[int], fraction: float, seed: int) 
     """
     part = dataset.subset(pool)
     names = units_of(part.hashes, part.groups)
-    found: dict[str, set[tuple[int, str]]] = {}
+    contents_of: dict[str, set[tuple[int, str]]] = {}
     for name, label, content in zip(names, part.labels, part.hashes, strict=True):
-        found.setdefault(name, set()).add((int(label), content))
-    order = sorted(found, key=lambda name: drawn_at(seed, name))
-    chosen = draw_units([_counted(found[name]) for name in order], fraction)
+        contents_of.setdefault(name, set()).add((int(label), content))
+    order = sorted(contents_of, key=lambda name: drawn_at(seed, name))
+    chosen = draw_units([_counted(contents_of[name]) for name in order], fraction)
     kept = {order[number] for number in chosen}
     return [i for i, name in zip(pool, names, strict=True) if name in kept]
 
@@ -143,9 +148,9 @@ def fold_ids(
     members = [
         sorted({units[i] for i in np.flatnonzero(labels == c)}, key=place.__getitem__) for c in np.unique(labels)
     ]
-    only = {own[0] for own in members if len(own) == 1}
-    for own in sorted(members, key=lambda own: place[own[0]]):  # not in the order of names
-        new = [name for name in own if name not in fold and name not in only]
+    only = {of_class[0] for of_class in members if len(of_class) == 1}
+    for of_class in sorted(members, key=lambda of_class: place[of_class[0]]):  # not in the order of names
+        new = [name for name in of_class if name not in fold and name not in only]
         fold.update({name: (rank + offset) % num_folds for rank, name in enumerate(new)})
         offset += len(new)
     return np.array([fold.get(name, -1) for name in units], np.int64)
@@ -178,17 +183,17 @@ def grouped(dataset: Dataset, pattern: str) -> Dataset:
         ConfigError: The pattern is no regular expression, or finds nothing at all.
     """
     try:
-        found = [re.search(pattern, path) for path in dataset.paths]
+        matches = [re.search(pattern, path) for path in dataset.paths]
     except re.error as error:
         raise ConfigError(f"--group-by {pattern!r} is no regular expression: {error}.") from error
-    if not any(found):
+    if not any(matches):
         raise ConfigError(f"--group-by {pattern!r} finds nothing in any path, such as {dataset.paths[0]!r}.")
     groups = tuple(
         f"={match[match.re.groups and 1]}" if match else alone
-        for match, alone in zip(found, dataset.groups or dataset.hashes, strict=True)
+        for match, alone in zip(matches, dataset.groups or dataset.hashes, strict=True)
     )
     example, path = next(
-        (group, path) for group, match, path in zip(groups, found, dataset.paths, strict=True) if match
+        (group, path) for group, match, path in zip(groups, matches, dataset.paths, strict=True) if match
     )
     note = (
         f"{len(set(groups))} groups by {pattern!r}, such as {example[1:]!r} of {path}; photos of one stay on one side"
@@ -204,7 +209,8 @@ def _grouped_fold_ids(labels: np.ndarray, groups: Sequence[str], num_folds: int,
         raise MissingExtra("scikit-learn", "sklearn") from error
 
     names = np.array(groups)
-    only = {own[0] for label in np.unique(labels) if len(own := np.unique(names[labels == label])) == 1}
+    of_classes = [np.unique(names[labels == label]) for label in np.unique(labels)]
+    only = {of_class[0] for of_class in of_classes if len(of_class) == 1}
     free = np.flatnonzero([name not in only for name in groups])
     folds = np.full(len(labels), -1, dtype=np.int64)
     count = min(num_folds, len(np.unique(names[free])))
@@ -223,7 +229,7 @@ def _check(dataset: Dataset, splits: Splits) -> None:
             f"{dataset.root} has no readable training photos of {', '.join(map(repr, missing))}. "
             "Expected at least one of each class. Add some, or remove the class from the other splits."
         )
-    if len(splits.judged[1]) == 0:
+    if len(splits.eval_photos) == 0:
         why = " Photos of a group, and copies, are never parted." if dataset.groups else ""
         raise DataError(
             f"{dataset.root} leaves no photos to judge the model on. Expected two or more photos of some class; "

@@ -104,13 +104,13 @@ def open_tar(file: Path) -> TarSource:
         opened.seek(0)
         stream = opened if points is None else Gunzip(opened, points)
         try:
-            found = _members(_Headers(stream, file), file)
+            members = _members(_Headers(stream, file), file)
         except (tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{file} is damaged, or no whole tar archive: {error}. Download or pack it again."
             ) from error
-    refused = {one.name: reason for one in found if (reason := _why_not(one))}
-    kept = [one for one in found if one.name not in refused]
+    refused = {one.name: reason for one in members if (reason := _why_not(one))}
+    kept = [one for one in members if one.name not in refused]
     refuse_twice(file, (normal(one.name) for one in kept))
     places = {normal(one.name): _Place(one.start, one.size) for one in kept}
     return TarSource(file, places, refused, points)
@@ -126,20 +126,20 @@ class _Found(NamedTuple):
 
 def _members(headers: _Headers, file: Path) -> list[_Found]:
     """List all members but folders. Raises DataError."""
-    found: list[_Found] = []
+    members: list[_Found] = []
     with tarfile.open(fileobj=headers, mode="r:") as archive:
         while (one := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # else it keeps all it knows of each
             if not one.isdir():
-                found.append(_Found(one.name, one.offset_data, one.size, one.type, one.issparse()))
-            if len(found) > MAX_MEMBERS:
+                members.append(_Found(one.name, one.offset_data, one.size, one.type, one.issparse()))
+            if len(members) > MAX_MEMBERS:
                 raise DataError(f"{file} has more than {MAX_MEMBERS} members. Divide it.")
         headers.seek(archive.offset)
         if headers.read(BLOCK).strip(b"\0"):
             raise DataError(
                 f"{file} is damaged at byte {archive.offset}: no header of a member is there. Pack it again."
             )
-    return found
+    return members
 
 
 def _why_not(one: _Found) -> str | None:

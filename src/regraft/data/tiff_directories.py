@@ -80,18 +80,18 @@ def read(data: bytes) -> list[Directory]:
     form = _Form.of(data)
     if form is None:
         return []
-    found: list[Directory] = []
+    directories: list[Directory] = []
     seen: set[int] = set()
     waiting = [form.number(data, 8 if form.is_big else 4, form.is_big)]
-    while waiting and len(found) < MAX_DIRECTORIES:
+    while waiting and len(directories) < MAX_DIRECTORIES:
         start = waiting.pop(0)
         if start in seen or not 0 < start < len(data):
             continue
         seen.add(start)
         directory, following = form.directory(data, start)
-        found.append(directory)
+        directories.append(directory)
         waiting += [following, *form.inner(data, directory)]
-    return found
+    return directories
 
 
 def raw_name(directories: list[Directory]) -> str:

@@ -22,7 +22,7 @@ def units_of(hashes: Sequence[str], groups: Sequence[str] = ()) -> tuple[str, ..
         members["content", content].append(i)
         members["group", group].append(i)
     names = list(hashes)
-    for unit in connected((own[0], other) for own in members.values() for other in own[1:]):
+    for unit in connected((numbers[0], other) for numbers in members.values() for other in numbers[1:]):
         name = min(hashes[i] for i in unit)
         for i in unit:
             names[i] = name

@@ -53,11 +53,11 @@ def yolo_folder(root: Path) -> YoloFolder | None:
     if _is_pair(root):
         inner = _folders(root / "images")
         return YoloFolder(root, names, {"labels": "images"}, _in("images", splits_of(inner)))
-    found = _folders(root)
-    split = {name: part for name, part in splits_of(found).items() if _is_pair(root / name)}
+    folders = _folders(root)
+    split = {name: part for name, part in splits_of(folders).items() if _is_pair(root / name)}
     if split:
         return YoloFolder(root, names, {f"{name}/labels": f"{name}/images" for name in split}, split)
-    darknet = {name: match[1] for name in found if (match := DARKNET.fullmatch(name))}
+    darknet = {name: match[1] for name in folders if (match := DARKNET.fullmatch(name))}
     parts = {name: part for name, word in darknet.items() if (part := split_of(word))}
     return YoloFolder(root, names, {name: name for name in darknet}, parts) if darknet else None
 
@@ -98,10 +98,10 @@ def _in(folder: str, splits: dict[str, str]) -> dict[str, str]:
 
 def _texts(folder: Path) -> Iterator[Path]:
     try:
-        found = sources.entries(folder)
+        entries = sources.entries(folder)
     except OSError:
         return
-    for entry in found:
+    for entry in entries:
         if entry.is_dir():
             yield from _texts(Path(entry.path))
         elif entry.name.endswith(".txt") and entry.name != "classes.txt":
@@ -134,13 +134,13 @@ def _classes(file: Path) -> dict[int, str]:
     inline = lines[start].removeprefix("names:").strip()
     if inline.startswith("["):
         return dict(enumerate(word.strip().strip("'\"") for word in inline.strip("[]").split(",")))
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for line in lines[start + 1 :]:
         if match := re.fullmatch(r"\s*([0-9]+):\s*(.+?)\s*|\s*-\s+(.+?)\s*", line):
-            found[int(match[1]) if match[1] else len(found)] = (match[2] or match[3]).strip("'\"")
+            names[int(match[1]) if match[1] else len(names)] = (match[2] or match[3]).strip("'\"")
         elif line.strip() and not line.strip().startswith("#"):
             break
-    return found
+    return names
 
 
 def _split(listing: Listing, splits: dict[str, str]) -> Listing:

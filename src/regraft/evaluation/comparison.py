@@ -119,18 +119,18 @@ def permutation_p(differences: np.ndarray) -> float:
     return (1 + num_far) / (1 + DRAWS)
 
 
-def pair(a: str, right_a: np.ndarray, b: str, right_b: np.ndarray) -> Pair:
+def pair(a: str, correct_a: np.ndarray, b: str, correct_b: np.ndarray) -> Pair:
     """Compare two models on the same photos.
 
     Args:
         a: Name of the one model.
-        right_a: `(N,)` bool, which photos it has right.
+        correct_a: `(N,)` bool, which photos it has right.
         b: Name of the other.
-        right_b: `(N,)` bool, the same photos in the same order.
+        correct_b: `(N,)` bool, the same photos in the same order.
     """
-    a_only, b_only = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    a_only, b_only = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     p_value = exact_p(min(a_only, b_only), a_only + b_only)
-    return Pair(a, b, a_only, b_only, len(right_a), p_value, p_value)
+    return Pair(a, b, a_only, b_only, len(correct_a), p_value, p_value)
 
 
 def exact_p(fewer: int, n: int) -> float:
@@ -138,22 +138,22 @@ def exact_p(fewer: int, n: int) -> float:
 
     scipy.stats has it too, and takes 0.8 s to import.
     """
-    ways, total = 1, 0
+    binomial, total = 1, 0
     for k in range(fewer + 1):
-        total += ways
-        ways = ways * (n - k) // (k + 1)
+        total += binomial
+        binomial = binomial * (n - k) // (k + 1)
     return min(1.0, 2 * total / (1 << n))
 
 
-def pairs(right: dict[str, np.ndarray]) -> tuple[Pair, ...]:
+def pairs(correct: dict[str, np.ndarray]) -> tuple[Pair, ...]:
     """Compare every two of several models, with p-values corrected for their number.
 
     Args:
-        right: By name, `(N,)` bool, which photos a model has right; the same photos in the same order.
+        correct: By name, `(N,)` bool, which photos a model has right; the same photos in the same order.
     """
-    found = [pair(a, right[a], b, right[b]) for a, b in combinations(right, 2)]
-    corrected = holm([one.p_value for one in found])
-    return tuple(replace(one, corrected=p) for one, p in zip(found, corrected, strict=True))
+    tested = [pair(a, correct[a], b, correct[b]) for a, b in combinations(correct, 2)]
+    corrected = holm([one.p_value for one in tested])
+    return tuple(replace(one, corrected=p) for one, p in zip(tested, corrected, strict=True))
 
 
 def no_room(num_right: int, n: int) -> bool:

@@ -75,20 +75,20 @@ class Evaluation:
         if self.least_sure == 0.0:
             return None
         answered = int(self.answered.sum())
-        wrong = answered - int(self.right[self.answered].sum())
+        wrong = answered - int(self.correct[self.answered].sum())
         error = accuracy(wrong, answered, "answered").to_json() if answered else None
         return {"least_probability": self.least_sure, "answered": answered, "wrong": wrong, "error": error}
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """`(N,)` bool: which photos got their own label."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.dataset.labels)
 
     @property
     def mistaken(self) -> list[tuple[int, int, int]]:
         """Count, true class and predicted class (as numbers) of each confusion, the most frequent first."""
-        found = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
-        return sorted(found, key=lambda one: (-one[0], one[1], one[2]))
+        confusions = [(int(self.confusion[i, j]), int(i), int(j)) for i, j in np.argwhere(self.confusion > 0) if i != j]
+        return sorted(confusions, key=lambda one: (-one[0], one[1], one[2]))
 
     def _repr_html_(self) -> str:
         """Show accuracy and a row for each class in a notebook."""
@@ -166,13 +166,13 @@ def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: 
         BundleError: The bundle's graph and its weights contradict each other.
     """
     dataset, logits = logits_of(bundle, dataset, progress)
-    found = figures(dataset, bundle.probabilities(logits), split)
+    evaluation = figures(dataset, bundle.probabilities(logits), split)
     before = bundle.probabilities(logits * np.float32(bundle.manifest["temperature"]))
     uncalibrated = {
         "log_loss": log_loss(before, dataset.labels),
         "ece": expected_calibration_error(before, dataset.labels),
     }
-    return replace(found, uncalibrated=uncalibrated, least_sure=bundle.least_sure)
+    return replace(evaluation, uncalibrated=uncalibrated, least_sure=bundle.least_sure)
 
 
 def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
@@ -186,12 +186,12 @@ def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
     y, num_classes = dataset.labels, len(dataset.classes)
     confusion = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(confusion, (y, p.argmax(axis=1)), 1)
-    right, n, said = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall, f1 = _share(right, said), _share(right, n), _share(2 * right, n + said)
+    correct, n, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall, f1 = _share(correct, predicted), _share(correct, n), _share(2 * correct, n + predicted)
     rows = zip(dataset.classes, n, precision, recall, f1, strict=True)
     loss, ece = log_loss(p, y), expected_calibration_error(p, y)
     return Evaluation(
-        accuracy=accuracy(int(right.sum()), len(y), split),
+        accuracy=accuracy(int(correct.sum()), len(y), split),
         macro_f1=float(macro_f1(confusion)),
         balanced_accuracy=float(recall[n > 0].mean()),
         log_loss=loss,
@@ -299,9 +299,9 @@ def expected_calibration_error(p: np.ndarray, y: np.ndarray, num_bins: int = 15)
     References:
         Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = np.abs(np.bincount(bins, right - confidence, num_bins))
+    gaps = np.abs(np.bincount(bins, correct - confidence, num_bins))
     return float(gaps.sum() / len(y))
 
 

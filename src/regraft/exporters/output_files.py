@@ -21,7 +21,7 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "torch": (".pt2", ".safetensors"),
 }
 PROGRAM = ".py"
-_OWN = re.compile(r"^# its (\.\w+): ([0-9a-f]{64}(?: [0-9a-f]{64})*)$", re.MULTILINE)
+_RECORD = re.compile(r"^# its (\.\w+): ([0-9a-f]{64}(?: [0-9a-f]{64})*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ExportedFiles:
         if not self.out.name:
             raise ExportError(f"--out {str(self.out)!r} names no file. Expected NAME{SUFFIXES[self.format][0]}.")
         suffix = self.out.suffix.lower()
-        other = next((name for name, own in SUFFIXES.items() if suffix in own and name != self.format), None)
+        other = next((name for name, suffixes in SUFFIXES.items() if suffix in suffixes and name != self.format), None)
         if other and suffix not in SUFFIXES[self.format]:
             raise ExportError(
                 f"{self.out} is named as a file of --format {other}, and --format is {self.format}. Name it "
@@ -66,11 +66,11 @@ class ExportedFiles:
         Raises:
             OutputError: A file is not an earlier export's, or was changed since; the first is named.
         """
-        program, own = self.files[-1], self._own()
+        program, recorded = self.files[-1], self._recorded()
         for path in self.files:
             if not os.path.lexists(path):
                 continue
-            is_model = path.is_file() and not path.is_symlink() and sha256_file(path) in own.get(path.suffix, ())
+            is_model = path.is_file() and not path.is_symlink() and sha256_file(path) in recorded.get(path.suffix, ())
             if foreign(path) if path == program else not is_model:
                 raise OutputError(
                     f"{path} is there already, and is not as an export of regraft wrote it beside {program.name}: it "
@@ -84,19 +84,19 @@ class ExportedFiles:
             text: The program.
             drafts: Folder with the model's files under their final names.
         """
-        own = self._own()
+        recorded = self._recorded()
         for path in self.files[:-1]:  # the old content too: a kill leaves the one or the other
             before = (sha256_file(path),) if path.is_file() else ()
-            own[path.suffix] = (sha256_file(drafts / path.name), *before)
-        lines = [f"# its {suffix}: {' '.join(hashes)}\n" for suffix, hashes in sorted(own.items())]
+            recorded[path.suffix] = (sha256_file(drafts / path.name), *before)
+        lines = [f"# its {suffix}: {' '.join(hashes)}\n" for suffix, hashes in sorted(recorded.items())]
         return sealed(f"{text}\n{''.join(lines)}", PROGRAM)
 
-    def _own(self) -> dict[str, tuple[str, ...]]:
+    def _recorded(self) -> dict[str, tuple[str, ...]]:
         """Return the hashes of the model's files that the program which is there names, by suffix."""
         program = self.files[-1]
         if program.is_symlink() or not program.is_file() or not is_sealed(data := program.read_bytes()):
             return {}
-        return {suffix: tuple(hashes.split()) for suffix, hashes in _OWN.findall(data.decode(errors="replace"))}
+        return {suffix: tuple(hashes.split()) for suffix, hashes in _RECORD.findall(data.decode(errors="replace"))}
 
     def _with(self, suffix: str) -> Path:
         known = (*SUFFIXES[self.format], PROGRAM)

@@ -70,10 +70,10 @@ class RunningProgram:
         Raises:
             ExportError: The program has ended.
         """
-        found = self.ask({"paths": list(map(str, paths)), "predict": predict})
-        rows = found["rows"]
+        reply = self.ask({"paths": list(map(str, paths)), "predict": predict})
+        rows = reply["rows"]
         inputs, errors = [row.get("sha256") for row in rows], [row.get("error", "") for row in rows]
-        return Answers(inputs, errors, np.array(found["probabilities"], dtype=np.float64))
+        return Answers(inputs, errors, np.array(reply["probabilities"], dtype=np.float64))
 
     def ask(self, order: dict[str, Any] | None) -> dict[str, Any]:
         """Return the answer to one order.

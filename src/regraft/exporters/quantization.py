@@ -30,7 +30,7 @@ def quantised(model: Any, inputs: Sequence[np.ndarray]) -> Any:
         model: Takes `images` and has a tensor `features`; its nodes are given names.
         inputs: Photos, each `(H, W, 3)` uint8; eight bits are spread over what the numbers inside reach on them.
     """
-    kept = _behind(model.graph, "features")
+    kept = _nodes_after(model.graph, "features")
     with tempfile.TemporaryDirectory(prefix="regraft-int8-") as folder:
         whole, plain, small = (Path(folder) / f"{name}.onnx" for name in ("whole", "plain", "small"))
         onnx.save(model, whole)
@@ -61,7 +61,7 @@ class _Inputs(CalibrationDataReader):  # type: ignore[misc]
         return None if image is None else {"images": image[np.newaxis]}
 
 
-def _behind(graph: Any, tensor: str) -> list[str]:
+def _nodes_after(graph: Any, tensor: str) -> list[str]:
     """Return the names of the nodes that depend on a tensor."""
     reached, names = {tensor}, []
     for number, node in enumerate(graph.node):

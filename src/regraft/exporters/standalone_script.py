@@ -44,8 +44,8 @@ def script(kind: str, preprocessing: Preprocessing, classes: tuple[str, ...]) ->
     """
     package, run = RUNTIMES[kind]
     p = preprocessing
-    way = "center" if p.crop_mode == "center" and p.resize[0] == p.resize[1] else "sides"
-    resized = RESIZED["squash" if p.crop_mode == "squash" else way].format(
+    crop = "center" if p.crop_mode == "center" and p.resize[0] == p.resize[1] else "sides"
+    resized = RESIZED["squash" if p.crop_mode == "squash" else crop].format(
         resize=p.resize, short=p.resize[0], choose="max" if p.crop_mode == "border" else "min"
     )
     values = {

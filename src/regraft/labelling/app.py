@@ -104,8 +104,8 @@ def _routes_that_show(sitting: Sitting, thumbnails: Thumbnails) -> list[Route]:
         return Json(asdict(shown))
 
     async def cards(request: Request) -> Response:
-        found = await _called(sitting.cards, _photos(request, "photos"))
-        return Json({"cards": [asdict(card) for card in found]})
+        shown = await _called(sitting.cards, _photos(request, "photos"))
+        return Json({"cards": [asdict(card) for card in shown]})
 
     async def photo(request: Request) -> Response:
         index, size = request.path_params["index"], request.query_params.get("size", "thumb")
@@ -134,10 +134,10 @@ def _routes_that_change(sitting: Sitting) -> list[Route]:
     """Make the routes that change what is labelled, or begin something."""
 
     async def answers(request: Request) -> Response:
-        said = await _body(request, Answers)
-        given = [Answer(one.photo, one.label, one.set_aside, said.is_audit) for one in said.answers]
+        body = await _body(request, Answers)
+        given = [Answer(one.photo, one.label, one.set_aside, body.is_audit) for one in body.answers]
         person = _person(request)
-        version = await _called(sitting.answer, given, person=person, seen_version=said.version)
+        version = await _called(sitting.answer, given, person=person, seen_version=body.version)
         return Json({"version": version, "status": await run_in_threadpool(_status, sitting)})
 
     async def undo(request: Request) -> Response:
@@ -146,11 +146,11 @@ def _routes_that_change(sitting: Sitting) -> list[Route]:
         return Json({"version": undone.version, "cards": [asdict(card) for card in taken_back]})
 
     async def classes(request: Request) -> Response:
-        said = await _body(request, ClassName)
-        if said.old is None:
-            await _called(sitting.add_class, said.name)
+        body = await _body(request, ClassName)
+        if body.old is None:
+            await _called(sitting.add_class, body.name)
         else:
-            await _called(sitting.rename_class, said.old, said.name)
+            await _called(sitting.rename_class, body.old, body.name)
         status = sitting.status()
         return Json({"classes": status.classes, "version": status.version})
 
@@ -179,9 +179,9 @@ def _guarded(app: ASGIApp, entrance: Entrance) -> ASGIApp:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
+                present = {name for name, _ in message["headers"]}
                 added = ((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
-                message["headers"] = [*message["headers"], *(one for one in added if one[0] not in own)]
+                message["headers"] = [*message["headers"], *(one for one in added if one[0] not in present)]
             await send(message)
 
         refused = entrance.refusal(scope, is_open=scope["path"] in (*FILES, ENTER))

@@ -32,9 +32,9 @@ def audited_accuracy(log_p: np.ndarray, y: np.ndarray) -> AuditedAccuracy | None
     return AuditedAccuracy(num_right / len(y), low, high, len(y))
 
 
-def curve_point(num_labels: int, found: AuditedAccuracy) -> CurvePoint:
+def curve_point(num_labels: int, audited: AuditedAccuracy) -> CurvePoint:
     """Return a point of the learning curve."""
-    return CurvePoint(num_labels, found.value, found.low, found.high)
+    return CurvePoint(num_labels, audited.value, audited.low, audited.high)
 
 
 def checkpoints(num_labels: int) -> list[int]:

@@ -47,8 +47,8 @@ class Board:
         Args:
             is_ready: `(N,)` bool, photos that there are features of.
         """
-        found = np.flatnonzero(is_ready & (self.label >= 0) & ~self.is_audited)
-        return found[np.argsort(self.version[found], kind="stable")]
+        photos = np.flatnonzero(is_ready & (self.label >= 0) & ~self.is_audited)
+        return photos[np.argsort(self.version[photos], kind="stable")]
 
     def audited(self, is_ready: np.ndarray) -> np.ndarray:
         """Return the photos that were labelled for the audit and have a class."""

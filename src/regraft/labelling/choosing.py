@@ -68,7 +68,7 @@ def chosen(kind: str, label: int | None, asked: Asked, solved: Solved) -> Chosen
     return suggestions.questions(solved.log_p, solved.z, open_photos, asked.size)
 
 
-def said_of(photo: int, solved: Solved | None) -> np.ndarray | None:
+def log_p_of(photo: int, solved: Solved | None) -> np.ndarray | None:
     """Return what the model says of a photo, `(C,)`; of one that it has learned from, what it would say without."""
     if solved is None or solved.log_p is None:
         return None

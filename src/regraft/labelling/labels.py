@@ -78,8 +78,8 @@ class Labels:
         self.version += 1
 
     def __getitem__(self, content: str) -> Verdict | None:
-        said = self._verdicts.get(content)
-        return said[-1] if said else None
+        verdicts = self._verdicts.get(content)
+        return verdicts[-1] if verdicts else None
 
     def changed_at(self, content: str) -> int:
         """Return the version at which a photo was last answered or undone; 0 for never."""
@@ -111,14 +111,14 @@ class Labels:
 
     def _answer(self, entry: Mapping[str, Any], version: int) -> None:
         person, at, contents = str(entry["person"]), str(entry["at"]), []
-        for said in entry["answers"]:
-            content, label = str(said["sha256"]), said["label"]
+        for answer in entry["answers"]:
+            content, label = str(answer["sha256"]), answer["label"]
             index = -1 if label is None else self.classes.index(label)
-            is_set_aside, is_audit = bool(said.get("set_aside")), bool(said.get("is_audit"))
+            is_set_aside, is_audit = bool(answer.get("set_aside")), bool(answer.get("is_audit"))
             before = self[content]
             is_audit = is_audit or (before is not None and before.is_audit)
             is_same = before is not None and (before.label, before.is_set_aside) == (index, is_set_aside)
-            guess = str(said.get("guess") or "")
+            guess = str(answer.get("guess") or "")
             verdict = Verdict(index, is_set_aside, is_audit, person, at, guess, version, is_same)
             self._verdicts.setdefault(content, []).append(verdict)
             self._changed[content] = version

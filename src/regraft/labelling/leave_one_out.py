@@ -58,11 +58,12 @@ def log_probabilities_without(
     with threadpool_limits(1):
         clouds = _clouds(z, y, num_classes)
         parts = [slice(i, i + BLOCK) for i in range(0, len(z), BLOCK)]
-        own = np.concatenate([_scores_without(clouds, z[part], y[part]) for part in parts])
+        held_out = np.concatenate([_scores_without(clouds, z[part], y[part]) for part in parts])
         rest = _scores(clouds, others)
-        temperature = _best_temperature(own[:: -(-len(own) // MOST_COMPARED)], y[:: -(-len(own) // MOST_COMPARED)])
-        own, rest = (np.maximum(log_softmax(scores * temperature), NEVER) for scores in (own, rest))
-        return own.astype(np.float32), rest.astype(np.float32)
+        step = -(-len(held_out) // MOST_COMPARED)
+        temperature = _best_temperature(held_out[::step], y[::step])
+        held_out, rest = (np.maximum(log_softmax(scores * temperature), NEVER) for scores in (held_out, rest))
+        return held_out.astype(np.float32), rest.astype(np.float32)
 
 
 def _clouds(z: np.ndarray, y: np.ndarray, num_classes: int) -> _Clouds:
@@ -92,12 +93,12 @@ def _scores_without(clouds: _Clouds, z: np.ndarray, y: np.ndarray) -> np.ndarray
     enlarged = counts / np.maximum(counts - 1, 1)  # a photo's distance from its class's mean, once it is not in it
     apart = z.astype(np.float64) - clouds.means[y]
     turned = apart @ clouds.inverse
-    own = np.einsum("nr,nr->n", turned, apart)
+    distance = np.einsum("nr,nr->n", turned, apart)
     weight = (1 - ROUNDNESS) * enlarged  # of the matrix that is taken away
-    left = np.maximum(1 - weight * own, LEAST_LEFT)
+    left = np.maximum(1 - weight * distance, LEAST_LEFT)
     squares = _squares(clouds, z, z.astype(np.float64) @ clouds.inverse)
     along = np.einsum("nr,nr->n", turned, z)[:, np.newaxis] - turned @ clouds.means.T
-    squares[rows, y], along[rows, y] = own * enlarged**2, own * enlarged
+    squares[rows, y], along[rows, y] = distance * enlarged**2, distance * enlarged
     squares += weight[:, np.newaxis] * along**2 / left[:, np.newaxis]
     remaining = np.tile(clouds.counts, (len(z), 1))
     remaining[rows, y] -= 1
@@ -121,8 +122,8 @@ def _with_shares(likelihoods: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _best_temperature(scores: np.ndarray, y: np.ndarray) -> float:
     """The temperature at which the labels are likeliest."""
-    own = scores[np.arange(len(y)), y]
-    kept = scores.max(axis=1) - own < 1e5  # not the only photo of its class
+    of_labels = scores[np.arange(len(y)), y]
+    kept = scores.max(axis=1) - of_labels < 1e5  # not the only photo of its class
     if not kept.any():
         return 1.0
     scores, y = scores[kept], y[kept]

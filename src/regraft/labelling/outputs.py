@@ -17,9 +17,9 @@ from regraft.data.scan import Dataset, Labelling
 from regraft.data.sorting import sort_photos
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.labels import NEW, SET_ASIDE, UNSURE, Labels
-from regraft.models.ood import familiar
+from regraft.models.ood import fit_ood_detector
 
-FEWEST_AUDITED = 20  # photos from which on a model is judged on those of the audit
+FEWEST_AUDITED = 20  # photos from which on a model is evaluated on those of the audit
 COLUMNS = ("path", "label", "set_aside", "by", "at", "guess", "audit", "sha256")
 
 
@@ -123,8 +123,8 @@ def sort_into(rows: Sequence[LabelRow], out: Path) -> int:
 def labelled_dataset(rows: Sequence[LabelRow], root: Path, unreadable: Sequence[Quarantined] = ()) -> Dataset:
     """Return the labelled photos as a data set to train on.
 
-    Where enough photos were audited, and others have no label yet, the model is judged on those: the others were chosen
-    by a model, and say too little or too much of photos like the rest. Else a part is drawn, as for any training.
+    Where enough photos were audited, and others have no label yet, those evaluate the model: the others were chosen by
+    a model, and say too little or too much of photos like the rest. Else a part is drawn, as for any training.
 
     Args:
         rows: The photos.
@@ -172,14 +172,14 @@ def _folder_of(row: LabelRow) -> str:
 def _unlike_labelled(contents: Contents, labels: Labels) -> set[str]:
     """Return the content hashes of photos without a label that look unlike all that have one."""
     ready = np.flatnonzero(contents.is_ready)
-    said = {int(i): labels[contents.hashes[i]] for i in ready}
-    known = [i for i, verdict in said.items() if verdict is not None and verdict.label >= 0]
-    others = [i for i, verdict in said.items() if verdict is None or (verdict.label < 0 and not verdict.is_set_aside)]
+    verdicts = {int(i): labels[contents.hashes[i]] for i in ready}
+    known = [i for i, one in verdicts.items() if one is not None and one.label >= 0]
+    others = [i for i, one in verdicts.items() if one is None or (one.label < 0 and not one.is_set_aside)]
     if not known or not others:
         return set()
     hashes = tuple(contents.hashes[i] for i in known)
-    region = familiar(Features(contents.features, np.zeros(len(known), np.int64), hashes, np.array(known)))
-    if region is None:
+    detector = fit_ood_detector(Features(contents.features, np.zeros(len(known), np.int64), hashes, np.array(known)))
+    if detector is None:
         return set()
-    far = region.novelty(contents.features[others]) > 1
+    far = detector.novelty(contents.features[others]) > 1
     return {contents.hashes[i] for i, is_far in zip(others, far, strict=True) if is_far}

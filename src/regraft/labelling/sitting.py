@@ -14,7 +14,7 @@ from regraft.core.errors import ConfigError, DataError
 from regraft.labelling.audit import expected_gain
 from regraft.labelling.board import Board
 from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Card, Conflict, Page, Status, Training, Undone
-from regraft.labelling.choosing import Asked, chosen, for_audit, said_of
+from regraft.labelling.choosing import Asked, chosen, for_audit, log_p_of
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.labels import Labels, checked_name
@@ -77,8 +77,8 @@ class Sitting:
             given = {content: i for content, i in known.items() if self.heap.given[i]}
             fresh = {content: i for content, i in given.items() if not self._labels.changed_at(content)}
             if fresh:
-                said = [self._said(i, content, self.heap.given[i]) for content, i in fresh.items()]
-                self._keep({"kind": "answer", "person": FOLDER, "at": now(), "answers": said})
+                entries = [self._bare_entry(i, content, self.heap.given[i]) for content, i in fresh.items()]
+                self._keep({"kind": "answer", "person": FOLDER, "at": now(), "answers": entries})
             self._board.update((i, self._labels[content]) for content, i in known.items())
         self._solver.notify()
 
@@ -149,11 +149,11 @@ class Sitting:
                 self._end_audit_in_the_end()
             solved = self._solver.latest
             asked = Asked(self._open(), self._reserved(), self._board, without, size)
-            found = for_audit(asked) if kind == "audit" else chosen(kind, label, asked, solved) if solved else NOTHING
+            picked = for_audit(asked) if kind == "audit" else chosen(kind, label, asked, solved) if solved else NOTHING
             shows = None if kind in ("groups", "audit") else solved
-            suggestion = self._labels.classes[found.label] if found.label >= 0 else None
-            cards = tuple(self._card(int(i), shows) for i in found.photos)
-            return Page(kind, suggestion, cards, found.left, self._labels.version)
+            suggestion = self._labels.classes[picked.label] if picked.label >= 0 else None
+            cards = tuple(self._card(int(i), shows) for i in picked.photos)
+            return Page(kind, suggestion, cards, picked.left, self._labels.version)
 
     def cards(self, photos: Sequence[int]) -> tuple[Card, ...]:
         """Return photos as they stand now; those kept for the audit without a guess.
@@ -184,13 +184,13 @@ class Sitting:
             OutputError: They could not be written, and do not count.
         """
         with self._lock:
-            said = [self._entry(one) for one in answers]
-            if len({one["sha256"] for one in said}) < len(said):
+            entries = [self._entry(one) for one in answers]
+            if len({one["sha256"] for one in entries}) < len(entries):
                 raise DataError("A photo is answered twice in one call. Expected one answer for each photo.")
             self._refuse_conflicts(answers, seen_version)
-            if not said:
+            if not entries:
                 return self._labels.version
-            return self._keep({"kind": "answer", "person": person, "at": now(), "answers": said})
+            return self._keep({"kind": "answer", "person": person, "at": now(), "answers": entries})
 
     def undo(self, *, person: str) -> Undone:
         """Take back the last step of a person that is not taken back yet.
@@ -337,7 +337,7 @@ class Sitting:
             self._keep({"kind": "end_audit", "at": now()})
 
     def _card(self, photo: int, solved: Solved | None) -> Card:
-        label, log_p = int(self._board.label[photo]), said_of(photo, solved)
+        label, log_p = int(self._board.label[photo]), log_p_of(photo, solved)
         return Card(
             photo=photo,
             name=self.heap.paths[photo],
@@ -357,7 +357,7 @@ class Sitting:
             )
         if answer.label is not None:
             self._labels.index(answer.label)
-        entry = self._said(answer.photo, content, None if answer.set_aside else answer.label)
+        entry = self._bare_entry(answer.photo, content, None if answer.set_aside else answer.label)
         if answer.set_aside:
             entry["set_aside"] = True
         if answer.is_audit and self._reserved()[answer.photo] and self._labels[content] is None:  # no guess was seen
@@ -366,12 +366,12 @@ class Sitting:
             entry["guess"] = guess
         return entry
 
-    def _said(self, photo: int, content: str, label: str | None) -> dict[str, Any]:
+    def _bare_entry(self, photo: int, content: str, label: str | None) -> dict[str, Any]:
         return {"sha256": content, "path": self.heap.paths[photo], "label": label}
 
     def _guess_for(self, photo: int) -> str:
         """Return what the model took a photo for; "" where it said nothing."""
-        log_p = said_of(photo, self._solver.latest)
+        log_p = log_p_of(photo, self._solver.latest)
         return "" if log_p is None else self._labels.classes[int(log_p.argmax())]
 
     def _refuse_conflicts(self, answers: Sequence[Answer], seen_version: int | None) -> None:
@@ -379,15 +379,15 @@ class Sitting:
         if seen_version is None:
             return
         since = [one for one in answers if self._labels.changed_at(self.contents.hashes[one.photo]) > seen_version]
-        others = tuple(one.photo for one in since if not self._is_said(one))
+        others = tuple(one.photo for one in since if not self._is_current(one))
         if others:
             raise Conflict(others, tuple(self.heap.paths[photo] for photo in others))
 
-    def _is_said(self, answer: Answer) -> bool:
+    def _is_current(self, answer: Answer) -> bool:
         """Return whether a photo has this very answer already: a call whose reply was lost may be made again."""
-        said = self._labels[self.contents.hashes[answer.photo]]
+        verdict = self._labels[self.contents.hashes[answer.photo]]
         label = -1 if answer.label is None or answer.set_aside else self._labels.index(answer.label)
-        return said is not None and (said.label, said.is_set_aside) == (label, answer.set_aside)
+        return verdict is not None and (verdict.label, verdict.is_set_aside) == (label, answer.set_aside)
 
     def _check_photo(self, photo: int) -> None:
         if not 0 <= photo < len(self.heap):

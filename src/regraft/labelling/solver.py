@@ -176,10 +176,10 @@ class Solver:
     def _add_what_can_wait(self, solved: Solved) -> None:
         """Add doubts and learning curve, once nobody has labelled anything for a moment."""
         for more in (self._held_out(solved), self._curve(solved)):
-            for found in more:
+            for better in more:
                 if self._is_called_away():
                     return
-                self.latest = found
+                self.latest = better
 
     def _is_called_away(self) -> bool:
         """Wait a moment; return whether something new is to be solved. Does not wait where somebody waits for it."""
@@ -200,8 +200,8 @@ class Solver:
     def _held_out(self, solved: Solved) -> Iterator[Solved]:
         """Yield the solution with what models say of labelled photos that they have not seen."""
         of, z = solved.snapshot, solved.z
-        said = log_probabilities_without(z[of.photos], of.y, z[of.audited], of.num_classes)
-        yield replace(solved, held_out=np.concatenate(said))
+        held_out = log_probabilities_without(z[of.photos], of.y, z[of.audited], of.num_classes)
+        yield replace(solved, held_out=np.concatenate(held_out))
 
     def _curve(self, solved: Solved) -> Iterator[Solved]:
         """Yield the solution with each further point; a head on the first labels is solved once while these stay."""
@@ -215,9 +215,9 @@ class Solver:
             if known is None or known[0] != key:
                 head = solve_head(solved.z[photos], y, of.num_classes, self._space.projection, self._head)
                 self._heads[count] = known = (key, head)
-            found = audited_accuracy(known[1].log_probabilities(solved.z[of.audited]), of.audited_y)
-            assert found is not None
-            points.append(curve_point(count, found))
+            accuracy = audited_accuracy(known[1].log_probabilities(solved.z[of.audited]), of.audited_y)
+            assert accuracy is not None
+            points.append(curve_point(count, accuracy))
             yield replace(self.latest or solved, curve=tuple(points))
 
 

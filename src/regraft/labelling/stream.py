@@ -71,10 +71,10 @@ def _parts(order: np.ndarray) -> Iterator[list[int]]:
 
 def _read(heap: Heap, part: Sequence[int]) -> tuple[Dataset, list[int], dict[int, str]]:
     """Hash some photos; return those that can be read as a data set with their indices, and why others cannot."""
-    found = list(map_photos(lambda i: _hash_or_reason(heap, part[i]), len(part), lambda _: None))
-    chosen = [index for index, (content, _) in zip(part, found, strict=True) if content]
-    unreadable = {index: reason for index, (content, reason) in zip(part, found, strict=True) if not content}
-    hashes = tuple(content for content, _ in found if content)
+    results = list(map_photos(lambda i: _hash_or_reason(heap, part[i]), len(part), lambda _: None))
+    chosen = [index for index, (content, _) in zip(part, results, strict=True) if content]
+    unreadable = {index: reason for index, (content, reason) in zip(part, results, strict=True) if not content}
+    hashes = tuple(content for content, _ in results if content)
     paths = tuple(heap.paths[index] for index in chosen)
     labels, splits = np.zeros(len(chosen), np.int64), ("",) * len(chosen)
     return Dataset(heap.root, paths, labels, ("",), splits, hashes), chosen, unreadable

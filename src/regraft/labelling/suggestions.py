@@ -44,8 +44,8 @@ def guesses(log_p: np.ndarray, open_photos: np.ndarray, size: int, label: int | 
     """
     if not len(open_photos):
         return NOTHING
-    own = log_p[open_photos]
-    guess, p = own.argmax(axis=1), np.exp(own.max(axis=1))
+    open_log_p = log_p[open_photos]
+    guess, p = open_log_p.argmax(axis=1), np.exp(open_log_p.max(axis=1))
     labels = np.unique(guess) if label is None else [label]
     pages = [(one, *_surest(open_photos[guess == one], p[guess == one], size)) for one in labels]
     pages.sort(key=lambda page: (-float(page[2].sum()), page[0]))
@@ -79,8 +79,8 @@ def groups(clusters: Clusters, z: np.ndarray, open_photos: np.ndarray, labelled:
         some = labelled[:: -(-len(labelled) // MOST_COMPARED)]
         worth = worth * (1 - (clusters.centres @ unit_rows(z[some]).T).max(axis=1).clip(0, 0.999))
     best = int(np.where(sizes > 0, worth, -1).argmax())
-    own = np.flatnonzero(left & (clusters.member_of == best))
-    closest = own[np.argsort(-clusters.closeness[own], kind="stable")][:size]
+    members = np.flatnonzero(left & (clusters.member_of == best))
+    closest = members[np.argsort(-clusters.closeness[members], kind="stable")][:size]
     return Chosen(clusters.rows[closest], -1, int(left.sum()))
 
 

@@ -73,8 +73,8 @@ class Thumbnails:
         Raises:
             Unreadable: It is no photo, or no longer there.
         """
-        if (found := self._memory.get((photo, size))) is not None:
-            return found
+        if (cached := self._memory.get((photo, size))) is not None:
+            return cached
         path = self._path_of(photo)
         key = _key(path) if size == "thumb" else None
         data = self._disk.get(key) if key else None
@@ -176,12 +176,12 @@ class _Disk:
 
     def _files(self) -> Collection[tuple[float, int, Path]]:
         """List (time of change, bytes, path) of what is kept."""
-        found = []
+        files = []
         for path in self._folder.glob("*/*.jpg"):
             with suppress(OSError):
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        return found
+                files.append((status.st_mtime, status.st_size, path))
+        return files
 
     def _place(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.jpg"

@@ -46,9 +46,9 @@ def temperature(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None = N
     if len(y) == 0:
         return 1.0
 
-    found = _likeliest(log_p, y, weights, doubt=0.0)
+    likeliest = _likeliest(log_p, y, weights, doubt=0.0)
     total = len(y) if weights is None else float(weights.sum())
-    return found if found >= 1 else min(1.0, _likeliest(log_p, y, weights, doubt=1 / (total + 1)))
+    return likeliest if likeliest >= 1 else min(1.0, _likeliest(log_p, y, weights, doubt=1 / (total + 1)))
 
 
 def calibrated_losses(log_p: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -79,9 +79,9 @@ def _likeliest(log_p: np.ndarray, y: np.ndarray, weights: np.ndarray | None, dou
         calibrated_log_p = log_softmax(log_p / np.exp(log_t))
         if weights is not None:
             calibrated_log_p = calibrated_log_p * weights[:, np.newaxis]
-        own = calibrated_log_p[np.arange(n), y].sum()
-        others = (calibrated_log_p.sum() - own) / (num_classes - 1)
-        return -float((1 - doubt) * own + doubt * others)
+        of_labels = calibrated_log_p[np.arange(n), y].sum()
+        others = (calibrated_log_p.sum() - of_labels) / (num_classes - 1)
+        return -float((1 - doubt) * of_labels + doubt * others)
 
     best = _lowest(loss, float(np.log(COLDEST)), float(np.log(HOTTEST)))
     return float(np.exp(best)) if loss(0.0) - loss(best) > WORTH else 1.0
@@ -150,12 +150,12 @@ def thresholds(log_p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     if len(y) == 0:
         return {}
     p = np.exp(log_p)
-    own = np.sort(p[np.arange(len(y)), y])[::-1]
+    of_labels = np.sort(p[np.arange(len(y)), y])[::-1]
     ranks = {coverage: int(np.ceil((len(y) + 1) * coverage)) for coverage in COVERAGES}
     return {
         "n": len(y),
         "max_error": _risk_coverage(p.max(axis=1), p.argmax(axis=1) != y),
-        "coverage": [[coverage, float(own[rank - 1])] for coverage, rank in ranks.items() if rank <= len(y)],
+        "coverage": [[coverage, float(of_labels[rank - 1])] for coverage, rank in ranks.items() if rank <= len(y)],
     }
 
 

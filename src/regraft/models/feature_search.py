@@ -63,8 +63,8 @@ class Trial:
         return {"way": self.feature_config.name, **vars(self.score)}
 
     def __str__(self) -> str:
-        right = 100 * self.score.num_right / self.score.n
-        return f"{self.feature_config.name}: log loss {self.score.log_loss:.3f}, {right:.1f} % right"
+        percent = 100 * self.score.num_right / self.score.n
+        return f"{self.feature_config.name}: log loss {self.score.log_loss:.3f}, {percent:.1f} % right"
 
 
 def search(
@@ -92,24 +92,24 @@ def search(
     Returns:
         The trials, the plain one first.
     """
-    own = plain.feature_config.backbone
+    backbone = plain.feature_config.backbone
     trials, deadline = [plain], time.monotonic() + budget_s
     for choose in (_as_it_is, larger, partial(_shown_whole, trials, "pad"), partial(_shown_whole, trials, "squash")):
-        backbone = choose(own, config, progress)
-        if backbone is None:
+        candidate = choose(backbone, config, progress)
+        if candidate is None:
             continue
-        wide = richest(backbone, progress)
+        wide = richest(candidate, progress)
         if not _is_affordable(wide, dataset, deadline):
-            progress.say(f"  {input_of(backbone)}: not tried, it would take too long")
+            progress.say(f"  {input_of(candidate)}: not tried, it would take too long")
             continue
-        for feature_config in feature_configs_of(backbone, wide, dataset, progress):
-            if feature_config.backbone is not own and time.monotonic() < deadline:
-                trials.append(solved(feature_config, learned, folds, progress))
+        for feature_config in feature_configs_of(candidate, wide, dataset, progress):
+            if feature_config.backbone is not backbone and time.monotonic() < deadline:
+                trials.append(run_trial(feature_config, learned, folds, progress))
                 progress.say(f"  {trials[-1]}")
     return trials
 
 
-def solved(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, progress: Progress) -> Trial:
+def run_trial(feature_config: FeatureConfig, learned: Dataset, folds: np.ndarray, progress: Progress) -> Trial:
     """Solve a head on a features configuration.
 
     Args:
@@ -179,8 +179,8 @@ def _shown_whole(
     if config.fit is not None or backbone.preprocessing.crop_mode == CROP_MODES[fit]:
         return None
     height = best(trials).feature_config.backbone.preprocessing.height
-    is_own = height == backbone.preprocessing.height
-    sized = backbone if is_own else larger(backbone, config, progress)
+    is_original = height == backbone.preprocessing.height
+    sized = backbone if is_original else larger(backbone, config, progress)
     return sized and sized.with_fit(fit)
 
 

@@ -52,15 +52,15 @@ def _key(features: Features, num_classes: int, folds: np.ndarray) -> str:
 
 
 def _write(path: Path, head: Head, progress: Progress) -> None:
-    judged = np.flatnonzero(np.isfinite(head.held_out).all(axis=1))
+    evaluated = np.flatnonzero(np.isfinite(head.held_out).all(axis=1))
     data = save(
         {
             "weight": head.weight,
             "bias": head.bias,
             "penalty": np.array(head.penalty),
             "curve": np.array([list(vars(point).values()) for point in head.curve]).reshape(-1, 4),
-            "judged": judged,
-            "held_out": head.held_out[judged],
+            "judged": evaluated,
+            "held_out": head.held_out[evaluated],
         }
     )
     try:
@@ -75,12 +75,12 @@ def _read(path: Path, y: np.ndarray, num_classes: int) -> Head | None:
         whole = path.read_bytes()
         if hashlib.sha256(whole[32:]).digest() != whole[:32]:
             return None
-        found = load(whole[32:])
+        arrays = load(whole[32:])
     except (OSError, SafetensorError):
         return None
     held_out = np.full((len(y), num_classes), np.nan)
-    held_out[found["judged"]] = found["held_out"]
-    curve = (Score(float(p), float(loss), int(right), int(n)) for p, loss, right, n in found["curve"])
-    penalty = float(found["penalty"])
-    judged = score(held_out, y, penalty) if len(found["judged"]) else None
-    return Head(found["weight"], found["bias"], penalty, tuple(curve), held_out, judged)
+    held_out[arrays["judged"]] = arrays["held_out"]
+    curve = (Score(float(p), float(loss), int(num_right), int(n)) for p, loss, num_right, n in arrays["curve"])
+    penalty = float(arrays["penalty"])
+    cross_validated = score(held_out, y, penalty) if len(arrays["judged"]) else None
+    return Head(arrays["weight"], arrays["bias"], penalty, tuple(curve), held_out, cross_validated)

@@ -75,34 +75,34 @@ class _Fold:
 
     Attributes:
         problem: The photos of the other folds.
-        judged: `(n,)` int64, the photos of this fold, which are evaluated.
+        evaluated: `(n,)` int64, the photos of this fold, which are evaluated.
         rows: `(n, R)`, their features, in the problem's frame.
         y: `(n,)` int64, their labels.
         weights: `(n,)` float64, how often each of them counts; None for once.
     """
 
     problem: Problem
-    judged: np.ndarray
+    evaluated: np.ndarray
     rows: Rows
     y: np.ndarray
     weights: np.ndarray | None
 
     def try_at(self, penalty: float, start: Solution | None, above: float) -> "_Answers":
         """Classify its photos by a fit to the others."""
-        found = self.problem.fit(penalty, start, above)
-        return _Answers(found, log_probabilities(self.rows, found, np.zeros(len(self.judged), np.int64)))
+        solution = self.problem.fit(penalty, start, above)
+        return _Answers(solution, log_probabilities(self.rows, solution, np.zeros(len(self.evaluated), np.int64)))
 
     def loss(self, answers: "_Answers") -> float:
         """Return the nats of its photos, added up."""
-        own = answers.log_p[np.arange(len(self.y)), self.y]
-        return float(-(own if self.weights is None else own * self.weights).sum())
+        log_p = answers.log_p[np.arange(len(self.y)), self.y]
+        return float(-(log_p if self.weights is None else log_p * self.weights).sum())
 
 
 @dataclass(frozen=True)
 class _Answers:
     """What a fit answers for the photos of a fold that it has not seen: `log_p` is `(n, C)` float64."""
 
-    found: Solution
+    solution: Solution
     log_p: np.ndarray
 
 
@@ -148,14 +148,14 @@ def solve(features: Features, num_classes: int, folds: np.ndarray) -> Head:
         if len(order) * num_classes * features.num_features > MAX_WORK:
             names = names[:1]
         cross = _cross_validation(features, num_classes, order[:ENOUGH], folds, names)
-        tries = _tried(cross, len(order)) if cross else []
+        tries = _try_penalties(cross, len(order)) if cross else []
         whole = problem_of(features, num_classes, order)
         penalty, start = MIDDLING, None
         if best := min(tries, key=lambda one: one.loss, default=None):
             penalty, start = best.penalty, whole.frame.from_raw(_average(best, cross))
         raw = whole.frame.to_raw(whole.fit(penalty, start, whole.tolerance.exact))
         for fold, answers in zip(cross, _unseen(tries, cross), strict=True):
-            held_out[order[fold.judged]] = answers.log_p
+            held_out[order[fold.evaluated]] = answers.log_p
     curve = tuple(sorted((_point(one, cross) for one in tries), key=lambda point: point.penalty))
     cross_validated = score(held_out[order], y, penalty, weights) if tries else None
     weight, bias = raw.weight[0].astype(np.float32), raw.bias[0].astype(np.float32)
@@ -182,9 +182,9 @@ def out_of_fold(features: Features, num_classes: int, folds: np.ndarray, penalty
     with threadpool_limits(1):
         cross = _cross_validation(features, num_classes, np.arange(len(folds)), folds, _names(folds))
         if cross:
-            found = _try(cross, penalty, None, cross[0].problem.tolerance.firm)
-            for fold, answers in zip(cross, found.answers, strict=True):
-                log_p[fold.judged] = answers.log_p
+            fitted = _try(cross, penalty, None, cross[0].problem.tolerance.firm)
+            for fold, answers in zip(cross, fitted.answers, strict=True):
+                log_p[fold.evaluated] = answers.log_p
     return log_p
 
 
@@ -197,12 +197,12 @@ def score(log_p: np.ndarray, y: np.ndarray, penalty: float, weights: np.ndarray 
         penalty: With which they were found.
         weights: `(N,)` float64, how often each photo counts; None for once.
     """
-    log_p, y = log_p[judged := np.isfinite(log_p).all(axis=1)], y[judged]
-    loss, right = -log_p[np.arange(len(y)), y], log_p.argmax(axis=1) == y
+    log_p, y = log_p[evaluated := np.isfinite(log_p).all(axis=1)], y[evaluated]
+    loss, correct = -log_p[np.arange(len(y)), y], log_p.argmax(axis=1) == y
     if weights is None:
-        return Score(float(penalty), float(loss.mean()), int(right.sum()), len(y))
-    counts = weights[judged]
-    mean, sums = np.average(loss, weights=counts), (counts[right].sum(), counts.sum())
+        return Score(float(penalty), float(loss.mean()), int(correct.sum()), len(y))
+    counts = weights[evaluated]
+    mean, sums = np.average(loss, weights=counts), (counts[correct].sum(), counts.sum())
     return Score(float(penalty), float(mean), *(round(float(one)) for one in sums))
 
 
@@ -229,19 +229,19 @@ def _cross_validation(
         folds: `(N,)` int64, of all photos.
         names: The folds wanted.
     """
-    own = folds[order]
+    fold_of = folds[order]
 
     def one(name: int) -> _Fold:
-        problem, judged = problem_of(features, num_classes, order[own != name]), np.flatnonzero(own == name)
-        rows = order[judged] if features.rows is None else features.rows[order[judged]]
+        problem, evaluated = problem_of(features, num_classes, order[fold_of != name]), np.flatnonzero(fold_of == name)
+        rows = order[evaluated] if features.rows is None else features.rows[order[evaluated]]
         shown, weights = problem.frame.show(features.table, rows), features.weights
-        own_weights = None if weights is None else weights[order[judged]]
-        return _Fold(problem, judged, shown, features.y[order[judged]], own_weights)
+        fold_weights = None if weights is None else weights[order[evaluated]]
+        return _Fold(problem, evaluated, shown, features.y[order[evaluated]], fold_weights)
 
     return _side_by_side(one, names)
 
 
-def _tried(cross: list[_Fold], num_photos: int) -> list[_Try]:
+def _try_penalties(cross: list[_Fold], num_photos: int) -> list[_Try]:
     """Try penalties from the middle downwards and upwards, each begun where its neighbour ended.
 
     Of many photos, only as far as the loss of photos not seen falls.
@@ -269,10 +269,11 @@ def _try(cross: list[_Fold], penalty: float, start: _Try | None, above: float) -
     """Try one penalty on all folds; the fits begin where those of `start` ended."""
 
     def one(number: int) -> _Answers:
-        return cross[number].try_at(penalty, start.answers[number].found if start else None, above)
+        return cross[number].try_at(penalty, start.answers[number].solution if start else None, above)
 
     answers = _side_by_side(one, range(len(cross)))
-    return _Try(penalty, answers, np.array([fold.loss(said) for fold, said in zip(cross, answers, strict=True)]))
+    losses = np.array([fold.loss(fold_answers) for fold, fold_answers in zip(cross, answers, strict=True)])
+    return _Try(penalty, answers, losses)
 
 
 def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
@@ -281,17 +282,18 @@ def _unseen(tries: list[_Try], cross: list[_Fold]) -> list[_Answers]:
     def one(number: int) -> _Answers:
         others = np.arange(len(cross)) != number if len(cross) > 1 else np.ones(1, bool)
         chosen = min(tries, key=lambda one: float(one.losses[others].sum()))
-        said, fold = chosen.answers[number], cross[number]
+        fold_answers, fold = chosen.answers[number], cross[number]
         if isinstance(fold.problem.rows, StreamedRows):
-            return said
-        return fold.try_at(chosen.penalty, said.found, fold.problem.tolerance.firm)
+            return fold_answers
+        return fold.try_at(chosen.penalty, fold_answers.solution, fold.problem.tolerance.firm)
 
     return _side_by_side(one, range(len(cross) if tries else 0))
 
 
 def _point(one: _Try, cross: list[_Fold]) -> Score:
     """Return a penalty's place on the curve."""
-    log_p, y = np.concatenate([said.log_p for said in one.answers]), np.concatenate([fold.y for fold in cross])
+    log_p = np.concatenate([fold_answers.log_p for fold_answers in one.answers])
+    y = np.concatenate([fold.y for fold in cross])
     weights = [fold.weights for fold in cross if fold.weights is not None]
     return score(log_p, y, one.penalty, np.concatenate(weights) if weights else None)
 
@@ -299,8 +301,8 @@ def _point(one: _Try, cross: list[_Fold]) -> Score:
 def _average(one: _Try, cross: list[_Fold]) -> Solution:
     """Average the fits of all folds for raw features: a fit to all photos may begin there."""
     pairs = zip(one.answers, cross, strict=True)
-    raw = [fold.problem.frame.to_raw(said.found) for said, fold in pairs]
-    return Solution(np.mean([found.weight for found in raw], axis=0), np.mean([found.bias for found in raw], axis=0))
+    raw = [fold.problem.frame.to_raw(fold_answers.solution) for fold_answers, fold in pairs]
+    return Solution(np.mean([fit.weight for fit in raw], axis=0), np.mean([fit.bias for fit in raw], axis=0))
 
 
 def _side_by_side(work: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:

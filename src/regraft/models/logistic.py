@@ -218,12 +218,12 @@ def log_probabilities(rows: Rows, fits: Solution, which: np.ndarray) -> np.ndarr
         which: `(N,)` int64, the number of the fit to use for each photo.
     """
     k, num_classes, size = fits.weight.shape
-    flat, found = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
+    flat, log_p = fits.weight.reshape(k * num_classes, size).T.astype(rows.dtype), np.empty((len(which), num_classes))
     for part in (part for blocks in rows.parts() for part in blocks):
-        own = which[part]
-        logits = (rows.block(part) @ flat).reshape(len(own), k, num_classes) + fits.bias
-        found[part] = log_softmax(logits[np.arange(len(own)), own])
-    return found
+        numbers = which[part]
+        logits = (rows.block(part) @ flat).reshape(len(numbers), k, num_classes) + fits.bias
+        log_p[part] = log_softmax(logits[np.arange(len(numbers)), numbers])
+    return log_p
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -267,8 +267,8 @@ def _losses_and_gradients(
     """Return mean log losses with a ridge penalty on the weights, not on the biases, and their gradients."""
     weight, bias = _unpacked(packed, task)
     sums = [np.zeros(len(weight)), np.zeros_like(weight), np.zeros_like(bias)]
-    for found in spread(partial(_sums, task, weight, bias), task.rows.parts()):
-        sums = [a + b for a, b in zip(sums, found, strict=True)]
+    for part_sums in spread(partial(_sums, task, weight, bias), task.rows.parts()):
+        sums = [a + b for a, b in zip(sums, part_sums, strict=True)]
     loss, of_weight, of_bias = (np.asarray(total.T / task.counts).T for total in sums)
     loss = loss + task.ridge / 2 * (weight * weight).sum(axis=(1, 2))
     of_weight = of_weight + task.ridge[:, np.newaxis, np.newaxis] * weight
@@ -285,13 +285,13 @@ def _sums(task: Task, weight: np.ndarray, bias: np.ndarray, blocks: list[slice])
         logits = (z @ flat.T).reshape(len(y), k, num_classes)
         logits += shift
         logits -= logits.max(axis=2, keepdims=True)
-        own = np.arange(len(y)), slice(None), y
-        of_own = logits[own]
+        at_labels = np.arange(len(y)), slice(None), y
+        label_logits = logits[at_labels]
         p = np.exp(logits, out=logits)
         total = p.sum(axis=2)
-        loss += ((np.log(total) - of_own) * chosen).sum(axis=0, dtype=np.float64)
+        loss += ((np.log(total) - label_logits) * chosen).sum(axis=0, dtype=np.float64)
         p *= (chosen / total).astype(p.dtype)[..., np.newaxis]
-        p[own] -= chosen
+        p[at_labels] -= chosen
         of_weight += (p.reshape(len(y), k * num_classes).T @ z).reshape(weight.shape)
         of_bias += p.sum(axis=0, dtype=np.float64)
     return loss, of_weight, of_bias

@@ -16,7 +16,7 @@ LEAST = 1e-12  # length
 
 
 @dataclass(frozen=True)
-class FamiliarRegion:
+class OodDetector:
     """A subspace of features that are scaled to length 1, near which the features of the training photos lie.
 
     Attributes:
@@ -42,7 +42,7 @@ class FamiliarRegion:
         return _distance(x, self.mean, self.axes) / np.float32(self.limit)
 
 
-def familiar(features: Features, unseen: Features | None = None) -> FamiliarRegion | None:
+def fit_ood_detector(features: Features, unseen: Features | None = None) -> OodDetector | None:
     """Find the subspace of some photos' features.
 
     Args:
@@ -69,7 +69,7 @@ def familiar(features: Features, unseen: Features | None = None) -> FamiliarRegi
             far = _distance(_by_content(unseen), mean, axes)
     n = len(far)
     limit = np.sort(far)[min(n, int(np.ceil((1 - SEEN_AS_NEW) * (n + 1)))) - 1]
-    return FamiliarRegion(mean, axes, float(limit)) if limit > 1e-6 else None
+    return OodDetector(mean, axes, float(limit)) if limit > 1e-6 else None
 
 
 def _by_content(features: Features) -> np.ndarray:

@@ -65,15 +65,15 @@ class Frame:
             return StreamedRows(table, rows, self.mean.astype(np.float32), self.scale.astype(np.float32))
         return RowsInMemory((table[rows] - self.mean) / self.scale @ self.axes)
 
-    def to_raw(self, found: Solution) -> Solution:
+    def to_raw(self, fit: Solution) -> Solution:
         """Convert a fit `(1, C, R)` in this frame to one for raw features, `(1, C, D)`."""
-        weight = (found.weight if self.axes is None else found.weight @ self.axes.T) / self.scale
-        return Solution(weight, found.bias - weight @ self.mean)
+        weight = (fit.weight if self.axes is None else fit.weight @ self.axes.T) / self.scale
+        return Solution(weight, fit.bias - weight @ self.mean)
 
-    def from_raw(self, found: Solution) -> Solution:
+    def from_raw(self, fit: Solution) -> Solution:
         """Convert a fit for raw features to this frame, as far as its axes show them."""
-        weight = found.weight * self.scale
-        return Solution(weight if self.axes is None else weight @ self.axes, found.bias + found.weight @ self.mean)
+        weight = fit.weight * self.scale
+        return Solution(weight if self.axes is None else weight @ self.axes, fit.bias + fit.weight @ self.mean)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from regraft.evaluation.comparison import pair
 from regraft.models.calibration import calibrated, softening
 from regraft.models.linear_head import Head
 from regraft.models.logistic import log_softmax
-from regraft.models.ood import FamiliarRegion, familiar
+from regraft.models.ood import OodDetector, fit_ood_detector
 from regraft.pipeline.linear_probe import folds_for, head_of
 from regraft.pipeline.selection import Answers, Selection
-from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, delivered
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, save_bundle
 from regraft.training.recipe import Recipe, choose, decide
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Candidate:
     counts: tuple[Accuracy | None, ...]
 
 
-def phases(config: TrainConfig, is_far: bool = False) -> tuple[Phase, ...]:
+def phases_for(config: TrainConfig, is_far: bool = False) -> tuple[Phase, ...]:
     """List what is trained in turn; one training alone where the user has fixed something of the recipe.
 
     Args:
@@ -129,7 +129,7 @@ def tuned_on_split(
     train, val = _learned_and_watched(splits, recipe, context.config)
     val_chooses = choosing is not None and "interpolation" not in context.config.settings
     val = val if choosing is None else choosing
-    left_s = context.left_s(len(splits.judged[1]) + min(NUM_KNOWN, len(splits.train)))
+    left_s = context.left_s(len(splits.eval_photos) + min(NUM_KNOWN, len(splits.train)))
     on_row = partial(context.trackers.row, part=phase.part)
     least = phase.least if context.config.mode == "auto" and context.config.is_solved else 0.0
     job = {"train": train, "val": val, "budget_s": left_s, "folder": context.out / phase.folder, "on_row": on_row}
@@ -172,9 +172,8 @@ def _learned_and_watched(splits: Splits, recipe: Recipe, config: TrainConfig) ->
 
     The reported accuracy never comes from photos that chose an epoch. Raises ConfigError where none can be set apart.
     """
-    _, judged = splits.judged
-    watched = splits.val if len(splits.val) else judged
-    if recipe.keep == "last" or watched is not judged:
+    watched = splits.val if len(splits.val) else splits.eval_photos
+    if recipe.keep == "last" or watched is not splits.eval_photos:
         return splits.train, watched
     train = splits.train
     chosen = set(held_out(train, range(len(train)), config.val_fraction, config.seed))
@@ -192,14 +191,14 @@ def _identity(inputs: TrainInputs, context: RunContext) -> dict[str, str]:
         "val_fraction": str(config.val_fraction),
         "num_folds": str(config.num_folds),
         "group_by": str(config.group_by),
-        "backbone": " ".join(filter(None, (config.backbone, *_behind(inputs, config)))),
+        "backbone": " ".join(filter(None, (config.backbone, *_backbone_identity(inputs, config)))),
         "mode": context.mode,
         "recipe": config.recipe,
         "seed": str(config.seed),
     }
 
 
-def _behind(inputs: TrainInputs, config: TrainConfig) -> tuple[str | None, ...]:
+def _backbone_identity(inputs: TrainInputs, config: TrainConfig) -> tuple[str | None, ...]:
     """Return what a network's name leaves open: the weights' graph, and how photos fit its input if not cropped."""
     if inputs.backbone is None:
         return (config.fit,)
@@ -233,18 +232,18 @@ def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, c
         backbone = replace(backbone, info={**backbone.info, "loaded": inputs.backbone.info["loaded"]})
         details["first_layer"] = inputs.backbone.folder.name
     bias, splits = layer.bias.detach().numpy(), inputs.photos_split.splits
-    own = _features_of(backbone, unseen, context)
-    judged = set(splits.judged[1].hashes)
-    chosen = np.array([content not in judged for content in own.hashes], bool)
-    temperature, thresholds = calibrated((own.x @ weight.T + bias)[chosen], own.y[chosen])
-    known = _known(backbone, splits.train, own, context)
-    return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, known)
+    unseen_features = _features_of(backbone, unseen, context)
+    evaluated = set(splits.eval_photos.hashes)
+    chosen = np.array([content not in evaluated for content in unseen_features.hashes], bool)
+    temperature, thresholds = calibrated((unseen_features.x @ weight.T + bias)[chosen], unseen_features.y[chosen])
+    ood = _ood_detector(backbone, splits.train, unseen_features, context)
+    return TrainedModel(context.mode, backbone, weight, bias, details, None, temperature, thresholds, ood)
 
 
-def _known(backbone: Backbone, train: Dataset, unseen: Features, context: RunContext) -> FamiliarRegion | None:
+def _ood_detector(backbone: Backbone, train: Dataset, unseen: Features, context: RunContext) -> OodDetector | None:
     """Find where features of training photos lie, with a limit set by photos that the network has not learned from."""
     some = sorted(range(len(train)), key=lambda i: train.hashes[i])[:NUM_KNOWN]
-    return familiar(_features_of(backbone, train.subset(some), context), unseen)
+    return fit_ood_detector(_features_of(backbone, train.subset(some), context), unseen)
 
 
 def _features_of(backbone: Backbone, photos: Dataset, context: RunContext) -> Features:
@@ -298,11 +297,11 @@ def better(
         frozen, tuned = _cross_validated(inputs, features, model, phase, context)
         compared, how = pair(name, frozen, phase.name, tuned), "cross-validated"
         counts = (accuracy(int(tuned.sum()), len(tuned), how),)
-    said = compared.decision(how, is_b_expected=selection.is_far, losses=losses)
-    decision = sentences(best.outcome.decision, said)
+    sentence = compared.decision(how, is_b_expected=selection.is_far, losses=losses)
+    decision = sentences(best.outcome.decision, sentence)
     if compared.b_wins or (compared.b_is_no_worse and (selection.is_far or losses is not None)):
         model = replace(model, details={**model.details, "chosen_on": selection.to_json()})
-        best = Candidate(delivered(model, inputs.photos_split, context), answers, counts)
+        best = Candidate(save_bundle(model, inputs.photos_split, context), answers, counts)
     return replace(best, outcome=replace(best.outcome, decision=decision))
 
 
@@ -321,7 +320,7 @@ def _cross_validated(
     """
     photos, recipe = inputs.photos_split.splits.train, Recipe(**model.details["recipe"])
     folds = folds_for(photos, context.config)
-    said = np.full(len(photos), -1)
+    predicted = np.full(len(photos), -1)
     numbers = [int(number) for number in np.unique(folds[folds >= 0])]
     for done, number in enumerate(numbers):
         inside = np.flatnonzero(folds == number)
@@ -336,8 +335,8 @@ def _cross_validated(
             "folder": context.out / phase.folder / "folds" / str(number),
         }
         head = head_of(inputs.features, train, context.config) if inputs.features else None
-        said[inside] = _tuned(_network(inputs, context.config), inputs, head, recipe, job, context).answers
+        predicted[inside] = _tuned(_network(inputs, context.config), inputs, head, recipe, job, context).answers
     compared = folds >= 0
     held_out = head_of(features, photos, context.config).held_out
     frozen = np.nan_to_num(held_out, nan=-np.inf).argmax(axis=1)
-    return (frozen == photos.labels)[compared], (said == photos.labels)[compared]
+    return (frozen == photos.labels)[compared], (predicted == photos.labels)[compared]

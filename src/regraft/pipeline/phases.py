@@ -27,14 +27,14 @@ from regraft.pipeline.fine_tune import (
     better,
     learning_from,
     name_of,
-    phases,
+    phases_for,
     sentences,
     traced,
     tuned_on_split,
 )
-from regraft.pipeline.linear_probe import answers_of_frozen, folds_for, frozen_model, head_of, solve_head
+from regraft.pipeline.linear_probe import folds_for, frozen_model, head_of, plain_trial, trial_answers
 from regraft.pipeline.selection import Selection, is_from_elsewhere, select, without_room
-from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, delivered, finished
+from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, finished, save_bundle
 from regraft.run_ownership import remove_unfinished
 from regraft.training.planning import TooLittleTime
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 WORTH_S = 5.0  # with less time than this, fine-tuning is not begun
 
 
-def features_of(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
+def extract_features(backbone: Backbone, dataset: Dataset, context: RunContext) -> tuple[Dataset, FeatureTable]:
     """Compute features of all photos, each by one of the processes.
 
     Returns:
@@ -58,26 +58,26 @@ def features_of(backbone: Backbone, dataset: Dataset, context: RunContext) -> tu
     return dataset, features.by_content
 
 
-def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -> Outcome | None:
+def run_phases(inputs: TrainInputs, plain: Trial | None, context: RunContext) -> Outcome | None:
     """Run the phases as far as mode, time and gain allow.
 
     Args:
         inputs: The photos and the backbone.
-        solved: The head solved on the backbone's features; None where there are none.
+        plain: The head solved on the backbone's features; None where there are none.
         context: Of the run.
 
     Returns:
         What became the bundle; None in processes that do not write.
     """
-    if solved is None:
+    if plain is None:
         return _tuned_alone(inputs, None, None, context)
     selection = select(inputs.photos_split.splits, folds_for(inputs.photos_split.splits.train, context.config))
-    selection = replace(selection, is_far=_is_far(inputs, solved, selection, context))
+    selection = replace(selection, is_far=_is_far(inputs, plain, selection, context))
     if context.config.mode == "full":
-        return _tuned_alone(inputs, solved.head, selection, context)
-    best = _frozen_first(inputs, solved, selection, context)
+        return _tuned_alone(inputs, plain.head, selection, context)
+    best = _frozen_first(inputs, plain, selection, context)
     head, has_begun = None, False
-    for phase in phases(context.config, selection.is_far):
+    for phase in phases_for(context.config, selection.is_far):
         stop = context.world.broadcast(None if best is None else _why_stop(best, selection, has_begun, context))
         if stop is not None:
             best = best and _decided(best, stop)
@@ -86,8 +86,8 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
             announce(inputs.photos_split, best.outcome, context)
         context.progress.say(f"{phase.name}: fine-tuning; Ctrl-C keeps this one, and the same command continues")
         if not has_begun:
-            inputs, solved = _fitted_like(best, inputs, solved, context)
-        head = head or _head_to_begin_from(learning_from(inputs, selection.learned), solved.head, context)
+            inputs, plain = _fitted_like(best, inputs, plain, context)
+        head = head or _head_to_begin_from(learning_from(inputs, selection.learned), plain.head, context)
         try:
             best = _run_phase(inputs, head, best, selection, phase, context)
         except TooLittleTime as error:
@@ -100,7 +100,7 @@ def run_phases(inputs: TrainInputs, solved: Trial | None, context: RunContext) -
         if selection.is_far:
             break
     if has_begun and selection.is_set_aside:
-        best = _refitted(inputs, solved.head, best, selection, context)
+        best = _refitted(inputs, plain.head, best, selection, context)
     if best is None:
         return None
     if has_begun:
@@ -119,40 +119,40 @@ def _tuned_alone(
     if not context.world.is_main:
         return None
     splits = inputs.photos_split.splits
-    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.judged[1], context) as model:
-        outcome = delivered(model, inputs.photos_split, context)
+    with _traced(tuned, inputs, splits.val if len(splits.val) else splits.eval_photos, context) as model:
+        outcome = save_bundle(model, inputs.photos_split, context)
     finished(inputs.photos_split, outcome, context)
     remove_unfinished(context.out)
     return outcome
 
 
-def _is_far(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> bool:
+def _is_far(inputs: TrainInputs, plain: Trial, selection: Selection, context: RunContext) -> bool:
     """Return whether photos from elsewhere are to be answered by layers that learn."""
     if context.config.mode == "frozen":
         return False
-    answers, inside = answers_of_frozen(solved, selection, inputs), solved.head.cross_validated
+    answers, inside = trial_answers(plain, selection, inputs), plain.head.cross_validated
     selected = selection.count(answers.correct)
     is_far = is_from_elsewhere(selected, inside, context.findings)
     if is_far and context.config.mode == "auto":
-        known = "" if selected is None or inside is None else f" ({selected}, cross-validated {solved})"
+        known = "" if selected is None or inside is None else f" ({selected}, cross-validated {plain})"
         context.progress.say(f"photos from elsewhere are to be answered{known}: so all layers learn, at once")
     return is_far
 
 
-def _frozen_first(inputs: TrainInputs, solved: Trial, selection: Selection, context: RunContext) -> Candidate | None:
+def _frozen_first(inputs: TrainInputs, plain: Trial, selection: Selection, context: RunContext) -> Candidate | None:
     """Return the frozen model; None in processes that do not write."""
     if not context.world.is_main:
         return None
     is_searching = context.config.is_searching and not selection.is_far
-    outcome, chosen = frozen_model(solved, inputs, is_searching, context)
-    answers, inside = answers_of_frozen(chosen, selection, inputs), chosen.head.cross_validated
+    outcome, chosen = frozen_model(plain, inputs, is_searching, context)
+    answers, inside = trial_answers(chosen, selection, inputs), chosen.head.cross_validated
     unseen = accuracy(inside.num_right, inside.n, "cross-validated") if inside else None
     outside = None if selection.is_set_aside else selection.count(answers.correct)
     return Candidate(outcome, answers, (unseen, outside))
 
 
 def _fitted_like(
-    best: Candidate | None, inputs: TrainInputs, solved: Trial, context: RunContext
+    best: Candidate | None, inputs: TrainInputs, plain: Trial, context: RunContext
 ) -> tuple[TrainInputs, Trial]:
     """Let photos fit the input of the network that learns as they do that of the frozen model, where it was searched.
 
@@ -160,21 +160,21 @@ def _fitted_like(
         The inputs, and the head solved on their features.
     """
     assert inputs.backbone is not None
-    found = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
-    if found == inputs.backbone.preprocessing.crop_mode:
-        return inputs, solved
-    fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == found)
+    chosen = context.world.broadcast(None if best is None else best.outcome.model.backbone.preprocessing.crop_mode)
+    if chosen == inputs.backbone.preprocessing.crop_mode:
+        return inputs, plain
+    fit = next(name for name, crop_mode in CROP_MODES.items() if crop_mode == chosen)
     backbone = inputs.backbone.with_fit(fit)
-    _, features = features_of(backbone, inputs.photos_split.dataset, context)
+    _, features = extract_features(backbone, inputs.photos_split.dataset, context)
     inputs = replace(inputs, backbone=backbone, features=features)
-    return inputs, solve_head(inputs, context) or solved
+    return inputs, plain_trial(inputs, context) or plain
 
 
-def _head_to_begin_from(learning: TrainInputs, solved: Head, context: RunContext) -> Head:
+def _head_to_begin_from(learning: TrainInputs, head: Head, context: RunContext) -> Head:
     """Return a head solved without the photos that choose between models."""
     train = learning.photos_split.splits.train
-    if learning.features is None or len(train) == len(solved.held_out):
-        return solved
+    if learning.features is None or len(train) == len(head.held_out):
+        return head
     return head_of(learning.features, train, context.config)
 
 
@@ -186,7 +186,7 @@ def _run_phase(
     tuned = tuned_on_split(learning, head, phase, context, selection)
     if best is None:
         return None
-    unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.judged[1]
+    unseen = selection.photos if len(selection.photos) else inputs.photos_split.splits.eval_photos
     with _traced(tuned, learning, unseen, context) as model:
         return better(model, phase, best, selection, inputs, context)
 
@@ -222,7 +222,7 @@ def _refitted(
         return best and _decided(best, without)
     if best is None:
         return None
-    with _traced(tuned, inputs, splits.judged[1], context) as model:
+    with _traced(tuned, inputs, splits.eval_photos, context) as model:
         return _better_refitted(model, best, selection, inputs, context)
 
 
@@ -235,7 +235,7 @@ def _better_refitted(
     before = best.outcome.model
     details = {**model.details, "chosen_on": selection.to_json(), "refit": len(inputs.photos_split.splits.train)}
     model = replace(model, details=details, temperature=before.temperature, thresholds=before.thresholds)
-    outcome = delivered(model, inputs.photos_split, context)
+    outcome = save_bundle(model, inputs.photos_split, context)
     best = replace(best, outcome=replace(outcome, decision=best.outcome.decision))
     return _decided(best, f"then it learned from all {details['refit']} photos, those that chose too")
 

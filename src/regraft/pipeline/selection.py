@@ -78,13 +78,13 @@ def select(splits: Splits, folds: np.ndarray) -> Selection:
     Returns:
         The photos that choose. None has the content of a photo that is learned from, or that the model is evaluated on.
     """
-    train, judged = splits.train, set(splits.judged[1].hashes)
+    train, evaluated = splits.train, set(splits.eval_photos.hashes)
     if splits.test is not None and len(splits.val):
-        taken = judged | set(train.hashes)
+        taken = evaluated | set(train.hashes)
         fresh = [i for i, content in enumerate(splits.val.hashes) if content not in taken]
         return Selection(splits.val.subset(fresh), train, "val")
     outside = {content for content, fold in zip(train.hashes, folds, strict=True) if fold != 0}
-    aside = [i for i in np.flatnonzero(folds == 0) if train.hashes[i] not in judged | outside]
+    aside = [i for i in np.flatnonzero(folds == 0) if train.hashes[i] not in evaluated | outside]
     aside = sorted(aside, key=lambda i: train.hashes[i])[:ENOUGH]
     chosen = set(map(int, aside))
     contents = {train.hashes[i] for i in chosen}
@@ -131,7 +131,7 @@ class Answers:
         return (float(before.mean()), float(after.mean())) if is_less else None
 
 
-def frozen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> Answers:
+def unseen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> Answers:
     """Return what a solved head answers to the photos that choose between models, as far as it has not seen them.
 
     Args:

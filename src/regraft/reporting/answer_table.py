@@ -36,26 +36,26 @@ def columns_of(
     Raises:
         ConfigError: There is no such field, or a name comes twice.
     """
-    own = OF_GROUP if is_group else OF_PHOTO
+    identifying = OF_GROUP if is_group else OF_PHOTO
     if spec is None:
         usual = [name for name in FIELDS if (name != "labels" or has_labels) and (name != "sorted_into" or is_sorted)]
-        pairs = [(name, name) for name in (*(own if is_group else own[:1]), *usual)]
+        pairs = [(name, name) for name in (*(identifying if is_group else identifying[:1]), *usual)]
         pairs += [(OF_CLASS + name, OF_CLASS + name) for name in classes]
     else:
-        pairs = [_pair(part.strip(), classes, own) for part in spec.split(",")]
+        pairs = [_pair(part.strip(), classes, identifying) for part in spec.split(",")]
         pairs = [one for pair in pairs for one in ([(n, OF_CLASS + n) for n in classes] if pair[1] == EACH else [pair])]
     if twice := sorted({name for name, _ in pairs if [one for one, _ in pairs].count(name) > 1}):
         raise ConfigError(f"--columns names {twice[0]!r} twice. Give one of them another name, as in NAME=FIELD.")
     return {name: _getter(value) for name, value in pairs}
 
 
-def _pair(part: str, classes: Sequence[str], own: Sequence[str]) -> tuple[str, str]:
+def _pair(part: str, classes: Sequence[str], identifying: Sequence[str]) -> tuple[str, str]:
     """Return the name and the field of a column."""
     name, _, value = part.partition("=")
     value = value or name
-    known = (*own, *FIELDS, EACH, *(OF_CLASS + one for one in classes))
+    known = (*identifying, *FIELDS, EACH, *(OF_CLASS + one for one in classes))
     if value not in known:
-        fields = ", ".join((*own, *FIELDS, EACH, f"{OF_CLASS}CLASS"))
+        fields = ", ".join((*identifying, *FIELDS, EACH, f"{OF_CLASS}CLASS"))
         raise ConfigError(
             f"--columns has {part!r}, which is no field.{nearest(value, known)} Expected some of: {fields}; "
             "NAME=FIELD gives a column another name."

@@ -70,9 +70,9 @@ class Chart:
 
     def _repr_svg_(self) -> str:
         height = int(re.findall(r'viewBox="0 0 \d+ (\d+)', self.svg)[0])
-        own = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{WIDTH}" height="{height}"'
+        root = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{WIDTH}" height="{height}"'
         ground = f'<style>{_style()}</style><rect width="{WIDTH}" height="{height}" fill="#ffffff"/>'
-        return str(self.svg).replace("<svg", own, 1).replace(">", f">{ground}", 1)
+        return str(self.svg).replace("<svg", root, 1).replace(">", f">{ground}", 1)
 
 
 @cache
@@ -279,8 +279,8 @@ def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Mar
 
 def tag(name: str, **attributes: object) -> Markup:
     """Make an element without content; `_` stands for `-` in names of attributes."""
-    own = {key.removesuffix("_").replace("_", "-"): value for key, value in attributes.items()}
-    return Markup("<{}{}/>").format(Markup(name), _attributes(own))  # noqa: S704  # a name of ours
+    named = {key.removesuffix("_").replace("_", "-"): value for key, value in attributes.items()}
+    return Markup("<{}{}/>").format(Markup(name), _attributes(named))  # noqa: S704  # a name of ours
 
 
 def _attributes(values: dict[str, object]) -> Markup:

@@ -91,7 +91,7 @@ def trust_part(evaluation: Evaluation, manifest: Context) -> Context:
     Returns:
         A text and charts, for the page's template.
     """
-    p, right = evaluation.probabilities, evaluation.right
+    p, correct = evaluation.probabilities, evaluation.correct
     confidence, temperature = p.max(axis=1), manifest["temperature"]
     text = f"On average they are off by {100 * evaluation.ece:.1f} points on these photos."
     if temperature != 1:
@@ -101,18 +101,18 @@ def trust_part(evaluation: Evaluation, manifest: Context) -> Context:
             f"error from {100 * before['ece']:.1f} to {100 * evaluation.ece:.1f} % and the log loss from "
             f"{before['log_loss']:.3f} to {evaluation.log_loss:.3f}."
         )
-    return {"text": text, "charts": [_reliability(confidence, right), _risk_coverage(confidence, right)]}
+    return {"text": text, "charts": [_reliability(confidence, correct), _risk_coverage(confidence, correct)]}
 
 
-def _reliability(confidence: np.ndarray, right: np.ndarray) -> Context:
+def _reliability(confidence: np.ndarray, correct: np.ndarray) -> Context:
     bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     points, ranges, radii, rows = [], [], [], []
     for number in np.unique(bins):
         inside = bins == number
-        mean, num_right, n = float(confidence[inside].mean()), int(right[inside].sum()), int(inside.sum())
+        mean, num_right, n = float(confidence[inside].mean()), int(correct[inside].sum()), int(inside.sum())
         points.append((mean, num_right / n))
         ranges.append(wilson_interval(num_right, n))
-        radii.append(round(3 + 6 * (n / len(right)) ** 0.5, 1))
+        radii.append(round(3 + 6 * (n / len(correct)) ** 0.5, 1))
         rows.append((f"{number * 10} to {number * 10 + 10} %", f"{100 * mean:.1f} %", f"{num_right} of {n}"))
     x, y = percent_axis("what it says"), percent_axis("what is right")
     svg = line_chart("Calibration", [Line("", points, 1, True, ranges, radii)], x, y, diagonal=True)
@@ -123,10 +123,10 @@ def _reliability(confidence: np.ndarray, right: np.ndarray) -> Context:
     return {"svg": svg, "caption": caption, "header": ("sure", "mean", "right"), "rows": rows}
 
 
-def _risk_coverage(confidence: np.ndarray, right: np.ndarray) -> Context:
+def _risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> Context:
     order = np.argsort(-confidence, kind="stable")
     n = len(order)
-    errors = np.cumsum(~right[order]) / np.arange(1, n + 1)
+    errors = np.cumsum(~correct[order]) / np.arange(1, n + 1)
     places = np.unique(np.linspace(1, n, min(n, 60)).round().astype(int))
     points = [(k / n, float(errors[k - 1])) for k in places]
     x = percent_axis("photos answered, the surest first")

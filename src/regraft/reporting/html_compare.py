@@ -146,15 +146,15 @@ def _listed(names: Sequence[str]) -> str:
 
 def _history(summary: Mapping[str, Any], epochs: int) -> Sequence[Context]:
     """Return a run's epochs; of a head that was fitted without epochs, its accuracy as a level line."""
-    own = summary["accuracy"]["value"]
-    return summary["history"] or [{"epoch": epoch, "val_accuracy": own} for epoch in (1, epochs)]
+    accuracy = summary["accuracy"]["value"]
+    return summary["history"] or [{"epoch": epoch, "val_accuracy": accuracy} for epoch in (1, epochs)]
 
 
 def _disagreements(evaluations: Mapping[str, Evaluation]) -> tuple[list[int], int]:
     """Return photos that some have right and others wrong, where they are surest; and how many more there are."""
-    right = np.stack([one.right for one in evaluations.values()])
+    correct = np.stack([one.correct for one in evaluations.values()])
     sure = np.max([one.probabilities.max(axis=1) for one in evaluations.values()], axis=0)
-    mixed = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
+    mixed = np.flatnonzero(correct.any(axis=0) & ~correct.all(axis=0))
     order = mixed[np.argsort(-sure[mixed], kind="stable")]
     return [int(i) for i in order[:NUM_PHOTOS]], max(0, len(order) - NUM_PHOTOS)
 
@@ -163,9 +163,14 @@ def _photo(evaluations: Mapping[str, Evaluation], index: int) -> Context:
     dataset = next(iter(evaluations.values())).dataset
     answers = []
     for name, one in evaluations.items():
-        said = int(one.probabilities[index].argmax())
-        probability = float(one.probabilities[index, said])
-        is_right = said == int(dataset.labels[index])
-        answers.append({"name": name, "said": dataset.classes[said], "probability": probability, "right": is_right})
+        predicted = int(one.probabilities[index].argmax())
+        answers.append(
+            {
+                "name": name,
+                "said": dataset.classes[predicted],
+                "probability": float(one.probabilities[index, predicted]),
+                "right": predicted == int(dataset.labels[index]),
+            }
+        )
     label = dataset.classes[int(dataset.labels[index])]
     return {"path": dataset.paths[index], "label": label, "thumb": thumb(dataset.read(index), CARD), "answers": answers}

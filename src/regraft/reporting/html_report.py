@@ -103,7 +103,7 @@ def report_html(bundle: Bundle, evaluation: Evaluation, record: Record, progress
         learning=learning_part(manifest),
         searched=_searched(manifest),
         trust=trust_part(evaluation, manifest),
-        promises=_promises(manifest),
+        error_thresholds=_error_thresholds(manifest),
         filters=_filters(bundle, record.first_layer),
         made_of=_made_of(manifest),
         command=record.command,
@@ -122,12 +122,12 @@ def verdict(evaluation: Evaluation) -> Context:
     rows = [row for row in evaluation.per_class if row["n"]]
     weakest = min(rows, key=lambda row: (row["recall"], -row["n"]))
     if weakest["recall"] < 1 and len(rows) > 1:
-        found = round(weakest["recall"] * weakest["n"])
-        sentences.append(f"Weakest on {weakest['class']}: {found} of {weakest['n']} found.")
-    (count, label, said), (next_count, *_) = [*evaluation.mistaken, (0, 0, 0), (0, 0, 0)][:2]
+        num_found = round(weakest["recall"] * weakest["n"])
+        sentences.append(f"Weakest on {weakest['class']}: {num_found} of {weakest['n']} found.")
+    (count, label, predicted), (next_count, *_) = [*evaluation.mistaken, (0, 0, 0), (0, 0, 0)][:2]
     if count > max(1, next_count):
         names = evaluation.dataset.classes
-        sentences.append(f"Most frequent mistake: {names[label]} taken for {names[said]}, {count} times.")
+        sentences.append(f"Most frequent mistake: {names[label]} taken for {names[predicted]}, {count} times.")
     bar = interval_bars(f"Accuracy {a}", [("", a.low, a.value, a.high)])
     return {"headline": headline, "sentences": sentences, "bar": bar}
 
@@ -178,10 +178,10 @@ def _class(row: Context) -> Context:
 
 def _ranked(evaluation: Evaluation) -> dict[str, list[int]]:
     """Rank the photos it has wrong, the worst first; and those it has right, the least sure first."""
-    p, y, right = evaluation.probabilities, evaluation.dataset.labels, evaluation.right
-    own = p[np.arange(len(y)), y]
-    by_own = np.argsort(own, kind="stable")
-    return {"mistakes": [int(i) for i in by_own if not right[i]], "unsure": [int(i) for i in by_own if right[i]]}
+    p, y, correct = evaluation.probabilities, evaluation.dataset.labels, evaluation.correct
+    of_labels = p[np.arange(len(y)), y]
+    order = np.argsort(of_labels, kind="stable")
+    return {"mistakes": [int(i) for i in order if not correct[i]], "unsure": [int(i) for i in order if correct[i]]}
 
 
 def _photo(evaluation: Evaluation, index: int, size: int) -> Context:
@@ -220,8 +220,8 @@ def _card(bundle: Bundle, evaluation: Evaluation, index: int, *, with_heat: bool
     heat = ""
     if with_heat:
         image = bundle.to_input(evaluation.dataset.read(index))
-        said = int(evaluation.probabilities[index].argmax())
-        heat = jpeg(heat_overlay(image, heat_map(bundle, image, said)), CARD)
+        predicted = int(evaluation.probabilities[index].argmax())
+        heat = jpeg(heat_overlay(image, heat_map(bundle, image, predicted)), CARD)
     return {**_photo(evaluation, index, CARD), "heat": heat}
 
 
@@ -280,11 +280,11 @@ def _known(i: int, j: int, ids: set[str]) -> str:
 
 def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Context]:
     """Show photos behind cells of the confusion matrix, the surest answers first, until there are enough."""
-    names, p, said = evaluation.dataset.classes, evaluation.probabilities, evaluation.probabilities.argmax(axis=1)
+    names, p, predicted = evaluation.dataset.classes, evaluation.probabilities, evaluation.probabilities.argmax(axis=1)
     cells, room = [], IN_ALL
     behind: list[list[int]] = []
     for i, j in wanted:
-        members = np.flatnonzero((evaluation.dataset.labels == i) & (said == j))
+        members = np.flatnonzero((evaluation.dataset.labels == i) & (predicted == j))
         ranked = members[np.argsort(-p[members, j], kind="stable")]
         if i == j:
             ranked = ranked[::-1][: IN_CELL // 2]  # of what is right, what was least sure tells most
@@ -298,10 +298,10 @@ def _cells(evaluation: Evaluation, wanted: Iterable[tuple[int, int]]) -> list[Co
     return [{**cell, "photos": list(islice(photos, len(shown)))} for cell, shown in zip(cells, behind, strict=True)]
 
 
-def _findings(evaluation: Evaluation, found: Sequence[Context]) -> list[Context]:
+def _findings(evaluation: Evaluation, issues: Sequence[Context]) -> list[Context]:
     """Show the findings of each kind together, with a few photos."""
     kinds: dict[str, list[Context]] = {}
-    for one in found:
+    for one in issues:
         kinds.setdefault(one["kind"], []).append(one)
     root, shown = evaluation.dataset.root, []
     for kind, members in kinds.items():
@@ -319,13 +319,13 @@ def _findings(evaluation: Evaluation, found: Sequence[Context]) -> list[Context]
 
 
 def _searched(manifest: Context) -> list[Context]:
-    tried = manifest["provenance"].get("searched", [])
-    best = min((one["log_loss"] for one in tried), default=None)
-    right = [vars(accuracy(one["num_right"], one["n"], "cross-validated")) for one in tried]
-    return [{**one, **share, "chosen": one["log_loss"] == best} for one, share in zip(tried, right, strict=True)]
+    trials = manifest["provenance"].get("searched", [])
+    best = min((one["log_loss"] for one in trials), default=None)
+    shares = [vars(accuracy(one["num_right"], one["n"], "cross-validated")) for one in trials]
+    return [{**one, **share, "chosen": one["log_loss"] == best} for one, share in zip(trials, shares, strict=True)]
 
 
-def _promises(manifest: Context) -> list[Context]:
+def _error_thresholds(manifest: Context) -> list[Context]:
     """Return each step that has fewer errors than all that answer more."""
     steps = manifest["thresholds"].get("max_error", [])
     kept: list[Context] = []

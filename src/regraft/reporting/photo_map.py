@@ -1,4 +1,4 @@
-"""A map of the photos that a model was judged on: those that look alike to its network lie together."""
+"""A map of the photos that a model was evaluated on: those that look alike to its network lie together."""
 
 from collections.abc import Sequence
 from math import ceil, sqrt
@@ -58,15 +58,15 @@ def photo_map(bundle: Bundle, evaluation: Evaluation, progress: Progress = QUIET
         "classes": [
             {"id": i, "name": name, "count": int(counts[i]), **_frame(i)} for i, name in enumerate(names) if counts[i]
         ],
-        "num_wrong": int((~evaluation.right[chosen]).sum()),
+        "num_wrong": int((~evaluation.correct[chosen]).sum()),
         "num_left": len(evaluation.dataset) - len(chosen),
     }
 
 
 def _chosen(evaluation: Evaluation) -> list[int]:
     """Return the photos that are shown, in the order of the data set; where they are many, drawn by their content."""
-    hashes, right = evaluation.dataset.hashes, evaluation.right
-    order = sorted(range(len(hashes)), key=lambda i: (bool(right[i]), drawn_at(0, hashes[i])))
+    hashes, correct = evaluation.dataset.hashes, evaluation.correct
+    order = sorted(range(len(hashes)), key=lambda i: (bool(correct[i]), drawn_at(0, hashes[i])))
     return sorted(order[:NUM_PHOTOS])
 
 
@@ -77,7 +77,7 @@ def _frame(label: int) -> dict[str, object]:
 def _spot(evaluation: Evaluation, index: int, place: np.ndarray, number: int, columns: int) -> Context:
     """Say where a photo is, which part of the picture of all shows it, and what the model says of it."""
     p, dataset = evaluation.probabilities[index], evaluation.dataset
-    label, said = int(dataset.labels[index]), int(p.argmax())
+    label, predicted = int(dataset.labels[index]), int(p.argmax())
     x, y = 50 + 47 * float(place[0]), 50 - 46 * float(place[1])
     step = 100 / max(1, columns - 1)
     return {
@@ -89,9 +89,9 @@ def _spot(evaluation: Evaluation, index: int, place: np.ndarray, number: int, co
         "is_low": y > 55,
         "label": dataset.classes[label],
         "label_id": label,
-        "said": dataset.classes[said],
-        "probability": float(p[said]),
-        "right": label == said,
+        "said": dataset.classes[predicted],
+        "probability": float(p[predicted]),
+        "right": label == predicted,
         "path": dataset.paths[index],
         **_frame(label),
     }

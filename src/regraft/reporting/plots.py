@@ -25,7 +25,7 @@ CAPTION = 26
 SEAM = 6  # pixels between filters
 LONGEST = 400  # letters of a line that are measured at all
 INK, PAPER, MUTED = "#1c1f23", "#ffffff", "#6b7280"
-RIGHT, WRONG = "#1a7f4b", "#c2342b"
+CORRECT, WRONG = "#1a7f4b", "#c2342b"
 GLOW = (  # red, green and blue of a heat of 0..255: from violet through orange to yellow
     lambda level: min(255, 70 + 2 * level),
     lambda level: max(0, min(255, 2 * level - 200)),
@@ -83,14 +83,14 @@ def prediction_grid(predictions: Sequence[tuple[Path, str, Prediction]], *, colu
     """
     tiles = []
     for path, label, prediction in predictions:
-        right = prediction.label == label
+        is_correct = prediction.label == label
         tiles.append(
             Tile(
                 decode(read_bytes(path), at_least=TILE),
                 f"{prediction.label}  {100 * prediction.probability:.1f} %",
-                RIGHT if right else WRONG,
+                CORRECT if is_correct else WRONG,
                 prediction.probability,
-                "" if right else f"is {label}",
+                "" if is_correct else f"is {label}",
             )
         )
     num_right = sum(label == prediction.label for _, label, prediction in predictions)
@@ -183,8 +183,8 @@ def filter_grid(weight: np.ndarray, *, tile: int = 36) -> Image.Image:
     columns, side = min(len(pixels), 16), factor * pixels.shape[1]
     step = side + SEAM
     picture = Image.new("RGBA", (columns * step - SEAM, -(-len(pixels) // columns) * step - SEAM))
-    for number, own in enumerate(pixels):
-        shown = Image.fromarray(own).resize((side, side), Image.Resampling.NEAREST)
+    for number, one in enumerate(pixels):
+        shown = Image.fromarray(one).resize((side, side), Image.Resampling.NEAREST)
         picture.paste(shown, (number % columns * step, number // columns * step))
     return picture
 

@@ -64,9 +64,10 @@ def print_evaluation(result: "Evaluation") -> None:
         low, high = result.intervals[name]
         print(f"{label} {getattr(result, name):.3f} ({low:.3f} to {high:.3f})")
     print(f"calibration error {result.ece:.3f}, without temperature {result.uncalibrated['ece']:.3f}")
-    if found := result.selective:
-        part = f"answered {found['answered']} of {result.accuracy.n}, {found['wrong']} of those wrong"
-        print(part + (f" ({100 * found['error']['high']:.1f} % at most, 95 % interval)" if found["error"] else ""))
+    if answered := result.selective:
+        text, error = f"answered {answered['answered']} of {result.accuracy.n}", answered["error"]
+        most = f" ({100 * error['high']:.1f} % at most, 95 % interval)" if error else ""
+        print(f"{text}, {answered['wrong']} of those wrong{most}")
     rows = [
         (r["class"], r["n"], *(f"{r[name]:.3f}" for name in ("precision", "recall", "f1")), bar(r["recall"]))
         for r in result.per_class
@@ -82,7 +83,7 @@ def bar(share: float) -> str:
     return "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
 
 
-def said(prediction: "Prediction") -> str:
+def answer_text(prediction: "Prediction") -> str:
     """Say a model's answer in words."""
     sure = f"{prediction.label}  {100 * prediction.probability:.1f} %"
     text = f"unsure ({sure})" if prediction.unsure else sure
@@ -107,7 +108,7 @@ def print_bars(prediction: "Prediction", count: int = 5) -> None:
 def print_answer(name: str, prediction: "Prediction", num_photos: int) -> None:
     """Print what a model says of a photo, or of a group of photos, in a line."""
     counted = f"  ({num_photos} photos)" if num_photos > 1 else ""
-    print(printable(f"{name}  {said(prediction)}{counted}"))
+    print(printable(f"{name}  {answer_text(prediction)}{counted}"))
 
 
 def print_lines(lines: Iterable[str]) -> None:

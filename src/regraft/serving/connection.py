@@ -65,7 +65,7 @@ class GuardedConnection(asyncio.Protocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._backlog = bytearray()
         self._is_feed_due = False
-        self._is_parser_told = False  # that the connection is over
+        self._is_parser_notified = False  # that the connection is over
         self._exchange: Exchange | None = None
         self._num_unclaimed = 0  # bytes that belong to no request yet
         self.num_parsed = 0
@@ -103,7 +103,7 @@ class GuardedConnection(asyncio.Protocol):
         for name in list(self._timers):
             self._end_timer(name)
         self._backlog.clear()
-        self.tell_parser(exc)
+        self.notify_parser(exc)
 
     @property
     def outlet(self) -> "_Outlet":
@@ -137,16 +137,16 @@ class GuardedConnection(asyncio.Protocol):
         with suppress(OSError):  # it has gone
             transport.write_eof()
         self._set_timer("linger", self._limits.body_s, transport.abort)
-        self._loop.call_soon(self.tell_parser, None)
+        self._loop.call_soon(self.notify_parser, None)
 
     def resume(self) -> None:
         """Note that the parser takes more."""
         self._feed_soon()
 
-    def tell_parser(self, exc: Exception | None) -> None:
+    def notify_parser(self, exc: Exception | None) -> None:
         """Tell the parser that the connection is over, once."""
-        if not self._is_parser_told:
-            self._is_parser_told = True
+        if not self._is_parser_notified:
+            self._is_parser_notified = True
             self._parser.connection_lost(exc)
 
     def _expect_request(self) -> None:

@@ -51,7 +51,7 @@ class Keeper:
     keep: Keep
     used: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _told: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     async def consider(self, photos: Sequence[bytes], answers: Sequence[WorkerAnswer], least_sure: float) -> None:
         """Keep those photos of a request that are worth it. Whatever goes wrong, the request is answered.
@@ -72,7 +72,7 @@ class Keeper:
             try:
                 self.store(data, kind)
             except (OSError, RegraftError) as error:
-                self._tell("error", f"a photo could not be kept: {error}")
+                self._warn_once("error", f"a photo could not be kept: {error}")
 
     def store(self, data: bytes, kind: str) -> Path | None:
         """Keep a photo, whole or not at all.
@@ -93,7 +93,7 @@ class Keeper:
                 return None
             taken = max(BLOCK, len(data))
             if self.used[kind] + taken > self.keep.max_bytes // len(KINDS):
-                self._tell(
+                self._warn_once(
                     kind, f"no more {kind} photos are kept: their part of the room in {self.keep.folder} is used"
                 )
                 return None
@@ -105,9 +105,9 @@ class Keeper:
                 raise
             return self.keep.folder / kind / name
 
-    def _tell(self, topic: str, message: str) -> None:
-        if topic not in self._told:
-            self._told.add(topic)
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
             log.warning(message)
 
 

@@ -18,7 +18,7 @@ from regraft.serving.limits import Limits
 LENGTH = struct.Struct("!Q")
 MAX_MESSAGE = 16 * 2**20  # bytes: the probabilities of 100,000 classes and a heat map
 WorkerAnswer = dict[str, Any]
-TOLD = {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}  # of a photo
+ANSWER_FIELDS = {"label", "probability", "probabilities", "novelty", "looks_new", "unsure", "labels", "heatmap"}
 
 
 class Garbled(Exception):
@@ -32,14 +32,14 @@ class Start:
     Attributes:
         folder: Of the model.
         sha256: That the model must have.
-        promises: Further arguments of `load`.
+        load_options: Further arguments of `load`.
         limits: Of the server.
         parent: Process number of the server.
     """
 
     folder: str
     sha256: str
-    promises: dict[str, Any]
+    load_options: dict[str, Any]
     limits: dict[str, Any]
     parent: int
 
@@ -121,24 +121,24 @@ def decode(data: bytes) -> Message:
     return message
 
 
-def is_answer(found: Any) -> bool:
+def is_answer(value: Any) -> bool:
     """Return whether a value is what the API says of a photo."""
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         return False
-    if "error" in found:
-        return set(found) == {"error"} and isinstance(found["error"], str)
-    shares, labels, novelty = found.get("probabilities"), found.get("labels"), found.get("novelty")
+    if "error" in value:
+        return set(value) == {"error"} and isinstance(value["error"], str)
+    shares, labels, novelty = value.get("probabilities"), value.get("labels"), value.get("novelty")
     return (
         isinstance(shares, dict)
         and all(map(_is_share, shares.values()))
-        and isinstance(found.get("label"), str)
-        and found["label"] in shares
-        and _is_share(found.get("probability"))
+        and isinstance(value.get("label"), str)
+        and value["label"] in shares
+        and _is_share(value.get("probability"))
         and (novelty is None or _is_number(novelty))
-        and all(isinstance(found.get(name), bool) for name in ("looks_new", "unsure"))
+        and all(isinstance(value.get(name), bool) for name in ("looks_new", "unsure"))
         and (labels is None or (isinstance(labels, list) and all(isinstance(one, str) for one in labels)))
-        and isinstance(found.get("heatmap", ""), str)
-        and set(found) <= TOLD
+        and isinstance(value.get("heatmap", ""), str)
+        and set(value) <= ANSWER_FIELDS
     )
 
 
@@ -195,8 +195,8 @@ class Channel:
         self._end.close()
 
     def _exactly(self, count: int, deadline: float | None) -> bytearray:
-        found = bytearray(count)
-        view, at = memoryview(found), 0
+        data = bytearray(count)
+        view, at = memoryview(data), 0
         while at < count:
             left = None if deadline is None else max(deadline - time.monotonic(), 1e-6)
             self._end.settimeout(left)
@@ -204,7 +204,7 @@ class Channel:
             if not received:
                 raise EOFError("the other side is gone")
             at += received
-        return found
+        return data
 
 
 def _is_number(value: Any) -> bool:

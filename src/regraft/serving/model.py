@@ -16,7 +16,7 @@ PREFIX = "regraft-model-"
 IN_MEMORY = Path("/dev/shm")  # noqa: S108  # where nothing else can be written, a container has this
 
 
-def promises_of(bundle: Bundle) -> dict[str, Any]:
+def load_options_of(bundle: Bundle) -> dict[str, Any]:
     """Return further arguments of `load` that make the same bundle of its folder."""
     return {"precision": bundle.wanted_precision, "max_error": bundle.max_error, "coverage": bundle.coverage}
 
@@ -27,7 +27,7 @@ class SealedModel:
     Attributes:
         folder: Of the copy.
         sha256: Identity of the model: what is loaded from the copy has to have it.
-        promises: Further arguments of `load` that make the same of the copy.
+        load_options: Further arguments of `load` that make the same of the copy.
 
     Raises:
         BundleError: The bundle's folder was replaced since it was loaded.
@@ -35,7 +35,7 @@ class SealedModel:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.sha256, self.promises = bundle.sha256, promises_of(bundle)
+        self.sha256, self.load_options = bundle.sha256, load_options_of(bundle)
         self._home = _private_folder()
         self._lock = FileLock(self._home / "lock")
         self.folder = self._home / "bundle"

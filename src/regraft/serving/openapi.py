@@ -15,6 +15,29 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
         limits: How much may be asked.
         needs_token: Whether requests have to bear a token.
     """
+    health = _get("Whether all workers are ready", "application/json")
+    health["responses"]["503"] = _json("A worker is being started.", _object(status={"type": "string"}))
+    schema: Schema = {
+        "openapi": "3.1.0",
+        "info": {"title": "regraft", "version": version, "summary": "An image classifier."},
+        "paths": {
+            "/v1/predict": {"post": _predict(limits)},
+            "/v1/model": {"get": _get("What the model is and how good", "application/json")},
+            "/healthz": {"get": health},
+            "/metrics": {"get": _get("Counters for Prometheus", "text/plain")},
+        },
+    }
+    if needs_token:
+        schema["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
+        schema["security"] = [{"token": []}]
+        refusal = _json("The token is missing or another.", _refusal())
+        health["security"] = []
+        for operation in (one for item in schema["paths"].values() for one in item.values() if one is not health):
+            operation["responses"]["401"] = refusal
+    return schema
+
+
+def _predict(limits: Limits) -> Schema:
     refusals = {
         "408": f"The body took longer than {limits.body_s:g} s.",
         "413": f"More than {limits.max_bytes} bytes.",
@@ -23,7 +46,7 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
         "503": "Busy; Retry-After says for how many seconds.",
     }
     base64 = {"type": "string", "contentEncoding": "base64"}
-    predict = {
+    return {
         "summary": "Labels and probabilities of photos",
         "parameters": [
             _query("top", {"type": "integer", "minimum": 1}, "How many classes to give probabilities of."),
@@ -52,26 +75,6 @@ def document(version: str, limits: Limits, *, needs_token: bool) -> Schema:
             **{status: _json(text, _refusal()) for status, text in refusals.items()},
         },
     }
-    health = _get("Whether all workers are ready", "application/json")
-    health["responses"]["503"] = _json("A worker is being started.", _object(status={"type": "string"}))
-    found: Schema = {
-        "openapi": "3.1.0",
-        "info": {"title": "regraft", "version": version, "summary": "An image classifier."},
-        "paths": {
-            "/v1/predict": {"post": predict},
-            "/v1/model": {"get": _get("What the model is and how good", "application/json")},
-            "/healthz": {"get": health},
-            "/metrics": {"get": _get("Counters for Prometheus", "text/plain")},
-        },
-    }
-    if needs_token:
-        found["components"] = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
-        found["security"] = [{"token": []}]
-        refusal = _json("The token is missing or another.", _refusal())
-        health["security"] = []
-        for operation in (one for item in found["paths"].values() for one in item.values() if one is not health):
-            operation["responses"]["401"] = refusal
-    return found
 
 
 def _prediction() -> Schema:

@@ -182,9 +182,9 @@ class Pool:
             worker = self._ready(number, job)
             if worker is None:
                 break
-            order = WorkItem(job.with_heat, is_alone=self._busy == {number} and self.num_waiting == 0)
+            item = WorkItem(job.with_heat, is_alone=self._busy == {number} and self.num_waiting == 0)
             try:
-                answer = worker.ask(job.data, order)
+                answer = worker.ask(job.data, item)
             except WorkerGone:  # of this photo, or of something else
                 self._end(number)
                 continue

@@ -64,7 +64,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         self._channel, self._limits = Channel(ours), limits
-        self._start = Start(str(model.folder), model.sha256, model.promises, asdict(limits), os.getpid())
+        self._start = Start(str(model.folder), model.sha256, model.load_options, asdict(limits), os.getpid())
         self._has_begun = False
         self.heard_at = time.monotonic()
 
@@ -100,12 +100,12 @@ class WorkerProcess:
             raise ServeError(message.reason if isinstance(message, Refused) else "A worker answered nonsense.")
         self._has_begun = True
 
-    def ask(self, data: bytes, order: WorkItem) -> WorkerAnswer | None:
+    def ask(self, data: bytes, item: WorkItem) -> WorkerAnswer | None:
         """Ask for the answer to a photo.
 
         Args:
             data: Bytes of the photo's file.
-            order: What is wanted of it.
+            item: What is wanted of it.
 
         Returns:
             The answer; None where it took too long.
@@ -114,7 +114,7 @@ class WorkerProcess:
             WorkerGone: The process has died or said nonsense.
         """
         try:
-            self._channel.send(encode(order), self._limits.photo_s)
+            self._channel.send(encode(item), self._limits.photo_s)
             self._channel.send(data, self._limits.photo_s)
             message = self._heard(self._limits.photo_s)
         except TimeoutError:

@@ -148,10 +148,10 @@ def _images(body: bytes, limits: Limits, share: Share) -> list[Photo]:
     if sum(map(body.count, (b",", b":", b"[", b"{"))) > 4 * limits.max_photos + 16:  # base64 has none of these
         raise HTTPException(400, f"the JSON has more than {limits.max_photos} images, or something else: {expected}")
     try:
-        found = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
         raise HTTPException(400, f"the body is no JSON: {expected}") from None
-    images = _listed(found)
+    images = _listed(content)
     if images is None:
         raise HTTPException(400, f"the JSON has other content: {expected}")
     if len(images) > limits.max_photos:
@@ -159,11 +159,11 @@ def _images(body: bytes, limits: Limits, share: Share) -> list[Photo]:
     return [Photo("", _decoded(number, text, share)) for number, text in enumerate(images)]
 
 
-def _listed(found: Any) -> list[str] | None:
+def _listed(values: Any) -> list[str] | None:
     """Return the texts of a JSON object's images; None for any other value."""
-    if not isinstance(found, dict) or len(found) != 1:
+    if not isinstance(values, dict) or len(values) != 1:
         return None
-    images = [found["image"]] if "image" in found else found.get("images")
+    images = [values["image"]] if "image" in values else values.get("images")
     if not isinstance(images, list) or not images or not all(isinstance(one, str) for one in images):
         return None
     return images

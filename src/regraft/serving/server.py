@@ -23,7 +23,7 @@ from regraft.serving.app import Served, about_model, create_app
 from regraft.serving.connection import announced, connections
 from regraft.serving.keeping import Keep, keeping
 from regraft.serving.limits import Limits
-from regraft.serving.model import SealedModel, promises_of
+from regraft.serving.model import SealedModel, load_options_of
 from regraft.serving.pool import Pool
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -135,7 +135,7 @@ class Models:
     Args:
         bundle: The first.
         limits: Of the server.
-        said: Is told what became of a reload, a sentence.
+        on_reload: Is told what became of a reload, a sentence.
 
     Attributes:
         current: What answers now.
@@ -145,9 +145,9 @@ class Models:
         BundleError: The bundle's folder was replaced since it was loaded.
     """
 
-    def __init__(self, bundle: Bundle, limits: Limits, said: Callable[[str], None]) -> None:
-        self._folder, self._promises = bundle.folder, promises_of(bundle)
-        self._limits, self._said = limits, said
+    def __init__(self, bundle: Bundle, limits: Limits, on_reload: Callable[[str], None]) -> None:
+        self._folder, self._load_options = bundle.folder, load_options_of(bundle)
+        self._limits, self._on_reload = limits, on_reload
         self._lock = threading.Lock()  # one reload at a time
         self._is_wanted = threading.Event()
         self.current = self._opened(bundle)
@@ -178,7 +178,7 @@ class Models:
                 return
             self._is_wanted.clear()
             try:
-                served = self._opened(load(self._folder, **self._promises))
+                served = self._opened(load(self._folder, **self._load_options))
             except (RegraftError, OSError) as error:
                 self._tell(f"not reloaded, the model before goes on answering: {error}")
                 return
@@ -197,7 +197,7 @@ class Models:
 
     def _tell(self, sentence: str) -> None:
         with suppress(Exception):  # there may be nowhere to tell it
-            self._said(sentence)
+            self._on_reload(sentence)
 
 
 async def _serving(server: uvicorn.Server, listening: socket.socket, models: Models) -> None:

@@ -60,7 +60,7 @@ def work(channel: Channel) -> None:
     os.nice(5)  # what hands out work goes first, or workers wait for it
     limits = limits_of(start)
     try:
-        bundle = load(start.folder, expected_sha256=start.sha256, **start.promises)
+        bundle = load(start.folder, expected_sha256=start.sha256, **start.load_options)
         warm_up(bundle)
     except RegraftError as error:
         channel.send(encode(Refused(str(error))))
@@ -89,15 +89,15 @@ def warm_up(bundle: Bundle) -> None:
     photo = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(photo, "PNG")
     for is_alone in (False, True):
-        found = answer(bundle, photo.getvalue(), WorkItem(with_heat=False, is_alone=is_alone), 64 * 64)
-        if "error" in found:
-            raise BundleError(f"{bundle.folder} cannot answer: {found['error']}. Train again or restore a copy.")
+        reply = answer(bundle, photo.getvalue(), WorkItem(with_heat=False, is_alone=is_alone), 64 * 64)
+        if "error" in reply:
+            raise BundleError(f"{bundle.folder} cannot answer: {reply['error']}. Train again or restore a copy.")
 
 
-def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
+def guarded_answer(bundle: Bundle, data: bytes, item: WorkItem, max_pixels: int) -> WorkerAnswer:
     """Answer as `answer` does; whatever goes wrong is an error of this photo, and of nothing else."""
     try:
-        return answer(bundle, data, order, max_pixels)
+        return answer(bundle, data, item, max_pixels)
     except MemoryError:
         return {"error": TOO_LARGE}
     except RegraftError as error:
@@ -108,13 +108,13 @@ def guarded_answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int
         return {"error": FAILED}
 
 
-def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> WorkerAnswer:
+def answer(bundle: Bundle, data: bytes, item: WorkItem, max_pixels: int) -> WorkerAnswer:
     """Return what the model says of a photo, as the API gives it; {"error": reason} for one that cannot be read.
 
     Args:
         bundle: The model.
         data: Bytes of the photo's file.
-        order: What is wanted of it.
+        item: What is wanted of it.
         max_pixels: That a photo may have, as it is decoded.
     """
     try:
@@ -129,16 +129,16 @@ def answer(bundle: Bundle, data: bytes, order: WorkItem, max_pixels: int) -> Wor
         return {"error": TOO_LARGE if isinstance(reason.__cause__, MemoryError) else str(reason)}
     except MemoryError:
         return {"error": TOO_LARGE}
-    said = (bundle.quick_engine if order.is_alone else bundle.engine)(image[np.newaxis])
-    novelty = float(said["novelty"][0]) if "novelty" in said else None
-    if not np.isfinite(said["logits"]).all() or not np.isfinite(novelty or 0.0):
+    outputs = (bundle.quick_engine if item.is_alone else bundle.engine)(image[np.newaxis])
+    novelty = float(outputs["novelty"][0]) if "novelty" in outputs else None
+    if not np.isfinite(outputs["logits"]).all() or not np.isfinite(novelty or 0.0):
         return {"error": NO_NUMBER}
-    prediction = bundle.to_prediction(said["logits"][0], novelty)
-    found: WorkerAnswer = prediction.to_json()
-    if order.with_heat:
+    prediction = bundle.to_prediction(outputs["logits"][0], novelty)
+    reply: WorkerAnswer = prediction.to_json()
+    if item.with_heat:
         heat = heat_map(bundle, image, bundle.classes.index(prediction.label))
-        found["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
-    return found
+        reply["heatmap"] = jpeg(heat_overlay(image, heat), HEAT_SIZE)
+    return reply
 
 
 def _end_with(parent: int) -> None:

@@ -114,7 +114,7 @@ class Batch:
             yield Batch(pixels, labels, weights, self.total, (len(labels),))
 
 
-def decode_to_learn(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> DecodedPhotos:
+def decode_for_training(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> DecodedPhotos:
     """Decode photos for training: whole, at most STORED_SIDE times as large as the network's transform resizes them to.
 
     Raises:
@@ -124,7 +124,7 @@ def decode_to_learn(dataset: Dataset, preprocessing: Preprocessing, progress: Pr
     return _decoded(dataset, partial(_large_enough, preprocessing), "decode training photos", progress)
 
 
-def decode_to_judge(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> DecodedPhotos:
+def decode_for_validation(dataset: Dataset, preprocessing: Preprocessing, progress: Progress) -> DecodedPhotos:
     """Decode photos exactly as the bundle's graph will get them: `(H, W, 3)` of the network's input size.
 
     Raises:
@@ -134,7 +134,7 @@ def decode_to_judge(dataset: Dataset, preprocessing: Preprocessing, progress: Pr
     return _decoded(dataset, partial(_as_input, preprocessing), "decode photos to judge", progress)
 
 
-def order(hashes: Sequence[str], seed: int, epoch: int) -> list[int]:
+def epoch_order(hashes: Sequence[str], seed: int, epoch: int) -> list[int]:
     """Return the indices of N photos in the order of an epoch, drawn from their contents.
 
     Args:
@@ -145,14 +145,14 @@ def order(hashes: Sequence[str], seed: int, epoch: int) -> list[int]:
     return sorted(range(len(hashes)), key=lambda i: (_draw(seed, epoch, hashes[i], "order"), i))
 
 
-def plan(num_photos: Sequence[int], batch_size: int) -> list[list[int]]:
+def cut_into_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
     """Cut indices into batches. A last one of a single photo joins the one before: BatchNorm needs two.
 
     Args:
-        num_photos: The indices of the photos, in order.
+        indices: Of the photos, in order.
         batch_size: Photos that a batch has.
     """
-    batches = [list(num_photos[start : start + batch_size]) for start in range(0, len(num_photos), batch_size)]
+    batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         alone = batches.pop()
         batches[-1] += alone
@@ -200,8 +200,8 @@ class Loader:
     def batches_of(self, epoch: int) -> list[list[int]]:
         """Return the indices of the photos of each batch of an epoch, over all processes."""
         hashes = self.photos.dataset.hashes
-        indices = order(hashes, self.seed, epoch) if self.change else range(len(self.photos))
-        return plan(indices, self.batch_size)
+        indices = epoch_order(hashes, self.seed, epoch) if self.change else range(len(self.photos))
+        return cut_into_batches(indices, self.batch_size)
 
     def load(self, epoch: int, first: int = 0) -> Generator[Batch]:
         """Yield this process's share of an epoch's batches, from the one numbered `first`."""
@@ -232,13 +232,13 @@ class Loader:
     def _batch(self, indices: list[int], share: list[Sequence[int]], pixels: Tensor) -> Batch:
         labels = torch.from_numpy(self.photos.dataset.labels)
         per_class = torch.tensor(self.weights or (1.0,) * len(self.photos.dataset.classes))
-        own = [i for part in share for i in part]
+        rank_indices = [i for part in share for i in part]
         num_parts = len(evenly(indices, self.ghost_size, least=2)) if self.ghost_size else len(indices)
-        weights = torch.zeros(len(own)) if num_parts <= self.world.rank else per_class[labels[own]]
+        weights = torch.zeros(len(rank_indices)) if num_parts <= self.world.rank else per_class[labels[rank_indices]]
         total = float(per_class[labels[indices]].double().sum())
         to = partial(Tensor.to, device=self.world.device, non_blocking=True)
         pixels = pixels.to(memory_format=torch.channels_last)
-        return Batch(to(pixels), to(labels[own]), to(weights), total, tuple(map(len, share)))
+        return Batch(to(pixels), to(labels[rank_indices]), to(weights), total, tuple(map(len, share)))
 
 
 def choose_workers(wanted: int, batch: Sequence[int], world: ProcessGroup, progress: Progress) -> int:

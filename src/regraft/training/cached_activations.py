@@ -79,13 +79,13 @@ def cache_activations(
             runs = _by_torch(division, loader, len(versions), progress)
             if engine is not None:
                 runs = _by_engine(engine, loader, len(versions))
-            for indices, found in runs:
-                if not np.isfinite(found).all():
+            for indices, maps in runs:
+                if not np.isfinite(maps).all():
                     raise TrainError(
                         f"What the frozen stages of {division.whole.reference} give is more than float16 holds, so it "
                         "cannot be kept. Leave --views out."
                     )
-                rows.update(zip(indices, map(room.put, found), strict=True))
+                rows.update(zip(indices, map(room.put, maps), strict=True))
                 advance(len(indices))
             versions.append(DecodedPhotos(dataset, [rows[i] for i in range(len(dataset))]))
             if world.broadcast(2 * time.monotonic() - began > until):
@@ -100,8 +100,8 @@ def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[lis
     randomness is torch's, while the others run theirs through the engine.
     """
     world, batches = loader.world, loader.batches_of(epoch)
-    own = [indices[world.rank :: world.size] for indices in batches]
-    numbers = [i for share in own for i in share]
+    shares = [indices[world.rank :: world.size] for indices in batches]
+    numbers = [i for share in shares for i in share]
     photos = loader.photos.in_epoch(loader.change, loader.seed, epoch)
     one_at_a_time = Lock()
 
@@ -112,9 +112,9 @@ def _by_engine(engine: Engine, loader: Loader, epoch: int) -> Iterator[tuple[lis
         with np.errstate(over="ignore"):  # what float16 does not hold is noticed where it is kept
             return maps.astype(np.float16)
 
-    found = map_photos(run, len(numbers), lambda _: None)
-    for indices, share in zip(batches, own, strict=True):
-        rows = list(islice(found, len(share)))
+    results = map_photos(run, len(numbers), lambda _: None)
+    for indices, share in zip(batches, shares, strict=True):
+        rows = list(islice(results, len(share)))
         yield indices, np.concatenate(rows) if world.size == 1 else _gathered(rows, indices, loader)
 
 
@@ -148,9 +148,9 @@ def _by_torch(
     size = loader.batch_size
     with closing(loader.load(epoch)) as batches:
         for indices, batch in zip(loader.batches_of(epoch), batches, strict=True):
-            own, size = in_pieces(size, partial(forward, batch.pixels), progress)
-            rows = torch.zeros((len(indices), *own.shape[1:]), dtype=torch.float16, device=own.device)
+            activations, size = in_pieces(size, partial(forward, batch.pixels), progress)
+            rows = torch.zeros((len(indices), *activations.shape[1:]), dtype=torch.float16, device=activations.device)
             share = rows[world.rank :: world.size]
-            share.copy_(own[: len(share)])
+            share.copy_(activations[: len(share)])
             world.all_reduce([rows])
             yield indices, rows.permute(0, 2, 3, 1).cpu().contiguous().numpy()

@@ -25,7 +25,7 @@ from regraft.core.runtime import keep_freed_memory
 from regraft.data.scan import Dataset
 from regraft.models.linear_head import Head
 from regraft.training.augmentation import augmentation, small_augmentation
-from regraft.training.batches import Loader, choose_workers, decode_to_judge, decode_to_learn
+from regraft.training.batches import Loader, choose_workers, decode_for_training, decode_for_validation
 from regraft.training.cached_activations import cache_activations
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
@@ -37,7 +37,7 @@ from regraft.training.resume import CheckpointInfo, continued
 from regraft.training.train_state import FitResult, HistoryRow, TrainState, resume
 
 PROBED_STEPS = 2  # that measure how long an epoch takes
-JUDGING_COST = 0.35  # of a photo that is evaluated, relative to one that is learned from
+VALIDATION_COST = 0.35  # of a photo that is evaluated, relative to one that is learned from
 FROZEN_SHARE = 0.3  # of the time, that running the frozen stages may take
 NEAR_ZERO = 0.01  # spread of a head's first weights that lets every class begin alike
 
@@ -154,11 +154,11 @@ def finetune(
             f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
             "The same command goes on from here; with --workers 0 there are no such processes."
         ) from error
-    trained, said = _taken_out(network, first, train_state, val, job.val_chooses, progress)
+    trained, answers = _taken_out(network, first, train_state, val, job.val_chooses, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if train_state.best else fitted.epoch + bool(fitted.step)
-    return Tuned(trained, train_state.recipe, fitted.rows, epoch, fitted.stopped, frozen, said)
+    return Tuned(trained, train_state.recipe, fitted.rows, epoch, fitted.stopped, frozen, answers)
 
 
 class Classifier(nn.Module):
@@ -301,7 +301,7 @@ def _loaders(
     batch = (recipe.batch_size, p.height, p.width, 3)
     may_shrink = recipe.small_epochs or (job.may_shrink and job.budget_s is not None)
     train = Loader(
-        photos=decode_to_learn(job.train, p, progress),
+        photos=decode_for_training(job.train, p, progress),
         batch_size=recipe.batch_size,
         seed=job.seed,
         world=world,
@@ -311,7 +311,7 @@ def _loaders(
         ghost_size=_ghost_size(recipe),
         num_workers=choose_workers(job.workers, batch, world, progress),
     )
-    return train, Loader(decode_to_judge(job.val, p, progress), recipe.val_batch_size, job.seed, world)
+    return train, Loader(decode_for_validation(job.val, p, progress), recipe.val_batch_size, job.seed, world)
 
 
 def _ghost_size(recipe: Recipe) -> int:
@@ -335,18 +335,18 @@ def _fit_to_time(
     """
     recipe, small_epoch_s = train_state.recipe, None
     per_photo = _seconds_a_photo(train_state, train, progress)
-    epoch_s = per_photo * (len(train.photos) + JUDGING_COST * len(val.photos))
+    epoch_s = per_photo * (len(train.photos) + VALIDATION_COST * len(val.photos))
     if job.may_shrink and train.small_change and recipe.epochs * epoch_s > SAFETY * (deadline - time.monotonic()):
         smaller = _seconds_a_photo(train_state, replace(train, small_epochs=1), progress)
         small_epoch_s = epoch_s - (per_photo - smaller) * len(train.photos)
     left_s = deadline - time.monotonic()
-    found = plan(recipe.epochs, epoch_s, left_s, 1 / per_photo, small_epoch_s=small_epoch_s)
-    found = train_state.world.broadcast(found)
-    if not found.is_worth(job.least):
-        raise TooLittleTime(found.declined())
-    small_epochs = min(found.epochs, max(found.small_epochs, recipe.small_epochs))
-    train_state.about = train_state.about.fitted(epochs=found.epochs, small_epochs=small_epochs)
-    progress.say(found.said(time.time()))
+    planned = plan(recipe.epochs, epoch_s, left_s, 1 / per_photo, small_epoch_s=small_epoch_s)
+    planned = train_state.world.broadcast(planned)
+    if not planned.is_worth(job.least):
+        raise TooLittleTime(planned.declined())
+    small_epochs = min(planned.epochs, max(planned.small_epochs, recipe.small_epochs))
+    train_state.about = train_state.about.fitted(epochs=planned.epochs, small_epochs=small_epochs)
+    progress.say(planned.describe(time.time()))
 
 
 def _seconds_a_photo(train_state: TrainState, train: Loader, progress: Progress) -> float:

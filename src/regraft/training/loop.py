@@ -40,13 +40,13 @@ def run_epoch(
         step: What is done with each.
         after: Called with each one's sums; true ends the epoch.
     """
-    tally = EpochMetrics()
+    metrics = EpochMetrics()
     for batch in batches:
         one = step(batch)
-        tally += one
+        metrics += one
         if after(one):
             break
-    return tally
+    return metrics
 
 
 def fit(
@@ -81,7 +81,7 @@ def fit(
     step = _training_step(train_state, fitted, num_steps, progress)
 
     def after_step(one: EpochMetrics) -> bool:
-        fitted.tally += one
+        fitted.metrics += one
         fitted.step += 1
         advance(int(one.n))
         checkpointer.save_after(CHECKPOINT_SECONDS)
@@ -100,9 +100,9 @@ def fit(
             began = time.monotonic()
             with closing(train.load(fitted.epoch, fitted.step)) as batches:  # its processes end here, not some time
                 run_epoch(batches, step, after_step)
-            judged = None if fitted.stopped else judge(train_state, val, progress, must_stop)
-            if judged is not None and not fitted.stopped:
-                _end_of_epoch(train_state, fitted, judged, time.monotonic() - began)
+            val_metrics = None if fitted.stopped else validate(train_state, val, progress, must_stop)
+            if val_metrics is not None and not fitted.stopped:
+                _end_of_epoch(train_state, fitted, val_metrics, time.monotonic() - began)
                 progress.say(line(fitted.rows[-1], recipe.epochs))
                 checkpointer.save_after(KEEPING_SHARE * checkpointer.cost_s)
         checkpointer.save_after(0.0)
@@ -119,7 +119,7 @@ def hold_still(network: nn.Module, recipe: Recipe) -> None:
             module.train(recipe.batchnorm == "train" and not is_frozen)
 
 
-def judge(
+def validate(
     train_state: TrainState,
     photos: Loader,
     progress: Progress,
@@ -141,26 +141,26 @@ def judge(
     def step(batch: Batch) -> EpochMetrics:
         logits = _logits(train_state, batch, progress)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
-        return _tally(losses, logits, batch, batch.labels)
+        return _metrics_of(losses, logits, batch, batch.labels)
 
     was_training = [module for module in network.modules() if module.training]
     network.eval()
     with closing(photos.load(0)) as batches:
-        tally = run_epoch(batches, step, must_stop)
+        metrics = run_epoch(batches, step, must_stop)
     for module in was_training:
         module.training = True
-    return EpochMetrics(*train_state.world.total(asdict(tally).values()))
+    return EpochMetrics(*train_state.world.total(asdict(metrics).values()))
 
 
 def logits_of(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
     """Return `(N, C)` float64: what the network which would be delivered makes of each photo."""
-    world, found = train_state.world, np.zeros((len(photos.photos), train_state.num_classes))
+    world, all_logits = train_state.world, np.zeros((len(photos.photos), train_state.num_classes))
     train_state.delivered.eval()
     for indices, batch in zip(photos.batches_of(0), photos.load(0), strict=True):
         logits = _logits(train_state, batch, progress)
-        own = indices[world.rank :: world.size]
-        found[own] = logits.cpu().numpy()[: len(own)]
-    return np.array(world.total(found.ravel())).reshape(found.shape)
+        rank_indices = indices[world.rank :: world.size]
+        all_logits[rank_indices] = logits.cpu().numpy()[: len(rank_indices)]
+    return np.array(world.total(all_logits.ravel())).reshape(all_logits.shape)
 
 
 def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:
@@ -170,8 +170,8 @@ def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor
         with torch.inference_mode(), train_state.world.autocast():
             return torch.cat([train_state.delivered(pixels).float() for pixels in torch.split(batch.pixels, size)])
 
-    at_once = train_state.judged_at_once or train_state.recipe.val_batch_size
-    logits, train_state.judged_at_once = in_pieces(at_once, forward, progress)
+    at_once = train_state.val_microbatch_size or train_state.recipe.val_batch_size
+    logits, train_state.val_microbatch_size = in_pieces(at_once, forward, progress)
     return logits
 
 
@@ -202,19 +202,19 @@ def line(row: HistoryRow, num_epochs: int) -> str:
     )
 
 
-def _end_of_epoch(train_state: TrainState, fitted: FitResult, judged: EpochMetrics, seconds: float) -> None:
+def _end_of_epoch(train_state: TrainState, fitted: FitResult, val_metrics: EpochMetrics, seconds: float) -> None:
     recipe, num_steps = train_state.recipe, fitted.step
-    if not math.isfinite(judged.loss):
-        raise _not_finite(judged.loss, f"on the photos that are judged after epoch {fitted.epoch + 1}", recipe)
+    if not math.isfinite(val_metrics.loss):
+        raise _not_finite(val_metrics.loss, f"on the photos that are judged after epoch {fitted.epoch + 1}", recipe)
     rate = rate_factor(recipe, (fitted.epoch + 1) * num_steps - 1, recipe.epochs * num_steps)
-    done = fitted.tally
+    train_metrics = fitted.metrics
     fitted.rows.append(
         {
             "epoch": fitted.epoch + 1,
-            "train_loss": done.loss / done.weight,
-            "train_accuracy": done.num_right / done.n,
-            "val_loss": judged.loss / judged.weight,
-            "val_accuracy": judged.num_right / judged.n,
+            "train_loss": train_metrics.loss / train_metrics.weight,
+            "train_accuracy": train_metrics.num_right / train_metrics.n,
+            "val_loss": val_metrics.loss / val_metrics.weight,
+            "val_accuracy": val_metrics.num_right / val_metrics.n,
             "learning_rate": train_state.optimizer.param_groups[0]["peak_lr"] * rate,
             "seconds": round(seconds, 3),
         }
@@ -225,7 +225,7 @@ def _end_of_epoch(train_state: TrainState, fitted: FitResult, judged: EpochMetri
         train_state.best = {name: value.detach().clone() for name, value in train_state.delivered.state_dict().items()}
     if recipe.patience and fitted.epoch - best >= recipe.patience:
         fitted.stopped = "patience"
-    fitted.epoch, fitted.step, fitted.tally = fitted.epoch + 1, 0, EpochMetrics()
+    fitted.epoch, fitted.step, fitted.metrics = fitted.epoch + 1, 0, EpochMetrics()
 
 
 def _not_finite(loss: float, where: str, recipe: Recipe) -> TrainError:
@@ -247,18 +247,18 @@ def _training_step(
         for group in train_state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
         torch.manual_seed(_seed(train_state.seed, number, world.rank))  # of dropout and mixing
-        own = gradients(train_state, batch, progress)
+        metrics = gradients(train_state, batch, progress)
         world.all_reduce([p.grad for p in parameters if p.grad is not None])
-        tally = EpochMetrics(*world.total(asdict(own).values()))
-        if not math.isfinite(tally.loss):
+        metrics = EpochMetrics(*world.total(asdict(metrics).values()))
+        if not math.isfinite(metrics.loss):
             where = f"at step {fitted.step + 1} of epoch {fitted.epoch + 1}"
-            raise _not_finite(tally.loss / batch.total, where, recipe)
+            raise _not_finite(metrics.loss / batch.total, where, recipe)
         if recipe.clip:
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
         train_state.optimizer.step()
         if train_state.average is not None:
             train_state.average.update_parameters(train_state.network)
-        return tally
+        return metrics
 
     return step
 
@@ -274,22 +274,22 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
     """
     statistics = RunningStatistics(train_state.network)
 
-    def add_up(size: int) -> EpochMetrics:
+    def accumulate(size: int) -> EpochMetrics:
         train_state.optimizer.zero_grad()
         torch.manual_seed(torch.initial_seed())  # as if no attempt had been before
         statistics.begin()
-        tally = EpochMetrics()
+        metrics = EpochMetrics()
         for part in batch.split(size, statistics.least):
             statistics.rewind()
             one = _backward(train_state, part)
             statistics.add(int(one.n))
-            tally += one
-        return tally
+            metrics += one
+        return metrics
 
     at_once = train_state.microbatch_size or train_state.recipe.batch_size
-    tally, train_state.microbatch_size = in_pieces(at_once, add_up, progress)
+    metrics, train_state.microbatch_size = in_pieces(at_once, accumulate, progress)
     statistics.settle(train_state.world)
-    return tally
+    return metrics
 
 
 def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
@@ -299,7 +299,7 @@ def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
         logits = train_state.network(pixels).float()
     losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
     (losses @ batch.weights / batch.total).backward()  # type: ignore[no-untyped-call]
-    return _tally(losses.detach(), logits.detach(), batch, batch.labels)
+    return _metrics_of(losses.detach(), logits.detach(), batch, batch.labels)
 
 
 def _mixed(train_state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -311,11 +311,11 @@ def _mixed(train_state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
     return pixels, targets
 
 
-def _tally(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> EpochMetrics:
+def _metrics_of(losses: Tensor, logits: Tensor, batch: Batch, labels: Tensor) -> EpochMetrics:
     counts = batch.weights > 0
-    right = (logits.argmax(dim=1) == labels) & counts
+    correct = (logits.argmax(dim=1) == labels) & counts
     sums = torch.stack(
-        [losses.double() @ batch.weights.double(), batch.weights.double().sum(), right.sum(), counts.sum()]
+        [losses.double() @ batch.weights.double(), batch.weights.double().sum(), correct.sum(), counts.sum()]
     )
     return EpochMetrics(*sums.tolist())
 

@@ -36,7 +36,7 @@ class Plan:
         """Return whether at least this share of the epochs fits; 0 for a training that is done whatever fits."""
         return least == 0 or (self.epochs >= least * self.wanted and self.seconds <= self.left_s)
 
-    def said(self, now: float) -> str:
+    def describe(self, now: float) -> str:
         """Describe the plan in one line. `now` is in seconds since 1970."""
         ready = time.strftime("%H:%M", time.localtime(now + self.seconds))
         small = f", the first {self.small_epochs} with smaller photos," if self.small_epochs else ""

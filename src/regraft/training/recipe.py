@@ -140,9 +140,9 @@ class Recipe:
             f"crops from {100 * self.min_crop:g} %{_WITH[self.augment]}",
         ]
         usual = Recipe()
-        told = {"epochs", "batch_size", "val_batch_size", "optimizer", "learning_rate", "head_learning_rate"}
-        told |= {"schedule", "head_start", "batchnorm", "min_crop", "augment"}
-        others = [f for f in fields(self) if f.name not in told and getattr(self, f.name) != getattr(usual, f.name)]
+        named = {"epochs", "batch_size", "val_batch_size", "optimizer", "learning_rate", "head_learning_rate"}
+        named |= {"schedule", "head_start", "batchnorm", "min_crop", "augment"}
+        others = [f for f in fields(self) if f.name not in named and getattr(self, f.name) != getattr(usual, f.name)]
         return "; ".join(parts + [f"{f.name} {getattr(self, f.name)}" for f in others])
 
 

@@ -66,24 +66,24 @@ def continued(
     refused = [name for name in changed if name in REFUSED]
     forced = [name for name in changed if name not in REFUSED | APPLIED]
     if others or refused:
-        told = [_told(name, before.identity.get(name), identity[name]) for name in others]
-        told += [_told(name, old[name], new[name]) for name in refused]
+        changes = [_change(name, before.identity.get(name), identity[name]) for name in others]
+        changes += [_change(name, old[name], new[name]) for name in refused]
         raise TrainError(
-            f"There is an unfinished training with {_list(told)}. It cannot be continued so. "
+            f"There is an unfinished training with {_list(changes)}. It cannot be continued so. "
             "Give the same command to continue it, --restart to begin anew, or another --out."
         )
     if forced and not force:
-        told = [_told(name, old[name], new[name]) for name in forced]
+        changes = [_change(name, old[name], new[name]) for name in forced]
         raise TrainError(
-            f"There is an unfinished training with {_list(told)}. Give the same settings to continue it, --force to go "
-            "on with the new ones, --restart to begin anew, or another --out."
+            f"There is an unfinished training with {_list(changes)}. Give the same settings to continue it, --force to "
+            "go on with the new ones, --restart to begin anew, or another --out."
         )
     for name in changed:
         progress.say(f"changed on resume: {name} {new[name]}, was {old[name]}")
     return replace(before.carried_out, **{name: new[name] for name in changed})
 
 
-def _told(name: str, old: Any, new: Any) -> str:
+def _change(name: str, old: Any, new: Any) -> str:
     return f"{name} {_short(old)} (now {_short(new)})"
 
 
@@ -92,5 +92,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
-def _list(told: Iterable[str]) -> str:
-    return ", ".join(told)
+def _list(changes: Iterable[str]) -> str:
+    return ", ".join(changes)

@@ -12,10 +12,10 @@ from regraft.data.splits import fold_ids
 from regraft.models.linear_head import Head, out_of_fold
 
 MOST = 300  # photos of each side: more tell no more, and take longer
-TELLING = 0.6  # lower end of the interval above which it is said; half is chance
+MIN_DOMAIN_ACCURACY = 0.6  # lower end of the interval above which it is said; half is chance
 
 
-def told_apart(features: Features, is_outside: np.ndarray) -> Accuracy | None:
+def domain_accuracy(features: Features, is_outside: np.ndarray) -> Accuracy | None:
     """Measure how often a cross-validated logistic regression tells two kinds of photos apart.
 
     By chance it does so half of the time. As many photos of each class are taken from both sides, so that the classes
@@ -52,7 +52,7 @@ def split_shift(dataset: Dataset, features: Features, head: Head | None = None) 
     Returns:
         Findings without photos: it is the whole split that differs.
     """
-    sides, found = np.array(dataset.splits), []
+    sides, issues = np.array(dataset.splits), []
     if head is not None:
         answers = head.logits(features.x).argmax(axis=1)
         features = replace(features, y=np.where(sides == "train", features.y, answers))
@@ -60,14 +60,14 @@ def split_shift(dataset: Dataset, features: Features, head: Head | None = None) 
         part = np.flatnonzero((sides == "train") | (sides == name))
         if not (sides[part] == name).any() or not (sides[part] == "train").any():
             continue
-        told = told_apart(features.of(dataset.subset(part)), sides[part] == name)
-        if told is not None and told.low > TELLING:
+        apart = domain_accuracy(features.of(dataset.subset(part)), sides[part] == name)
+        if apart is not None and apart.low > MIN_DOMAIN_ACCURACY:
             text = (
-                f"a model tells {name} photos from train photos in {100 * told.value:.0f} % (chance 50 %): they come "
+                f"a model tells {name} photos from train photos in {100 * apart.value:.0f} % (chance 50 %): they come "
                 "from elsewhere, so expect less than cross-validation on train says"
             )
-            found.append(Issue("split shift", (), text))
-    return found
+            issues.append(Issue("split shift", (), text))
+    return issues
 
 
 def _matched(features: Features, is_outside: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def _matched(features: Features, is_outside: np.ndarray) -> np.ndarray:
     order = sorted(range(len(features.hashes)), key=lambda i: features.hashes[i])
     pairs: list[tuple[int, int]] = []
     for label in np.unique(features.y):
-        own = [i for i in order if features.y[i] == label]
-        inside, outside = ([i for i in own if is_outside[i] == side] for side in (False, True))
+        members = [i for i in order if features.y[i] == label]
+        inside, outside = ([i for i in members if is_outside[i] == side] for side in (False, True))
         pairs += zip(inside, outside, strict=False)
     pairs = sorted(pairs, key=lambda one: features.hashes[one[0]])[:MOST]
     return np.array([i for one in pairs for i in one], np.int64)

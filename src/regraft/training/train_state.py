@@ -18,6 +18,8 @@ from regraft.training.resume import CheckpointInfo
 
 HistoryRow = dict[str, Any]
 
+METRICS = "tally"  # what a checkpoint calls the sums of the epoch that is under way
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -54,7 +56,7 @@ class TrainState:
         average: Running average of the weights; None for none.
         microbatch_size: Photos that go through the network at once where it learns, halved when memory runs out; 0 for
             all.
-        judged_at_once: The same where it is evaluated.
+        val_microbatch_size: The same where it is evaluated.
         best: Weights of the best epoch, by name; empty where that is not kept.
         on_row: Called with each finished epoch.
     """
@@ -67,7 +69,7 @@ class TrainState:
     about: CheckpointInfo
     average: AveragedModel | None = None
     microbatch_size: int = 0
-    judged_at_once: int = 0
+    val_microbatch_size: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     on_row: Callable[[HistoryRow], None] = lambda row: None
 
@@ -90,14 +92,14 @@ class FitResult:
         rows: The history, one for each finished epoch.
         epoch: Number of the epoch that comes next or is under way, from 0.
         step: Number of the step in it that comes next, from 0.
-        tally: Sums over the epoch that is under way, over all processes.
+        metrics: Of the epoch that is under way, over all processes.
         stopped: Why it ended before its time, "" if not.
     """
 
     rows: list[HistoryRow] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
-    tally: EpochMetrics = field(default_factory=EpochMetrics)
+    metrics: EpochMetrics = field(default_factory=EpochMetrics)
     stopped: str = ""
 
     @property
@@ -144,8 +146,9 @@ def resume(train_state: TrainState, checkpoint: Checkpoint) -> FitResult:
     if train_state.average is not None:
         train_state.average.load_state_dict(parts["average"])
     train_state.best = parts["best"]
-    fitted = checkpoint.state["fit"]
-    return FitResult(**{**fitted, "tally": EpochMetrics(**fitted["tally"])})
+    fitted = dict(checkpoint.state["fit"])
+    metrics = EpochMetrics(**fitted.pop(METRICS))
+    return FitResult(**fitted, metrics=metrics)
 
 
 def _save(folder: Path, train_state: TrainState, fitted: FitResult) -> None:
@@ -157,6 +160,8 @@ def _save(folder: Path, train_state: TrainState, fitted: FitResult) -> None:
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         return  # the next step will tell; until then the checkpoint before this is the last good one
     stopped = "patience" if fitted.stopped == "patience" else ""  # other ends are there to be continued from
-    state = {"about": train_state.about.to_json(), "fit": {**asdict(fitted), "stopped": stopped}}
+    fit = {**asdict(fitted), "stopped": stopped}
+    fit[METRICS] = fit.pop("metrics")
+    state = {"about": train_state.about.to_json(), "fit": fit}
     save_checkpoint(folder / "checkpoints", Checkpoint(tensors, state))
     write_history(folder, fitted.rows)
