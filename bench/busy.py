@@ -2,9 +2,10 @@
 
     python bench/busy.py [--rounds 3] [--steps 8] [--photos 16]
 
-Each round runs a quiet and a busy process with OpenMP's own way of waiting and with regraft's, so that ratios come from
-the same minutes. A process makes forward and backward steps of the default network with random weights on all cores
-and says the photos a second of its steps after the first two; a busy one does so beside a loop that never ends.
+Each round runs a quiet and a busy process with OpenMP's own way of waiting and all threads, and with regraft's way and
+number of threads, so that ratios come from the same minutes. A process makes forward and backward steps of the default
+network with random weights and says the photos a second of its steps after the first two; a busy one does so beside a
+loop that never ends.
 Writes bench/results/busy.json.
 """
 
@@ -16,23 +17,26 @@ import subprocess
 import sys
 
 from record import HERE, machine, where
-from regraft.core.runtime import SPINS, WAITING
+from regraft.core.runtime import SPINS, WAITING, num_cores
 
 SPIN = "while True: pass"
 STEP = """
 import sys, time
-from regraft.core.runtime import num_cores, import_torch_module
-networks = import_torch_module("backbones.network")
+from regraft.core.runtime import import_torch_module
+networks, threads = import_torch_module("backbones.network"), import_torch_module("training.threads")
+from regraft.core.progress import QUIET
+from regraft.training.distributed import ProcessGroup
 import torch
 steps, photos = map(int, sys.argv[1:])
-torch.set_num_threads(num_cores())
 torch.manual_seed(0)
 module = networks.build("tf_efficientnet_lite0", "random").module.train().to(memory_format=torch.channels_last)
 pixels = torch.randn(photos, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-for step in range(steps + 2):
-    if step == 2:
-        began = time.perf_counter()
-    module(pixels).square().mean().backward()
+with threads.threads_beside_others(ProcessGroup(), QUIET) as choose:
+    for step in range(steps + 2):
+        if step == 2:
+            began = time.perf_counter()
+        module(pixels).square().mean().backward()
+        choose()
 print(steps * photos / (time.perf_counter() - began))
 """
 WAYS = {"OpenMP's own": "300000", "regraft's": None}  # what GOMP_SPINCOUNT is set to; None leaves it to regraft
@@ -67,7 +71,7 @@ def speed(spins: str | None, is_busy: bool, steps: int, photos: int) -> float:
     """Photos a second of one process. spins: GOMP_SPINCOUNT, None to leave it to regraft."""
     env = {name: value for name, value in os.environ.items() if name not in (*WAITING, "OMP_NUM_THREADS")}
     if spins is not None:
-        env["GOMP_SPINCOUNT"] = spins
+        env |= {"GOMP_SPINCOUNT": spins, "OMP_NUM_THREADS": str(num_cores())}
     beside = subprocess.Popen([sys.executable, "-c", SPIN]) if is_busy else None
     try:
         command = [sys.executable, "-c", STEP, str(steps), str(photos)]

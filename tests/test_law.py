@@ -40,6 +40,7 @@ TORCH_MODULES = {
             "finetune",
             "interpolation",
             "loop",
+            "threads",
             "train_state",
         )
     ),

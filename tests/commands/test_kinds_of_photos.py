@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import av
 import fsspec
+import numpy as np
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -20,6 +21,7 @@ from regraft.cli import cli
 from regraft.core.files import sha256_file
 from regraft.run_dir import read_record
 from tiny_backbone import SHADES, draw, draw_photos, tiny_backbone
+from tiny_video import write_video
 
 COUNTS = {"ash": 20, "birch": 20, "cedar": 20}
 
@@ -372,14 +374,8 @@ def clips(tmp_path_factory):
 
 def make_video(path, photo, seed, num_frames=10, rate=3):
     """Lossless, so that what is read is what was drawn; each frame is a little brighter."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *photo.size, "bgr0"
-        for k in range(num_frames):
-            frame = av.VideoFrame.from_image(photo.point(lambda value, k=k: min(255, value + k + seed)))
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    frames = [np.asarray(photo.point(lambda value, k=k: min(255, value + k + seed))) for k in range(num_frames)]
+    write_video(path, frames, rate)
     return path
 
 

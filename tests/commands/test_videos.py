@@ -4,7 +4,6 @@ import csv
 import io
 import json
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from conftest import COLOURS
 from regraft.bundle.bundle import load
 from tiny_bundle import write_tiny
+from tiny_video import write_video
 
 NUM_FRAMES, RATE = 9, 3
 
@@ -29,13 +29,7 @@ def clips(tmp_path_factory):
         rng = np.random.default_rng(len(name))
         frames = [rng.normal(colour, 20, (40, 48, 3)).clip(0, 255).astype(np.uint8) for _ in range(NUM_FRAMES)]
         path = root / "videos" / f"{name}.mkv"
-        path.parent.mkdir(exist_ok=True)
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("ffv1", rate=RATE)
-            stream.width, stream.height, stream.pix_fmt = 48, 40, "bgr0"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
+        write_video(path, frames, RATE)
         for second, frame in enumerate(frames[::RATE]):
             place = root / "frames" / path.name / f"{1000 * second:010d}.ppm"
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,9 @@ import json
 import shutil
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from regraft.bundle.bundle import load
 from regraft.commands.label import SittingOptions, label
@@ -13,7 +15,9 @@ from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
 from regraft.core.progress import QUIET
 from regraft.labelling.cards import Answer
-from tiny_backbone import draw, draw_photos, only_tiny_backbone
+from regraft.labelling.thumbnails import Thumbnails, jpeg_of
+from tiny_backbone import SHADES, draw, draw_photos, only_tiny_backbone
+from tiny_video import write_video
 
 COUNTS = {"ash": 16, "birch": 16, "cedar": 16}
 
@@ -41,7 +45,7 @@ def options(**how):
 
 
 def truth(path):
-    return path.rpartition("/")[2].partition("_")[0]
+    return next(name for name in COUNTS if f"{name}_" in path)
 
 
 def arrived(sitting):
@@ -140,6 +144,40 @@ def test_a_run_is_gone_on_from_with_new_photos_and_a_new_class(heap, tmp_path):
     rows = used_photos(tmp_path / "run")
     assert {row["by"] for row in rows} == {"ada", "bob"}
     assert all(row["split"] == sides.get(row["sha256"], row["split"]) for row in rows)
+
+
+def test_frames_of_videos_are_labelled_and_a_video_is_never_parted(tmp_path):
+    clips, frames = tmp_path / "clips", {}
+    for number, name in enumerate(name for name in COUNTS for _ in range(5)):
+        frames[f"{name}_{number}.mkv"] = [
+            np.asarray(Image.open(draw(tmp_path / "one.png", SHADES[name], 100 * number + second)))
+            for second in range(3)
+        ]
+        write_video(clips / f"{name}_{number}.mkv", frames[f"{name}_{number}.mkv"], rate=1)
+    draw(clips / "ash_99.png", SHADES["ash"], 7)
+
+    def label_frames(sitting):
+        label_all(sitting)
+        (tmp_path / "pictures").mkdir()
+        pictures = Thumbnails(sitting.photo_path, len(sitting.heap), tmp_path / "pictures")
+        shown = next(i for i, path in enumerate(sitting.heap.paths) if path == "cedar_12.mkv/0000002000.ppm")
+        Image.fromarray(frames["cedar_12.mkv"][2]).save(tmp_path / "frame.png")
+        assert pictures.get(shown, "thumb") == jpeg_of(tmp_path / "frame.png", "thumb")
+        assert list((tmp_path / "pictures").rglob("*.jpg"))
+        pictures.close()
+
+    how = SittingOptions(config=TrainConfig(mode="frozen", report=False, every_s=1.0))
+    done = label(clips, tmp_path / "run", options=how, show=label_frames)
+    assert done.num_labelled == 46
+    label(clips, tmp_path / "run", options=how, show=None)
+    sides = {}
+    for row in used_photos(tmp_path / "run"):
+        sides.setdefault(row["path"].rpartition("/")[0] or row["path"], set()).add(row["split"])
+        assert row["label"] == row["path"].partition("_")[0]
+    assert all(len(found) == 1 for found in sides.values())
+    assert set().union(*sides.values()) == {"train", "val"}
+    again = label(clips, None, options=SittingOptions(start=tmp_path / "run"), show=label_all)
+    assert (again.num_photos, again.num_labelled) == (46, 46)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(heap, tmp_path):

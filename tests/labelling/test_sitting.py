@@ -1,6 +1,8 @@
 """A sitting keeps what was said, refuses what would overwrite it, and shows what helps."""
 
 import errno
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from heaps import NAMES, clouds, labels_of, say, sitting
 
 from regraft.core.errors import ConfigError, DataError, OutputError
 from regraft.labelling.cards import Answer, Conflict, Undone
+from regraft.labelling.heap import Heap, heap_of
 
 
 @pytest.fixture
@@ -196,3 +199,18 @@ def test_an_answer_that_did_not_reach_the_disk_does_not_count(tmp_path, drawn, m
         say(one, y, [3])
     with sitting(tmp_path, x) as again:
         assert labels_of(again) == {f"{i}.jpg": NAMES[y[i]] for i in (1, 3)}
+
+
+def test_the_audit_takes_all_frames_of_a_video_or_none():
+    paths = [f"clip{v}.mp4/{frame:010}.ppm" for v in range(40) for frame in range(3)] + [f"{i}.jpg" for i in range(80)]
+    paths += [f"long.mp4/{frame:010}.ppm" for frame in range(60)]
+    audited = Heap(Path("heap"), tuple(paths), ("",) * len(paths)).audited
+    of = Counter(path.partition("/")[0] for path, is_audited in zip(paths, audited, strict=True) if is_audited)
+    assert audited.sum() == 26
+    assert {count for name, count in of.items() if name.startswith("clip")} == {3}
+    assert "long.mp4" not in of
+
+
+def test_a_video_is_no_class_folder(tmp_path):
+    files = [tmp_path / name for name in ("a.jpg", "ant/b.jpg", "ant/c.mp4/0.ppm", "d.mp4/0.ppm")]
+    assert heap_of(tmp_path, files).given == ("", "ant", "ant", "")

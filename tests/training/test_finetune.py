@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -134,6 +135,18 @@ def sha256(tuned):
     for name, value in tuned.network.module.state_dict().items():
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()
+
+
+def test_after_each_step_there_may_be_another_number_of_threads(tune, train_set, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def counted(world, progress):
+        yield lambda: asked.append(torch.get_num_threads())
+
+    monkeypatch.setattr("regraft.training.finetune.threads_beside_others", counted)
+    rows = tune(recipe_of(epochs=3, batch_size=6)).rows
+    assert len(asked) == len(rows) * math.ceil(len(train_set) / 6) > 3
 
 
 def distance(one, other):

@@ -125,7 +125,9 @@ def find_photos(
                 progress.say(f"not read: {path}: {error}")
                 yield path
     if unread:
-        progress.say(f"{unread} of the files are videos: predict, embed and train --every 1s read a frame a second")
+        progress.say(
+            f"{unread} of the files are videos: predict, embed, label and train --every 1s read a frame a second"
+        )
 
 
 def _files(places: list[Path], follow_links: bool, every_s: float | None, progress: Progress) -> Iterator[Path]:

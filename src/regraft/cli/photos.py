@@ -161,7 +161,7 @@ def data(folder: str, to: str, kind: Any, with_split: bool, as_json: bool, **set
 )
 @click.option("--sort", metavar="DIR2", help="Also put the photos into a folder for each class, by links or copies.")
 @click.option("--page/--no-page", "with_page", default=True, help="Without a page: train on the labels that are there.")
-@with_settings("backbone", "weights", "follow_links", "offline")
+@with_settings("backbone", "weights", "follow_links", "every_s", "offline")
 @click.option("--mode", type=click.Choice(["frozen", "auto"]), default="frozen", show_default=True, help="What learns.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the page.")
 @click.option("--port", default=8010, show_default=True, help="0 for any that is free.")
@@ -185,6 +185,7 @@ def label(
     regraft label photos/
     regraft label photos/ --classes ant,bee --sort sorted/
     regraft label new_photos/ --from runs/photos
+    regraft label clips/ --every 1s
     """
     from pathlib import Path
 

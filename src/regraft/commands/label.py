@@ -25,6 +25,7 @@ from regraft.core.files import exclusive
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy
 from regraft.data.folder_layout import Quarantined
+from regraft.data.sources import is_photo_file
 from regraft.labelling.heap import Contents, Heap, heap_of
 from regraft.labelling.journal import Journal
 from regraft.labelling.labels import checked_name
@@ -100,7 +101,8 @@ def label(
     """Hold a sitting on a heap of photos.
 
     Args:
-        photos: A folder; photos that lie in folders named like classes have these labels already.
+        photos: A folder; photos that lie in folders named like classes have these labels already. Of videos in it,
+            frames are labelled where `options.config.every_s` is set.
         out: Folder of the run; None for one below `runs`, or for the run that is gone on from.
         options: How it is held.
         show: Shows the page until the sitting ends; None to train on the labels that are there and end.
@@ -115,10 +117,11 @@ def label(
     root = Path(photos).expanduser()
     start, sort, config = options.start, options.sort, options.config
     record = None if start is None else read_record(start, "Expected the folder of a run, with its result.json")
-    config = config if record is None else replace(record.config, mode="frozen", track=())
+    if record is not None:
+        config = replace(record.config, mode="frozen", track=(), every_s=config.every_s or record.config.every_s)
     out = place(root, out or start, progress=progress)
     _check_places(root, sort)
-    heap = _listed(root, options.classes, record, config.follow_links, progress)
+    heap = _listed(root, options.classes, record, config, progress)
     with exclusive(out / SITTING), _opened(heap, out, sort, config, record, progress) as sitting:
         summary = None
         if show is None:
@@ -144,14 +147,14 @@ def _check_places(root: Path, sort: Path | None) -> None:
 
 
 def _listed(
-    root: Path, classes: Sequence[str], record: RunRecord | None, follow_links: bool, progress: Progress
+    root: Path, classes: Sequence[str], record: RunRecord | None, config: TrainConfig, progress: Progress
 ) -> Heap:
     """List the photos, and those of the run that is gone on from. Raises DataError."""
     names: list[str] = list(record.dataset(()).classes) if record else []
     for name in classes:
         if name not in names:
             names.append(checked_name(name, names))
-    files = list(find_photos([root], follow_links=follow_links, progress=progress))
+    files = list(find_photos([root], follow_links=config.follow_links, every_s=config.every_s, progress=progress))
     if not files:
         raise DataError(f"There are no photos in {root}. Expected files below it.")
     heap = heap_of(root, files, names)
@@ -166,7 +169,7 @@ def _with_earlier(heap: Heap, record: RunRecord) -> Heap:
     known = {(record.root / photo.path).resolve(): photo.labels[0] for photo in record.photos}
     heap_paths = [(heap.root / path).resolve() for path in heap.paths]
     listed = set(heap_paths)
-    earlier = [path for path in known if path.is_file() and path not in listed]
+    earlier = [path for path in known if path not in listed and is_photo_file(path)]
     root = Path(os.path.commonpath([heap.root.resolve(), record.root.resolve()]))
     given = tuple(known.get(path, name) for path, name in zip(heap_paths, heap.given, strict=True))
     paths = tuple(path.relative_to(root).as_posix() for path in (*heap_paths, *earlier))

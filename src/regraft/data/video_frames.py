@@ -31,7 +31,7 @@ def with_frames(listing: Listing, options: FolderOptions) -> Listing:
         try:
             frames = frames_of(listing.root / one.path, options.every_s)
             paths = (frame.relative_to(listing.root).as_posix() for frame in frames)
-            files += [replace(one, path=path, group=f"={one.path}") for path in paths]
+            files += [replace(one, path=path, group=group_of(path)) for path in paths]
         except Unreadable as error:
             quarantine.append(Quarantined(one.path, str(error)))
     note = (
@@ -59,6 +59,16 @@ def frames_of(video: Path, every_s: float) -> list[Path]:
         raise ConfigError(f"{video} has more than {MAX_FRAMES} frames every {every_s:g} s. Give a longer --every.")
     times = [number * every_s for number in range(int(length_s / every_s) + 1) if number * every_s < length_s]
     return [video / f"{round(1000 * time):010d}.ppm" for time in times]
+
+
+def group_of(path: str) -> str:
+    """Return the name of the group of a frame, its video; "" for another photo.
+
+    Args:
+        path: With "/" between names.
+    """
+    video, _, _ = path.rpartition("/")
+    return f"={video}" if is_video(Path(video)) else ""
 
 
 def is_video(file: Path) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from regraft.data.feature_cache import empty_table
 from regraft.data.folder_entries import natural_key
 from regraft.data.split_names import is_unlabelled
+from regraft.data.video_frames import group_of, is_video
 
 AUDIT_SHARE, MOST_AUDITED = 0.1, 300  # of the photos that are kept for the audit
 
@@ -41,12 +42,21 @@ class Heap:
 
     @property
     def audited(self) -> np.ndarray:
-        """`(N,)` bool, the photos kept for the audit: drawn at random from those that have no label."""
+        """`(N,)` bool, the photos kept for the audit: drawn at random from those that have no label.
+
+        Of a video, all frames are kept or none, since they look alike; one that is too long for the audit is left out.
+        """
         unlabelled = np.array([not name for name in self.given], bool)
         order = np.random.default_rng(1).permutation(len(self.paths))
         order = order[unlabelled[order]]
-        kept = np.zeros(len(self.paths), bool)
-        kept[order[: min(MOST_AUDITED, int(AUDIT_SHARE * len(order)))]] = True
+        kept, room = np.zeros(len(self.paths), bool), min(MOST_AUDITED, int(AUDIT_SHARE * len(order)))
+        together: dict[str, list[int]] = {}
+        for i in order:
+            together.setdefault(group_of(self.paths[i]) or self.paths[i], []).append(int(i))
+        for members in together.values():
+            if len(members) <= room:
+                kept[members] = True
+                room -= len(members)
         return kept
 
 
@@ -77,8 +87,9 @@ def _class_folders(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _folders(path: str) -> list[str]:
-    """Names of the folders that a path leads through, in Unicode's normal form C."""
-    return unicodedata.normalize("NFC", path).split("/")[:-1]
+    """Names of the folders that a path leads through, in Unicode's normal form C; a frame's video is none."""
+    names = unicodedata.normalize("NFC", path).split("/")[:-1]
+    return names[:-1] if names and is_video(Path(names[-1])) else names
 
 
 class Contents:

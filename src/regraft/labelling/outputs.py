@@ -15,6 +15,7 @@ from regraft.data.folder_entries import natural_key
 from regraft.data.folder_layout import Quarantined
 from regraft.data.scan import Dataset, Labelling
 from regraft.data.sorting import sort_photos
+from regraft.data.video_frames import group_of
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.labels import NEW, SET_ASIDE, UNSURE, Labels
 from regraft.models.ood import fit_ood_detector
@@ -141,6 +142,7 @@ def labelled_dataset(rows: Sequence[LabelRow], root: Path, unreadable: Sequence[
             f"{len(labelled)} photos are labelled, of {len(classes)} classes. Expected two. Label on, then train."
         )
     number = {name: i for i, name in enumerate(classes)}
+    groups = [group_of(row.path) for row in labelled]
     return Dataset(
         root=root,
         paths=tuple(row.path.replace("/", os.sep) for row in labelled),
@@ -149,6 +151,7 @@ def labelled_dataset(rows: Sequence[LabelRow], root: Path, unreadable: Sequence[
         splits=_splits(rows, labelled),
         hashes=tuple(row.sha256 for row in labelled),
         quarantine=tuple(unreadable),
+        groups=tuple(group or row.sha256 for group, row in zip(groups, labelled, strict=True)) if any(groups) else (),
         labelled=tuple(Labelling(row.by, row.at, row.guess) for row in labelled),
     )
 

@@ -214,9 +214,9 @@ def _grey_bits(data: bytes) -> int | None:
 
 
 def _key(path: Path) -> str | None:
-    """Return the name under which a thumbnail is kept, another once its file changes; None without a file."""
+    """Return the name under which a thumbnail is kept, another once its file or video changes; None without a file."""
     try:
-        status = path.stat()
+        status = (path.parent if path.parent.is_file() else path).stat()
     except OSError:
         return None
     parts = (path.absolute(), status.st_size, status.st_mtime_ns, EDGES["thumb"], QUALITY["thumb"], decoding.VERSION)

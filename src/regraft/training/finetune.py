@@ -34,6 +34,7 @@ from regraft.training.loop import fit, gradients
 from regraft.training.planning import SAFETY, TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
+from regraft.training.threads import threads_beside_others
 from regraft.training.train_state import FitResult, HistoryRow, TrainState, resume
 
 PROBED_STEPS = 2  # that measure how long an epoch takes
@@ -141,19 +142,20 @@ def finetune(
         progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
         for row in fitted.rows:
             job.on_row(row)
-    elif job.budget_s is not None:
-        _fit_to_time(train_state, train, val, deadline, job, progress)
-    train = replace(train, small_epochs=train_state.recipe.small_epochs)
-    progress.say(f"recipe: {train_state.recipe}")
-    try:
-        fitted = fit(train_state, fitted, train, val, job.folder, deadline, progress)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TrainError(
-            f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
-            "The same command goes on from here; with --workers 0 there are no such processes."
-        ) from error
+    with threads_beside_others(world, progress) as train_state.between_steps:
+        if not checkpoint and job.budget_s is not None:
+            _fit_to_time(train_state, train, val, deadline, job, progress)
+        train = replace(train, small_epochs=train_state.recipe.small_epochs)
+        progress.say(f"recipe: {train_state.recipe}")
+        try:
+            fitted = fit(train_state, fitted, train, val, job.folder, deadline, progress)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainError(
+                f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
+                "The same command goes on from here; with --workers 0 there are no such processes."
+            ) from error
     trained, answers = _taken_out(network, first, train_state, val, job.val_chooses, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")

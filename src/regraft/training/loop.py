@@ -85,6 +85,7 @@ def fit(
         fitted.step += 1
         advance(int(one.n))
         checkpointer.save_after(CHECKPOINT_SECONDS)
+        train_state.between_steps()
         return must_stop(one)
 
     def must_stop(_: EpochMetrics) -> bool:
