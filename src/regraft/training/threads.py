@@ -44,11 +44,12 @@ def threads_beside_others(world: ProcessGroup, progress: Progress) -> Iterator[C
         nonlocal next_s
         if time.monotonic() < next_s:
             return
-        taken, was = cores_taken(), torch.get_num_threads()
-        number = quickest(num_cores(), taken, seconds_of_convolutions)
+        most, was = num_cores(), torch.get_num_threads()
+        taken = cores_taken() if most > 1 else 0.0
+        number = quickest(most, taken, seconds_of_convolutions)
         torch.set_num_threads(number)
         if number != was:
-            progress.say(f"threads: {number} of {num_cores()}; other programs take {taken:.1f} cores")
+            progress.say(f"threads: {number} of {most}; other programs take {taken:.1f} cores")
         next_s = time.monotonic() + PERIOD_S
 
     try:
