@@ -72,7 +72,7 @@ def within(end: float, trial: Learner) -> int:
     """How many epochs of all layers end by then, by the seconds of a fifth of one; the head's own epoch costs half."""
     began = time.perf_counter()
     with trial.no_bar(), trial.no_logging():
-        trial.fit(1, cbs=ShortEpochCallback(SHARE, short_valid=False))
+        trial.fit(1, cbs=ShortEpochCallback(SHARE, short_valid=True))
     now = time.perf_counter()
     return max(1, int((end - now) / ((now - began) / SHARE) - 0.5))
 
