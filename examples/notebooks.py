@@ -6,8 +6,8 @@ Runs offline, in a folder that is thrown away, on the photos that come with regr
 """
 
 import argparse
+import ast
 import hashlib
-import inspect
 import os
 import re
 import tempfile
@@ -19,9 +19,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-import train_loop
-
 HERE = Path(__file__).parent
+LOOP = HERE / "train_loop.py"
 SOURCE = HERE / "transfer_learning.py"
 EDITIONS = {"en": "transfer_learning.ipynb", "zh": "transfer_learning.zh.ipynb"}
 PLAIN = {"en": "In plain PyTorch, from {}:", "zh": "等价的原生 PyTorch 代码，出自 {}："}
@@ -89,8 +88,10 @@ def _cell(cell: NotebookNode, language: str) -> NotebookNode:
 
 def _plain(names: list[str], language: str) -> str:
     """Functions of train_loop.py, as they stand there."""
-    code = "\n\n".join(inspect.getsource(getattr(train_loop, name)) for name in names)
-    return f"{PLAIN[language].format('[`train_loop.py`](train_loop.py)')}\n\n```python\n{code}```"
+    text = LOOP.read_text()  # not imported: that would take torch
+    known = {one.name: ast.get_source_segment(text, one) for one in ast.parse(text).body if hasattr(one, "name")}
+    code = "\n\n\n".join(known[name] for name in names)
+    return f"{PLAIN[language].format('[`train_loop.py`](train_loop.py)')}\n\n```python\n{code}\n```"
 
 
 def _code(notebook: NotebookNode) -> list[NotebookNode]:

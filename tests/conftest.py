@@ -1,5 +1,6 @@
 """What every test stands on: no network, a cache of its own, photos that it draws itself."""
 
+import gc
 import json
 import multiprocessing.process
 import os
@@ -54,8 +55,16 @@ def pytest_collection(session):
 
 def pytest_collection_modifyitems(config, items):
     """Where threads start the processes, skipping would come too late."""
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
     if config.getoption("--quick"):
         items[:] = [item for item in items if not item.get_closest_marker("processes")]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What was imported by now stays: it is not looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _only_what_is_quick(event: str, values: tuple[Any, ...]) -> None:

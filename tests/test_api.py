@@ -12,6 +12,7 @@ from torchvision import models
 import regraft
 from commands.test_train import save_toy
 from conftest import draw, draw_folder
+from faults.processes import mostly_long
 from regraft.core.errors import ConfigError, DataError, OutputError
 from regraft.core.files import sha256_file
 
@@ -21,9 +22,9 @@ def model_hash(run):
 
 
 def test_the_same_photos_give_the_same_bytes(photos, tmp_path, monkeypatch):
-    regraft.train(photos, tmp_path / "a", quiet=True)
+    regraft.train(photos, tmp_path / "a", quiet=True, report=False)
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "cache"))
-    regraft.train(photos, tmp_path / "b", quiet=True)
+    regraft.train(photos, tmp_path / "b", quiet=True, report=False)
     assert model_hash(tmp_path / "a") == model_hash(tmp_path / "b")
     assert sha256_file(tmp_path / "a/bundle/model.onnx") == sha256_file(tmp_path / "b/bundle/model.onnx")
 
@@ -99,7 +100,7 @@ def test_numeric_classes_keep_their_names(tmp_path):
 
 
 def test_tiny_sets_train_or_refuse(tmp_path):
-    toy = {**save_toy(tmp_path / "toy"), "quiet": True}
+    toy = {**save_toy(tmp_path / "toy"), "quiet": True, "report": False}
     bundle = regraft.train(draw_folder(tmp_path / "two", ("a", "b"), 2), tmp_path / "run", **toy)
     assert bundle.manifest["metrics"]["accuracy"]["n"] == 2
     with pytest.raises(DataError, match="no photos to judge"):
@@ -109,7 +110,7 @@ def test_tiny_sets_train_or_refuse(tmp_path):
     assert regraft.train(uneven, tmp_path / "run2", **toy).classes == ("a", "b", "single")
 
 
-@pytest.mark.parametrize("wrap", ["plain", "parallel", "checkpoint"])
+@pytest.mark.parametrize("wrap", mostly_long(["plain", "parallel", "checkpoint"], "checkpoint"))
 def test_torchvision_weights_from_a_file_however_they_were_saved(photos, tmp_path, wrap, capsys):
     torch.manual_seed(1)
     network = models.resnet18()
@@ -129,12 +130,8 @@ def test_torchvision_weights_from_a_file_however_they_were_saved(photos, tmp_pat
 
 
 def test_random_weights_follow_the_seed(photos, tmp_path):
-    runs = [
-        regraft.train(
-            photos, tmp_path / name, quiet=True, mode="frozen", backbone="timm/test_resnet", weights="random", seed=s
-        )
-        for name, s in (("a", 0), ("b", 1))
-    ]
+    settings = {"mode": "frozen", "backbone": "timm/test_resnet", "weights": "random", "report": False}
+    runs = [regraft.train(photos, tmp_path / name, quiet=True, seed=s, **settings) for name, s in (("a", 0), ("b", 1))]
     stems = [load_file(run.folder / "model.safetensors")["conv1.0.weight"] for run in runs]
     assert not np.array_equal(*stems)
 

@@ -20,7 +20,7 @@ def bundle(photos, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REGRAFT_PRECISION")
         patch.setenv("REGRAFT_CACHE", str(root / "cache"))
-        yield regraft.train(photos, out=root / "run", mode="frozen")
+        yield regraft.train(photos, out=root / "run", mode="frozen", report=False)
 
 
 @pytest.fixture(scope="module")

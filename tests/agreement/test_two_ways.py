@@ -1,6 +1,7 @@
 """Whatever can be had in two ways is the same both ways: figures of several commands, models made by several roads."""
 
 import csv
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 import regraft
 import regraft.run
+from faults.processes import mostly_long
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load
 from regraft.commands import update
@@ -281,7 +283,7 @@ def test_a_new_model_that_fails_leaves_the_old_one(colours, tmp_path, monkeypatc
     assert read_record(tmp_path / "run", "").bundle_sha256
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_long(range(2), 0))
 def test_what_was_learned_from_never_judges(colours, tmp_path, seed):
     """Also a copy under another name, in the folder that is added."""
     train(colours, tmp_path / "run", seed=seed)
@@ -326,7 +328,7 @@ def test_adding_a_class_is_training_on_all(colours, tmp_path):
     assert same_model(updated.run.out, train(colours, tmp_path / "also", also=str(elms)).out)
 
 
-@pytest.mark.parametrize("in_two", [False, True])
+@pytest.mark.parametrize("in_two", mostly_long([False, True], True))
 def test_relabelling_is_training_on_a_relabelled_list(colours, tmp_path, in_two):
     """With the sides that the photos had: a class more or less would draw others."""
     train(colours, tmp_path / "run")
@@ -348,7 +350,9 @@ def test_relabelling_is_training_on_a_relabelled_list(colours, tmp_path, in_two)
 # one set of photos, in two ways
 
 
-@pytest.mark.parametrize("kinds", ["duplicates", "conflicts", "conflicts,duplicates"])
+@pytest.mark.parametrize(
+    "kinds", mostly_long(["duplicates", "conflicts", "conflicts,duplicates"], "conflicts,duplicates")
+)
 def test_dropping_is_training_on_a_folder_without(colours, tmp_path, kinds):
     folder = with_copies(colours, tmp_path / "copies")
     dropped = train(folder, tmp_path / "run", drop=kinds)
@@ -445,8 +449,10 @@ def test_the_cross_validated_figure_is_the_score_of_refits(backbone, colours, tm
     assert 0.4 < told["value"] < 1
 
 
-@pytest.mark.parametrize("searched", [False, True])
-@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize(
+    ("is_given", "searched"),
+    mostly_long(itertools.product([False, True], repeat=2), (False, True), (True, False)),
+)
 def test_no_photo_both_chooses_and_judges(colours, tmp_path, monkeypatch, is_given, searched):
     """Penalty, features, temperature and thresholds come from other photos than the figure that is reported."""
     chose, calibrated_on = set(), []

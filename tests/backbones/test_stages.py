@@ -98,16 +98,18 @@ def test_stages_of_the_tutorials_network_are_its_blocks():
     ]
 
 
+HEADS = [
+    ("timm/test_resnet", nn.Linear),
+    ("torchvision/mobilenet_v2", nn.Linear),
+    ("timm/dla46x_c", nn.Conv2d),
+    ("timm/deit_tiny_distilled_patch16_224", nn.Linear),
+]
+SOME = [(*HEADS[0], True), (*HEADS[2], True), (*HEADS[3], False)]
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("timm/test_resnet", nn.Linear),
-        ("torchvision/mobilenet_v2", nn.Linear),
-        ("timm/dla46x_c", nn.Conv2d),
-        ("timm/deit_tiny_distilled_patch16_224", nn.Linear),
-    ],
+    ("name", "kind", "has_bias"), mostly_long(((*head, bias) for head in HEADS for bias in (True, False)), *SOME)
 )
-@pytest.mark.parametrize("has_bias", [True, False])
 def test_a_new_head_answers_for_the_new_classes_and_nothing_else_changes(name, kind, has_bias):
     network = build(name, "random")
     before = {key: value.clone() for key, value in network.module.state_dict().items()}

@@ -82,10 +82,10 @@ def test_a_copy_under_any_name_gets_the_same_answer(bundle, photos, tmp_path):
     assert first.prediction == second.prediction
 
 
-def test_one_photo_gets_bars_and_many_get_a_line_each(run, bundle, photos):
+def test_one_photo_gets_bars_and_many_get_a_line_each(regraft_main, bundle, photos):
     one, other = photos / "red" / "red_0.jpg", photos / "blue" / "blue_0.jpg"
-    lines = run("predict", bundle.folder, one).stdout.splitlines()
+    lines = regraft_main("predict", bundle.folder, one).stdout.splitlines()
     assert lines[0].startswith(f"{one}  red")
     assert next(line.split()[0] for line in lines[1:]) == "red"
     assert len(lines) == 4
-    assert len(run("predict", bundle.folder, one, other).stdout.splitlines()) == 2
+    assert len(regraft_main("predict", bundle.folder, one, other).stdout.splitlines()) == 2

@@ -262,18 +262,18 @@ def doubtful(bundle, photos, tmp_path):
     return with_thresholds(bundle, tmp_path, thresholds)
 
 
-def test_predict_says_unsure_and_names_classes(doubtful, photos, run):
-    done = run("predict", doubtful, photos, "--max-error", "20%", "--coverage", "90%")
+def test_predict_says_unsure_and_names_classes(doubtful, photos, regraft_main):
+    done = regraft_main("predict", doubtful, photos, "--max-error", "20%", "--coverage", "90%")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     unsure = [line for line in lines if re.search(r"jpg  unsure \((red|green|blue)  [\d.]+ %\)", line)]
     assert 1 <= len(unsure) < len(lines) == 30
     assert all(re.search(r"  one of: (red|green|blue)", line) for line in lines)
-    assert not re.search("unsure|one of", run("predict", doubtful, photos).stdout)
+    assert not re.search("unsure|one of", regraft_main("predict", doubtful, photos).stdout)
 
 
-def test_predict_says_so_in_json(doubtful, photos, run):
-    promised = run("predict", doubtful, photos, "--max-error", "0.2", "--coverage", "0.9", "--json")
+def test_predict_says_so_in_json(doubtful, photos, regraft_main):
+    promised = regraft_main("predict", doubtful, photos, "--max-error", "0.2", "--coverage", "0.9", "--json")
     careful = load(doubtful, max_error=0.2, coverage=0.9)
     rows = [json.loads(line) for line in promised.stdout.splitlines()]
     assert len(rows) == 30
@@ -283,9 +283,9 @@ def test_predict_says_so_in_json(doubtful, photos, run):
         assert row["labels"][0] == row["label"]
 
 
-def test_evaluate_prints_how_many_it_answered(doubtful, photos, run):
+def test_evaluate_prints_how_many_it_answered(doubtful, photos, regraft_main):
     found = evaluate(load(doubtful, max_error=0.2), photos).selective
-    text = run("evaluate", doubtful, photos, "--max-error", "20%").stdout
+    text = regraft_main("evaluate", doubtful, photos, "--max-error", "20%").stdout
     assert f"answered {found['answered']} of 30, {found['wrong']} of those wrong (" in text
 
 
@@ -301,9 +301,9 @@ def test_a_share_that_is_none_is_wrong_usage(flag, share):
     assert f"{share!r} is no share between 0 and 1. Expected one like 2% or 0.02." in done.output
 
 
-def test_wrong_usage_ends_with_2_and_a_promise_that_cannot_be_kept_with_1(bundle, photos, run):
-    assert run("predict", bundle.folder, photos, "--max-error", "abc").returncode == 2
-    refused = run("predict", bundle.folder, photos, "--max-error", "1%")
+def test_wrong_usage_ends_with_2_and_a_promise_that_cannot_be_kept_with_1(bundle, photos, regraft_main):
+    assert regraft_main("predict", bundle.folder, photos, "--max-error", "abc").returncode == 2
+    refused = regraft_main("predict", bundle.folder, photos, "--max-error", "1%")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("error: This model cannot promise --max-error 1%")
 

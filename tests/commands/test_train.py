@@ -378,7 +378,9 @@ def only_right_answers_tell(monkeypatch):
 def test_auto_takes_the_tuned_model_where_its_loss_is_clearly_less(tmp_path, photos):
     """Five photos that choose are too few to tell by right answers."""
     blind = save_toy(tmp_path / "blind", dead=True)
-    run = train_run(photos, tmp_path / "run", configure(**LEARN, **blind, report=False), Progress(quiet=True))
+    run = train_run(
+        photos, tmp_path / "run", configure(**LEARN, **blind, search=False, report=False), Progress(quiet=True)
+    )
     pattern = (
         r"full: of 5 set-aside photos full alone is right on \d, frozen alone on 0 \(p = \S+\); "
         r"its log loss is clearly less, 0\.\d+ instead of 1\.\d+\. .*"
@@ -403,7 +405,7 @@ def test_auto_takes_the_tuned_model_where_it_is_clearly_better(tmp_path, monkeyp
         if line.startswith("epoch  3/") and "fold 3 of 5" in stopped.lines:
             raise KeyboardInterrupt
 
-    config = configure(report=False, **LEARN, **save_toy(tmp_path / "blind", dead=True))
+    config = configure(search=False, report=False, **LEARN, **save_toy(tmp_path / "blind", dead=True))
     stopped, said = Recorder(stop), Recorder(look)
     with pytest.raises(KeyboardInterrupt):
         train_run(photos, tmp_path / "run", config, stopped)

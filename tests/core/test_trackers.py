@@ -33,21 +33,25 @@ import json, sys
 from pathlib import Path
 from regraft.core.progress import QUIET
 from regraft.core.trackers import create_trackers
-name, out, rows, config, summary = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
-with create_trackers([name], [], QUIET) as listening:
-    listening.start(out, config)
-    for part in ("last_stages", ""):
-        for row in rows:
-            listening.row(row, part)
-    listening.summary = summary
-    assert listening.trackers, "it failed"
+name, out, rows, config, summary, times = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
+for _ in range(times):
+    with create_trackers([name], [], QUIET) as listening:
+        listening.start(out, config)
+        for part in ("last_stages", ""):
+            for row in rows:
+                listening.row(row, part)
+        listening.summary = summary
+        assert listening.trackers, "it failed"
 """
 
 
-def tell(name, out, **environment):
-    """A whole training's messages, in a process of its own: these libraries leave threads and files open."""
+def tell(name, out, times=1, **environment):
+    """A whole training's messages, in a process of its own: these libraries leave threads and files open.
+
+    times: that it begins anew.
+    """
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-W", "ignore", "-c", TELL, name, out, *map(json.dumps, (ROWS, CONFIG, SUMMARY))]
+    command = [sys.executable, "-W", "ignore", "-c", TELL, name, out, *map(json.dumps, (ROWS, CONFIG, SUMMARY, times))]
     env = {**os.environ, "HOME": str(out), **environment}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env, cwd=out, check=False)
     assert done.returncode == 0, done.stderr
@@ -71,8 +75,7 @@ print(json.dumps({tag: [[e.step, e.value] for e in events.Scalars(tag)] for tag 
 
 def test_tensorboard_shows_each_curve_once_also_of_a_training_that_went_on(tmp_path):
     pytest.importorskip("tensorboard")
-    tell("tensorboard", tmp_path / "run")
-    tell("tensorboard", tmp_path / "run")
+    tell("tensorboard", tmp_path / "run", times=2)
     read = in_process(TENSORBOARD, tmp_path / "run/tensorboard")
     for name in ("val_loss", "val_accuracy", "seconds"):
         points = [[row["epoch"], pytest.approx(row[name])] for row in ROWS]

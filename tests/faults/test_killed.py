@@ -36,7 +36,7 @@ def ends_as_if_nothing_had_been(whole, out, **options) -> None:
     shutil.rmtree(out)
 
 
-@pytest.mark.parametrize(("mode", "share", "short"), [("full", 0.6, 2), ("frozen", 0.4, 1)], ids=["full", "frozen"])
+@pytest.mark.parametrize(("mode", "share", "short"), [("full", 0.6, 1), ("frozen", 0.4, 1)], ids=["full", "frozen"])
 def test_killed_at_any_time_it_ends_with_the_same_model(whole, tmp_path, record_property, mode, share, short):
     rng, kills, trials = random.Random(1), [], round(share * TRIALS) if IS_LONG else short
     whole = whole if mode == "full" else story(tmp_path / "frozen", "--mode", "frozen")

@@ -89,7 +89,7 @@ def test_stopped_in_any_phase_it_goes_on_to_the_same_model(whole, tmp_path, reco
 
 
 def test_stopped_at_any_time_it_ends_soon_and_goes_on_to_the_same_model(whole, tmp_path, record_property):
-    rng, trials, stopped, most = random.Random(6), TRIALS // 2 if IS_LONG else 2, 0, Counter()
+    rng, trials, stopped, most = random.Random(6), TRIALS // 2 if IS_LONG else 1, 0, Counter()
     for trial in range(4 * trials):
         if stopped == trials:
             break

@@ -5,7 +5,8 @@ How late it is, is measured where speed is (`bench/limits.py`): here a training 
 
 import pytest
 
-from faults.processes import mostly_long, record, story
+from conftest import draw_folder
+from faults.processes import SHORT, Story, mostly_long, record, toy
 from regraft.bundle.bundle import load
 
 pytestmark = pytest.mark.slow
@@ -15,7 +16,11 @@ CASES = [(mode, limit_s) for limit_s in (NO_TIME_S, LITTLE_S) for mode in ("froz
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return story(tmp_path_factory.mktemp("whole"), dead=True)
+    """Photos and the command, without a run that nothing disturbs: nothing is compared to one."""
+    folder = tmp_path_factory.mktemp("whole")
+    photos = draw_folder(folder / "few", ("red", "green", "blue"), 5)
+    command = ("train", photos, *toy(folder / "toy", dead=True), *SHORT, "--json")
+    return Story(photos, command, folder / "none", folder / "cache", weights="", summary={}, seconds=0.0)
 
 
 @pytest.mark.parametrize(("mode", "limit_s"), mostly_long(CASES, ("full", NO_TIME_S), ("auto", NO_TIME_S)))

@@ -24,7 +24,7 @@ def blind_at_the_end(tmp_path_factory):
         torch.nn.init.zeros_(layer.weight)
     file = tmp_path_factory.mktemp("blind") / "blind.safetensors"
     save_file(network.state_dict(), file)
-    return {"backbone": "timm/test_resnet", "weights": str(file)}
+    return {"backbone": "timm/test_resnet", "weights": str(file), "report": False}
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_network_without_levels_keeps_its_features(photos, tmp_path, monkeypat
     for name, other in (("red", "green"), ("green", "blue"), ("blue", "red")):  # so that there is room
         for i in range(5):
             (photos / name / f"{name}_{i}.jpg").rename(photos / other / f"{name}_{i}.jpg")
-    config = TrainConfig(mode="frozen", search=True, backbone="timm/test_vit", weights="random")
+    config = TrainConfig(mode="frozen", search=True, backbone="timm/test_vit", weights="random", report=False)
     run = train_run(photos, tmp_path / "run", config, Progress())
     assert "  160 px: log loss" in capsys.readouterr().err
     every = [f"160 px{fit}{kind}" for fit in ("", ", padded", ", squashed") for kind in ("", ", roots")]

@@ -55,20 +55,20 @@ def test_what_it_has_not_learned_from_looks_new(solved, photos, strange):
     assert solved.predict(strange).looks_new
 
 
-def test_predict_says_so(solved, strange, photos, run):
-    plain = run("predict", solved.folder, strange, photos / "red")
+def test_predict_says_so(solved, strange, photos, regraft_main):
+    plain = regraft_main("predict", solved.folder, strange, photos / "red")
     lines = plain.stdout.splitlines()
     assert lines[0].endswith("(looks like nothing it has learned from)")
     assert sum("looks like nothing" in line for line in lines) <= 2
-    as_json = [json.loads(line) for line in run("predict", solved.folder, strange, "--json").stdout.splitlines()]
+    said = regraft_main("predict", solved.folder, strange, "--json")
+    as_json = [json.loads(line) for line in said.stdout.splitlines()]
     assert as_json[0]["looks_new"] is True
     assert as_json[0]["novelty"] > 1
 
 
 def test_a_tuned_model_knows_its_photos_too(photos, tmp_path, strange):
-    bundle = regraft.train(
-        photos, tmp_path / "run", mode="full", epochs=1, backbone="timm/test_resnet", weights="random", quiet=True
-    )
+    settings = {"mode": "full", "epochs": 1, "backbone": "timm/test_resnet", "weights": "random", "report": False}
+    bundle = regraft.train(photos, tmp_path / "run", quiet=True, **settings)
     said = [answer.prediction for answer in predict(bundle, [photos])]
     assert all(one.novelty is not None for one in said)
     assert sum(one.looks_new for one in said) <= 3

@@ -83,7 +83,7 @@ PAYLOADS = {
     "front matter": "\n---\nlicense: mine\n---\n",
     "rich": "[bold red]x[/bold red] [link=http://evil.example]y[/link]",
 }
-NUM_BATCHES = 4  # so that classes are few enough for a matrix
+NUM_BATCHES = 3  # so that classes are few enough for a matrix
 BATCHES = [list(PAYLOADS)[number::NUM_BATCHES] for number in range(NUM_BATCHES)]
 NOT_UTF_8 = "\udce9t\udce9"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -305,15 +305,14 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(hostile):
         assert formulas_in(data) == []
 
 
-@pytest.mark.parametrize("separator", [",", ";"])
-def test_tables_of_a_scan_hold_no_formula(hostile_folder, regraft_main, tmp_path, separator):
+def test_tables_of_a_scan_hold_no_formula(hostile_folder, regraft_main, tmp_path):
     fixed, out = tmp_path / "fixed", tmp_path / "findings"
     done = regraft_main("scan", hostile_folder, "--fast", "--out", out, "--fix", fixed, "--drop", "all")
     assert done.returncode == 0, done.stderr
     for file in (out / "quarantine.csv", tmp_path / "fixed.left-out.csv"):
         data = file.read_bytes()
         assert len(cells_of(data)) > len(PAYLOADS)
-        assert formulas_in(data, separator) == []
+        assert formulas_in(data) == formulas_in(data, ";") == []
 
 
 def is_plain(text):

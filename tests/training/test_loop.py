@@ -782,6 +782,7 @@ def one_of(rank, size, folder, changes):
     torch.distributed.destroy_process_group()
 
 
+PRELOADED = ["torch.distributed", "torch._dynamo", "sklearn.metrics", "regraft.training.finetune"]  # once, not by each
 CHANGES = {"ghost batches": {"microbatch_size": 4}, "still": {"batchnorm": "eval", "label_smoothing": 0.1}}
 
 
@@ -792,7 +793,7 @@ def test_several_processes_end_as_one_does(size, name, tmp_path):
     recipe = recipe_of(**changes)
     alone = train_state_of(recipe)
     rows = run(alone, train_loader(recipe, count=22)).rows
-    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each process
+    multiprocessing.set_forkserver_preload(PRELOADED)
     torch.multiprocessing.start_processes(one_of, (size, tmp_path, changes), size, start_method="forkserver")
     end = torch.load(tmp_path / "end.pt")
     close = rounding(8, num_sums=6)  # 22 photos twice, in batches of 8

@@ -10,6 +10,7 @@ import numpy as np
 DIGITS = 55  # halvings, until the ends are neighbours
 NUM_DRAWS = 2000  # of a bootstrap
 NUM_BLOCKS = 20
+AT_ONCE = 100_000  # photos drawn in one go
 LARGE = 20_000  # photos whose mean needs none
 
 
@@ -155,10 +156,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
         B. Efron, R. Tibshirani, "An introduction to the bootstrap", 1993.
     """
     rng, n = np.random.default_rng(0), len(values)
-    means = [values[rng.integers(0, n, n)].mean() for _ in range(NUM_DRAWS)] if n < LARGE else None
-    if means is None:  # a sum of so many is normal
+    if n >= LARGE:  # a sum of so many is normal
         half = NormalDist().inv_cdf(0.975) * float(values.std()) / sqrt(n)
         return float(values.mean()) - half, float(values.mean()) + half
+    step = max(1, AT_ONCE // n)  # draws whose photos are in memory together
+    sizes = [min(step, NUM_DRAWS - begin) for begin in range(0, NUM_DRAWS, step)]
+    means = np.concatenate([values[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 

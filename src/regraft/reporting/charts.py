@@ -274,17 +274,18 @@ def text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Mar
         kind: Class in the page's style.
     """
     attributes = {"x": x, "y": y, "text-anchor": anchor, "class": kind}
-    return Markup("<text{}>{}</text>").format(_attributes(attributes), words)
+    return Markup(f"<text{_attributes(attributes)}>{escape(words)}</text>")  # noqa: S704  # escaped
 
 
 def tag(name: str, **attributes: object) -> Markup:
     """Make an element without content; `_` stands for `-` in names of attributes."""
     named = {key.removesuffix("_").replace("_", "-"): value for key, value in attributes.items()}
-    return Markup("<{}{}/>").format(Markup(name), _attributes(named))  # noqa: S704  # a name of ours
+    return Markup(f"<{name}{_attributes(named)}/>")  # noqa: S704  # a name of ours
 
 
 def _attributes(values: dict[str, object]) -> Markup:
-    return Markup("").join(Markup(' {}="{}"').format(key, escape(value)) for key, value in values.items())
+    """Return attributes as they are written. Thousands a page: `Markup.format` would take five times as long."""
+    return Markup("".join(f' {escape(key)}="{escape(value)}"' for key, value in values.items()))  # noqa: S704  # escaped
 
 
 def shortened(name: str, length: int) -> str:

@@ -247,7 +247,7 @@ def _training_step(
         number = fitted.epoch * num_steps + fitted.step
         for group in train_state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
-        torch.manual_seed(_seed(train_state.seed, number, world.rank))  # of dropout and mixing
+        world.seed(_seed(train_state.seed, number, world.rank))  # of dropout and mixing
         metrics = gradients(train_state, batch, progress)
         world.all_reduce([p.grad for p in parameters if p.grad is not None])
         metrics = EpochMetrics(*world.total(asdict(metrics).values()))
@@ -277,7 +277,7 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
 
     def accumulate(size: int) -> EpochMetrics:
         train_state.optimizer.zero_grad()
-        torch.manual_seed(torch.initial_seed())  # as if no attempt had been before
+        train_state.world.seed(torch.initial_seed())  # as if no attempt had been before
         statistics.begin()
         metrics = EpochMetrics()
         for part in batch.split(size, statistics.least):

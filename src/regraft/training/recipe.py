@@ -5,6 +5,7 @@ transfer-learning notebook, the yardstick beside which all other numbers stand: 
 keep BatchNorm's statistics.
 """
 
+import functools
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -244,6 +245,12 @@ _BOUNDS = {
 }
 
 
+@functools.cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Return the words that each setting takes which takes no others."""
+    return {name: words for name, hint in get_type_hints(Recipe).items() if (words := get_args(hint))}
+
+
 def _problem(name: str, value: Any) -> str | None:
     kind = type(getattr(Recipe, name))
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
@@ -253,7 +260,7 @@ def _problem(name: str, value: Any) -> str | None:
     if name in _BOUNDS and not _BOUNDS[name][0] <= value <= _BOUNDS[name][1]:
         low, high = _BOUNDS[name]
         return f"--{name.replace('_', '-')} {value} is out of range. Expected {low:g} to {high:g}."
-    choices = get_args(get_type_hints(Recipe)[name])
+    choices = _choices().get(name)
     if choices and value not in choices:
         return f"--{name.replace('_', '-')} {value!r} is unknown. Expected {', '.join(choices)}."
     return None
