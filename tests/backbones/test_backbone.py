@@ -373,6 +373,28 @@ def test_the_second_exporter_gives_the_same_graph(small, empty_cache, monkeypatc
     assert InferenceSession(other.graph).run(["features"], {"images": images})[0].shape == (3, 96)
 
 
+class Fourier(torch.nn.Module):
+    """What the exporter by tracing has no translation for."""
+
+    def forward(self, images):
+        return torch.fft.fft2(images.float()).real.mean((1, 2, 3))
+
+
+def test_a_network_that_tracing_fails_at_is_not_printed(tmp_path, monkeypatch, capfd):
+    export, failed = torch.onnx.export, []
+
+    def first_alone(*arguments, dynamo, **options):
+        if not dynamo:
+            failed.append(True)
+            export(*arguments, dynamo=dynamo, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", first_alone)
+    for _ in range(2):  # the log stays on after the first time
+        tracing.export(Fourier(), probe_images(8, 8), tmp_path / "graph.onnx")
+    assert len(failed) == 2
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", [SMALL, "timm/dla46x_c", "timm/deit_tiny_distilled_patch16_224", "resnet18"])
 def test_the_trunk_has_every_tensor_but_the_heads(name):
     backbone = load_backbone(name, "random")

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -117,7 +118,8 @@ def export(graph: torch.nn.Module, images: np.ndarray, path: Path) -> None:
     example = torch.from_numpy(images)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
     batch = {"images": {0: "B"}, "features": {0: "B"}}
-    with warnings.catch_warnings():
+    # The first switches its log on and never off again, so it would print a network that it fails at to stdout.
+    with warnings.catch_warnings(), patch.object(torch._C, "_jit_set_onnx_log_enabled", create=True):
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(graph, (example,), str(path), dynamo=False, dynamic_axes=batch, **names)
