@@ -70,11 +70,12 @@ def learner(photos: ImageDataLoaders) -> Learner:
 
 def within(end: float, trial: Learner) -> int:
     """How many epochs of all layers end by then, by the seconds of a fifth of one; the head's own epoch costs half."""
-    began = time.perf_counter()
+    num_batches, began = len(trial.dls.train), time.perf_counter()
     with trial.no_bar(), trial.no_logging():
         trial.fit(1, cbs=ShortEpochCallback(SHARE, short_valid=True))
     now = time.perf_counter()
-    return max(1, int((end - now) / ((now - began) / SHARE) - 0.5))
+    share = (int(SHARE * num_batches) + 1) / num_batches  # the batch that passes the share is still done
+    return max(1, int((end - now) * share / (now - began) - 0.5))
 
 
 def body() -> nn.Module:

@@ -72,7 +72,7 @@ def measure(case: dict, graphs: Path, scratch: Path, others: str | None) -> dict
         python = others if program in OTHERS else sys.executable
         done = subprocess.run([python, HERE / program, photos, *options], capture_output=True, text=True, check=True)
         answer = json.loads(done.stdout.splitlines()[-1])
-        found = {name: answer[name] for name in ("accuracy", "best") if name in answer}
+        found = {name: answer[name] for name in ("accuracy", "best", "epochs") if name in answer}
     return {**found, "seconds": time.perf_counter() - began}
 
 
