@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from fastai.vision.all import (
+    Callback,
     ImageDataLoaders,
     Learner,
     Normalize,
@@ -28,7 +29,7 @@ from fastai.vision.all import (
 
 from peer_network import network
 
-SHARE = 0.2  # of an epoch, to measure
+SHARE = 0.4  # of an epoch, to measure
 
 
 def main() -> None:
@@ -69,13 +70,28 @@ def learner(photos: ImageDataLoaders) -> Learner:
 
 
 def within(end: float, trial: Learner) -> int:
-    """How many epochs of all layers end by then, by the seconds of a fifth of one; the head's own epoch costs half."""
-    num_batches, began = len(trial.dls.train), time.perf_counter()
+    """How many epochs of all layers end by then, by the seconds of a few batches after the first one.
+
+    A photo that is judged costs half of one that is learned from, and the head's own epoch before half of an epoch.
+    """
+    watch = Stopwatch()
     with trial.no_bar(), trial.no_logging():
-        trial.fit(1, cbs=ShortEpochCallback(SHARE, short_valid=True))
-    now = time.perf_counter()
-    share = (int(SHARE * num_batches) + 1) / num_batches  # the batch that passes the share is still done
-    return max(1, int((end - now) * share / (now - began) - 0.5))
+        trial.fit(1, cbs=[watch, ShortEpochCallback(SHARE)])
+    per_batch = (watch.times[-1] - watch.times[0]) / (len(watch.times) - 1)
+    epoch_s = per_batch * (len(trial.dls.train) + 0.5 * len(trial.dls.valid))
+    return max(1, round((end - time.perf_counter()) / epoch_s - 0.5))
+
+
+class Stopwatch(Callback):
+    """When each batch that is learned from was done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def after_batch(self) -> None:
+        """Look at the clock."""
+        if self.training:
+            self.times.append(time.perf_counter())
 
 
 def body() -> nn.Module:
