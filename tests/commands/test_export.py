@@ -307,6 +307,17 @@ def test_a_program_that_ends_is_an_error_with_its_last_words(tmp_path, end, said
         pass
 
 
+def test_openvino_calls_nobody_while_a_program_proves_itself(tmp_path):
+    program = (
+        "import openvino, sys\n"
+        "assert sys.modules.get('openvino_telemetry') is None\n"
+        "assert 'stub' in openvino.tools.ovc.telemetry_utils.tm.Telemetry.__module__, 'not the stub'\n"
+    )
+    (tmp_path / "model.py").write_text(program)
+    with running(tmp_path / "model.py", "openvino"):
+        pass
+
+
 def test_names_of_classes_cannot_run_in_the_program():
     preprocessing = load_backbone().preprocessing
     hostile = ('"]; import os; os.abort(); ["', "<WIDTH>", "'''", "\\", "a\nb", "\u202e")

@@ -21,6 +21,7 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "openvino",
+    "openvino_telemetry",  # without which OpenVINO has a silent stub: it would start a process and call home
     "safetensors",
     "scipy",
     "sklearn",
