@@ -30,13 +30,12 @@ TOOLS = {  # by name in the results: name in the table, options
     "frozen": ("`--mode frozen`", ("--mode", "frozen")),
     "auto 3m": ("`regraft train --time 3m`", ("--time", "3m")),
     "auto 10m": ("`regraft train`", ()),
-    "timm": ("timm, train.py's settings", None),
+    "timm": (PEERS["timm"][0], None),
 }
 OTHER_SETS = ("grocery_veg22", "wbc4", "pollen2")
 OTHER_TOOLS = {
     "auto 10m": TOOLS["auto 10m"],
-    "fastai 10m": ("fastai, `fine_tune` for 10 minutes", None),
-    "autogluon 10m": ("AutoGluon, `time_limit=600`", None),
+    **{tool: (PEERS[tool][0], None) for tool in ("fastai 10m", "autogluon 10m")},
 }
 
 

@@ -27,8 +27,8 @@ TOOLS = {  # by name in the results: name in the table, program, options
     "full": ("regraft --mode full", "regraft", "--mode", "full"),
     "timm": ("timm, train.py's settings", "peer_timm.py"),
     "fastai": ("fastai fine_tune(5)", "peer_fastai.py"),
-    "fastai 10m": ("fastai fine_tune, 10 minutes", "peer_fastai.py", "--minutes", "10"),
-    "autogluon 10m": ("AutoGluon, 10 minutes", "peer_autogluon.py", "--minutes", "10"),
+    "fastai 10m": ("fastai, `fine_tune` for 10 minutes", "peer_fastai.py", "--minutes", "10"),
+    "autogluon 10m": ("AutoGluon, `time_limit=600`", "peer_autogluon.py", "--minutes", "10"),
     "tutorial full": ("the tutorial, all layers, 10 epochs", "peer_tutorial.py", "--mode", "full"),
     "tutorial frozen": ("the tutorial, frozen, 20 epochs", "peer_tutorial.py", "--mode", "frozen"),
 }

@@ -137,7 +137,7 @@ def sha256(tuned):
     return digest.hexdigest()
 
 
-def test_after_each_step_there_may_be_another_number_of_threads(tune, train_set, monkeypatch):
+def test_for_each_step_there_may_be_another_number_of_threads(tune, train_set, monkeypatch):
     asked = []
 
     @contextmanager

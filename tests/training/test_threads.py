@@ -5,22 +5,12 @@ from collections import namedtuple
 import pytest
 import torch
 
-from regraft.core.progress import QUIET
+from regraft.core.progress import QUIET, Progress
 from regraft.training import threads
 from regraft.training.distributed import ProcessGroup
 from regraft.training.threads import cores_taken, quickest, threads_beside_others
 
 Times = namedtuple("Times", "user nice system idle")
-
-
-class Said:
-    """Progress that remembers what it was told."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture
@@ -38,9 +28,8 @@ def two_cores(monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_they_follow_what_other_programs_take(two_cores, monkeypatch):
-    said = Said()
-    with threads_beside_others(ProcessGroup(), said) as choose:
+def test_they_follow_what_other_programs_take(two_cores, monkeypatch, capsys):
+    with threads_beside_others(ProcessGroup(), Progress()) as choose:
         assert torch.get_num_threads() == 1
         choose()
         monkeypatch.setattr(threads, "cores_taken", lambda: 0.2)
@@ -49,7 +38,7 @@ def test_they_follow_what_other_programs_take(two_cores, monkeypatch):
         monkeypatch.setattr(threads, "cores_taken", lambda: 1.6)
         choose()
     assert torch.get_num_threads() == 2
-    assert said.lines == [
+    assert capsys.readouterr().err.splitlines() == [
         "threads: 1 of 2; other programs take 1.0 cores",
         "threads: 2 of 2; other programs take 0.2 cores",
         "threads: 1 of 2; other programs take 1.6 cores",
@@ -77,7 +66,7 @@ def test_what_is_chosen_stays(two_cores, monkeypatch, case):
         monkeypatch.setenv(case, "2")
     if case == "set_num_threads":
         monkeypatch.setattr(threads, "num_cores", lambda: 4)
-        monkeypatch.setattr(threads, "_own_cores", lambda: [0, 1, 2, 3])
+        monkeypatch.setattr(threads, "own_cores", lambda: [0, 1, 2, 3])
     with threads_beside_others(world, QUIET) as choose:
         choose()
         assert torch.get_num_threads() == 2
@@ -85,7 +74,7 @@ def test_what_is_chosen_stays(two_cores, monkeypatch, case):
 
 def test_in_a_container_there_are_no_more_than_its_quota(two_cores, monkeypatch):
     monkeypatch.setattr(threads, "num_cores", lambda: 1)
-    monkeypatch.setattr(threads, "_own_cores", lambda: [0, 1])
+    monkeypatch.setattr(threads, "own_cores", lambda: [0, 1])
     monkeypatch.setattr(threads, "cores_taken", lambda: 0.0)
     with threads_beside_others(ProcessGroup(), QUIET):
         assert torch.get_num_threads() == 1
@@ -103,7 +92,7 @@ def test_all_where_fewer_are_slower():
 def test_programs_that_are_nice_and_cores_of_others_do_not_count(monkeypatch):
     looks = iter([[Times(5, 5, 5, 5)] * 3, [Times(6, 90, 5.5, 5), Times(90, 5, 90, 5), Times(5, 5, 5, 90)]])
     monkeypatch.setattr(threads.psutil, "cpu_times", lambda percpu: next(looks))
-    monkeypatch.setattr(threads, "_own_cores", lambda: [0, 2, 7])
+    monkeypatch.setattr(threads, "own_cores", lambda: [0, 2, 7])
     monkeypatch.setattr(threads.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(threads.time, "monotonic", iter([10.0, 12.0]).__next__)
     monkeypatch.setattr(threads.time, "process_time", iter([1.0, 1.5]).__next__)

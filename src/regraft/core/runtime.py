@@ -26,12 +26,17 @@ PACKAGES = ("regraft", "numpy", "pillow", "openvino", "scikit-learn", "onnx", "t
 
 def num_cores() -> int:
     """Return the number of processor cores that this process may use: of its affinity, within its container's quota."""
-    if hasattr(os, "process_cpu_count"):  # also minds -X cpu_count and PYTHON_CPU_COUNT
-        allowed = os.process_cpu_count() or 1
-    else:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = getattr(os, "process_cpu_count", lambda: len(own_cores()))  # also minds -X cpu_count and PYTHON_CPU_COUNT
+    allowed = count() or 1
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def own_cores() -> list[int]:
+    """Return the numbers of the processor cores that this process's affinity allows; all where there is no affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:

@@ -142,7 +142,7 @@ def finetune(
         progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
         for row in fitted.rows:
             job.on_row(row)
-    with threads_beside_others(world, progress) as train_state.between_steps:
+    with threads_beside_others(world, progress) as train_state.before_step:
         if not checkpoint and job.budget_s is not None:
             _fit_to_time(train_state, train, val, deadline, job, progress)
         train = replace(train, small_epochs=train_state.recipe.small_epochs)

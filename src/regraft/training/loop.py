@@ -85,7 +85,6 @@ def fit(
         fitted.step += 1
         advance(int(one.n))
         checkpointer.save_after(CHECKPOINT_SECONDS)
-        train_state.between_steps()
         return must_stop(one)
 
     def must_stop(_: EpochMetrics) -> bool:
@@ -244,6 +243,7 @@ def _training_step(
     parameters = [p for group in train_state.optimizer.param_groups for p in group["params"]]
 
     def step(batch: Batch) -> EpochMetrics:
+        train_state.before_step()
         number = fitted.epoch * num_steps + fitted.step
         for group in train_state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)

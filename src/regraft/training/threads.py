@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from regraft.core.progress import Progress
-from regraft.core.runtime import num_cores
+from regraft.core.runtime import num_cores, own_cores
 from regraft.training.distributed import ProcessGroup
 
 WINDOW_S, PERIOD_S = 0.3, 30.0  # how long it is looked at other programs, and how often: a hundredth of the time
@@ -25,7 +25,7 @@ CHOSEN_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @contextmanager
 def threads_beside_others(world: ProcessGroup, progress: Progress) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each step, which chooses the number of threads anew every half minute.
+    """Give a function to call before each step, which chooses the number of threads anew every half minute.
 
     Nothing is chosen on a GPU, where several processes train together, and where the user has set the number. What was
     set before is set again at the end.
@@ -35,7 +35,7 @@ def threads_beside_others(world: ProcessGroup, progress: Progress) -> Iterator[C
         progress: Is told when the number changes.
     """
     before, next_s = torch.get_num_threads(), 0.0
-    is_chosen = any(name in os.environ for name in CHOSEN_BY_USER) or before not in (num_cores(), len(_own_cores()))
+    is_chosen = any(name in os.environ for name in CHOSEN_BY_USER) or before not in (num_cores(), len(own_cores()))
     if world.is_gpu or world.size > 1 or is_chosen:
         yield lambda: None
         return
@@ -101,11 +101,5 @@ def seconds_of_convolutions(num_threads: int) -> float:
 
 def _busy_s() -> float:
     """Return for how many seconds this process's cores have computed for programs that are not nice."""
-    times, own = psutil.cpu_times(percpu=True), _own_cores()
-    return float(sum(times[core].user + times[core].system for core in own if core < len(times)))
-
-
-def _own_cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    times = psutil.cpu_times(percpu=True)
+    return float(sum(times[core].user + times[core].system for core in own_cores() if core < len(times)))

@@ -59,7 +59,7 @@ class TrainState:
         val_microbatch_size: The same where it is evaluated.
         best: Weights of the best epoch, by name; empty where that is not kept.
         on_row: Called with each finished epoch.
-        between_steps: Called after each step.
+        before_step: Called before each step.
     """
 
     network: nn.Module
@@ -73,7 +73,7 @@ class TrainState:
     val_microbatch_size: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     on_row: Callable[[HistoryRow], None] = lambda row: None
-    between_steps: Callable[[], None] = lambda: None
+    before_step: Callable[[], None] = lambda: None
 
     @property
     def recipe(self) -> Recipe:
