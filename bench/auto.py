@@ -82,9 +82,10 @@ def one_core_taken(is_busy: bool) -> Iterator[None]:
 
 def cell_of(case: dict, graphs: Path, scratch: Path, others: str | None) -> dict:
     """How many photos one tool has right in a process of its own, and its seconds."""
-    if case["tool"] in PEERS:
+    options = (TOOLS | OTHER_TOOLS)[case["tool"]][1]
+    if options is None:
         return measured_peer(case, graphs, scratch, others)
-    found = measure(case, graphs, scratch, TOOLS[case["tool"]][1])
+    found = measure(case, graphs, scratch, options)
     return {**found, "accuracy": found["num_right"] / found["n"]}
 
 

@@ -30,7 +30,7 @@ from regraft.core.config import TrainConfig
 from regraft.core.progress import QUIET
 from regraft.core.statistics import wilson_interval
 from regraft.data.scan import list_photos
-from regraft.labelling.cards import PAGE_SIZE, Answer, Page
+from regraft.labelling.cards import PAGE_SIZE, Annotation, Page
 from regraft.labelling.head import find_projection, solve_head
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
@@ -90,7 +90,7 @@ class Annotator:
                 self.sitting.add_class(name)
         wrong = sum(name != (expected or card.guess) for name, card in zip(labels, page.cards, strict=True))
         self.num_actions += 1 + wrong
-        answers = [Answer(card.photo, name) for card, name in zip(page.cards, labels, strict=True)]
+        answers = [Annotation(card.photo, name) for card, name in zip(page.cards, labels, strict=True)]
         self.sitting.answer(answers, person="script", seen_version=page.version)
         self.sitting.wait()
 
@@ -211,7 +211,7 @@ def _asked(part: Truth, at_random: list[int]) -> list[int]:
             chosen = (
                 [card.photo for card in page.cards] if page and page.cards else [i for i in at_random if i in new][:10]
             )
-            sitting.answer([Answer(i, part.names[i]) for i in chosen], person="script")
+            sitting.answer([Annotation(i, part.names[i]) for i in chosen], person="script")
             sitting.wait()
             given += chosen
     return given
@@ -229,7 +229,7 @@ def audit(num_sittings: int = 200) -> dict[str, float]:
             for _ in range(int(rng.integers(1, 6))):
                 annotator.answer_page(sitting.page("guesses"))
             for card in sitting.page("audit", size=int(rng.integers(10, 41))).cards:
-                sitting.answer([Answer(card.photo, truth.names[card.photo], is_audit=True)], person="script")
+                sitting.answer([Annotation(card.photo, truth.names[card.photo], is_audit=True)], person="script")
             sitting.wait()
             estimate, accuracy = sitting.status().accuracy, _accuracy(sitting, fresh)
             assert estimate is not None
@@ -254,7 +254,7 @@ def solve() -> dict[str, float]:
             sitting.add_class(name)
         at = 0
         for count in [*[24] * 20, 1000, *[24] * 20, 2000, *[24] * 20, 3000, *[24] * 20, 2000, *[24] * 20]:
-            sitting.answer([Answer(i, truth.names[i]) for i in range(at, at + count)], person="script")
+            sitting.answer([Annotation(i, truth.names[i]) for i in range(at, at + count)], person="script")
             sitting.wait()
             at += count
             seconds += [sitting._solver.latest.seconds] if count == 24 else []

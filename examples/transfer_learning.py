@@ -510,7 +510,7 @@ first, second = photos.classes
 leaked, mislabelled = (sorted(Path(spoilt, part, first).iterdir()) for part in ("val", "train"))
 shutil.copy(leaked[0], Path(spoilt, "train", first, "copy.jpg"))
 mislabelled[0].rename(Path(spoilt, "train", second, mislabelled[0].name))
-print(regraft.examine(spoilt))
+print(regraft.find_issues(spoilt))
 
 # %% [markdown] lang="en"
 # ### Export that proves itself

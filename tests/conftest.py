@@ -28,7 +28,7 @@ from PIL import Image
 
 from faults.attacks import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  # the figures of attacks
 from regraft.bundle.bundle import Bundle
-from regraft.bundle.format import MANIFEST, sealed
+from regraft.bundle.format import MANIFEST, seal_manifest
 from regraft.core.files import json_bytes, sha256_file, write_atomic
 
 TESTS = Path(__file__).parent
@@ -158,7 +158,7 @@ def rewrite_manifest(folder: Path, **values: Any) -> None:
     """Other values in a bundle's manifest, with the seal that goes with them; None takes one away."""
     manifest = {**json.loads((folder / MANIFEST).read_text()), **values}
     kept = {name: value for name, value in manifest.items() if value is not None}
-    write_atomic(folder / MANIFEST, json_bytes(sealed(kept)))  # in place of a link, not through it
+    write_atomic(folder / MANIFEST, json_bytes(seal_manifest(kept)))  # in place of a link, not through it
 
 
 def rehash(folder: Path, name: str) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from regraft.bundle.bundle import load
-from regraft.bundle.format import sealed
+from regraft.bundle.format import seal_manifest
 from regraft.commands.report import report
 from regraft.commands.train import configure, train_run
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
 from regraft.core.files import json_bytes
 from regraft.core.progress import QUIET
-from regraft.run_dir import photos_of, read_record, read_summary, unchanged
+from regraft.run_dir import photos_of_run, read_record, read_summary, unchanged
 from regraft.run_location import place
 from tiny_backbone import draw_photos, tiny_backbone
 
@@ -83,7 +83,7 @@ def test_a_run_that_moves_with_its_photos_still_knows_them(moved):
     leave_behind(moved / "runs" / "one")
     record = read_record(moved / "runs" / "one", "")
     assert record.root == moved / "photos"
-    assert len(photos_of(record, ("train",), "")) + len(photos_of(record, ("val",), "")) == 23
+    assert len(photos_of_run(record, ("train",), "")) + len(photos_of_run(record, ("val",), "")) == 23
 
 
 def test_photos_of_an_old_run_are_told_to_be_gone_or_changed(moved):
@@ -100,13 +100,13 @@ def test_photos_of_an_old_run_are_told_to_be_gone_or_changed(moved):
     with pytest.raises(
         DataError, match=r"^2 of the \d+ photos .* has as train are no longer .*, or have changed\. Do\.$"
     ):
-        photos_of(record, ("train",), "Do")
+        photos_of_run(record, ("train",), "Do")
 
 
 def _another_bundle(run):
     path = run / "bundle" / "regraft.json"
     manifest = json.loads(path.read_text())
-    path.write_bytes(json_bytes(sealed({**manifest, "temperature": 2 * manifest["temperature"]})))
+    path.write_bytes(json_bytes(seal_manifest({**manifest, "temperature": 2 * manifest["temperature"]})))
     return "speaks of another bundle"
 
 

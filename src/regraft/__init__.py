@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from regraft.commands.embed import Embeddings, Neighbour, embed, similar
     from regraft.commands.export import Exported, export
     from regraft.commands.report import Report, report
-    from regraft.commands.scan import Examination, examine
+    from regraft.commands.scan import ScanResult, find_issues
     from regraft.commands.train import train
     from regraft.core.errors import RegraftError
     from regraft.data.orchard import unpack_orchard
@@ -47,7 +47,6 @@ _HOMES = {
     "Dataset": "data.scan",
     "Embeddings": "commands.embed",
     "Evaluation": "evaluation.evaluate",
-    "Examination": "commands.scan",
     "Exported": "commands.export",
     "Features": "backbones.features",
     "Head": "models.linear_head",
@@ -56,6 +55,7 @@ _HOMES = {
     "Prediction": "bundle.bundle",
     "RegraftError": "core.errors",
     "Report": "commands.report",
+    "ScanResult": "commands.scan",
     "SideBySide": "reporting.html_compare",
     "Splits": "data.splits",
     "compare": "commands.compare",
@@ -64,10 +64,10 @@ _HOMES = {
     "demo": "commands.demo",
     "embed": "commands.embed",
     "evaluate": "evaluation.evaluate",
-    "examine": "commands.scan",
     "export": "commands.export",
     "extract": "backbones.features",
     "filter_grid": "reporting.plots",
+    "find_issues": "commands.scan",
     "heat_picture": "reporting.plots",
     "learning_curve": "reporting.html_compare",
     "load": "bundle.bundle",
@@ -94,7 +94,6 @@ __all__ = [
     "Dataset",
     "Embeddings",
     "Evaluation",
-    "Examination",
     "Exported",
     "Features",
     "Head",
@@ -103,6 +102,7 @@ __all__ = [
     "Prediction",
     "RegraftError",
     "Report",
+    "ScanResult",
     "SideBySide",
     "Splits",
     "compare",
@@ -111,10 +111,10 @@ __all__ = [
     "demo",
     "embed",
     "evaluate",
-    "examine",
     "export",
     "extract",
     "filter_grid",
+    "find_issues",
     "heat_picture",
     "learning_curve",
     "load",

@@ -112,7 +112,7 @@ class RunContext:
         trackers: Are called with every epoch.
         step: What this training is in the record of the run.
         earlier: The run that this training goes on from, adding a step; None for a first training.
-        findings: What may be wrong with the photos, as far as a training sees it.
+        issues: What may be wrong with the photos, as far as a training sees it.
         labelled: The photos where somebody has labelled them in a sitting; None where folders or a list say what is
             there.
     """
@@ -127,7 +127,7 @@ class RunContext:
     trackers: TrackerSet
     step: Step
     earlier: RunRecord | None = None
-    findings: tuple[Issue, ...] = ()
+    issues: tuple[Issue, ...] = ()
     labelled: Dataset | None = None
 
     @property
@@ -216,7 +216,7 @@ def finished(photos_split: SplitDataset, outcome: Outcome, context: RunContext) 
         "accuracy": evaluation.accuracy.to_json(),
         "cross_validated": None if cv is None else cv.to_json(),
         "decision": outcome.decision,
-        "findings": [one.to_json(photos_split.dataset) for one in context.findings],
+        "findings": [one.to_json(photos_split.dataset) for one in context.issues],
         "history": model.details.get("history", []),
         "seconds": seconds,
     }

@@ -282,7 +282,7 @@ def unchanged(dataset: Dataset, progress: Progress = QUIET) -> Dataset:
     return dataset.without({i: reason for i, reason in reasons.items() if reason})
 
 
-def photos_of(record: RunRecord, names: Sequence[str], cure: str, progress: Progress = QUIET) -> Dataset:
+def photos_of_run(record: RunRecord, names: Sequence[str], cure: str, progress: Progress = QUIET) -> Dataset:
     """Return the photos of some splits of a run, once it is known that they are as they were.
 
     Args:

@@ -23,7 +23,7 @@ def place(folder: Path, out: str | Path | None, name: str = "", progress: Progre
     Raises:
         OutputError: The folder lies among the photos.
     """
-    chosen = Path(out) if out else _free(Path("runs") / (name or name_of(folder)), folder, progress)
+    chosen = Path(out) if out else _free(Path("runs") / (name or run_name(folder)), folder, progress)
     if chosen.resolve().is_relative_to(absolute(folder)):
         raise OutputError(
             f"{chosen} lies inside the photos' folder {folder}, where it would be taken for a class. "
@@ -32,7 +32,7 @@ def place(folder: Path, out: str | Path | None, name: str = "", progress: Progre
     return chosen
 
 
-def name_of(photos: Path) -> str:
+def run_name(photos: Path) -> str:
     """Return what a run on photos is called: the name of their folder, or of their archive or list without its ending.
 
     Args:

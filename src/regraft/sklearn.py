@@ -20,7 +20,7 @@ from regraft.core.errors import DataError, InputError, MissingExtra
 from regraft.core.files import sha256_bytes
 from regraft.core.statistics import softmax
 from regraft.data.grey_range import grey_bits
-from regraft.data.inputs import content_of, in_order
+from regraft.data.inputs import content_of, photos_in_order
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.splits import folds_of
 from regraft.models.calibration import temperature
@@ -104,7 +104,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             InputError: Photos, labels or weights are not so, or a photo cannot be read. It is a ValueError, too.
             RegraftError: The backbone cannot be had.
         """
-        photos, targets = photos_of(X), labels_of(y)
+        photos, targets = checked_photos(X), checked_labels(y)
         if len(targets) != len(photos):
             raise InputError(f"Expected as many labels as photos; got {len(targets)} labels for {len(photos)} photos.")
         given = weights_of(sample_weight, len(photos))
@@ -171,7 +171,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         check_is_fitted(self)
         if hasattr(photos, "columns"):
             validate_data(self, photos, reset=False, skip_check_array=True, ensure_2d=False)
-        several = photos_of(photos)
+        several = checked_photos(photos)
         dataset = held(several, np.zeros(len(several), np.int64), ("photo",), np.arange(len(several)))
         x = _features(self.backbone_, dataset, None).x
         return np.asarray(x.astype(np.float64) @ self.head_.weight.T + self.head_.bias)  # whatever photos are beside it
@@ -207,10 +207,10 @@ class Held(Dataset):
         return self.contents[index][:size]
 
 
-def photos_of(several: Any) -> list[Any]:
+def checked_photos(several: Any) -> list[Any]:
     """N photos in order, N > 0. Raises InputError."""
     try:
-        photos = in_order(several)
+        photos = photos_in_order(several)
     except DataError as error:
         raise InputError(str(error)) from error
     if not photos:
@@ -218,7 +218,7 @@ def photos_of(several: Any) -> list[Any]:
     return photos
 
 
-def labels_of(y: Any) -> np.ndarray:
+def checked_labels(y: Any) -> np.ndarray:
     """`(N,)` labels by position, whatever holds them.
 
     Raises:

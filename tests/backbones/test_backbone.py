@@ -20,7 +20,7 @@ from conftest import TESTS
 from regraft.backbones import backbone as graphs
 from regraft.backbones import engine as engines
 from regraft.backbones import onnx_export as tracing
-from regraft.backbones.backbone import Backbone, intact, load_backbone, sealed
+from regraft.backbones.backbone import Backbone, intact, load_backbone, seal_info
 from regraft.backbones.catalog import DEFAULT, PACKAGED
 from regraft.backbones.engine import Engine
 from regraft.backbones.network import FeatureGraph, build
@@ -229,7 +229,7 @@ def test_a_damaged_request_is_answered_anew(small, text):
 
 def test_a_seal_shows_any_change():
     info = {"name": "x", "mean": [0.1, 1e-17, 3], "sha256": {}}
-    assert sealed(info)["seal"] != sealed({**info, "name": "y"})["seal"]
+    assert seal_info(info)["seal"] != seal_info({**info, "name": "y"})["seal"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from regraft.backbones import catalog
-from regraft.backbones.catalog import DEFAULT, PACKAGED, SHORTLIST, Reference, entries, resolve
+from regraft.backbones.catalog import DEFAULT, PACKAGED, SHORTLIST, Reference, catalog_entries, resolve
 from regraft.core.errors import BackboneError, MissingExtra
 
 CACHES = (catalog._timm_names, catalog._timm_pretrained, catalog._torchvision_names, catalog._torchvision_weights)
@@ -86,36 +86,36 @@ def test_without_torchvision_the_cure_is_named(monkeypatch):
 
 
 def test_entries_tell_the_truth_about_torchvision():
-    (row,) = entries("torchvision/resnet18")
+    (row,) = catalog_entries("torchvision/resnet18")
     assert (row.name, row.num_params, row.input_size, row.licence) == ("resnet18", 11_689_512, 224, "bsd-3-clause")
 
 
 def test_entries_tell_the_truth_about_timm():
     import timm
 
-    (row,) = entries("timm/mobilenetv3_small_050")
+    (row,) = catalog_entries("timm/mobilenetv3_small_050")
     network = timm.create_model("mobilenetv3_small_050")
     assert row.num_params == sum(parameter.numel() for parameter in network.parameters())
     assert (row.name, row.input_size, row.licence) == ("timm/mobilenetv3_small_050", 224, "apache-2.0")
 
 
 def test_weights_under_a_licence_of_their_own_say_so():
-    (row,) = entries("torchvision/regnet_y_128gf")
+    (row,) = catalog_entries("torchvision/regnet_y_128gf")
     assert "SWAG" in row.licence
 
 
 def test_a_pattern_finds_both_libraries_and_every_row_can_be_used():
-    names = [row.name for row in entries("resnet18")]
+    names = [row.name for row in catalog_entries("resnet18")]
     assert {"resnet18", "timm/resnet18"} <= set(names)
     assert all("resnet18" in str(resolve(name)) for name in names)
 
 
 def test_nothing_matches_nothing():
-    assert list(entries("no such network")) == []
+    assert list(catalog_entries("no such network")) == []
 
 
 def test_the_default_is_on_this_machine():
-    rows = {row.name: row for row in entries(DEFAULT)}
+    rows = {row.name: row for row in catalog_entries(DEFAULT)}
     assert rows[DEFAULT].on_this_machine
     assert rows[DEFAULT].licence == "apache-2.0"
 
@@ -127,12 +127,12 @@ def test_the_short_list_begins_with_the_default_and_names_what_exists():
 
 def test_torchvision_weights_are_looked_for_where_torchvision_puts_them(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    (row,) = entries("torchvision/resnet18")
+    (row,) = catalog_entries("torchvision/resnet18")
     assert not row.on_this_machine
     file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
     file.parent.mkdir()
     file.touch()
-    (row,) = entries("torchvision/resnet18")
+    (row,) = catalog_entries("torchvision/resnet18")
     assert row.on_this_machine
 
 

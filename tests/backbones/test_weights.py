@@ -22,7 +22,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet34
 
 from regraft.backbones import weights
-from regraft.backbones.weights import in_order, load_into, read_weights, unwrapped, without_prefix
+from regraft.backbones.weights import load_into, read_weights, renamed_by_position, unwrapped, without_prefix
 from regraft.core import signals
 from regraft.core.errors import WeightsError
 
@@ -383,11 +383,11 @@ def test_unwrapped_gives_nothing_where_there_is_nothing():
 
 def test_in_order_renames_by_position_and_refuses_other_shapes():
     own, other = small(), {f"x{i}": value for i, value in enumerate(state_of(small()).values())}
-    assert list(in_order(other, own, "package")) == list(own.state_dict())
+    assert list(renamed_by_position(other, own, "package")) == list(own.state_dict())
     with pytest.raises(WeightsError, match="package does not fit"):
-        in_order(dict(list(other.items())[:-1]), own, "package")
+        renamed_by_position(dict(list(other.items())[:-1]), own, "package")
     with pytest.raises(WeightsError, match="package does not fit"):
-        in_order({**other, "x0": torch.zeros(1)}, own, "package")
+        renamed_by_position({**other, "x0": torch.zeros(1)}, own, "package")
 
 
 @pytest.mark.parametrize("reader", ["_read_safetensors", "_read_torch"])

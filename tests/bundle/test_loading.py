@@ -17,7 +17,7 @@ import pytest
 
 from conftest import rehash, rewrite_manifest
 from regraft.bundle.bundle import load
-from regraft.bundle.format import FILES, MANIFEST, sealed
+from regraft.bundle.format import FILES, MANIFEST, seal_manifest
 from regraft.bundle.heatmap import heat_map
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes, write_atomic
@@ -167,7 +167,7 @@ def test_names_of_classes_that_were_exchanged_are_noticed(copy):
     write_atomic(copy / MANIFEST, json_bytes({**swapped, "metrics": {}}))
     with pytest.raises(BundleError, match="its seal does not match"):
         load(copy)
-    write_atomic(copy / MANIFEST, json_bytes(sealed({**swapped, "metrics": {}})))
+    write_atomic(copy / MANIFEST, json_bytes(seal_manifest({**swapped, "metrics": {}})))
     with pytest.raises(BundleError, match="its graph and its manifest name different classes"):
         load(copy)
 

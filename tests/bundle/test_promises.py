@@ -15,7 +15,7 @@ from faults.processes import mostly_long
 from regraft.backbones.backbone import load_backbone
 from regraft.backbones.features import extract
 from regraft.bundle.bundle import load, threshold
-from regraft.bundle.format import sealed
+from regraft.bundle.format import seal_manifest
 from regraft.bundle.predict import predict
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes
@@ -33,7 +33,7 @@ def with_thresholds(bundle, tmp_path, thresholds):
     """A copy whose manifest says something else of thresholds."""
     others = shutil.ignore_patterns("regraft.json")
     copy = shutil.copytree(bundle.folder, tmp_path / "bundle", ignore=others, copy_function=os.link)
-    (copy / "regraft.json").write_bytes(json_bytes(sealed({**bundle.manifest, "thresholds": thresholds})))
+    (copy / "regraft.json").write_bytes(json_bytes(seal_manifest({**bundle.manifest, "thresholds": thresholds})))
     return copy
 
 

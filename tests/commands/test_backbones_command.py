@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from conftest import draw_folder
 from faults.processes import IS_LONG
 from regraft.backbones import catalog
-from regraft.backbones.backbone import load_backbone, traced
+from regraft.backbones.backbone import cached_backbones, load_backbone
 from regraft.cli import cli
 from regraft.commands.backbones import rank
 from regraft.core.config import TrainConfig
@@ -41,7 +41,7 @@ def test_what_the_cache_holds_is_ranked_random_weights_are_not(photos, saved):
     load_backbone("timm/test_vit", "random")
     load_backbone("timm/test_resnet", saved)
     load_backbone("timm/test_resnet", saved, size=192)
-    assert [backbone.name for backbone in traced()] == ["timm/test_resnet"]
+    assert [backbone.name for backbone in cached_backbones()] == ["timm/test_resnet"]
     rows = rank(photos, TrainConfig(), QUIET)
     assert [
         (row.backbone, row.trial.feature_config.name)

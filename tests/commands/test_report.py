@@ -22,7 +22,7 @@ from regraft.commands.compare import compare
 from regraft.commands.report import repeat_command, report
 from regraft.commands.train import configure, train_run
 from regraft.core.errors import OutputError
-from regraft.core.ownership import sealed
+from regraft.core.ownership import seal_text
 from regraft.core.progress import Progress
 from regraft.core.statistics import wilson_interval
 from regraft.evaluation.evaluate import evaluate
@@ -588,7 +588,7 @@ def test_from_python_it_is_one_call(copied, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_report_and_no_half_one(copied, tmp_path):
-    bundle, old = load(copied.run), sealed("the old one", ".html")
+    bundle, old = load(copied.run), seal_text("the old one", ".html")
     (tmp_path / "x.html").write_bytes(old)
     before = {path.name for path in tmp_path.iterdir()}
     with files_of_at_most(20_000), pytest.raises(OutputError, match=r"Cannot write .*x\.html"):

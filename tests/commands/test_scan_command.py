@@ -13,7 +13,7 @@ import regraft
 from conftest import draw_folder
 from data.test_issues import encoded, pattern
 from faults.processes import record
-from regraft.commands.scan import chosen_kinds, examine, write_examination, write_fixed
+from regraft.commands.scan import chosen_kinds, find_issues, write_fixed, write_scan
 from regraft.core.config import TrainConfig
 from regraft.core.errors import ConfigError, DataError, OutputError
 from regraft.core.files import csv_bytes
@@ -46,14 +46,14 @@ def paths(found, kind):
 
 
 def test_what_was_planted_is_found(messy, empty_cache):
-    found = examine(messy, with_features=False)
+    found = find_issues(messy, with_features=False)
     assert paths(found, "leaks") == [
         ["train/ant/0.jpg", "val/ant/again.jpg"],
         ["train/bee/1.jpg", "val/bee/smaller.jpg"],
     ]
     assert paths(found, "conflicts") == [["train/ant/5.jpg", "train/bee/ant5.jpg"]]
     assert paths(found, "duplicates") == [["train/bee/7.jpg", "train/bee/7b.jpg"]]
-    assert {one.kind for one in found.findings} == {"leaks", "conflicts", "duplicates"}
+    assert {one.kind for one in found.issues} == {"leaks", "conflicts", "duplicates"}
     assert str(found).startswith("leaks: 2\n  train/ant/0.jpg, val/ant/again.jpg: ")
     told = found.to_json()
     assert told["leaks"] == paths(found, "leaks")
@@ -62,16 +62,16 @@ def test_what_was_planted_is_found(messy, empty_cache):
 
 
 def test_features_add_doubts_and_what_leaks_are_worth(messy, empty_cache):
-    found = examine(messy, SMALL)
+    found = find_issues(messy, SMALL)
     with_them, without = found.leak_cost
     assert (with_them.n, without.n) == (10, 8)
-    assert all(s.suggested != found.dataset.labels[s.photo] for s in found.suspects)
+    assert all(s.suggested != found.dataset.labels[s.photo] for s in found.label_issues)
     assert json.loads(json.dumps(found.to_json()))["leak_cost"]["without"]["n"] == 8
 
 
 def test_a_cleaned_copy_is_made_of_links_and_the_original_is_not_touched(messy, tmp_path, empty_cache):
     before = {path: path.read_bytes() for path in messy.rglob("*.jpg")}
-    found = examine(messy, with_features=False)
+    found = find_issues(messy, with_features=False)
     left_out = write_fixed(found, tmp_path / "fixed")
     assert set(left_out) == {
         "train/ant/0.jpg",
@@ -81,8 +81,8 @@ def test_a_cleaned_copy_is_made_of_links_and_the_original_is_not_touched(messy, 
         "train/bee/7b.jpg",
         "train/bee/page.jpg",
     }
-    again = examine(tmp_path / "fixed", with_features=False)
-    assert again.findings == ()
+    again = find_issues(tmp_path / "fixed", with_features=False)
+    assert again.issues == ()
     assert len(again.dataset) == 27
     assert (tmp_path / "fixed/train/bee/7.jpg").samefile(messy / "train/bee/7.jpg")
     assert {path: path.read_bytes() for path in messy.rglob("*.jpg")} == before
@@ -92,7 +92,7 @@ def test_a_cleaned_copy_is_made_of_links_and_the_original_is_not_touched(messy, 
 
 
 def test_what_is_dropped_can_be_chosen(messy, tmp_path, empty_cache):
-    found = examine(messy, with_features=False)
+    found = find_issues(messy, with_features=False)
     assert set(write_fixed(found, tmp_path / "none", ())) == {"train/bee/page.jpg"}
     assert len(write_fixed(found, tmp_path / "some", chosen_kinds("duplicates, leaks"))) == 4
     assert chosen_kinds("all") == regraft.data.issues.KINDS
@@ -110,7 +110,7 @@ def test_a_copy_goes_only_where_nothing_is(messy, tmp_path, empty_cache, place):
     if place == "file":
         folder.touch()
     with pytest.raises(OutputError, match="Choose another --fix"):
-        write_fixed(examine(messy, with_features=False), folder)
+        write_fixed(find_issues(messy, with_features=False), folder)
 
 
 def test_where_links_do_not_reach_files_are_copied(messy, tmp_path, empty_cache, monkeypatch):
@@ -118,13 +118,13 @@ def test_where_links_do_not_reach_files_are_copied(messy, tmp_path, empty_cache,
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    write_fixed(examine(messy, with_features=False), tmp_path / "fixed")
+    write_fixed(find_issues(messy, with_features=False), tmp_path / "fixed")
     assert (tmp_path / "fixed/train/bee/7.jpg").read_bytes() == (messy / "train/bee/7.jpg").read_bytes()
     assert not (tmp_path / "fixed/train/bee/7.jpg").samefile(messy / "train/bee/7.jpg")
 
 
 def test_each_kind_of_finding_has_a_picture(messy, tmp_path, empty_cache):
-    pictures = write_examination(examine(messy, with_features=False), tmp_path / "out")
+    pictures = write_scan(find_issues(messy, with_features=False), tmp_path / "out")
     assert [path.name for path in pictures] == ["photos.png", "leaks.png", "conflicts.png", "duplicates.png"]
     assert all(decode(path.read_bytes()).width > 400 for path in pictures)
     assert json.loads((tmp_path / "out" / "scan.json").read_text())["used"] == 32
@@ -164,10 +164,10 @@ def test_photos_of_a_group_stay_on_one_side(tmp_path):
 
 def test_a_pass_that_would_take_long_is_not_begun_unasked(messy, empty_cache, monkeypatch, capsys):
     monkeypatch.setattr("regraft.commands.scan.QUICK", 20)
-    assert examine(messy, SMALL, progress=Progress()).leak_cost is None
+    assert find_issues(messy, SMALL, progress=Progress()).leak_cost is None
     assert "29 photos have not been through the backbone" in capsys.readouterr().err
-    assert examine(messy, SMALL, with_features=True).leak_cost is not None
-    assert examine(messy, SMALL).leak_cost is not None, "the features are there now"
+    assert find_issues(messy, SMALL, with_features=True).leak_cost is not None
+    assert find_issues(messy, SMALL).leak_cost is not None, "the features are there now"
 
 
 def test_cells_that_spreadsheets_would_run_are_quoted():
@@ -206,8 +206,8 @@ def test_what_is_planted_among_real_photos_is_found(real_photos, tmp_path, recor
         place = path.parent.parent / other / f"swapped_{path.name}"
         path.rename(place)
         swapped.add(str(place.relative_to(root)))
-    found = examine(root)
-    groups = [{found.dataset.paths[i] for i in one.photos} for one in found.findings if len(one.photos) > 1]
+    found = find_issues(root)
+    groups = [{found.dataset.paths[i] for i in one.photos} for one in found.issues if len(one.photos) > 1]
     exact = [pair for pair in planted if int(Path(pair[1]).stem[4:]) < 20]
     hits = [any(set(pair) <= group for group in groups) for pair in planted]
     assert all(any(set(pair) <= group for group in groups) for pair in exact)
@@ -218,9 +218,9 @@ def test_what_is_planted_among_real_photos_is_found(real_photos, tmp_path, recor
     named = {path for pair in planted for path in pair}
     false = [group for group in groups if not group & named]
     assert len(false) <= 5
-    first = {found.dataset.paths[s.photo] for s in found.suspects[:30]}
+    first = {found.dataset.paths[s.photo] for s in found.label_issues[:30]}
     assert len(first & swapped) >= 10
-    assert any("imageNotFound" in found.dataset.paths[i] for one in found.findings for i in one.photos)
+    assert any("imageNotFound" in found.dataset.paths[i] for one in found.issues for i in one.photos)
     record(
         record_property,
         "doctor-planted",
@@ -242,9 +242,9 @@ def test_a_class_in_another_format_is_noticed_among_real_photos(real_photos, tmp
             Image.open(path).convert("RGB").save(place.with_suffix(".png"))
         else:
             shutil.copy(path, place)
-    told = [one.text for one in examine(root, with_features=False).of("format leak")]
+    told = [one.text for one in find_issues(root, with_features=False).of("format leak")]
     assert any(text.startswith("the file format alone tells the class of 100 %") for text in told)
-    clean = examine(real_photos / "hymenoptera")
+    clean = find_issues(real_photos / "hymenoptera")
     assert clean.of("format leak") == []
-    assert len([one for one in clean.findings if len(one.photos) > 1]) <= 5
+    assert len([one for one in clean.issues if len(one.photos) > 1]) <= 5
     assert len(list_photos(real_photos / "hymenoptera")) == len(clean.dataset)

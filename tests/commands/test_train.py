@@ -30,7 +30,7 @@ from regraft.models import feature_search as search
 from regraft.models.linear_head import solve
 from regraft.pipeline import fine_tune, linear_probe, phases
 from regraft.pipeline.fine_tune import _learned_and_watched
-from regraft.pipeline.selection import Answers
+from regraft.pipeline.selection import HeldOutPredictions
 from regraft.run_ownership import SCRATCH
 from regraft.training import finetune, loop
 from regraft.training.recipe import Recipe, decide
@@ -372,7 +372,7 @@ LEARN = {
 @pytest.fixture
 def only_right_answers_tell(monkeypatch):
     """No losses tell models apart."""
-    monkeypatch.setattr(Answers, "clearly_less_loss", lambda *_: None)
+    monkeypatch.setattr(HeldOutPredictions, "clearly_less_loss", lambda *_: None)
 
 
 def test_auto_takes_the_tuned_model_where_its_loss_is_clearly_less(tmp_path, photos):

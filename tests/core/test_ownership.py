@@ -15,7 +15,7 @@ from regraft.core.ownership import (
     output_folder,
     record,
     remove_made,
-    sealed,
+    seal_text,
     write_output,
 )
 
@@ -156,20 +156,20 @@ def test_a_marker_names_nothing_beyond_its_folder(tmp_path):
 @pytest.mark.parametrize("suffix", [".html", ".py"])
 def test_a_seal_travels_with_a_file(tmp_path, suffix):
     path = tmp_path / f"one{suffix}"
-    write_output(path, sealed("first", suffix))
+    write_output(path, seal_text("first", suffix))
     path = path.rename(tmp_path / f"moved{suffix}")
-    write_output(path, sealed("second", suffix))
+    write_output(path, seal_text("second", suffix))
     assert listing(tmp_path).keys() == {path.name}
     path.write_bytes(path.read_bytes().replace(b"second", b"mine"))
     with pytest.raises(OutputError, match=str(path)):
-        write_output(path, sealed("third", suffix))
+        write_output(path, seal_text("third", suffix))
 
 
 @pytest.mark.parametrize("data", [b"", b"print(1)\n", b"# regraft-seal: " + b"0" * 64 + b"\n"])
 def test_what_has_no_seal_of_its_own_content_is_not_sealed(data):
     assert not is_sealed(data)
-    assert is_sealed(sealed(data.decode(), ".py"))
-    assert not is_sealed(sealed(data.decode(), ".py") + b"more\n")
+    assert is_sealed(seal_text(data.decode(), ".py"))
+    assert not is_sealed(seal_text(data.decode(), ".py") + b"more\n")
 
 
 def test_a_folder_that_cannot_be_looked_into_is_not_ours(tmp_path, monkeypatch):

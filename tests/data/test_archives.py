@@ -19,7 +19,7 @@ from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data import gunzip, sources
 from regraft.data.decode import Unreadable
-from regraft.data.parquet_rows import labels_of
+from regraft.data.parquet_rows import read_labels
 from regraft.data.scan import list_photos
 from regraft.data.sources import read_bytes
 
@@ -412,7 +412,7 @@ def test_a_table_of_one_value_in_many_rows_is_no_bomb(tmp_path, where):
     def read():
         source = sources._opened(tmp_path / "set.parquet").source
         assert len(source.names()) == count
-        assert len(set(labels_of(tmp_path / "set.parquet", FolderOptions())[0])) == 2
+        assert len(set(read_labels(tmp_path / "set.parquet", FolderOptions())[0])) == 2
         for name in source.names():
             with nullcontext() if where == "label" else pytest.raises(Unreadable, match="a decompression bomb"):
                 assert source.read(name) == b"a photo"

@@ -73,9 +73,9 @@ def test_directories_of_big_files_and_of_both_byte_orders_are_read():
     frames = [Image.new("L", (8, 8), n) for n in range(3)]
     for big in (False, True):
         data = encode(frames[0], "TIFF", save_all=True, append_images=frames[1:], big_tiff=big)
-        assert [one.first(256) for one in tiff_directories.read(data)] == [8, 8, 8]
+        assert [one.first(256) for one in tiff_directories.read_directories(data)] == [8, 8, 8]
     motorola = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 256, 3, 1, 77, 0) + bytes(4)
-    assert [one.first(256) for one in tiff_directories.read(motorola)] == [77]
+    assert [one.first(256) for one in tiff_directories.read_directories(motorola)] == [77]
 
 
 def test_any_bytes_are_looked_through_without_an_error():

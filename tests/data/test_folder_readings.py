@@ -9,7 +9,7 @@ from regraft.core.config import FolderOptions, TrainConfig
 from regraft.core.errors import ConfigError, DataError
 from regraft.data.folder_layout import list_folder
 from regraft.data.scan import list_photos
-from regraft.data.split_names import is_unlabelled, mentions_split, split_of, splits_of
+from regraft.data.split_names import find_split_folders, is_unlabelled, mentions_split, split_of
 from regraft.data.splits import grouped, split
 
 CATS_AND_DOGS = ("cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg")
@@ -82,14 +82,14 @@ def test_names_of_classes_are_no_splits(name):
 @given(st.lists(st.text(max_size=12), max_size=4, unique=True))
 @settings(deadline=None, database=None)
 def test_any_names_can_be_asked(names):
-    assert set(splits_of(names).values()) <= {"train", "val", "test"}
-    assert all(mentions_split(name) for name in splits_of(names))
+    assert set(find_split_folders(names).values()) <= {"train", "val", "test"}
+    assert all(mentions_split(name) for name in find_split_folders(names))
     assert all(isinstance(is_unlabelled(name), bool) for name in names)
 
 
 def test_a_held_out_part_is_what_has_no_folder_of_its_own():
-    assert splits_of(["train", "val", "holdout"]) == {"train": "train", "val": "val", "holdout": "test"}
-    assert splits_of(["train", "test", "eval"]) == {"train": "train", "test": "test", "eval": "val"}
+    assert find_split_folders(["train", "val", "holdout"]) == {"train": "train", "val": "val", "holdout": "test"}
+    assert find_split_folders(["train", "test", "eval"]) == {"train": "train", "test": "test", "eval": "val"}
 
 
 def test_two_held_out_parts_are_refused(tmp_path):

@@ -11,7 +11,7 @@ from faults.processes import record
 from regraft.data import issues as findings
 from regraft.data.decode import header
 from regraft.data.image_stats import THUMB, ImageStats, look, measure
-from regraft.data.issues import Issue, alike, copies, format_leak, groups_of_copies, odd_looks, outliers, suspects
+from regraft.data.issues import Issue, alike, copies, format_leak, groups_of_copies, label_issues, odd_looks, outliers
 from regraft.data.scan import Dataset, list_photos, scan
 
 NUM_DISTINCT = 1000
@@ -99,10 +99,10 @@ def test_copies_are_leaks_conflicts_or_duplicates(labels, splits, kind, drop):
 def test_suspects_come_by_margin_and_never_where_nothing_is_known():
     labels = np.array([0, 0, 1, 1, 0])
     told = np.array([[0.9, 0.1], [0.3, 0.7], [0.95, 0.05], [0.4, 0.6], [np.nan, np.nan]])
-    ranked = suspects(labels, told)
+    ranked = label_issues(labels, told)
     assert [(s.photo, s.suggested, s.probability) for s in ranked] == [(2, 0, 0.95), (1, 1, 0.7)]
     dataset = dataset_of(labels)
-    (sure,) = findings.doubted(dataset, ranked)
+    (sure,) = findings.confident_label_issues(dataset, ranked)
     assert sure == Issue("suspects", (2,), "'bee', looks like 'ant' (95 %)", (2,))
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from conftest import draw_folder
-from regraft.commands.scan import Examination, write_fixed
+from regraft.commands.scan import ScanResult, write_fixed
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data.scan import list_photos
@@ -125,7 +125,7 @@ def test_a_cleaned_copy_keeps_its_list_and_holds_photos_not_links(linked, tmp_pa
     csv = "path,label,who\n" + "".join(f"{path},{label},me\n" for path, label in rows.items())
     jsonl = "".join(f'{{"path": "{path}", "label": "{label}", "who": "me"}}\n' for path, label in rows.items())
     (linked / name).write_text(csv if name == "list.csv" else jsonl)
-    found = Examination(list_photos(linked / name, options=FOLLOW).without({2: "blurred"}), ())
+    found = ScanResult(list_photos(linked / name, options=FOLLOW).without({2: "blurred"}), ())
     write_fixed(found, tmp_path / "fixed")
     again = list_photos(tmp_path / "fixed" / name)
     assert {path: again.classes[label] for path, label in zip(again.paths, again.labels, strict=True)} == {

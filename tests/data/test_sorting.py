@@ -58,7 +58,7 @@ def test_photos_go_into_class_folders_and_out_again(heap, tmp_path, way):
     dataset = list_photos(out)
     assert dataset.counts == {"cat": 2, "dog": 1}
     assert dataset.quarantine == ()
-    assert undo(out) == sorting.Undone(3)
+    assert undo(out) == sorting.UndoneSorting(3)
     assert not out.exists()
     assert listing(heap) == before
 
@@ -87,7 +87,7 @@ def test_the_last_copy_of_a_photo_is_never_removed(heap, tmp_path, way):
     (heap / "a.jpg").unlink()
     (heap / "b.jpg").unlink()
     (heap / "b.jpg").write_bytes(b"edited")  # the sorted file is the only one left of what it was
-    assert undo(out) == sorting.Undone(0, (out / "cat/a.jpg", out / "cat/b.jpg"))
+    assert undo(out) == sorting.UndoneSorting(0, (out / "cat/a.jpg", out / "cat/b.jpg"))
     assert listing(out) == {"cat/a.jpg": b"photo a.jpg", "cat/b.jpg": b"photo b.jpg"}
 
 

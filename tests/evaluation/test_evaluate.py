@@ -21,7 +21,7 @@ from conftest import draw, draw_folder, rehash
 from regraft.bundle.bundle import load
 from regraft.core.errors import BundleError, DataError
 from regraft.data.scan import Dataset
-from regraft.evaluation.evaluate import evaluate, expected_calibration_error, figures
+from regraft.evaluation.evaluate import evaluate, evaluate_probabilities, expected_calibration_error
 
 
 def test_figures_agree_with_what_predict_says(bundle, tmp_path):
@@ -62,7 +62,7 @@ def test_figures_are_scikit_learns(photos, absent):
     p[:, 3] = 0.0
     p /= p.sum(axis=1, keepdims=True)
     dataset = Dataset(photos, ("",) * 60, y, tuple("abcde"), ("",) * 60, ("",) * 60)
-    ours, said, labels = figures(dataset, p, "new"), p.argmax(axis=1), np.arange(num_classes)
+    ours, said, labels = evaluate_probabilities(dataset, p, "new"), p.argmax(axis=1), np.arange(num_classes)
     rows = precision_recall_fscore_support(y, said, labels=labels, zero_division=0)
     for name, column in zip(("precision", "recall", "f1", "n"), rows, strict=True):
         assert [row[name] for row in ours.per_class] == pytest.approx(list(column))

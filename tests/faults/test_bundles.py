@@ -16,7 +16,7 @@ from onnx.external_data_helper import set_external_data
 from conftest import rehash
 from faults.processes import IS_LONG, record
 from regraft.bundle.bundle import load
-from regraft.bundle.format import sealed
+from regraft.bundle.format import seal_manifest
 from regraft.core.errors import BundleError
 
 pytestmark = [pytest.mark.slow] if IS_LONG else []
@@ -48,7 +48,7 @@ def manifests(whole: dict[str, Any]) -> dict[str, str]:
     found["too many classes"] = {"classes": [str(number) for number in range(100_000)]}
     found["one class too few"] = {"classes": whole["classes"][:2]}
     found["a class twice"] = {"classes": ["red", "red", "blue"]}
-    texts = {name: json.dumps(sealed({**whole, **values})) for name, values in found.items()}
+    texts = {name: json.dumps(seal_manifest({**whole, **values})) for name, values in found.items()}
     deep = "[" * 100_000 + "]" * 100_000
     texts |= {
         "deep": deep,
@@ -56,7 +56,7 @@ def manifests(whole: dict[str, Any]) -> dict[str, str]:
         "nothing": "",
         "null": "null",
     }
-    not_a_number = sealed({**whole, "temperature": float("nan")})
+    not_a_number = seal_manifest({**whole, "temperature": float("nan")})
     texts |= {"not a number": json.dumps(not_a_number), "cut": json.dumps(whole)[:-5]}
     return texts
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from faults.processes import IS_LONG, record
 from regraft.bundle.bundle import load
-from regraft.bundle.format import MANIFEST, sealed
+from regraft.bundle.format import MANIFEST, seal_manifest
 from regraft.core.errors import BundleError
 from regraft.core.files import json_bytes, sha256_bytes
 from tiny_bundle import SIDE, write_tiny
@@ -70,7 +70,7 @@ def changed_manifest(draw: Callable[..., Any], data: bytes) -> bytes:
             part[last] = draw(values)
         else:
             del part[last]
-    return json_bytes(sealed(manifest))
+    return json_bytes(seal_manifest(manifest))
 
 
 def changed_bytes(draw: Callable[..., Any], data: bytes) -> bytes:
@@ -161,7 +161,7 @@ def vouching(data: bytes, name: str, content: bytes) -> bytes:
     """A manifest with the hash of one file's other content."""
     manifest = json.loads(data)
     manifest["sha256"][name] = sha256_bytes(content)
-    return json_bytes(sealed(manifest))
+    return json_bytes(seal_manifest(manifest))
 
 
 def logits_elsewhere(data: bytes) -> np.ndarray | None:

@@ -27,7 +27,7 @@ PHASES = {
     "trace the backbone": ("regraft.backbones.onnx_export.export", 1),
     "extract features": ("regraft.backbones.features._decoded", 4),
     "keep features": ("regraft.data.feature_cache.write_atomic", 1),
-    "solve the head": ("regraft.models.standardised.fit", 3),
+    "solve the head": ("regraft.models.standardised.fit_logistic", 3),
     "decode": ("regraft.training.batches._large_enough", 6),
     "first step": ("regraft.training.loop.gradients", 1),
     "seventh step": ("regraft.training.loop.gradients", 7),

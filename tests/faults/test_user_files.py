@@ -92,10 +92,10 @@ class Case:
 
     def scan(self) -> None:
         scan_command.check_places(self.photos, out=self.place)
-        scan_command.write_examination(scan_command.examine(self.photos, with_features=False), self.place)
+        scan_command.write_scan(scan_command.find_issues(self.photos, with_features=False), self.place)
 
     def fix(self) -> None:
-        scan_command.write_fixed(scan_command.examine(self.photos, with_features=False), self.place / "copy")
+        scan_command.write_fixed(scan_command.find_issues(self.photos, with_features=False), self.place / "copy")
 
     def export(self) -> None:
         name, kind = self.rng.choice([("pets", "onnx"), ("pets.onnx", "onnx"), ("pets", "openvino")])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regraft.labelling.cards import Answer
+from regraft.labelling.cards import Annotation
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.sitting import Sitting
@@ -48,7 +48,7 @@ def sitting(
 
 def say(one: Sitting, y: np.ndarray, photos, person: str = "me", **how) -> int:
     """Answer photos rightly."""
-    version = one.answer([Answer(int(i), NAMES[y[i]], **how) for i in photos], person=person)
+    version = one.answer([Annotation(int(i), NAMES[y[i]], **how) for i in photos], person=person)
     one.wait()
     return version
 

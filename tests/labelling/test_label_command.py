@@ -14,7 +14,7 @@ from regraft.commands.label import SittingOptions, label
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, OutputError
 from regraft.core.progress import QUIET
-from regraft.labelling.cards import Answer
+from regraft.labelling.cards import Annotation
 from regraft.labelling.thumbnails import Thumbnails, jpeg_of
 from tiny_backbone import SHADES, draw, draw_photos, only_tiny_backbone
 from tiny_video import write_video
@@ -60,7 +60,7 @@ def label_all(sitting):
         if name not in sitting.status().classes:
             sitting.add_class(name)
     while (page := sitting.page("groups")).cards:
-        sitting.answer([Answer(card.photo, truth(card.name)) for card in page.cards], person="ada")
+        sitting.answer([Annotation(card.photo, truth(card.name)) for card in page.cards], person="ada")
         sitting.wait()
 
 
@@ -80,8 +80,8 @@ def test_a_heap_becomes_labels_class_folders_and_a_model_with_its_record(heap, t
     def show(sitting):
         label_all(sitting)
         aside = next(i for i, path in enumerate(sitting.heap.paths) if path == "birch_3.png")
-        sitting.answer([Answer(aside, None, set_aside=True)], person="bob")
-        sitting.answer([Answer(aside - 1, None)], person="bob")
+        sitting.answer([Annotation(aside, None, set_aside=True)], person="bob")
+        sitting.answer([Annotation(aside - 1, None)], person="bob")
         sitting.train()
         while sitting.status().training.state == "running":
             time.sleep(0.01)
@@ -111,7 +111,7 @@ def test_a_sitting_goes_on_where_it_ended_also_without_a_page(heap, tmp_path):
         for name in COUNTS:
             sitting.add_class(name)
         chosen = [i for i, path in enumerate(sitting.heap.paths) if path.endswith(("_1.png", "_2.png", "_3.png"))]
-        sitting.answer([Answer(i, truth(sitting.heap.paths[i])) for i in chosen], person="ada")
+        sitting.answer([Annotation(i, truth(sitting.heap.paths[i])) for i in chosen], person="ada")
 
     first = label(heap, tmp_path / "run", options=options(), show=some)
     (heap / "ash_1.png").rename(heap / "moved_1.png")
@@ -133,7 +133,7 @@ def test_a_run_is_gone_on_from_with_new_photos_and_a_new_class(heap, tmp_path):
         assert sitting.status().num_labelled == 48
         sitting.add_class("elm")
         elms = [i for i, path in enumerate(sitting.heap.paths) if "elm_" in path]
-        sitting.answer([Answer(i, "elm") for i in elms], person="bob")
+        sitting.answer([Annotation(i, "elm") for i in elms], person="bob")
         sitting.train()
         while sitting.status().training.state == "running":
             time.sleep(0.01)

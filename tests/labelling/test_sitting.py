@@ -9,7 +9,7 @@ import pytest
 from heaps import NAMES, clouds, labels_of, say, sitting
 
 from regraft.core.errors import ConfigError, DataError, OutputError
-from regraft.labelling.cards import Answer, Conflict, Undone
+from regraft.labelling.cards import Annotation, Conflict, UndoneStep
 from regraft.labelling.heap import Heap, heap_of
 
 
@@ -23,10 +23,10 @@ def test_answers_and_undone_steps_are_there_when_the_sitting_is_opened_again(tmp
     with sitting(tmp_path, x) as one:
         say(one, y, [1, 2, 3])
         say(one, y, [4, 5])
-        one.answer([Answer(1, None, set_aside=True), Answer(2, "cat")], person="me")
+        one.answer([Annotation(1, None, set_aside=True), Annotation(2, "cat")], person="me")
         one.undo(person="me")
         one.undo(person="me")
-        one.answer([Answer(9, None, set_aside=True)], person="me")
+        one.answer([Annotation(9, None, set_aside=True)], person="me")
         said, status = labels_of(one), one.status()
     assert said == {f"{i}.jpg": NAMES[y[i]] for i in (1, 2, 3)}
     with sitting(tmp_path, x) as again:
@@ -35,7 +35,7 @@ def test_answers_and_undone_steps_are_there_when_the_sitting_is_opened_again(tmp
         assert again.status().num_set_aside == 1
         assert again.undo(person="me").photos == (9,)
         assert again.undo(person="me").photos == (1, 2, 3)
-        assert again.undo(person="me") == Undone(again.status().version, ())
+        assert again.undo(person="me") == UndoneStep(again.status().version, ())
         assert labels_of(again) == {}
 
 
@@ -45,18 +45,18 @@ def test_an_answer_that_would_overwrite_another_is_refused_whole_and_the_same_on
         seen = one.status().version
         say(one, y, [7], person="first")
         with pytest.raises(Conflict) as found:
-            one.answer([Answer(8, "cat"), Answer(7, "cat")], person="second", seen_version=seen)
+            one.answer([Annotation(8, "cat"), Annotation(7, "cat")], person="second", seen_version=seen)
         assert found.value.photos == (7,)
         assert labels_of(one) == {"7.jpg": NAMES[y[7]]}
-        one.answer([Answer(8, "cat"), Answer(7, NAMES[y[7]])], person="second", seen_version=seen)
+        one.answer([Annotation(8, "cat"), Annotation(7, NAMES[y[7]])], person="second", seen_version=seen)
         assert labels_of(one) == {"7.jpg": NAMES[y[7]], "8.jpg": "cat"}
 
 
 def test_undoing_takes_back_only_what_that_person_said_last(tmp_path, drawn):
     x, _ = drawn
     with sitting(tmp_path, x) as one:
-        one.answer([Answer(1, "ant"), Answer(2, "ant")], person="a")
-        one.answer([Answer(2, "bee")], person="b")
+        one.answer([Annotation(1, "ant"), Annotation(2, "ant")], person="a")
+        one.answer([Annotation(2, "bee")], person="b")
         assert one.undo(person="a").photos == (1, 2)
         assert labels_of(one) == {"2.jpg": "bee"}
         one.undo(person="b")
@@ -67,9 +67,14 @@ def test_what_cannot_be_said_is_refused_and_nothing_is_kept(tmp_path, drawn):
     x, _ = drawn
     with sitting(tmp_path, x) as one:
         version = one.status().version
-        for answers in ([Answer(120, "ant")], [Answer(-1, "ant")], [Answer(1, "dog")], [Answer(1, "ant")] * 2):
+        for answers in (
+            [Annotation(120, "ant")],
+            [Annotation(-1, "ant")],
+            [Annotation(1, "dog")],
+            [Annotation(1, "ant")] * 2,
+        ):
             with pytest.raises(DataError):
-                one.answer([Answer(3, "ant"), *answers], person="me")
+                one.answer([Annotation(3, "ant"), *answers], person="me")
         for name in ("", " ", "a/b", "unsure", "New", "set-aside", ".hidden", "train", "Ant", "ant", "x" * 101, "a\nb"):
             with pytest.raises(DataError):
                 one.add_class(name)
@@ -85,7 +90,7 @@ def test_a_class_keeps_its_photos_under_a_new_name(tmp_path, drawn):
     with sitting(tmp_path, x) as one:
         say(one, y, range(6))
         one.rename_class("ant", "termite")
-        one.answer([Answer(0, "bee")], person="me")
+        one.answer([Annotation(0, "bee")], person="me")
         one.undo(person="me")
         before = labels_of(one)
         assert before["0.jpg"] == "termite"
@@ -161,11 +166,11 @@ def test_a_wrong_label_is_doubted_first_and_not_again_once_it_is_confirmed(tmp_p
     with sitting(tmp_path, x) as one:
         say(one, y, range(60))
         wrong = NAMES[(y[30] + 1) % 3]
-        one.answer([Answer(30, wrong)], person="me")
+        one.answer([Annotation(30, wrong)], person="me")
         one.wait()
         first = one.page("doubts").cards[0]
         assert (first.photo, first.label, first.guess) == (30, wrong, NAMES[y[30]])
-        one.answer([Answer(30, wrong)], person="me")
+        one.answer([Annotation(30, wrong)], person="me")
         one.wait()
         assert 30 not in {card.photo for card in one.page("doubts").cards}
         assert labels_of(one)["30.jpg"] == wrong
@@ -177,7 +182,7 @@ def test_labels_of_folders_count_and_can_be_put_right(tmp_path, drawn):
     with sitting(tmp_path, x, given) as one:
         assert one.status().num_labelled == 30
         assert one.page("guesses").cards
-        one.answer([Answer(0, "bee")], person="me")
+        one.answer([Annotation(0, "bee")], person="me")
     with sitting(tmp_path, x, given) as again:
         assert again.status().num_labelled == 30
         assert labels_of(again)["0.jpg"] == "bee"

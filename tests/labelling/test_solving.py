@@ -11,7 +11,7 @@ from heaps import NAMES, clouds, say, sitting
 from regraft.core.statistics import wilson_interval
 from regraft.labelling import head, leave_one_out, suggestions
 from regraft.labelling.audit import expected_gain
-from regraft.labelling.cards import CurvePoint
+from regraft.labelling.cards import LearningCurvePoint
 from regraft.labelling.clusters import find_clusters
 from regraft.labelling.heap import heap_of
 
@@ -140,7 +140,7 @@ def test_clusters_follow_the_photos_and_copies_of_one_photo_are_no_harm():
 
 def test_a_curve_foretells_less_gain_the_flatter_it_is():
     def points(*accuracies):
-        return [CurvePoint(10 * 2**i, value, 0.0, 1.0) for i, value in enumerate(accuracies)]
+        return [LearningCurvePoint(10 * 2**i, value, 0.0, 1.0) for i, value in enumerate(accuracies)]
 
     steep, flat = expected_gain(points(0.5, 0.7, 0.82), 100), expected_gain(points(0.78, 0.8, 0.82), 100)
     assert 0 < flat < steep <= 0.18

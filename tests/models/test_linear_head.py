@@ -17,7 +17,7 @@ from regraft.data.splits import fold_ids
 from regraft.models import linear_head as heads
 from regraft.models import logistic, standardised
 from regraft.models.linear_head import PENALTIES, out_of_fold, score, solve
-from regraft.models.logistic import Curvature, RowsInMemory, Task, fit, log_softmax
+from regraft.models.logistic import Curvature, RowsInMemory, Task, fit_logistic, log_softmax
 
 SHAPES = {"N<D": (60, 96), "N>D": (120, 24)}
 
@@ -237,10 +237,10 @@ def test_photos_never_judged_are_always_learned_from():
 
     def heads_fit(task, *more, **named):
         seen.extend(set(task.y[one].tolist()) for one in task.chosen.T)
-        return fit(task, *more, **named)
+        return fit_logistic(task, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(standardised, "fit", heads_fit)
+        patch.setattr(standardised, "fit_logistic", heads_fit)
         out_of_fold(features, 3, folds)
     assert seen == [{0, 1, 2}] * 3
 
@@ -315,7 +315,9 @@ def test_a_few_photos_of_a_class_are_enough(counts, dimensions):
 
 def test_a_class_that_a_fold_has_not_seen_is_not_predicted_there():
     z, y = np.array([[0.0], [1.0], [0.2], [1.1]]), np.array([0, 2, 0, 2])
-    one = fit(Task(RowsInMemory(z), y, np.ones((4, 1), bool), 4, 0.1), Curvature(None, np.ones(1)), above=1e-12)
+    one = fit_logistic(
+        Task(RowsInMemory(z), y, np.ones((4, 1), bool), 4, 0.1), Curvature(None, np.ones(1)), above=1e-12
+    )
     weight = one.weight[0]
     assert set((z @ weight.T + one.bias[0]).argmax(axis=1)) == {0, 2}
     assert weight.shape == (4, 1)
@@ -323,7 +325,9 @@ def test_a_class_that_a_fold_has_not_seen_is_not_predicted_there():
 
 def test_two_classes_are_solved_as_scikit_learn_solves_them_whatever_their_names():
     z, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
-    one = fit(Task(RowsInMemory(z), y, np.ones((20, 1), bool), 2, 0.1), Curvature(None, np.ones(3)), above=1e-12)
+    one = fit_logistic(
+        Task(RowsInMemory(z), y, np.ones((20, 1), bool), 2, 0.1), Curvature(None, np.ones(3)), above=1e-12
+    )
     weight, bias = one.weight[0], one.bias[0]
     assert np.array_equal(weight[0], -weight[1])
     assert bias[0] == -bias[1]

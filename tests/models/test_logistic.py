@@ -11,7 +11,15 @@ from regraft.data.splits import fold_ids
 from regraft.models import linear_head as heads
 from regraft.models import logistic, standardised
 from regraft.models.linear_head import out_of_fold, solve
-from regraft.models.logistic import Curvature, RowsInMemory, StreamedRows, Task, fit, moments, sampled_curvature
+from regraft.models.logistic import (
+    Curvature,
+    RowsInMemory,
+    StreamedRows,
+    Task,
+    fit_logistic,
+    moments,
+    sampled_curvature,
+)
 
 
 def draw(n, d, c, seed=0, separation=0.3):
@@ -42,8 +50,8 @@ def test_streamed_rows_give_what_rows_in_memory_give():
     stream = streamed(x, rows)
     held = RowsInMemory(StandardScaler().fit_transform(x[rows].astype(np.float64)))
     curvature = Curvature(*principal_axes(held.z))
-    expected = fit(Task(held, y[rows], everyone(rows), 4, 0.01), curvature, above=1e-12)
-    found = fit(Task(stream, y[rows], everyone(rows), 4, 0.01), sampled_curvature(stream), above=1e-9)
+    expected = fit_logistic(Task(held, y[rows], everyone(rows), 4, 0.01), curvature, above=1e-12)
+    found = fit_logistic(Task(stream, y[rows], everyone(rows), 4, 0.01), sampled_curvature(stream), above=1e-9)
     assert np.abs(found.weight - expected.weight).max() <= 1e-3 * np.abs(expected.weight).max()
     assert len(stream.parts()) == 3, "more than one block"
 
@@ -54,7 +62,9 @@ def test_what_each_photo_counts_is_the_choice_of_it_where_it_is_one(kind):
     held = RowsInMemory(StandardScaler().fit_transform(x.astype(np.float64)).astype(kind))
     chosen = np.random.default_rng(0).random((200, 4)) < 0.7
     curvature = Curvature(*principal_axes(held.z))
-    found = [fit(Task(held, y, one, 3, 0.1), curvature, above=1e-6) for one in (chosen, chosen.astype(np.float64))]
+    found = [
+        fit_logistic(Task(held, y, one, 3, 0.1), curvature, above=1e-6) for one in (chosen, chosen.astype(np.float64))
+    ]
     assert found[0].weight.tobytes() == found[1].weight.tobytes()
     assert found[0].bias.tobytes() == found[1].bias.tobytes()
 
@@ -63,7 +73,7 @@ def test_no_guess_of_the_curvature_changes_where_it_ends():
     x, y = draw(200, 12, 3)
     held = RowsInMemory(StandardScaler().fit_transform(x.astype(np.float64)))
     found = [
-        fit(Task(held, y, everyone(y), 3, 0.1), curvature, above=1e-14).weight
+        fit_logistic(Task(held, y, everyone(y), 3, 0.1), curvature, above=1e-14).weight
         for curvature in (
             Curvature(None, np.ones(12)),
             Curvature(None, np.zeros(12)),
@@ -80,9 +90,9 @@ def test_fits_in_step_end_where_they_end_alone():
     held = RowsInMemory(StandardScaler().fit_transform(x.astype(np.float64)))
     curvature = Curvature(*principal_axes(held.z))
     chosen = np.stack([y < 3, y != 1, np.arange(90) >= 40], axis=1)
-    together = fit(Task(held, y, chosen, 3, 0.05), curvature, above=1e-13)
+    together = fit_logistic(Task(held, y, chosen, 3, 0.05), curvature, above=1e-13)
     for k, one in enumerate(chosen.T):
-        alone = fit(Task(RowsInMemory(held.z[one]), y[one], everyone(y[one]), 3, 0.05), curvature, above=1e-13)
+        alone = fit_logistic(Task(RowsInMemory(held.z[one]), y[one], everyone(y[one]), 3, 0.05), curvature, above=1e-13)
         assert np.abs(alone.weight[0] - together.weight[k]).max() <= 1e-5
         assert np.abs(alone.bias[0] - together.bias[k]).max() <= 1e-5
 
@@ -94,7 +104,7 @@ def test_the_loss_is_as_close_to_the_least_as_asked():
 
     def loss(above):
         task = Task(held, y, everyone(y), 5, 0.001)
-        one = fit(task, curvature, above=above)
+        one = fit_logistic(task, curvature, above=above)
         return logistic._losses_and_gradients(task, map, logistic._packed(one.weight, one.bias))[0][0]
 
     least = loss(1e-13)

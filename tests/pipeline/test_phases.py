@@ -11,7 +11,7 @@ from regraft.data.scan import list_photos
 from regraft.evaluation.comparison import pair
 from regraft.pipeline import phases as phases_module
 from regraft.pipeline.fine_tune import FULL, LAST_STAGES, Candidate, answers_of, phases_for
-from regraft.pipeline.selection import Answers, is_from_elsewhere
+from regraft.pipeline.selection import HeldOutPredictions, is_from_elsewhere
 from regraft.run import Outcome, TrainedModel
 from regraft.run_ownership import SCRATCH
 from regraft.training.distributed import ProcessGroup
@@ -126,7 +126,9 @@ def test_photos_that_choose_are_counted_as_predictions_are_also_where_a_class_ha
 
 def answers(num_right):
     """Of ten photos of the first of two classes."""
-    return Answers(np.where(np.arange(10)[:, np.newaxis] < num_right, [[-0.1, -2.4]], [[-2.4, -0.1]]), np.zeros(10))
+    return HeldOutPredictions(
+        np.where(np.arange(10)[:, np.newaxis] < num_right, [[-0.1, -2.4]], [[-2.4, -0.1]]), np.zeros(10)
+    )
 
 
 @pytest.mark.parametrize(("num_right", "is_taken"), [(5, False), (6, True)])

@@ -17,7 +17,7 @@ from regraft.commands.report import report, write_report
 from regraft.commands.train import configure, train_run
 from regraft.core.progress import Progress
 from regraft.data.scan import list_photos
-from regraft.evaluation.evaluate import figures
+from regraft.evaluation.evaluate import evaluate_probabilities
 from regraft.reporting import html_report
 
 pytestmark = pytest.mark.slow
@@ -235,7 +235,7 @@ def hundred(toy, tmp_path_factory):
     p[sure] = 0.3 * p[sure] + 0.7 * np.eye(100)[dataset.labels[sure]]
     taken = np.flatnonzero(dataset.labels == 7)[:40]
     p[taken] = 0.2 * p[taken] + 0.8 * np.eye(100)[9]
-    return bundle, figures(dataset, p, "val"), root / "report.html"
+    return bundle, evaluate_probabilities(dataset, p, "val"), root / "report.html"
 
 
 def test_a_hundred_classes_are_a_report_that_can_be_opened(hundred, monkeypatch, record_property):

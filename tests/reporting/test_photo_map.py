@@ -14,7 +14,7 @@ from regraft.bundle.bundle import load
 from regraft.commands.report import write_report
 from regraft.core.progress import QUIET
 from regraft.data.scan import list_photos
-from regraft.evaluation.evaluate import figures, in_order_of
+from regraft.evaluation.evaluate import evaluate_probabilities, in_order_of
 from regraft.reporting import photo_map as module
 from regraft.reporting.photo_map import TILE, photo_map
 from tiny_bundle import CLASSES, write_tiny
@@ -26,7 +26,7 @@ def judged(tmp_path, empty_cache):
     dataset = in_order_of(bundle, list_photos(draw_folder(tmp_path / "photos", CLASSES, 5)))
     p = np.full((15, 3), 0.1)
     p[np.arange(15), (dataset.labels + (np.arange(15) % 5 == 0)) % 3] = 0.8  # one of five is wrong
-    return bundle, figures(dataset, p, "val")
+    return bundle, evaluate_probabilities(dataset, p, "val")
 
 
 def test_every_photo_is_on_it_with_what_is_said_of_it(judged, tmp_path):
@@ -68,7 +68,7 @@ def test_of_many_photos_the_wrong_ones_are_shown_first(judged, monkeypatch):
 
 def test_a_few_photos_make_no_map(judged):
     bundle, evaluation = judged
-    few = figures(evaluation.dataset.subset(range(5)), evaluation.probabilities[:5], "val")
+    few = evaluate_probabilities(evaluation.dataset.subset(range(5)), evaluation.probabilities[:5], "val")
     assert photo_map(bundle, few) is None
 
 

@@ -10,13 +10,13 @@ from regraft.serving.messages import (
     LENGTH,
     Answered,
     Channel,
+    NoModel,
     Ping,
     Pong,
     Ready,
-    Refused,
     Start,
     WorkItem,
-    decode,
+    decode_message,
     encode,
 )
 
@@ -34,11 +34,11 @@ GOOD = {
 def main() -> None:
     end = socket.socket(fileno=int(sys.argv[1]))
     channel = Channel(end)
-    start = decode(channel.receive())
+    start = decode_message(channel.receive())
     assert isinstance(start, Start)
     begin(start.sha256, end, channel)
     while True:
-        message = decode(channel.receive())
+        message = decode_message(channel.receive())
         if isinstance(message, Ping):
             channel.send(encode(Pong()))
         elif isinstance(message, WorkItem):
@@ -47,7 +47,7 @@ def main() -> None:
 
 def begin(how: str, end: socket.socket, channel: Channel) -> None:
     if how == "refuses":
-        channel.send(encode(Refused("The model is none.")))
+        channel.send(encode(NoModel("The model is none.")))
     elif how == "dies":
         os._exit(3)
     elif how == "talks nonsense":

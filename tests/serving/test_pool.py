@@ -22,7 +22,7 @@ from regraft.core.errors import BundleError, ServeError
 from regraft.serving import pool as module
 from regraft.serving import process
 from regraft.serving.limits import Limits
-from regraft.serving.messages import Garbled, WorkItem, decode, encode
+from regraft.serving.messages import Garbled, WorkItem, decode_message, encode
 from regraft.serving.model import SealedModel
 from regraft.serving.pool import GAVE_UP, Busy, Pool
 from regraft.serving.process import WorkerProcess
@@ -159,7 +159,7 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_what_is_no_message_is_known_as_such(name):
     try:
-        message = decode(LIES[name])
+        message = decode_message(LIES[name])
     except Garbled:
         return
     assert name == "another kind"

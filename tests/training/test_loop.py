@@ -33,10 +33,10 @@ from regraft.training.augmentation import augmentation
 from regraft.training.batches import DecodedPhotos, Loader
 from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
-from regraft.training.loop import fit, gradients, hold_still, logits_of, rate_factor, validate
+from regraft.training.loop import fit, gradients, hold_still, network_logits, rate_factor, validate
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo
-from regraft.training.train_state import EpochMetrics, FitResult, TrainState, resume
+from regraft.training.train_state import EpochMetrics, FitResult, TrainState, restore_checkpoint
 from rounding import rounding
 
 SMALL = Preprocessing(32, 32, (40, 40), "bilinear", "center", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -331,7 +331,7 @@ def test_judging_gives_plain_cross_entropy_and_accuracy():
         )  # the longest sum: a kernel of 3 x 3 x 8
         assert metrics.num_right / 9 == accuracy_score(whole.labels, p.argmax(axis=1))
         assert np.array_equal(
-            logits_of(train_state, val_loader(batch_size=batch_size), QUIET).argmax(axis=1), p.argmax(axis=1)
+            network_logits(train_state, val_loader(batch_size=batch_size), QUIET).argmax(axis=1), p.argmax(axis=1)
         )
 
 
@@ -426,7 +426,7 @@ def test_patience_ends_when_no_epoch_has_been_better_for_so_long(patience, tmp_p
     fitted = run(train_state_of(recipe), folder=tmp_path)
     assert (fitted.stopped, len(fitted.rows), fitted.best_epoch) == ("patience", 1 + patience, 0)
     again = train_state_of(recipe)
-    restored = resume(again, latest_checkpoint(tmp_path / "checkpoints", QUIET))
+    restored = restore_checkpoint(again, latest_checkpoint(tmp_path / "checkpoints", QUIET))
     assert len(run(again, fitted=restored, folder=tmp_path).rows) == 1 + patience, "its end is an end"
 
 
@@ -532,7 +532,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_leaves_the_last_good_checkp
     checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
     assert checkpoint.state["fit"]["epoch"] in (1, 2)
     restored = train_state_of(recipe)
-    fitted = resume(restored, checkpoint)
+    fitted = restore_checkpoint(restored, checkpoint)
     assert distance(weights(restored.network), after[2 * fitted.epoch - 1]) == 0
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == fitted.epoch
 
@@ -597,7 +597,7 @@ def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch(error, after, c
 
 
 @pytest.mark.parametrize("error", [on_a_gpu, on_a_processor, in_python])
-@pytest.mark.parametrize("question", [validate, logits_of])
+@pytest.mark.parametrize("question", [validate, network_logits])
 def test_out_of_memory_while_judging_takes_fewer_photos_at_once(question, error, capsys, record_property):
     train_state = train_state_of(recipe_of(val_batch_size=8), Hungry(3, error, validating=True))
     said = question(train_state, val_loader(batch_size=8), Progress())
@@ -693,7 +693,7 @@ def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path
     for part in range(7):
         train_state = train_state_of(recipe, Signalled(1))
         checkpoint = latest_checkpoint(tmp_path / "checkpoints", QUIET)
-        fitted = resume(train_state, checkpoint) if checkpoint else FitResult()
+        fitted = restore_checkpoint(train_state, checkpoint) if checkpoint else FitResult()
         assert fitted.epoch * 3 + fitted.step == part
         loader = train_loader(recipe, count=22, num_workers=2 * (part % 2))
         try:
@@ -722,7 +722,7 @@ def test_a_signal_ends_the_run_after_a_whole_batch_and_a_checkpoint(at_batch, va
     assert network.num_batches == at_batch, "none begins after it"
     signals._pending.clear()
     train_state = train_state_of(recipe)
-    fitted = resume(train_state, latest_checkpoint(tmp_path / "checkpoints", QUIET))
+    fitted = restore_checkpoint(train_state, latest_checkpoint(tmp_path / "checkpoints", QUIET))
     assert 2 * fitted.epoch + fitted.step == steps
     run(train_state, folder=tmp_path, fitted=fitted)
     assert distance(weights(train_state.network), weights(expected.network)) == 0
@@ -755,7 +755,7 @@ def test_the_keys_of_a_checkpoint_are_those_of_earlier_ones(tmp_path):
         "tally": {"loss": 1.5, "weight": 8.0, "num_right": 3.0, "n": 8.0},
         "stopped": "",
     }
-    assert resume(train_state, checkpoint).metrics.num_right == 3
+    assert restore_checkpoint(train_state, checkpoint).metrics.num_right == 3
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
@@ -775,7 +775,7 @@ def one_of(rank, size, folder, changes):
     run(train_state, train, val, folder=folder, deadline=-math.inf)
     world.barrier()
     train_state = replace(train_state_of(recipe), world=world)
-    fitted = resume(train_state, latest_checkpoint(folder / "checkpoints", QUIET))
+    fitted = restore_checkpoint(train_state, latest_checkpoint(folder / "checkpoints", QUIET))
     run(train_state, train, val, fitted=fitted)
     if world.is_main:
         torch.save({"rows": fitted.rows, "weights": weights(train_state.network)}, folder / "end.pt")

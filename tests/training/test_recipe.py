@@ -13,7 +13,7 @@ from regraft.core.settings import settings_of
 from regraft.data.transforms import Preprocessing
 from regraft.training.augmentation import augmentation
 from regraft.training.loop import rate_factor
-from regraft.training.recipe import Recipe, check_names, choose, decide, tutorial
+from regraft.training.recipe import Recipe, check_names, choose_recipe, decide, tutorial
 
 NAN, INF = math.nan, math.inf
 NOT_A_COUNT = (1.0, 1.5, "1", None, True, [1], NAN)
@@ -117,11 +117,11 @@ def test_a_recipe_is_decided_for_every_size(mode, num_train):
 @pytest.mark.parametrize("mode", ["full", "scratch"])
 def test_what_the_user_fixes_is_all_that_changes(name, mode):
     decided = decide(mode, 100)
-    plain = choose(name, decided, mode, {})
+    plain = choose_recipe(name, decided, mode, {})
     assert plain == (tutorial(mode) if name == "tutorial" else decided)
-    assert choose(name, decided, mode, {"epochs": 3, "mix": "cutmix"}) == replace(plain, epochs=3, mix="cutmix")
+    assert choose_recipe(name, decided, mode, {"epochs": 3, "mix": "cutmix"}) == replace(plain, epochs=3, mix="cutmix")
     with pytest.raises(ConfigError, match="--epochs 0"):
-        choose(name, decided, mode, {"epochs": 0})
+        choose_recipe(name, decided, mode, {"epochs": 0})
 
 
 def test_training_that_begins_from_a_solved_head_keeps_what_it_rests_on_and_softens_it():
@@ -138,7 +138,9 @@ def test_for_photos_from_elsewhere_weights_between_are_delivered():
     assert near.interpolation == 1
     assert 0.5 < far.interpolation < 1
     assert far == replace(near, interpolation=far.interpolation)
-    assert choose("regraft", far, "full", {"batchnorm": "train"}).interpolation == 1, "asked for, and nothing refused"
+    assert choose_recipe("regraft", far, "full", {"batchnorm": "train"}).interpolation == 1, (
+        "asked for, and nothing refused"
+    )
     assert decide("full", 100, is_far=True) == decide("full", 100)
 
 

@@ -13,7 +13,7 @@ from regraft.evaluation.comparison import pair
 from regraft.models.linear_head import Head, Score
 from regraft.models.logistic import log_softmax
 from regraft.pipeline import selection as selections
-from regraft.pipeline.selection import Answers, is_shifted, select, unseen_answers, without_room
+from regraft.pipeline.selection import HeldOutPredictions, is_shifted, select, unseen_answers, without_room
 
 CLASSES = ("a", "b", "c")
 
@@ -143,7 +143,7 @@ def answers_of(signal, seed=0):
     """Of a hundred photos of three classes."""
     labels = np.arange(100) % 3
     logits = np.random.default_rng(seed).normal(0, 1, (100, 3)) + signal * np.eye(3)[labels]
-    return Answers(log_softmax(logits), labels)
+    return HeldOutPredictions(log_softmax(logits), labels)
 
 
 def test_models_are_told_apart_by_their_loss():
@@ -153,7 +153,7 @@ def test_models_are_told_apart_by_their_loss():
     before, after = less.clearly_less_loss(usual)
     assert (before, after) == (usual.losses.mean(), less.losses.mean())
     assert after < before
-    nothing = Answers(np.zeros((0, 3)), np.zeros(0, np.int64))
+    nothing = HeldOutPredictions(np.zeros((0, 3)), np.zeros(0, np.int64))
     assert nothing.clearly_less_loss(nothing) is None
 
 
@@ -161,7 +161,7 @@ def test_losses_are_compared_at_the_temperatures_that_fit_best():
     """A network that label smoothing made modest loses nothing by it."""
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 1, (200, 3)) + 3 * np.eye(3)[np.arange(200) % 3]
-    sure, modest = (Answers(log_softmax(scale * logits), np.arange(200) % 3) for scale in (1.0, 0.3))
+    sure, modest = (HeldOutPredictions(log_softmax(scale * logits), np.arange(200) % 3) for scale in (1.0, 0.3))
     assert modest.losses == pytest.approx(sure.losses, abs=0.02)
 
 

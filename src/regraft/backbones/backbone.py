@@ -257,7 +257,7 @@ def _unpacked(size: int | None, progress: Progress) -> Backbone:
         precision, agreement = best_precision(folder / "features.onnx", probe_images(height, width))
         digests = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
         info |= {"precision": precision, "bf16_agreement": agreement, "versions": environment(), "sha256": digests}
-        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
+        write_atomic(folder / "backbone.json", json_bytes(seal_info(info)))
     if size is None:
         progress.say(f"backbone {info['name']}: {info['loaded']}; from {info['origin']}")
         progress.say(f"  {Preprocessing.from_json(info['preprocessing'])}")
@@ -292,7 +292,7 @@ def configured(config: TrainConfig, progress: Progress = QUIET, *, size: int | N
     return backbone.with_fit(c.fit)
 
 
-def traced() -> Iterator[Backbone]:
+def cached_backbones() -> Iterator[Backbone]:
     """Yield the networks in the cache whose weights are not random, each once, at the size it was first traced at."""
     seen: set[tuple[str, str]] = set()
     for place in sorted((cache_folder() / "graphs").glob("*/backbone.json"), key=lambda path: path.stat().st_mtime):
@@ -385,6 +385,6 @@ def is_derived(info: dict[str, Any]) -> bool:
     return "levels" in info or "roots" in info
 
 
-def sealed(info: dict[str, Any]) -> dict[str, Any]:
+def seal_info(info: dict[str, Any]) -> dict[str, Any]:
     """Return content for backbone.json, with the hash that shows damage to it."""
     return {**info, "seal": sha256_json(info)}

@@ -93,7 +93,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """A row of `regraft backbones`.
 
     Attributes:
@@ -148,7 +148,7 @@ def resolve(name: str) -> Reference:
     raise BackboneError(f"Unknown backbone {name!r}.{hint}")
 
 
-def entries(pattern: str = "") -> Iterator[Entry]:
+def catalog_entries(pattern: str = "") -> Iterator[CatalogEntry]:
     """Yield the backbones whose name contains `pattern`; without one, a short list. Building each takes about 0.1 s."""
     if pattern:
         timm_names = [f"timm/{name}" for name in _timm_names() if pattern in f"timm/{name}"]
@@ -209,12 +209,12 @@ def timm_source(pretrained_cfg: dict[str, Any]) -> str:
     return f"the file {Path(torch.hub.get_dir()) / 'checkpoints' / Path(url).name}, from {url}"
 
 
-def _entry(name: str, reference: Reference) -> Entry:
+def _entry(name: str, reference: Reference) -> CatalogEntry:
     if reference.library == "torchvision":
         weights = torchvision_weights(reference)
         size = weights.transforms().crop_size[0]
         here = torchvision_file(weights).is_file()
-        return Entry(name, weights.meta["num_params"], size, torchvision_licence(weights), here)
+        return CatalogEntry(name, weights.meta["num_params"], size, torchvision_licence(weights), here)
     import timm
     import torch
 
@@ -223,13 +223,13 @@ def _entry(name: str, reference: Reference) -> Entry:
 
         with torch.device("meta"):
             num_params = sum(parameter.numel() for parameter in MobileNet().parameters())
-        return Entry(name, num_params, 224, "the file's own", on_this_machine=False)
+        return CatalogEntry(name, num_params, 224, "the file's own", on_this_machine=False)
     with torch.device("meta"):
         network = timm.create_model(f"{reference.architecture}.{reference.tag}".rstrip("."), pretrained=False)
     config = network.pretrained_cfg
     here = reference.architecture in packaged_here() or timm_file(config) is not None
     num_params = sum(parameter.numel() for parameter in network.parameters())
-    return Entry(name, num_params, config["input_size"][-1], config.get("license") or "not stated", here)
+    return CatalogEntry(name, num_params, config["input_size"][-1], config.get("license") or "not stated", here)
 
 
 @cache

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from regraft.backbones.backbone import FORMAT, Backbone, intact, sealed
+from regraft.backbones.backbone import FORMAT, Backbone, intact, seal_info
 from regraft.core.files import (
     json_bytes,
     published,
@@ -74,5 +74,5 @@ def _derived(backbone: Backbone, kind: str, build: Callable[[Path], tuple[bytes,
         shutil.copy2(backbone.trunk, folder / "trunk.safetensors")
         info = {**plain.info, "num_features": num_features, kind: True, "heads": {"head": []}, "config": {}}
         info["sha256"] = {name: sha256_file(folder / name) for name in ("features.onnx", "trunk.safetensors")}
-        write_atomic(folder / "backbone.json", json_bytes(sealed(info)))
+        write_atomic(folder / "backbone.json", json_bytes(seal_info(info)))
     return Backbone(graphs / key, info).with_preprocessing(backbone.preprocessing)

@@ -65,7 +65,7 @@ class Engine:
             RuntimeError: OpenVINO cannot compile it.
         """
         self.precision: Precision = precision
-        self._source = graph if isinstance(graph, Path) and graph.suffix == ".xml" else checked(graph)
+        self._source = graph if isinstance(graph, Path) and graph.suffix == ".xml" else checked_graph(graph)
         self._also, self._threads, self._lock = tuple(also), threads, threading.Lock()
         self._compiled: _Compiled | None = None
         _, self.height, self.width, _ = self._parts().image_shape
@@ -190,7 +190,7 @@ def activations(graph: Graph | Path | bytes) -> list[tuple[str, tuple[int, ...]]
     Raises:
         GraphError: It is no plain network, or too large.
     """
-    model = _read(_core(), checked(graph))
+    model = _read(_core(), checked_graph(graph))
     return [
         (min(output.get_names()), tuple(output.shape))
         for node in model.get_ordered_ops()
@@ -235,7 +235,7 @@ def pooled(graph: Graph | Path | bytes) -> tuple[Pooled, ...] | None:
     Raises:
         GraphError: It is no plain network, or too large.
     """
-    model = _read(_core(), checked(graph))
+    model = _read(_core(), checked_graph(graph))
     (result,) = (one for one in model.get_results() if "features" in one.input_value(0).get_names())
     parts = list(_parts(_before_roots(model) or result.input_value(0)))
     return None if None in parts else tuple(part for part in parts if part)
@@ -243,7 +243,7 @@ def pooled(graph: Graph | Path | bytes) -> tuple[Pooled, ...] | None:
 
 def takes_roots(graph: Graph | Path | bytes) -> bool:
     """Tell whether the features of a graph are roots of others, as `backbones.root_features` makes them."""
-    return _before_roots(_read(_core(), checked(graph))) is not None
+    return _before_roots(_read(_core(), checked_graph(graph))) is not None
 
 
 def _parts(value: Any) -> Iterator[Pooled | None]:
@@ -266,7 +266,7 @@ def _parts(value: Any) -> Iterator[Pooled | None]:
         yield None
 
 
-def checked(graph: Graph | Path | bytes) -> Graph:
+def checked_graph(graph: Graph | Path | bytes) -> Graph:
     """Return an ONNX file as a graph that is safe to compile.
 
     Args:
@@ -291,7 +291,7 @@ def _read(core: Any, source: Graph | Path) -> Any:
     return model
 
 
-def read(graph: bytes) -> Any:
+def openvino_model(graph: bytes) -> Any:
     """Read an ONNX file that regraft itself made as OpenVINO's own model, batch size free."""
     return _core().read_model(graph)
 

@@ -17,7 +17,7 @@ from regraft.core.signals import is_stopping
 from regraft.data.decode import Unreadable
 from regraft.data.decoders import decoder_identity
 from regraft.data.feature_cache import CachedRows, FeatureCache, empty_table, look_up_or_compute
-from regraft.data.scan import Dataset, checked, map_photos
+from regraft.data.scan import Dataset, map_photos, without_empty_classes
 from regraft.data.transforms import Preprocessing, photo_to_input
 
 BLOCK = 1024  # rows that are changed at a time
@@ -147,7 +147,7 @@ def extract(backbone: Backbone, dataset: Dataset, *, progress: Progress = QUIET)
         DataError: A photo changed since it was scanned, or too few can be decoded.
     """
     rows, failures = fill(backbone, dataset, progress=progress)
-    dataset = checked(dataset.without(failures)) if failures else dataset
+    dataset = without_empty_classes(dataset.without(failures)) if failures else dataset
     places = rows.places(dataset.hashes)
     is_all = np.array_equal(places, np.arange(len(rows.table)))
     return dataset, Features(rows.table, dataset.labels, dataset.hashes, None if is_all else places)

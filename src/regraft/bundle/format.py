@@ -147,7 +147,7 @@ class SplitCounts(Struct):
     judged: Count
 
 
-class CurvePoint(Struct):
+class PenaltyPoint(Struct):
     """One strength of the head's penalty, cross-validated."""
 
     penalty: float
@@ -160,7 +160,7 @@ class HeadCurve(Struct):
     """The penalty that was chosen, and all that were tried."""
 
     penalty: float
-    curve: list[CurvePoint] = []
+    curve: list[PenaltyPoint] = []
 
 
 class Provenance(Struct):
@@ -206,7 +206,7 @@ class Manifest(Struct):
     sha256: dict[str, Sha256]
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+def seal_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest with the hash that shows a change to any of it."""
     return {**manifest, SEAL: manifest_sha256(manifest)}
 

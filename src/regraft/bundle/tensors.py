@@ -20,7 +20,7 @@ class TensorError(ValueError):
     """A safetensors file is damaged, or lacks what is wanted of it."""
 
 
-class Entry(Struct, forbid_unknown_fields=True):
+class TensorEntry(Struct, forbid_unknown_fields=True):
     """One tensor of the header.
 
     Attributes:
@@ -79,7 +79,7 @@ def _copy(block: bytes, position: int, into: bytearray, begin: int) -> None:
         into[first - begin : last - begin] = memoryview(block)[first - position : last - position]
 
 
-def _header(file: BinaryIO, size: int, digest: Any) -> tuple[dict[str, Entry], int]:
+def _header(file: BinaryIO, size: int, digest: Any) -> tuple[dict[str, TensorEntry], int]:
     """Read the tensors by name, and where their numbers begin; raise TensorError for a damaged header."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
@@ -90,14 +90,14 @@ def _header(file: BinaryIO, size: int, digest: Any) -> tuple[dict[str, Entry], i
     try:
         raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         raw.pop("__metadata__", None)
-        entries = {name: msgspec.json.decode(value, type=Entry) for name, value in raw.items()}
+        entries = {name: msgspec.json.decode(value, type=TensorEntry) for name, value in raw.items()}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TensorError("its header cannot be read") from error
     _check_layout(entries, size - 8 - length)
     return entries, 8 + length
 
 
-def _check_layout(entries: dict[str, Entry], size: int) -> None:
+def _check_layout(entries: dict[str, TensorEntry], size: int) -> None:
     """Raise TensorError unless the tensors fill the file one after the other, without gap or overlap."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save
 
 from regraft.backbones.backbone import Backbone, is_derived
-from regraft.bundle.format import FILES, FORMAT, MANIFEST, sealed, special_features
+from regraft.bundle.format import FILES, FORMAT, MANIFEST, seal_manifest, special_features
 from regraft.bundle.model_card import card
 from regraft.core.files import json_bytes, sha256_file, write_atomic
 from regraft.core.runtime import environment
@@ -49,7 +49,7 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the card, and last the manifest with the hash of every file: from now on the bundle loads."""
     write_atomic(folder / "README.md", card(manifest).encode())
     hashes = {name: sha256_file(folder / name) for name in FILES}
-    write_atomic(folder / MANIFEST, json_bytes(sealed({**manifest, "sha256": hashes})))
+    write_atomic(folder / MANIFEST, json_bytes(seal_manifest({**manifest, "sha256": hashes})))
 
 
 def manifest_of(

@@ -34,7 +34,7 @@ def backbones(pattern: str, rank: str | None, fit: Any, as_json: bool) -> None:
         return
     from regraft.backbones import catalog
 
-    rows = list(catalog.entries(pattern))
+    rows = list(catalog.catalog_entries(pattern))
     if as_json:
         terminal.print_json([vars(row) for row in rows])
         return

@@ -95,22 +95,22 @@ def scan(
     kinds = scan_command.chosen_kinds(drop)
     scan_command.check_places(Path(folder), Path(out) if out else None, Path(fix) if fix else None)
     config = TrainConfig(**settings)
-    examination = scan_command.examine(folder, config, with_features=deep, progress=Progress())
+    result = scan_command.find_issues(folder, config, with_features=deep, progress=Progress())
     if out:
-        scan_command.write_examination(examination, Path(out))
-    left_out = scan_command.write_fixed(examination, Path(fix), kinds, config.folder_options) if fix else {}
+        scan_command.write_scan(result, Path(out))
+    left_out = scan_command.write_fixed(result, Path(fix), kinds, config.folder_options) if fix else {}
     if as_json:
-        terminal.print_json(examination.to_json())
+        terminal.print_json(result.to_json())
     else:
-        terminal.print_photos(examination.dataset)
-        lines = scan_command.in_words(examination)
+        terminal.print_photos(result.dataset)
+        lines = scan_command.in_words(result)
         print("\n" + "\n".join(map(printable, lines)) if lines else "nothing suspicious was found")
         print(f"\npictures in {out}" if out else "\nsee them with --out FOLDER; leave them out with --fix FOLDER")
         if fix:
-            kept = f"{examination.dataset.num_found - len(left_out)} photos are in {fix}"
+            kept = f"{result.dataset.num_found - len(left_out)} photos are in {fix}"
             print(printable(f"{kept}; {len(left_out)} are not, and listed in {fix}.left-out.csv"))
-    if strict and examination.dataset.quarantine:
-        fail(f"error: {len(examination.dataset.quarantine)} files cannot be used; --strict refuses that.", 1)
+    if strict and result.dataset.quarantine:
+        fail(f"error: {len(result.dataset.quarantine)} files cannot be used; --strict refuses that.", 1)
 
 
 @click.command()

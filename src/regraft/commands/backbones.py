@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regraft.backbones.backbone import Backbone, configured, traced
+from regraft.backbones.backbone import Backbone, cached_backbones, configured
 from regraft.backbones.catalog import packaged_here
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError
@@ -85,6 +85,6 @@ def _backbones(config: TrainConfig, progress: Progress) -> Iterator[tuple[str, B
         yield name, backbone
         if (updated := larger(backbone, settings, progress)) is not None:
             yield name, updated
-    for backbone in traced():
+    for backbone in cached_backbones():
         if backbone.name.removeprefix("timm/") not in names:
             yield backbone.name, backbone.with_fit(config.fit)

@@ -20,7 +20,7 @@ from regraft.reporting.html_compare import SideBySide, compared_html
 from regraft.reporting.page import write_page
 from regraft.run import Run
 from regraft.run_dir import read_summary
-from regraft.run_location import name_of, place
+from regraft.run_location import place, run_name
 from regraft.run_ownership import check_run
 
 MODES = ("frozen", "full", "scratch")
@@ -82,7 +82,7 @@ def compare(
     progress, config = progress or Progress(), config or configure(**settings)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise ConfigError(f"Unknown mode {unknown[0]!r}. Expected some of: {', '.join(MODES)}.")
-    out = place(Path(folder), out, f"{name_of(Path(folder))}-compared", progress)
+    out = place(Path(folder), out, f"{run_name(Path(folder))}-compared", progress)
     runs, trainings = {}, _configs(config, modes, backbones)
     check(out, (COMPARED, FIGURES))
     for name in trainings:
@@ -97,7 +97,7 @@ def compare(
         write_output(out / FIGURES, json_bytes(comparison.to_json()))
         summaries = {name: run.summary for name, run in runs.items()}
         reports = {name: quote(f"{run.out.name}/{REPORT}") for name, run in runs.items() if config.report}
-        title = f"{name_of(Path(folder))}: {', '.join(runs)}"
+        title = f"{run_name(Path(folder))}: {', '.join(runs)}"
         write_page(page, compared_html(title, evaluations, summaries, comparison.pairs, reports))
     return comparison
 

@@ -114,7 +114,7 @@ def _cache() -> Iterator[Check]:
 
 def _weights() -> Iterator[Check]:
     try:
-        here = [entry.name for entry in catalog.entries() if entry.on_this_machine]
+        here = [entry.name for entry in catalog.catalog_entries() if entry.on_this_machine]
     except (MissingExtra, BackboneError):
         here = catalog.packaged_here()
     yield Check("weights here", ", ".join(here))

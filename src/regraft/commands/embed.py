@@ -16,10 +16,10 @@ from regraft.core.config import TrainConfig
 from regraft.core.csv_cells import to_cell
 from regraft.core.errors import ConfigError, DataError
 from regraft.core.files import csv_bytes
-from regraft.core.ownership import refuse_foreign, sealed, write_output
+from regraft.core.ownership import refuse_foreign, seal_text, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.data.scan import Dataset, unlabelled
-from regraft.evaluation.evaluate import rows_of
+from regraft.evaluation.evaluate import bundle_features
 from regraft.reporting.answer_table import check_parquet
 from regraft.reporting.html_similar import similar_html
 
@@ -98,7 +98,7 @@ def embed(
 
 def _rows(dataset: Dataset, bundle: Bundle | None, config: TrainConfig, progress: Progress) -> tuple[Any, Any]:
     if bundle is not None:
-        return rows_of(bundle, dataset, progress)
+        return bundle_features(bundle, dataset, progress)
     return fill(configured(config, progress), dataset, progress=progress)
 
 
@@ -225,5 +225,5 @@ def write_similar(photo: str, neighbours: Sequence[Neighbour], path: Path, netwo
         OutputError: The file cannot be written, or something else is there, which stays.
     """
     rows = [(one.path, one.similarity, one.is_same) for one in neighbours]
-    write_output(path, sealed(similar_html(photo, rows, network), ".html"))
+    write_output(path, seal_text(similar_html(photo, rows, network), ".html"))
     return path

@@ -56,7 +56,7 @@ class SittingOptions:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelSummary:
     """What a sitting has come to.
 
     Attributes:
@@ -97,7 +97,7 @@ def label(
     options: SittingOptions,
     show: Callable[[Sitting], None] | None,
     progress: Progress = QUIET,
-) -> Labelled:
+) -> LabelSummary:
     """Hold a sitting on a heap of photos.
 
     Args:
@@ -133,7 +133,7 @@ def label(
         write_csv(rows, out / LABELS)
         num_sorted = None if sort is None else sitting.sort()
         status = sitting.status()
-    return Labelled(
+    return LabelSummary(
         out, out / LABELS, status.num_photos, status.num_labelled, status.num_set_aside, num_sorted, summary
     )
 

@@ -19,7 +19,7 @@ from regraft.data.scan import Dataset
 from regraft.evaluation.evaluate import Evaluation, evaluate, evaluate_dataset, in_order_of
 from regraft.reporting.html_report import Record, report_html
 from regraft.reporting.page import write_page
-from regraft.run_dir import photos_of, read_record, read_summary
+from regraft.run_dir import photos_of_run, read_record, read_summary
 from regraft.run_ownership import claim_run, is_of_earlier_version
 
 NAME = "report.html"
@@ -66,7 +66,7 @@ def report(
     if folder is None:
         cure = "Give the photos to judge on: regraft report BUNDLE DIR"
         record = read_record(run, cure)
-        name, dataset = record.eval_split, photos_of(record, (record.eval_split,), cure, progress)
+        name, dataset = record.eval_split, photos_of_run(record, (record.eval_split,), cure, progress)
         evaluation = evaluate_dataset(bundle, in_order_of(bundle, dataset), name, progress=progress)
     else:
         evaluation, summary = evaluate(bundle, folder, progress=progress), {**summary, "findings": []}
@@ -93,7 +93,7 @@ def eval_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
         DataError: The run has no record of them, or they are gone or have changed.
     """
     record = read_record(bundle.folder.parent, cure)
-    return photos_of(record, (record.eval_split,), cure, progress)
+    return photos_of_run(record, (record.eval_split,), cure, progress)
 
 
 def train_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
@@ -107,7 +107,7 @@ def train_photos(bundle: Bundle, progress: Progress, cure: str) -> Dataset:
     Raises:
         DataError: The run has no record of them, or they are gone or have changed.
     """
-    return photos_of(read_record(bundle.folder.parent, cure), ("train",), cure, progress)
+    return photos_of_run(read_record(bundle.folder.parent, cure), ("train",), cure, progress)
 
 
 def write_report(

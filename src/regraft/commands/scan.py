@@ -19,12 +19,28 @@ from regraft.core.files import csv_bytes, json_bytes, make_folder, published, wr
 from regraft.core.ownership import check, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
-from regraft.data import issues as findings
 from regraft.data.folder_entries import is_manifest
 from regraft.data.image_stats import ImageStats, look
-from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, Suspect
+from regraft.data.issues import (
+    BY_FEATURES,
+    CERTAIN,
+    CONFIDENT,
+    KINDS,
+    Issue,
+    Kind,
+    LabelIssue,
+    alike,
+    confident_label_issues,
+    copies,
+    format_leak,
+    groups_of_copies,
+    label_issues,
+    left_out,
+    odd_looks,
+    outliers,
+)
 from regraft.data.list_manifest import without_others
-from regraft.data.scan import Dataset, checked, list_photos
+from regraft.data.scan import Dataset, list_photos, without_empty_classes
 from regraft.data.sources import is_in_source, read_bytes
 from regraft.data.splits import folds_of
 from regraft.models.linear_head import Head, out_of_fold, solve
@@ -37,25 +53,25 @@ RARE = 5.0  # how many times fewer photos than another a class may have before t
 
 
 @dataclass(frozen=True)
-class Examination:
+class ScanResult:
     """What `regraft scan` finds.
 
     Attributes:
         dataset: The photos that can be used.
-        findings: The issues, most serious first.
-        suspects: All photos that a model which has not seen them gives to another class, the surest first.
+        issues: The issues, most serious first.
+        label_issues: All photos that a model which has not seen them gives to another class, the surest first.
         leak_cost: Accuracy on the photos kept for evaluation, with and without those that are in train too; None where
             there are none.
     """
 
     dataset: Dataset
-    findings: tuple[Issue, ...]
-    suspects: tuple[Suspect, ...] = ()
+    issues: tuple[Issue, ...]
+    label_issues: tuple[LabelIssue, ...] = ()
     leak_cost: tuple[Accuracy, Accuracy] | None = None
 
     def of(self, kind: Kind) -> list[Issue]:
         """Return the issues of one kind."""
-        return [one for one in self.findings if one.kind == kind]
+        return [one for one in self.issues if one.kind == kind]
 
     def __str__(self) -> str:
         return "\n".join(in_words(self)) or "nothing suspicious was found"
@@ -63,7 +79,7 @@ class Examination:
     def to_json(self) -> dict[str, Any]:
         """Return what `regraft scan --json` prints."""
         d = self.dataset
-        groups = [one for one in self.findings if one.kind in CERTAIN]
+        groups = [one for one in self.issues if one.kind in CERTAIN]
         return d.to_json() | {
             "duplicates": [[d.paths[i] for i in one.photos] for one in groups],
             "leaks": [_leak(d, one) for one in groups if len({d.splits[i] for i in one.photos}) > 1],
@@ -74,21 +90,21 @@ class Examination:
                     "suggested": d.classes[s.suggested],
                     "probability": round(s.probability, 4),
                 }
-                for s in self.suspects
+                for s in self.label_issues
             ],
-            "findings": [one.to_json(d) for one in self.findings],
+            "findings": [one.to_json(d) for one in self.issues],
             "leak_cost": self.leak_cost
             and {n: a.to_json() for n, a in zip(("with", "without"), self.leak_cost, strict=True)},
         }
 
 
-def examine(
+def find_issues(
     folder: str | Path,
     config: TrainConfig | None = None,
     *,
     with_features: bool | None = None,
     progress: Progress = QUIET,
-) -> Examination:
+) -> ScanResult:
     """Read a folder, try every file in it, and look for what may be wrong.
 
     Args:
@@ -104,10 +120,10 @@ def examine(
     config = config or TrainConfig()
     dataset, stats = _looked(list_photos(folder, options=config.folder_options, progress=progress), progress)
     features = None if with_features is False else _features(dataset, config, bool(with_features), progress)
-    return _examined(dataset, stats, features, config, progress)
+    return _scanned(dataset, stats, features, config, progress)
 
 
-def quick_audit(
+def issues_of_training(
     dataset: Dataset, learned: Dataset, head: Head | None, table: FeatureTable | None = None
 ) -> tuple[Issue, ...]:
     """Look for issues in the photos of a training, with nothing but what the training has computed anyway.
@@ -121,11 +137,11 @@ def quick_audit(
     Returns:
         Issues, the most serious first.
     """
-    issues = findings.copies(dataset, findings.groups_of_copies(dataset))
+    issues = copies(dataset, groups_of_copies(dataset))
     issues += split_shift(dataset, table.of(dataset), head) if table is not None else []
     if head is not None:
         place = {path: i for i, path in enumerate(dataset.paths)}
-        for one in findings.doubted(learned, findings.suspects(learned.labels, np.exp(head.held_out))):
+        for one in confident_label_issues(learned, label_issues(learned.labels, np.exp(head.held_out))):
             photos = tuple(place[learned.paths[i]] for i in one.photos)
             issues.append(replace(one, photos=photos, drop=photos))
     return _ordered(issues)
@@ -155,13 +171,13 @@ def drop_issues(dataset: Dataset, features: FeatureTable | None, config: TrainCo
     if features is None and (blind := [kind for kind in kinds if kind in BY_FEATURES]):
         progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
     dataset, stats = _looked(dataset, progress)
-    examination = _examined(dataset, stats, features, config, progress)
-    return checked(dataset.without(findings.left_out(examination.findings, kinds)))
+    result = _scanned(dataset, stats, features, config, progress)
+    return without_empty_classes(dataset.without(left_out(result.issues, kinds)))
 
 
 def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, ImageStats]:
     stats, failures = look(dataset, progress=progress)
-    return (checked(dataset.without(failures)), stats.without(failures)) if failures else (dataset, stats)
+    return (without_empty_classes(dataset.without(failures)), stats.without(failures)) if failures else (dataset, stats)
 
 
 def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress: Progress) -> FeatureTable | None:
@@ -173,22 +189,22 @@ def _features(dataset: Dataset, config: TrainConfig, in_any_case: bool, progress
     return extract(backbone, dataset, progress=progress)[1].by_content
 
 
-def _examined(
+def _scanned(
     dataset: Dataset, stats: ImageStats, table: FeatureTable | None, config: TrainConfig, progress: Progress
-) -> Examination:
+) -> ScanResult:
     with progress.step("compare photos"):
-        pairs = list(findings.alike(stats))
-        issues = findings.copies(dataset, findings.groups_of_copies(dataset, pairs))
-        issues += findings.odd_looks(stats) + findings.format_leak(dataset, stats)
+        pairs = list(alike(stats))
+        issues = copies(dataset, groups_of_copies(dataset, pairs))
+        issues += odd_looks(stats) + format_leak(dataset, stats)
     if table is None:
-        return Examination(dataset, _ordered(issues))
+        return ScanResult(dataset, _ordered(issues))
     with progress.step("doubt labels"):
         features, folds = table.of(dataset), folds_of(dataset, config.num_folds, config.seed)
         unseen = out_of_fold(features, len(dataset.classes), folds)
-        ranked = findings.suspects(dataset.labels, np.exp(unseen))
-        issues += _outliers(features, issues) + findings.doubted(dataset, ranked) + split_shift(dataset, features)
+        ranked = label_issues(dataset.labels, np.exp(unseen))
+        issues += _outliers(features, issues) + confident_label_issues(dataset, ranked) + split_shift(dataset, features)
         cost = _leak_cost(dataset, features, [i for one in issues if one.kind == "leaks" for i in one.photos])
-    return Examination(dataset, _ordered(issues), tuple(ranked), cost)
+    return ScanResult(dataset, _ordered(issues), tuple(ranked), cost)
 
 
 def chosen_kinds(text: str) -> tuple[Kind, ...]:
@@ -248,7 +264,7 @@ def _picture_of(kind: Kind) -> str:
 
 
 def write_fixed(
-    examination: Examination, folder: Path, kinds: Iterable[Kind] = CERTAIN, options: FolderOptions = AS_FOUND
+    result: ScanResult, folder: Path, kinds: Iterable[Kind] = CERTAIN, options: FolderOptions = AS_FOUND
 ) -> dict[str, str]:
     """Write a copy without the photos that have some kinds of issues.
 
@@ -257,7 +273,7 @@ def write_fixed(
     photo is, the copy has a list `photos.csv`.
 
     Args:
-        examination: What `examine` has found.
+        result: What `find_issues` has result.
         folder: The new folder.
         kinds: Kinds of the issues whose photos are left out.
         options: How the photos were read.
@@ -268,7 +284,7 @@ def write_fixed(
     Raises:
         OutputError: The folder is not empty, lies among the photos, or cannot be written.
     """
-    d, reasons = examination.dataset, findings.left_out(examination.findings, kinds)
+    d, reasons = result.dataset, left_out(result.issues, kinds)
     check_places(d.root, fix=folder)
     kept = d.without(reasons)
     with published(folder) as partial:
@@ -282,11 +298,11 @@ def write_fixed(
     return {q.path: q.reason for q in kept.quarantine}
 
 
-def write_examination(examination: Examination, folder: Path) -> list[Path]:
+def write_scan(result: ScanResult, folder: Path) -> list[Path]:
     """Write scan.json, quarantine.csv, suspects.csv, a picture of the photos, and one for each kind of issue.
 
     Args:
-        examination: What `examine` has found.
+        result: What `find_issues` has result.
         folder: Made where it is missing.
 
     Returns:
@@ -299,45 +315,45 @@ def write_examination(examination: Examination, folder: Path) -> list[Path]:
 
     check(folder, (*WRITTEN, *(_picture_of(kind) for kind in KINDS)))
     make_folder(folder, kind="output folder")
-    write_output(folder / "scan.json", json_bytes(examination.to_json()))
-    write_output(folder / "quarantine.csv", examination.dataset.quarantine_csv())
-    write_output(folder / "suspects.csv", _suspects_csv(examination))
-    pictures = [save_picture(dataset_grid(examination.dataset), folder / "photos.png")]
+    write_output(folder / "scan.json", json_bytes(result.to_json()))
+    write_output(folder / "quarantine.csv", result.dataset.quarantine_csv())
+    write_output(folder / "suspects.csv", _label_issues_csv(result))
+    pictures = [save_picture(dataset_grid(result.dataset), folder / "photos.png")]
     for kind in KINDS:
-        of_kind = [one for one in examination.of(kind) if one.photos]
+        of_kind = [one for one in result.of(kind) if one.photos]
         if of_kind:
             rows = [(one.photos, one.text) for one in of_kind[:SHOWN]]
-            sheet = contact_sheet(examination.dataset, f"{kind}: {len(of_kind)}", rows)
+            sheet = contact_sheet(result.dataset, f"{kind}: {len(of_kind)}", rows)
             pictures.append(save_picture(sheet, folder / _picture_of(kind)))
     return pictures
 
 
-def _suspects_csv(examination: Examination) -> bytes:
-    """Return the surest suspects as a table to be looked at and put right: `regraft relabel` takes its label column."""
-    d = examination.dataset
-    sure = [s for s in examination.suspects if s.probability >= findings.CONFIDENT]
+def _label_issues_csv(result: ScanResult) -> bytes:
+    """Return the surest label issues as a table to be put right: `regraft relabel` takes its label column."""
+    d = result.dataset
+    sure = [s for s in result.label_issues if s.probability >= CONFIDENT]
     rows = [
         (d.paths[s.photo], d.classes[d.labels[s.photo]], d.classes[s.suggested], f"{s.probability:.4f}") for s in sure
     ]
     return csv_bytes(("path", "label", "suggested", "probability"), rows)
 
 
-def in_words(examination: Examination) -> list[str]:
+def in_words(result: ScanResult) -> list[str]:
     """Describe what was found, in lines: each kind of issue with its first examples, leaks, and unbalanced classes."""
-    lines, counts = [], Counter(one.kind for one in examination.findings)
+    lines, counts = [], Counter(one.kind for one in result.issues)
     for kind, count in counts.items():
-        first = examination.of(kind)[:3]
+        first = result.of(kind)[:3]
         lines.append(f"{kind}: {count}")
         for one in first:
-            paths = ", ".join(examination.dataset.paths[i] for i in one.photos[:3])
+            paths = ", ".join(result.dataset.paths[i] for i in one.photos[:3])
             paths += ", ..." if len(one.photos) > 3 else ""
             lines.append(f"  {paths}: {one.text}" if paths else f"  {one.text}")
         if count > len(first):
             lines.append(f"  and {count - len(first)} more")
-    if examination.leak_cost:
-        with_them, without = examination.leak_cost
+    if result.leak_cost:
+        with_them, without = result.leak_cost
         lines.append(f"what the leaks are worth: {with_them}; without them {without}")
-    counted, size = examination.dataset.counts.items(), itemgetter(1)
+    counted, size = result.dataset.counts.items(), itemgetter(1)
     most, least = max(counted, key=size), min(counted, key=size)
     if most[1] >= RARE * least[1]:
         sizes = f"{most[1]} photos of {most[0]!r}, {least[1]} of {least[0]!r}"
@@ -358,11 +374,10 @@ def _leak(dataset: Dataset, finding: Issue) -> list[str]:
 
 def _outliers(features: Features, issues: list[Issue]) -> list[Issue]:
     """Find outliers. Of copies one is looked at: a photo is not less of an outlier for having a copy."""
-    again = set(findings.left_out(issues, CERTAIN))
+    again = set(left_out(issues, CERTAIN))
     kept = [i for i in range(len(features.hashes)) if i not in again]
     return [
-        Issue(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],))
-        for one in findings.outliers(features.x[kept])
+        Issue(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],)) for one in outliers(features.x[kept])
     ]
 
 

@@ -19,7 +19,7 @@ from regraft.backbones.backbone import Backbone, configured
 from regraft.bundle.bundle import Bundle, load
 from regraft.commands.report import NAME as REPORT
 from regraft.commands.report import write_report
-from regraft.commands.scan import chosen_kinds, counted, drop_issues, quick_audit
+from regraft.commands.scan import chosen_kinds, counted, drop_issues, issues_of_training
 from regraft.core.config import TrainConfig
 from regraft.core.errors import DataError, MissingExtra
 from regraft.core.files import exclusive, sweep
@@ -32,7 +32,7 @@ from regraft.data.growth import split_grown, with_known_sides
 from regraft.data.issues import Issue
 from regraft.data.merge import joined, merged, relabelled
 from regraft.data.remote import address_of, fetched, shown
-from regraft.data.scan import Dataset, checked, list_photos, scan
+from regraft.data.scan import Dataset, list_photos, scan, without_empty_classes
 from regraft.data.splits import Splits, grouped, split
 from regraft.models.linear_head import Head
 from regraft.pipeline.ahead import features_ahead
@@ -50,7 +50,7 @@ from regraft.run_dir import RunRecord, Step, now, unchanged
 from regraft.run_location import place
 from regraft.run_ownership import check_run, claim_run, remove_unfinished
 from regraft.training.distributed import ProcessGroup, process_group
-from regraft.training.recipe import Recipe, check_names, choose
+from regraft.training.recipe import Recipe, check_names, choose_recipe
 
 T = TypeVar("T")
 
@@ -107,7 +107,9 @@ def train_run(
         RegraftError: What stands in the way, and the cure.
     """
     out, config = place(Path(folder), out, progress=progress), config.located()
-    choose(config.recipe, Recipe(), config.mode, config.settings)  # what cannot be is refused before anything begins
+    choose_recipe(
+        config.recipe, Recipe(), config.mode, config.settings
+    )  # what cannot be is refused before anything begins
     chosen_kinds(config.drop)
     _check_installed(config)
     with create_trackers(config.track, trackers, progress) as listening:
@@ -177,7 +179,7 @@ def _train(
         inputs = _prepare(context)
         say_what_is_there(inputs.photos_split, progress)
         plain = plain_trial(inputs, context)
-        context = replace(context, findings=_seen(inputs, plain.head if plain else None, context))
+        context = replace(context, issues=_issues(inputs, plain.head if plain else None, context))
         outcome = run_phases(inputs, plain, context)
         if outcome is not None and config.report:
             run = finished(inputs.photos_split, outcome, context)
@@ -275,14 +277,14 @@ def _grown(context: RunContext, earlier: RunRecord) -> Dataset:
     roots = [*(earlier.root / root for root in earlier.roots), *(part.root for part in parts)]
     for file in _beyond(config.relabel, earlier.config.relabel):
         dataset = relabelled(dataset, Path(file), roots)
-    return checked(dataset)
+    return without_empty_classes(dataset)
 
 
 def _photos(context: RunContext) -> Dataset:
     """List all photos, with corrected labels; decode each to check it where no features will be computed of them."""
     config = context.config
     if context.labelled is not None:
-        return checked(context.labelled)
+        return without_empty_classes(context.labelled)
     if context.earlier is not None:
         return _grown(context, context.earlier)
     listed = list_photos if config.is_solved else scan
@@ -293,7 +295,7 @@ def _photos(context: RunContext) -> Dataset:
     dataset = joined(parts, val_fraction=config.val_fraction, seed=config.seed)
     for file in config.relabel:
         dataset = relabelled(dataset, Path(file), [part.root for part in parts])
-    return checked(dataset)
+    return without_empty_classes(dataset)
 
 
 def _backbone(context: RunContext) -> Backbone:
@@ -310,21 +312,21 @@ def _main_first(context: RunContext, work: Callable[[], T]) -> T:
     return done
 
 
-def _seen(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
-    """Audit the photos quickly and say what is found; not where issues were dropped already.
+def _issues(inputs: TrainInputs, head: Head | None, context: RunContext) -> tuple[Issue, ...]:
+    """Look for issues with what is computed anyway, and say what is found; not where issues were dropped already.
 
     Photos from elsewhere make mode auto let all layers learn, at once; else it decides nothing.
     """
     photos_split = inputs.photos_split
-    seen = (
+    issues = (
         ()
         if context.config.drop
-        else quick_audit(photos_split.dataset, photos_split.splits.train, head, inputs.features)
+        else issues_of_training(photos_split.dataset, photos_split.splits.train, head, inputs.features)
     )
-    for one in seen:
+    for one in issues:
         if one.kind == "split shift":
             context.progress.say(f"scan: {one.text}")
-    if seen:
-        what = counted(seen)
+    if issues:
+        what = counted(issues)
         context.progress.say(f"scan: {what}; look at them with: regraft scan {context.photos} --out findings")
-    return seen
+    return issues

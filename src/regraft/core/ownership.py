@@ -31,7 +31,7 @@ _SEAL = re.compile(rb"(?:<!--|#) regraft-seal: ([0-9a-f]{64})(?: -->)?\n\Z")
 _LEVELS = 6  # folders above a file whose markers may name it
 
 
-def sealed(text: str, suffix: str) -> bytes:
+def seal_text(text: str, suffix: str) -> bytes:
     """Write a page or a program as UTF-8, with a seal as its last line, by which `foreign` knows it again.
 
     Args:
@@ -43,7 +43,7 @@ def sealed(text: str, suffix: str) -> bytes:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Return whether a file's content is still as `sealed` wrote it."""
+    """Return whether a file's content is still as `seal_text` wrote it."""
     seal = _SEAL.search(data)
     return seal is not None and seal[1].decode() == sha256_bytes(data[: seal.start()])
 

@@ -141,7 +141,7 @@ def create_trackers(names: Sequence[str], further: Sequence[Tracker], progress: 
     return TrackerSet([*(TRACKERS[name]() for name in names), *further], progress, {})
 
 
-def figures(summary: dict[str, Any]) -> dict[str, float]:
+def scalars(summary: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of result.json that runs are compared by: accuracies 0..1 and seconds.
 
     Args:
@@ -174,7 +174,7 @@ class TensorBoard:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Record the figures of the delivered model."""
-        for name, value in figures(summary).items():
+        for name, value in scalars(summary).items():
             self._writer.add_scalar(f"result/{name}", value, 0)
         self._writer.close()
 
@@ -202,7 +202,7 @@ class MLflow:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Log the figures, and how the run ended: FINISHED, or KILLED where the summary is empty."""
-        for name, value in figures(summary).items():
+        for name, value in scalars(summary).items():
             self._client.log_metric(self._run, name, value)
         self._client.set_terminated(self._run, "FINISHED" if summary else "KILLED")
 
@@ -229,7 +229,7 @@ class WandB:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Log the figures, and how the run ended: exit code 0, or 1 where the summary is empty."""
-        self._run.summary.update(figures(summary))
+        self._run.summary.update(scalars(summary))
         self._run.finish(exit_code=0 if summary else 1)
 
 
@@ -248,7 +248,7 @@ class Trackio:
     def finish(self, summary: dict[str, Any]) -> None:
         """Log the figures and end the run."""
         if summary:
-            self._run.log({f"result/{name}": value for name, value in figures(summary).items()})
+            self._run.log({f"result/{name}": value for name, value in scalars(summary).items()})
         self._library.finish()
 
 

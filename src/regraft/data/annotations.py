@@ -22,7 +22,7 @@ from regraft.core.errors import DataError
 from regraft.data import sources
 from regraft.data.crops import Box
 from regraft.data.decode import EmptyFile, Unreadable, decoded_size
-from regraft.data.folder_layout import Labelled, Listing, Quarantined
+from regraft.data.folder_layout import LabelledFile, Listing, Quarantined
 from regraft.data.list_places import SAMPLE, PhotoPlaces
 
 ENDINGS = (".json", ".xml")
@@ -63,7 +63,7 @@ def list_annotations(file: Path, options: FolderOptions) -> Listing:
     Raises:
         DataError: It is neither, damaged, or its photos could be in several places.
     """
-    text = text_of(file)
+    text = read_utf8(file)
     try:
         drawn = list(_from_xml(file, text) if file.suffix.lower() == ".xml" else _from_json(file, json.loads(text)))
     except DAMAGED as error:
@@ -113,7 +113,7 @@ def listing_of(root: Path, named: Path, drawn: list[Drawn], options: FolderOptio
             listing.quarantine.append(Quarantined(f"{photo}#{number}" if one.box else photo, reason))
         elif path not in labels:
             labels[path] = label
-            listing.files.append(Labelled("", label, path, group=f"={photo}" if one.box else ""))
+            listing.files.append(LabelledFile("", label, path, group=f"={photo}" if one.box else ""))
         else:
             listing.notes.append(f"{named.name} has a box of {photo} twice")
     return listing
@@ -254,7 +254,7 @@ def finite(value: Any) -> float:
     return number
 
 
-def text_of(file: Path) -> str:
+def read_utf8(file: Path) -> str:
     """Read a file of UTF-8, which may be empty. Raises DataError."""
     try:
         return sources.read_bytes(file).decode("utf-8-sig")

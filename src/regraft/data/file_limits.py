@@ -215,7 +215,7 @@ def _size_of_icon(picture: bytes) -> tuple[int, int]:
 
 
 def _check_tiff(data: bytes) -> str | None:
-    directories = tiff_directories.read(data)
+    directories = tiff_directories.read_directories(data)
     if name := tiff_directories.raw_name(directories):
         return _is_raw(name)
     return tiff_directories.excess(directories)

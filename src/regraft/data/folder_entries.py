@@ -5,7 +5,7 @@ from pathlib import Path
 
 from regraft.core.errors import DataError
 from regraft.data import sources
-from regraft.data.sources import Entry
+from regraft.data.sources import FolderEntry
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini", "lost+found"}
@@ -27,7 +27,7 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK or name.lower().endswith("~")
 
 
-def list_entries(folder: Path) -> list[Entry]:
+def list_entries(folder: Path) -> list[FolderEntry]:
     """List what is in a folder, in natural order.
 
     Raises:
@@ -40,7 +40,7 @@ def list_entries(folder: Path) -> list[Entry]:
         raise DataError(f"Cannot list {folder}: {reason}. Check its permissions.") from error
 
 
-def visible_entries(folder: Path, notes: list[str]) -> list[Entry]:
+def visible_entries(folder: Path, notes: list[str]) -> list[FolderEntry]:
     """List what is in a folder, without junk; a line that names the junk is added to `notes`."""
     entries = list_entries(folder)
     junk = [entry.name for entry in entries if is_junk(entry.name)]
@@ -51,7 +51,7 @@ def visible_entries(folder: Path, notes: list[str]) -> list[Entry]:
 
 def folders_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder that are not junk."""
-    return [entry.name for entry in list_entries(folder) if is_folder(entry) and not is_junk(entry.name)]
+    return [entry.name for entry in list_entries(folder) if is_folder_entry(entry) and not is_junk(entry.name)]
 
 
 def has_photos_in_folders(folder: Path) -> bool:
@@ -63,11 +63,11 @@ def has_photos_in_folders(folder: Path) -> bool:
 
 def only_folder(folder: Path) -> Path | None:
     """Return the one folder in a folder, files beside it not counted; a link is not a folder here."""
-    folders = [entry for entry in list_entries(folder) if is_folder(entry) and not is_junk(entry.name)]
+    folders = [entry for entry in list_entries(folder) if is_folder_entry(entry) and not is_junk(entry.name)]
     return Path(folders[0].path) if len(folders) == 1 and not folders[0].is_symlink() else None
 
 
-def is_folder(entry: Entry) -> bool:
+def is_folder_entry(entry: FolderEntry) -> bool:
     """Return whether this is a folder or a link to one; a link to itself is none."""
     try:
         return entry.is_dir()
@@ -85,7 +85,7 @@ def _names_of_folders(folder: Path) -> list[str]:
     return [entry.name for entry in peeked(folder) if entry.is_dir(follow_symlinks=False)]
 
 
-def peeked(folder: Path) -> list[Entry]:
+def peeked(folder: Path) -> list[FolderEntry]:
     """List what is in a folder that may be left out; nothing where it cannot be listed."""
     try:
         return visible_entries(folder, [])

@@ -18,7 +18,7 @@ from regraft.data.class_names import refuse_twins
 from regraft.data.folder_entries import (
     folders_in,
     has_photos_in_folders,
-    is_folder,
+    is_folder_entry,
     is_junk,
     is_manifest,
     list_entries,
@@ -27,8 +27,8 @@ from regraft.data.folder_entries import (
     visible_entries,
 )
 from regraft.data.links import LEADS_OUT, note_on_links, why_not_entered, why_not_followed, why_not_regular
-from regraft.data.sources import Entry, MemberEntry
-from regraft.data.split_names import is_container, is_unlabelled, mentions_split, split_of, splits_of
+from regraft.data.sources import FolderEntry, MemberEntry
+from regraft.data.split_names import find_split_folders, is_container, is_unlabelled, mentions_split, split_of
 
 SPLITS = ("train", "val", "test")
 
@@ -47,7 +47,7 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledFile:
     """A file with its class and its split.
 
     Attributes:
@@ -83,7 +83,7 @@ class Listing:
 
     root: Path
     splits: list[str] = field(default_factory=list)
-    files: list[Labelled] = field(default_factory=list)
+    files: list[LabelledFile] = field(default_factory=list)
     quarantine: list[Quarantined] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     loose: list[Path] = field(default_factory=list)
@@ -118,9 +118,9 @@ def list_folder(root: Path, options: FolderOptions = AS_FOUND) -> Listing:
             listing.notes.append(reason)
             continue
         listing.splits.append(split)
-        refuse_twins(folder, "folders", [entry.name for entry in visible_entries(folder, []) if is_folder(entry)])
+        refuse_twins(folder, "folders", [entry.name for entry in visible_entries(folder, []) if is_folder_entry(entry)])
         labelled = _at_one_level(folder, list(_labelled_files(folder, listing)), listing)
-        listing.files += [Labelled(split, unicodedata.normalize("NFC", label), path) for label, path in labelled]
+        listing.files += [LabelledFile(split, unicodedata.normalize("NFC", label), path) for label, path in labelled]
     listing.notes += note_on_links(f"lead out of {root}", [q.path for q in listing.quarantine if q.reason == LEADS_OUT])
     listing.notes += note_on_links(f"to folders are not followed in {root}", listing.unfollowed)
     return listing
@@ -155,8 +155,8 @@ def joined_listings(root: Path, listings: Sequence[Listing], options: FolderOpti
 def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     """`[("train", root/train), ...]`, or `[("", root)]` when the folder is not split."""
     place = _around_splits(listing.root)
-    folders = [entry for entry in list_entries(place) if is_folder(entry) and not is_junk(entry.name)]
-    named = splits_of([entry.name for entry in folders])
+    folders = [entry for entry in list_entries(place) if is_folder_entry(entry) and not is_junk(entry.name)]
+    named = find_split_folders([entry.name for entry in folders])
     only_splits = len(named) == len(folders) > 1  # then "train" is no class, even if it holds photos only
     if "train" not in named.values() or not (only_splits or folders_in(place / _folder_of("train", named))):
         return [("", _past_wrappers(listing.root, listing))]
@@ -171,7 +171,7 @@ def _split_folders(listing: Listing) -> list[tuple[str, Path]]:
     return [(split, _past_wrappers(folder, listing)) for split, folder in places]
 
 
-def _check_splits(root: Path, folders: list[Entry], named: Mapping[str, str], options: FolderOptions) -> None:
+def _check_splits(root: Path, folders: list[FolderEntry], named: Mapping[str, str], options: FolderOptions) -> None:
     for split in SPLITS:
         same = [name for name, meaning in named.items() if meaning == split]
         if len(same) > 1:
@@ -215,7 +215,7 @@ def _folder_of(split: str, named: Mapping[str, str]) -> str:
 def _around_splits(root: Path) -> Path:
     """Return the folder of the splits: the only one in `root`, if its name says that it is nothing else, or `root`."""
     inner = only_folder(root)
-    if inner is None or not is_container(inner.name) or "train" not in splits_of(folders_in(inner)).values():
+    if inner is None or not is_container(inner.name) or "train" not in find_split_folders(folders_in(inner)).values():
         return root
     return inner
 
@@ -250,7 +250,7 @@ def _is_expected(name: str, inner: Sequence[str], options: FolderOptions) -> boo
 
 def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
     """Why the model is not evaluated on a test folder: its photos are in no class folders. None where they are."""
-    names, files = folders_in(folder), [e for e in visible_entries(folder, []) if not is_folder(e)]
+    names, files = folders_in(folder), [e for e in visible_entries(folder, []) if not is_folder_entry(e)]
     if len(names) == 1 and not folders_in(folder / names[0]) and is_unlabelled(names[0]):
         if names[0] in {one.label for one in listing.files}:
             return None
@@ -268,8 +268,8 @@ def _why_unlabelled(folder: Path, listing: Listing) -> str | None:
 def _labelled_files(folder: Path, listing: Listing) -> Iterator[tuple[str, str]]:
     """`(class, path)` of one split's files."""
     entries = visible_entries(folder, listing.notes)
-    class_folders = [entry for entry in entries if is_folder(entry)]
-    loose = [entry for entry in entries if not is_folder(entry)]
+    class_folders = [entry for entry in entries if is_folder_entry(entry)]
+    loose = [entry for entry in entries if not is_folder_entry(entry)]
     if loose and not class_folders:
         lists = [entry.path for entry in loose if is_manifest(Path(entry.path))]
         cure = f" If {lists[0]} says which is which, name that file instead." if lists else ""
@@ -315,13 +315,13 @@ def _files_of_class(folder: Path, name: str, listing: Listing) -> Iterator[tuple
     place = folder.relative_to(listing.root)
     for entry in files:
         if reason := why_not_regular(entry, listing.root, anywhere=listing.options.follow_links):
-            listing.unfollowed += [f"{place}/{entry.name}"] if is_folder(entry) and reason != LEADS_OUT else []
+            listing.unfollowed += [f"{place}/{entry.name}"] if is_folder_entry(entry) and reason != LEADS_OUT else []
             listing.quarantine.append(Quarantined(f"{place}/{entry.name}", reason))
         else:
             yield name, f"{place}/{entry.name}"
 
 
-def _refuse_mixed(folder: Path, inner: list[Entry], files: list[Entry]) -> None:
+def _refuse_mixed(folder: Path, inner: list[FolderEntry], files: list[FolderEntry]) -> None:
     """Raise DataError for a class folder of photos and folders, or of splits."""
     names = [entry.name for entry in inner]
     if inner and files:
@@ -337,11 +337,11 @@ def _refuse_mixed(folder: Path, inner: list[Entry], files: list[Entry]) -> None:
         )
 
 
-def _is_inner_folder(options: FolderOptions, entry: Entry) -> bool:
-    return is_folder(entry) if options.follow_links else entry.is_dir(follow_symlinks=False)
+def _is_inner_folder(options: FolderOptions, entry: FolderEntry) -> bool:
+    return is_folder_entry(entry) if options.follow_links else entry.is_dir(follow_symlinks=False)
 
 
-def _is_entered(entry: Entry, listing: Listing) -> bool:
+def _is_entered(entry: FolderEntry, listing: Listing) -> bool:
     """Whether a folder is read; if it is a link that is not followed, or leads in a circle, it is quarantined."""
     if isinstance(entry, MemberEntry):
         return True
@@ -353,13 +353,13 @@ def _is_entered(entry: Entry, listing: Listing) -> bool:
 
 
 def _set_aside_files(folder: Path, listing: Listing) -> None:
-    _set_aside([entry for entry in visible_entries(folder, listing.notes) if not is_folder(entry)], listing)
+    _set_aside([entry for entry in visible_entries(folder, listing.notes) if not is_folder_entry(entry)], listing)
 
 
-def _set_aside(loose: list[Entry], listing: Listing) -> None:
+def _set_aside(loose: list[FolderEntry], listing: Listing) -> None:
     listing.loose += [Path(entry.path) for entry in loose]
     listing.quarantine += [Quarantined(_relative(entry, listing.root), "not inside a class folder") for entry in loose]
 
 
-def _relative(entry: Entry, root: Path) -> str:
+def _relative(entry: FolderEntry, root: Path) -> str:
     return str(Path(entry.path).relative_to(root))

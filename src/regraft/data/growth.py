@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from regraft.data.scan import Dataset
-from regraft.data.splits import Splits, held_out, splits_of
+from regraft.data.splits import Splits, given_splits, held_out
 from regraft.data.units import share_at, units_of
 
 
@@ -54,7 +54,7 @@ def split_grown(dataset: Dataset, *, val_fraction: float, seed: int, given: bool
         lacking = [int(label) for label in np.unique(dataset.labels) if label not in learned]
         sides = ["train" if label in lacking else side for label, side in zip(dataset.labels, sides, strict=True)]
         notes += tuple(f"all photos of {dataset.classes[label]!r} are learned from, none judges" for label in lacking)
-    return splits_of(replace(dataset, splits=tuple(sides), notes=notes), given=given)
+    return given_splits(replace(dataset, splits=tuple(sides), notes=notes), given=given)
 
 
 def _drawn(dataset: Dataset, val_fraction: float, seed: int) -> list[str]:

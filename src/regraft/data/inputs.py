@@ -71,7 +71,7 @@ def content_of(photo: Photo, name: str = "The photo") -> bytes:
     return buffer.getvalue()
 
 
-def in_order(several: Any) -> list[Any]:
+def photos_in_order(several: Any) -> list[Any]:
     """Several photos in the order in which they are held, whatever holds them.
 
     Args:

@@ -67,7 +67,7 @@ class Issue:
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelIssue:
     """A photo whose label is doubted by a model that has not seen it.
 
     Attributes:
@@ -145,7 +145,7 @@ def alike(stats: ImageStats) -> Iterator[tuple[int, int]]:
                 yield int(i), int(j)
 
 
-def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
+def label_issues(labels: np.ndarray, probabilities: np.ndarray) -> list[LabelIssue]:
     """Find photos that a model which has not seen them assigns to another class.
 
     Args:
@@ -163,15 +163,15 @@ def suspects(labels: np.ndarray, probabilities: np.ndarray) -> list[Suspect]:
     given, p = labels[held_out], probabilities[held_out]
     suggested, best = p.argmax(axis=1), p.max(axis=1)
     order = np.argsort(p[np.arange(len(p)), given] - best, kind="stable")
-    return [Suspect(int(held_out[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != given[k]]
+    return [LabelIssue(int(held_out[k]), int(suggested[k]), float(best[k])) for k in order if suggested[k] != given[k]]
 
 
-def doubted(dataset: Dataset, ranked: Sequence[Suspect]) -> list[Issue]:
-    """Select the suspects of which the model is sure.
+def confident_label_issues(dataset: Dataset, ranked: Sequence[LabelIssue]) -> list[Issue]:
+    """Select the label issues of which the model is sure.
 
     Args:
         dataset: The photos.
-        ranked: As `suspects` returns them.
+        ranked: As `label_issues` returns them.
 
     Returns:
         An issue for each one whose suggested class has a probability of at least 80 %.

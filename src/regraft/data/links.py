@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from regraft.data.sources import Entry
+from regraft.data.sources import FolderEntry
 
 LEADS_OUT = "a link that leads out of the data folder"
 AROUND = "a link to a folder around it"
@@ -58,7 +58,7 @@ def why_not_entered(path: Path, root: Path, walked: set[tuple[int, int]], *, any
     return None
 
 
-def why_not_regular(entry: Entry, root: Path, *, anywhere: bool = False) -> str | None:
+def why_not_regular(entry: FolderEntry, root: Path, *, anywhere: bool = False) -> str | None:
     """Return why something beside photos is not opened: a pipe would hang its reader, and a link may lead anywhere.
 
     Args:

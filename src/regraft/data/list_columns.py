@@ -44,7 +44,7 @@ class Columns:
 CANONICAL = Columns("path", "label")
 
 
-def choose(file: Path, options: FolderOptions, places: PhotoPlaces) -> Columns:
+def choose_columns(file: Path, options: FolderOptions, places: PhotoPlaces) -> Columns:
     """Choose the columns of a list.
 
     Args:

@@ -24,11 +24,11 @@ from regraft.core.errors import DataError
 from regraft.data import sources
 from regraft.data.class_names import refuse_twins
 from regraft.data.folder_entries import is_manifest
-from regraft.data.folder_layout import SPLITS, Labelled, Listing, Quarantined
+from regraft.data.folder_layout import SPLITS, LabelledFile, Listing, Quarantined
 from regraft.data.links import LEADS_OUT, note_on_links
-from regraft.data.list_columns import CANONICAL, Columns, choose
+from regraft.data.list_columns import CANONICAL, Columns, choose_columns
 from regraft.data.list_places import PhotoPlaces
-from regraft.data.list_records import COLUMNS, dialect, records, text_of
+from regraft.data.list_records import COLUMNS, dialect, read_list_text, records
 from regraft.data.split_names import split_of
 
 NOT_THERE = "the file does not exist"
@@ -66,7 +66,7 @@ def list_manifest(file: Path, options: FolderOptions = AS_FOUND) -> Listing:
             says.
     """
     places = PhotoPlaces(file.parent)
-    columns = choose(file, options, places)
+    columns = choose_columns(file, options, places)
     rows = read_rows(file, columns)
     listing = Listing(file.parent, splits=_splits(file, rows), options=options, list_file=file, labelled_by="list")
     listing.notes += [*columns.notes(file), *places.settle(file, [row.path for row in rows])]
@@ -85,7 +85,7 @@ def list_manifest(file: Path, options: FolderOptions = AS_FOUND) -> Listing:
             listing.quarantine.append(Quarantined(row.path, reason))
             missing += [row] if reason == NOT_THERE else []
         else:
-            listing.files.append(Labelled(row.split, row.label, row.path))
+            listing.files.append(LabelledFile(row.split, row.label, row.path))
     listing.notes += _missing_note(missing, bool(listing.files), listing)
     out = [q.path for q in listing.quarantine if q.reason == LEADS_OUT]
     listing.notes += note_on_links("lead out of the list's folder", out)
@@ -129,7 +129,7 @@ def read_rows(file: Path, columns: Columns = CANONICAL) -> list[ListRow]:
         DataError: A row has no path or no label, or could be read in more than one way; its line is named.
     """
     if file.suffix.lower() in (".csv", ".tsv"):
-        columns.check(file, dialect(file, text_of(file)).names)
+        columns.check(file, dialect(file, read_list_text(file)).names)
     rows = [_checked(file, line, values, columns) for line, values in records(file)]
     if not rows:
         raise DataError(f"{file} lists no photos. Expected lines with {', '.join(COLUMNS[:2])} and optionally split.")
@@ -162,12 +162,12 @@ def without_others(file: Path, paths: Collection[str], options: FolderOptions = 
         DataError: As for `read_rows`.
     """
     places = PhotoPlaces(file.parent)
-    columns = choose(file, options, places)
+    columns = choose_columns(file, options, places)
     rows = read_rows(file, columns)
     places.settle(file, [row.path for row in rows])
     photo_paths = [places.find(row.path) for row in rows]
     wanted = [path if path in paths else "" for path in photo_paths]
-    text = text_of(file)
+    text = read_list_text(file)
     if file.suffix.lower() not in (".csv", ".tsv"):
         objects = [json.loads(line) for line in text.split("\n") if line.strip()]
         key = next((key for key in objects[0] if key.lower() == columns.path), columns.path)

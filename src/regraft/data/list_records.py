@@ -43,10 +43,10 @@ def records(file: Path) -> Iterator[Record]:
     Raises:
         DataError: It cannot be read, or a row could be read in more than one way; its line is named.
     """
-    return _READERS[file.suffix.lower()](file, text_of(file))
+    return _READERS[file.suffix.lower()](file, read_list_text(file))
 
 
-def text_of(file: Path) -> str:
+def read_list_text(file: Path) -> str:
     """Read a list, which may lie in an archive.
 
     Raises:
@@ -104,7 +104,7 @@ def column_names(file: Path) -> list[str]:
         DataError: As for `records`.
     """
     if _READERS[file.suffix.lower()] is _rows_of_csv:
-        return dialect(file, text_of(file)).names
+        return dialect(file, read_list_text(file)).names
     return next(([*values] for _, values in records(file)), [])
 
 

@@ -10,11 +10,11 @@ from regraft.core.errors import DataError, nearest
 from regraft.data import sources
 from regraft.data.annotations import is_annotation, list_annotations
 from regraft.data.folder_entries import MANIFESTS, is_manifest
-from regraft.data.folder_layout import SPLITS, Labelled, Listing, Quarantined, joined_listings, list_folder
+from regraft.data.folder_layout import SPLITS, LabelledFile, Listing, Quarantined, joined_listings, list_folder
 from regraft.data.imagefolder import list_described
 from regraft.data.list_manifest import list_manifest, refuse_conflicts
 from regraft.data.name_labels import list_by_name
-from regraft.data.parquet_rows import labels_of
+from regraft.data.parquet_rows import read_labels
 from regraft.data.shards import is_shard, list_shard
 from regraft.data.split_names import split_of
 from regraft.data.video_frames import with_frames
@@ -84,10 +84,10 @@ def list_parquet(file: Path, options: FolderOptions) -> Listing:
         DataError: It is damaged, or could be read in no way or in several.
         MissingExtra: pyarrow is not installed.
     """
-    listing, (labels, column) = Listing(file, splits=[""], labelled_by="list"), labels_of(file, options)
+    listing, (labels, column) = Listing(file, splits=[""], labelled_by="list"), read_labels(file, options)
     for path, label in zip(sources.members(file), labels, strict=True):
         if label:
-            listing.files.append(Labelled("", label, path))
+            listing.files.append(LabelledFile("", label, path))
         else:
             listing.quarantine.append(Quarantined(path, f"no class in the column {column}"))
     return listing

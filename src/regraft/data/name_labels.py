@@ -9,9 +9,9 @@ from regraft.core.config import FolderOptions
 from regraft.core.errors import ConfigError, DataError
 from regraft.data import sources
 from regraft.data.folder_entries import is_junk, natural_key
-from regraft.data.folder_layout import Labelled, Listing, Quarantined
+from regraft.data.folder_layout import LabelledFile, Listing, Quarantined
 from regraft.data.links import why_not_entered, why_not_regular
-from regraft.data.split_names import splits_of
+from regraft.data.split_names import find_split_folders
 
 
 def list_by_name(root: Path, options: FolderOptions) -> Listing:
@@ -39,11 +39,11 @@ def list_by_name(root: Path, options: FolderOptions) -> Listing:
     labels = {path: match[match.re.groups and 1] for path in paths if (match := search(path))}
     if paths and not labels:
         raise ConfigError(f"--label-by {pattern!r} finds nothing in any path, such as {paths[0]!r}.")
-    splits = splits_of(sorted({path.partition("/")[0] for path in labels if "/" in path}))
+    splits = find_split_folders(sorted({path.partition("/")[0] for path in labels if "/" in path}))
     is_split = "train" in splits.values() and all(path.partition("/")[0] in splits for path in labels)
     for path in paths:
         if label := unicodedata.normalize("NFC", labels.get(path) or "").strip():
-            listing.files.append(Labelled(splits[path.partition("/")[0]] if is_split else "", label, path))
+            listing.files.append(LabelledFile(splits[path.partition("/")[0]] if is_split else "", label, path))
         else:
             listing.quarantine.append(Quarantined(path, f"--label-by {pattern!r} finds no class in its path"))
     listing.splits = list(dict.fromkeys(one.split for one in listing.files))

@@ -165,7 +165,7 @@ def open_parquet(file: Path) -> ParquetSource:
     return ParquetSource(file, column, {name: row for row, name in enumerate(names)}, starts)
 
 
-def labels_of(file: Path, options: FolderOptions) -> tuple[list[str], str]:
+def read_labels(file: Path, options: FolderOptions) -> tuple[list[str], str]:
     """Read the class of every row.
 
     Args:

@@ -22,7 +22,7 @@ from regraft.core.runtime import num_cores
 from regraft.data.class_names import refuse_twins, refuse_unwritable
 from regraft.data.decode import CHECKED_AT, Unreadable, decode
 from regraft.data.folder_entries import natural_key
-from regraft.data.folder_layout import Labelled, Listing, Quarantined
+from regraft.data.folder_layout import LabelledFile, Listing, Quarantined
 from regraft.data.links import LEADS_OUT
 from regraft.data.listings import listed
 from regraft.data.remote import fetched
@@ -188,7 +188,7 @@ def scan(
     with progress.step("check photos", total=len(dataset)) as advance:
         check = partial(_why_unreadable, dataset)
         reasons = dict(enumerate(map_photos(check, len(dataset), advance)))
-    return checked(dataset.without({i: reason for i, reason in reasons.items() if reason}), min_classes)
+    return without_empty_classes(dataset.without({i: reason for i, reason in reasons.items() if reason}), min_classes)
 
 
 def list_photos(
@@ -233,7 +233,9 @@ def list_photos(
         labelled=(Labelling(listing.labelled_by),) * len(files),
         list_file=listing.list_file,
     )
-    return checked(dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes)
+    return without_empty_classes(
+        dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason}), min_classes
+    )
 
 
 def unlabelled(paths: Sequence[Path], progress: Progress = QUIET) -> Dataset:
@@ -246,7 +248,7 @@ def unlabelled(paths: Sequence[Path], progress: Progress = QUIET) -> Dataset:
     Returns:
         The photos, their content hashed but not decoded; those that cannot be read are in the quarantine.
     """
-    listing = Listing(Path(), files=[Labelled("", "", str(path)) for path in paths])
+    listing = Listing(Path(), files=[LabelledFile("", "", str(path)) for path in paths])
     with progress.step("hash photos", total=len(paths)) as advance:
         hashes = list(map_photos(partial(_hash_or_reason, listing), len(paths), advance))
     dataset = Dataset(
@@ -260,7 +262,7 @@ def unlabelled(paths: Sequence[Path], progress: Progress = QUIET) -> Dataset:
     return dataset.without({i: reason for i, (_, reason) in enumerate(hashes) if reason})
 
 
-def checked(dataset: Dataset, min_classes: int = 2) -> Dataset:
+def without_empty_classes(dataset: Dataset, min_classes: int = 2) -> Dataset:
     """Return the data set without classes that have no photo, if enough is left.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from regraft.data import sources
 from regraft.data.decode import Unreadable
 from regraft.data.folder_entries import is_junk
-from regraft.data.folder_layout import Labelled, Listing, Quarantined
+from regraft.data.folder_layout import LabelledFile, Listing, Quarantined
 
 LABELS = ("cls", "json")
 JSON_LABELS = ("label", "cls", "class")
@@ -58,7 +58,7 @@ def list_shard(archive: Path) -> Listing:
         if reason:
             listing.quarantine += [Quarantined(name, reason) for name in photos]
         else:
-            listing.files += [Labelled("", label, name) for name in photos]
+            listing.files += [LabelledFile("", label, name) for name in photos]
     return listing
 
 

@@ -29,7 +29,7 @@ _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGN
 
 
 @dataclass(frozen=True)
-class Undone:
+class UndoneSorting:
     """What became of a folder of sorted photos.
 
     Attributes:
@@ -104,7 +104,7 @@ def sort_photos(assignments: Sequence[tuple[Path, str]], out: Path) -> int:
     return len(wanted)
 
 
-def undo(out: Path) -> Undone:
+def undo(out: Path) -> UndoneSorting:
     """Remove what `sort_photos` made in a folder, and the folder too where nothing else is in it.
 
     Args:
@@ -130,7 +130,7 @@ def undo(out: Path) -> Undone:
         except OSError as error:
             raise _explained(out, error) from error
     _leave(out, is_own="." in made.folders)
-    return Undone(len(there) - len(kept), tuple(kept))
+    return UndoneSorting(len(there) - len(kept), tuple(kept))
 
 
 def _by_source(assignments: Sequence[tuple[Path, str]]) -> dict[str, str]:

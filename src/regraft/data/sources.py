@@ -48,7 +48,7 @@ class Source(Protocol):
         """Read a member. Raises Unreadable where it is damaged, and KeyError where it is not there."""
 
 
-class Entry(Protocol):
+class FolderEntry(Protocol):
     """What a folder holds, be it on disk or in a source: the part of `os.DirEntry` that is used."""
 
     @property
@@ -171,7 +171,7 @@ def _as_file(path: Path, place: Path) -> Path:
     return place
 
 
-def entries(folder: Path) -> list[Entry]:
+def entries(folder: Path) -> list[FolderEntry]:
     """List what a folder holds, or a source, or a folder in a source.
 
     Raises:

@@ -49,7 +49,7 @@ def mentions_split(name: str) -> bool:
     return any(map(_meaning, _tokens(name)))
 
 
-def splits_of(names: Sequence[str]) -> dict[str, str]:
+def find_split_folders(names: Sequence[str]) -> dict[str, str]:
     """Find which of some folders beside each other are splits.
 
     Names that differ in nothing but the word for the split, as `fruit-train` and `fruit-test`, are some too.

@@ -71,7 +71,7 @@ def split(dataset: Dataset, *, val_fraction: float = 0.2, seed: int = 0) -> Spli
     return splits
 
 
-def splits_of(dataset: Dataset, *, given: bool) -> Splits:
+def given_splits(dataset: Dataset, *, given: bool) -> Splits:
     """Return the splits of a data set in which every photo has one.
 
     Args:

@@ -68,7 +68,7 @@ class Directory:
         return self.tags[number].first if number in self.tags else 0
 
 
-def read(data: bytes) -> list[Directory]:
+def read_directories(data: bytes) -> list[Directory]:
     """Read the directories of a file.
 
     Args:
@@ -98,7 +98,7 @@ def raw_name(directories: list[Directory]) -> str:
     """Return the usual ending of the camera raw files that these directories are of.
 
     Args:
-        directories: As `read` gives them.
+        directories: As `read_directories` gives them.
 
     Returns:
         The ending, such as "NEF"; "for example NEF or ARW" for a raw file of an unknown kind, "" for a usual TIFF.
@@ -118,7 +118,7 @@ def excess(directories: list[Directory]) -> str | None:
     """Return why the tags ask for too much work, or the first picture is not the photo; None where neither is so.
 
     Args:
-        directories: As `read` gives them.
+        directories: As `read_directories` gives them.
     """
     for one in directories:
         if one.num_tags > MAX_TAGS:

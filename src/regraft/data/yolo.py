@@ -12,10 +12,10 @@ from pathlib import Path
 from regraft.core.config import FolderOptions
 from regraft.core.errors import DataError
 from regraft.data import sources
-from regraft.data.annotations import Drawn, finite, listing_of, text_of
+from regraft.data.annotations import Drawn, finite, listing_of, read_utf8
 from regraft.data.crops import Box
 from regraft.data.folder_layout import Listing
-from regraft.data.split_names import split_of, splits_of
+from regraft.data.split_names import find_split_folders, split_of
 
 NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 DARKNET = re.compile(r"obj_(\w+)_data")
@@ -52,9 +52,9 @@ def yolo_folder(root: Path) -> YoloFolder | None:
         return None
     if _is_pair(root):
         inner = _folders(root / "images")
-        return YoloFolder(root, names, {"labels": "images"}, _in("images", splits_of(inner)))
+        return YoloFolder(root, names, {"labels": "images"}, _in("images", find_split_folders(inner)))
     folders = _folders(root)
-    split = {name: part for name, part in splits_of(folders).items() if _is_pair(root / name)}
+    split = {name: part for name, part in find_split_folders(folders).items() if _is_pair(root / name)}
     if split:
         return YoloFolder(root, names, {f"{name}/labels": f"{name}/images" for name in split}, split)
     darknet = {name: match[1] for name in folders if (match := DARKNET.fullmatch(name))}
@@ -110,7 +110,7 @@ def _texts(folder: Path) -> Iterator[Path]:
 
 def _drawn(path: Path, photo: str, classes: dict[int, str]) -> Iterator[Drawn]:
     """Read the boxes of a photo: a class's number, the middle and the sides. Raises DataError."""
-    for number, line in enumerate(text_of(path).splitlines(), start=1):
+    for number, line in enumerate(read_utf8(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -125,7 +125,7 @@ def _drawn(path: Path, photo: str, classes: dict[int, str]) -> Iterator[Drawn]:
 
 def _classes(file: Path) -> dict[int, str]:
     """Names by number: a line each, or `names:` of a data.yaml. Raises DataError."""
-    lines = text_of(file).splitlines()
+    lines = read_utf8(file).splitlines()
     if file.suffix != ".yaml":
         return dict(enumerate(line.strip() for line in lines if line.strip()))
     start = next((i for i, line in enumerate(lines) if line.startswith("names:")), None)

@@ -165,8 +165,8 @@ def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: 
         DataError: No photo is readable.
         BundleError: The bundle's graph and its weights contradict each other.
     """
-    dataset, logits = logits_of(bundle, dataset, progress)
-    evaluation = figures(dataset, bundle.probabilities(logits), split)
+    dataset, logits = bundle_logits(bundle, dataset, progress)
+    evaluation = evaluate_probabilities(dataset, bundle.probabilities(logits), split)
     before = bundle.probabilities(logits * np.float32(bundle.manifest["temperature"]))
     uncalibrated = {
         "log_loss": log_loss(before, dataset.labels),
@@ -175,7 +175,7 @@ def evaluate_dataset(bundle: Bundle, dataset: Dataset, split: str, *, progress: 
     return replace(evaluation, uncalibrated=uncalibrated, least_sure=bundle.least_sure)
 
 
-def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
+def evaluate_probabilities(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
     """Compute how good probabilities are for the photos of a data set.
 
     Args:
@@ -207,7 +207,7 @@ def figures(dataset: Dataset, p: np.ndarray, split: str) -> Evaluation:
     )
 
 
-def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[Dataset, np.ndarray]:
+def bundle_logits(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[Dataset, np.ndarray]:
     """Compute the logits of a data set's photos.
 
     The bundle's graph is its backbone and one linear layer, and the backbone's answer to a photo never changes. So
@@ -226,7 +226,7 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
         DataError: No photo is readable.
         BundleError: The bundle's graph and its weights contradict each other.
     """
-    rows, failures = rows_of(bundle, dataset, progress)
+    rows, failures = bundle_features(bundle, dataset, progress)
     dataset = dataset.without(failures)
     if len(dataset) == 0:
         raise DataError(f"{dataset.root} has no readable photos to judge on. Found {dataset.num_found} files.")
@@ -237,7 +237,7 @@ def logits_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> t
     return dataset, logits
 
 
-def rows_of(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[CachedRows, dict[int, str]]:
+def bundle_features(bundle: Bundle, dataset: Dataset, progress: Progress = QUIET) -> tuple[CachedRows, dict[int, str]]:
     """Find the features of photos, as the head of a bundle takes them, in the cache, or compute those that it lacks.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from regraft.backbones.engine import read, save
+from regraft.backbones.engine import openvino_model, save
 from regraft.bundle.bundle import Bundle
 from regraft.core.version import __version__
 
@@ -77,7 +77,7 @@ def write_openvino(bundle: Bundle, path: Path, ranges: Sequence[np.ndarray] = ()
     Raises:
         MissingExtra: onnxruntime, which int8 needs, is not installed.
     """
-    model = read(_bytes(bundle, ranges))
+    model = openvino_model(_bytes(bundle, ranges))
     for name, text in metadata(bundle, "int8" if ranges else "f32").items():
         model.set_rt_info(text, ["regraft", name])
     save(model, path)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from regraft.core.errors import ExportError, OutputError
 from regraft.core.files import sha256_file
-from regraft.core.ownership import foreign, is_sealed, sealed
+from regraft.core.ownership import foreign, is_sealed, seal_text
 
 Format = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[Format, tuple[str, ...]] = {
@@ -89,7 +89,7 @@ class ExportedFiles:
             before = (sha256_file(path),) if path.is_file() else ()
             recorded[path.suffix] = (sha256_file(drafts / path.name), *before)
         lines = [f"# its {suffix}: {' '.join(hashes)}\n" for suffix, hashes in sorted(recorded.items())]
-        return sealed(f"{text}\n{''.join(lines)}", PROGRAM)
+        return seal_text(f"{text}\n{''.join(lines)}", PROGRAM)
 
     def _recorded(self) -> dict[str, tuple[str, ...]]:
         """Return the hashes of the model's files that the program which is there names, by suffix."""

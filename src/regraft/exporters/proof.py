@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Answers:
+class ProgramOutputs:
     """What a program makes of some photos.
 
     Attributes:
@@ -61,7 +61,7 @@ class RunningProgram:
     process: "subprocess.Popen[str]"
     talk: IO[str] = field(repr=False)
 
-    def __call__(self, paths: Sequence[Path], *, predict: bool = True) -> Answers:
+    def __call__(self, paths: Sequence[Path], *, predict: bool = True) -> ProgramOutputs:
         """Ask what it makes of photos, all that can be read of one size.
 
         Args:
@@ -74,7 +74,7 @@ class RunningProgram:
         reply = self.ask({"paths": list(map(str, paths)), "predict": predict})
         rows = reply["rows"]
         inputs, errors = [row.get("sha256") for row in rows], [row.get("error", "") for row in rows]
-        return Answers(inputs, errors, np.array(reply["probabilities"], dtype=np.float64))
+        return ProgramOutputs(inputs, errors, np.array(reply["probabilities"], dtype=np.float64))
 
     def ask(self, order: dict[str, Any] | None) -> dict[str, Any]:
         """Return the answer to one order.

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from regraft.core.errors import RegraftError
 from regraft.data.decode import Unreadable
-from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Conflict
+from regraft.labelling.cards import KINDS, PAGE_SIZE, Annotation, Conflict
 from regraft.labelling.entrance import ENTER, Entrance
 from regraft.labelling.sitting import Sitting
 from regraft.labelling.thumbnails import EDGES, Thumbnails
@@ -41,7 +41,7 @@ TAB = re.compile(r"[a-z0-9]{8,32}")
 T = TypeVar("T")
 
 
-class OneAnswer(msgspec.Struct, forbid_unknown_fields=True):
+class PhotoAnnotation(msgspec.Struct, forbid_unknown_fields=True):
     """What a person says of one photo."""
 
     photo: int
@@ -49,10 +49,10 @@ class OneAnswer(msgspec.Struct, forbid_unknown_fields=True):
     set_aside: bool = False
 
 
-class Answers(msgspec.Struct, forbid_unknown_fields=True):
+class Annotations(msgspec.Struct, forbid_unknown_fields=True):
     """What a person says with one key."""
 
-    answers: list[OneAnswer]
+    answers: list[PhotoAnnotation]
     version: int
     is_audit: bool = False
 
@@ -134,8 +134,8 @@ def _routes_that_change(sitting: Sitting) -> list[Route]:
     """Make the routes that change what is labelled, or begin something."""
 
     async def answers(request: Request) -> Response:
-        body = await _body(request, Answers)
-        given = [Answer(one.photo, one.label, one.set_aside, body.is_audit) for one in body.answers]
+        body = await _body(request, Annotations)
+        given = [Annotation(one.photo, one.label, one.set_aside, body.is_audit) for one in body.answers]
         person = _person(request)
         version = await _called(sitting.answer, given, person=person, seen_version=body.version)
         return Json({"version": version, "status": await run_in_threadpool(_status, sitting)})

@@ -9,7 +9,7 @@ from math import exp, log
 import numpy as np
 
 from regraft.core.statistics import wilson_interval
-from regraft.labelling.cards import AuditedAccuracy, CurvePoint
+from regraft.labelling.cards import AuditedAccuracy, LearningCurvePoint
 
 MORE = 50  # labels whose gain is foretold
 FEWEST_POINTS = 3  # of a curve that can be continued
@@ -32,9 +32,9 @@ def audited_accuracy(log_p: np.ndarray, y: np.ndarray) -> AuditedAccuracy | None
     return AuditedAccuracy(num_right / len(y), low, high, len(y))
 
 
-def curve_point(num_labels: int, audited: AuditedAccuracy) -> CurvePoint:
+def curve_point(num_labels: int, audited: AuditedAccuracy) -> LearningCurvePoint:
     """Return a point of the learning curve."""
-    return CurvePoint(num_labels, audited.value, audited.low, audited.high)
+    return LearningCurvePoint(num_labels, audited.value, audited.low, audited.high)
 
 
 def checkpoints(num_labels: int) -> list[int]:
@@ -43,7 +43,7 @@ def checkpoints(num_labels: int) -> list[int]:
     return [*doubled, num_labels]
 
 
-def expected_gain(curve: Sequence[CurvePoint], num_audited: int) -> float | None:
+def expected_gain(curve: Sequence[LearningCurvePoint], num_audited: int) -> float | None:
     """Foretell what another 50 labels add to the accuracy, by a power law through the errors so far.
 
     Args:

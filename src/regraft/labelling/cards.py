@@ -52,7 +52,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Annotation:
     """What a person says of a photo.
 
     Attributes:
@@ -69,7 +69,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Undone:
+class UndoneStep:
     """What became of taking back a step.
 
     Attributes:
@@ -82,7 +82,7 @@ class Undone:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
+class LearningCurvePoint:
     """How good the model was after some labels, on the audited photos.
 
     Attributes:
@@ -161,7 +161,7 @@ class Status:
     version: int
     solved_version: int
     accuracy: AuditedAccuracy | None
-    curve: tuple[CurvePoint, ...]
+    curve: tuple[LearningCurvePoint, ...]
     expected_gain: float | None
     is_done: bool
     training: Training | None = None

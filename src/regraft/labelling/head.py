@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from regraft.core.pca import principal_axes
 from regraft.models.linear_head import FEW, MIDDLING
-from regraft.models.logistic import Curvature, RowsInMemory, Solution, Task, fit, log_probabilities, moments
+from regraft.models.logistic import Curvature, RowsInMemory, Solution, Task, fit_logistic, log_probabilities, moments
 from regraft.models.standardised import floored
 
 NUM_AXES = 256
@@ -92,7 +92,7 @@ def solve_head(
     begin = None if start is None else _widened(start.solution, num_classes)
     with threadpool_limits(1):
         above = min(MOST_ABOVE, ABOVE / len(rows))
-        solution = fit(task, Curvature(None, projection.variances), start=begin, above=above)
+        solution = fit_logistic(task, Curvature(None, projection.variances), start=begin, above=above)
     return FastHead(solution, len(y))
 
 

@@ -53,7 +53,7 @@ class LabelRow:
     is_new: bool
 
 
-def rows_of(heap: Heap, contents: Contents, labels: Labels) -> list[LabelRow]:
+def label_rows(heap: Heap, contents: Contents, labels: Labels) -> list[LabelRow]:
     """Gather what is said of every file of a heap that was read; copies are said what their first is."""
     is_new = _unlike_labelled(contents, labels)
     rows = []

@@ -13,12 +13,12 @@ import numpy as np
 from regraft.core.errors import ConfigError, DataError
 from regraft.labelling.audit import expected_gain
 from regraft.labelling.board import Board
-from regraft.labelling.cards import KINDS, PAGE_SIZE, Answer, Card, Conflict, Page, Status, Training, Undone
+from regraft.labelling.cards import KINDS, PAGE_SIZE, Annotation, Card, Conflict, Page, Status, Training, UndoneStep
 from regraft.labelling.choosing import Asked, chosen, for_audit, log_p_of
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.labels import Labels, checked_name
-from regraft.labelling.outputs import LabelRow, rows_of, sort_into
+from regraft.labelling.outputs import LabelRow, label_rows, sort_into
 from regraft.labelling.solver import Snapshot, Solved, Solver
 from regraft.labelling.suggestions import NOTHING
 from regraft.run_dir import now
@@ -167,7 +167,7 @@ class Sitting:
             is_hidden = self._reserved() & self._open()
             return tuple(self._card(i, None if is_hidden[i] else self._solver.latest) for i in photos)
 
-    def answer(self, answers: Sequence[Answer], *, person: str, seen_version: int | None = None) -> int:
+    def answer(self, answers: Sequence[Annotation], *, person: str, seen_version: int | None = None) -> int:
         """Keep answers: they are on disk when this returns. One call is one step, which `undo` takes back.
 
         Args:
@@ -192,7 +192,7 @@ class Sitting:
                 return self._labels.version
             return self._keep({"kind": "answer", "person": person, "at": now(), "answers": entries})
 
-    def undo(self, *, person: str) -> Undone:
+    def undo(self, *, person: str) -> UndoneStep:
         """Take back the last step of a person that is not taken back yet.
 
         Returns:
@@ -204,10 +204,10 @@ class Sitting:
         with self._lock:
             step, contents = self._labels.last_step(person), self._labels.step_contents(person)
             if step is None:
-                return Undone(self._labels.version, ())
+                return UndoneStep(self._labels.version, ())
             version = self._keep({"kind": "undo", "person": person, "at": now(), "undoes": step})
             places = (self.contents.index_of(content) for content in contents)
-            return Undone(version, tuple(i for i in places if i is not None))
+            return UndoneStep(version, tuple(i for i in places if i is not None))
 
     def add_class(self, name: str) -> str:
         """Add a class.
@@ -266,7 +266,7 @@ class Sitting:
     def rows(self) -> list[LabelRow]:
         """Return a row for every file of the heap that was read: what is known and said of it."""
         with self._lock:
-            return rows_of(self.heap, self.contents, self._labels)
+            return label_rows(self.heap, self.contents, self._labels)
 
     def train(self) -> None:
         """Start the training of a model on the labels that there are; `status` says how far it is.
@@ -347,7 +347,7 @@ class Sitting:
             is_set_aside=bool(self._board.is_set_aside[photo]),
         )
 
-    def _entry(self, answer: Answer) -> dict[str, Any]:
+    def _entry(self, answer: Annotation) -> dict[str, Any]:
         """Write an answer as the journal keeps it."""
         self._check_photo(answer.photo)
         content = self.contents.hashes[answer.photo]
@@ -374,7 +374,7 @@ class Sitting:
         log_p = log_p_of(photo, self._solver.latest)
         return "" if log_p is None else self._labels.classes[int(log_p.argmax())]
 
-    def _refuse_conflicts(self, answers: Sequence[Answer], seen_version: int | None) -> None:
+    def _refuse_conflicts(self, answers: Sequence[Annotation], seen_version: int | None) -> None:
         """Raise Conflict for photos that have another answer since a version."""
         if seen_version is None:
             return
@@ -383,7 +383,7 @@ class Sitting:
         if others:
             raise Conflict(others, tuple(self.heap.paths[photo] for photo in others))
 
-    def _is_current(self, answer: Answer) -> bool:
+    def _is_current(self, answer: Annotation) -> bool:
         """Return whether a photo has this very answer already: a call whose reply was lost may be made again."""
         verdict = self._labels[self.contents.hashes[answer.photo]]
         label = -1 if answer.label is None or answer.set_aside else self._labels.index(answer.label)

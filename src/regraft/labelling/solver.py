@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from regraft.labelling.audit import audited_accuracy, checkpoints, curve_point
-from regraft.labelling.cards import AuditedAccuracy, CurvePoint
+from regraft.labelling.cards import AuditedAccuracy, LearningCurvePoint
 from regraft.labelling.clusters import Clusters, extended, find_clusters
 from regraft.labelling.head import BLOCK, FastHead, Projection, find_projection, solve_head
 from regraft.labelling.leave_one_out import log_probabilities_without
@@ -72,7 +72,7 @@ class Solved:
     seconds: tuple[float, float]
     held_out: np.ndarray | None = field(repr=False, default=None)
     accuracy: AuditedAccuracy | None = None
-    curve: tuple[CurvePoint, ...] = ()
+    curve: tuple[LearningCurvePoint, ...] = ()
 
     def is_known(self, photo: int) -> bool:
         """Return whether a photo was ready."""

@@ -180,7 +180,7 @@ class Task:
         self.bend = np.where(shown > 1, (1 - 1 / shown) / shown, 1.0)
 
 
-def fit(task: Task, curvature: Curvature, *, start: Solution | None = None, above: float) -> Solution:
+def fit_logistic(task: Task, curvature: Curvature, *, start: Solution | None = None, above: float) -> Solution:
     """Make K fits of least loss. A class that none of a fit's photos show is never its answer.
 
     Args:

@@ -17,7 +17,7 @@ from regraft.models.logistic import (
     Solution,
     StreamedRows,
     Task,
-    fit,
+    fit_logistic,
     moments,
     sampled_curvature,
 )
@@ -110,7 +110,7 @@ class Problem:
         rows = RowsInMemory(self.rows.block(slice(None)).astype(np.float32)) if is_coarse else self.rows
         chosen = np.ones(len(self.y), bool) if self.weights is None else self.weights / self.weights.mean()
         task = Task(rows, self.y, chosen[:, np.newaxis], self.num_classes, penalty)
-        return fit(task, self.curvature, start=start, above=above)
+        return fit_logistic(task, self.curvature, start=start, above=above)
 
 
 def problem_of(features: Features, num_classes: int, chosen: np.ndarray) -> Problem:

@@ -24,9 +24,9 @@ from regraft.models.linear_head import Head
 from regraft.models.logistic import log_softmax
 from regraft.models.ood import OodDetector, fit_ood_detector
 from regraft.pipeline.linear_probe import folds_for, head_of
-from regraft.pipeline.selection import Answers, Selection
+from regraft.pipeline.selection import HeldOutPredictions, Selection
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, save_bundle
-from regraft.training.recipe import Recipe, choose, decide
+from regraft.training.recipe import Recipe, choose_recipe, decide
 
 if TYPE_CHECKING:
     from regraft.training.finetune import Tuned
@@ -75,7 +75,7 @@ class Candidate:
     """
 
     outcome: Outcome
-    answers: Answers
+    answers: HeldOutPredictions
     counts: tuple[Accuracy | None, ...]
 
 
@@ -125,7 +125,7 @@ def tuned_on_split(
     decided = decide(context.mode, len(splits.train), from_solved=is_solved, is_far=is_far)
     if phase.in_part:
         decided = replace(decided, unfreeze=import_torch_module("backbones.stages").last_half(network), views=VIEWS)
-    recipe = choose(context.config.recipe, decided, context.mode, context.config.settings)
+    recipe = choose_recipe(context.config.recipe, decided, context.mode, context.config.settings)
     train, val = _learned_and_watched(splits, recipe, context.config)
     val_chooses = choosing is not None and "interpolation" not in context.config.settings
     val = val if choosing is None else choosing
@@ -206,7 +206,9 @@ def _backbone_identity(inputs: TrainInputs, config: TrainConfig) -> tuple[str | 
     return inputs.backbone.graph_sha256, None if crop_mode == "center" else crop_mode
 
 
-def traced(folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> TrainedModel:
+def trace_tuned(
+    folder: Path, tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext
+) -> TrainedModel:
     """Turn a trained network into a backbone's graph and a head, which is what bundles are made of.
 
     Args:
@@ -251,18 +253,18 @@ def _features_of(backbone: Backbone, photos: Dataset, context: RunContext) -> Fe
     return extract(backbone, photos, progress=context.progress)[1].by_content.of(photos)
 
 
-def name_of(best: Outcome) -> str:
+def candidate_name(best: Outcome) -> str:
     """Return what the best model so far is called in comparisons."""
     recipe = best.model.details.get("recipe")
     return "frozen" if recipe is None else LAST_STAGES.name if recipe["views"] else FULL.name
 
 
-def answers_of(model: TrainedModel, photos: Dataset, context: RunContext) -> Answers:
+def answers_of(model: TrainedModel, photos: Dataset, context: RunContext) -> HeldOutPredictions:
     """Return what a model answers to photos that it has not seen."""
     if not len(photos):
-        return Answers(np.zeros((0, len(photos.classes))), photos.labels)
+        return HeldOutPredictions(np.zeros((0, len(photos.classes))), photos.labels)
     logits = _features_of(model.backbone, photos, context).x @ model.weight.T + model.bias
-    return Answers(log_softmax(logits.astype(np.float64)), photos.labels)
+    return HeldOutPredictions(log_softmax(logits.astype(np.float64)), photos.labels)
 
 
 def better(
@@ -286,7 +288,7 @@ def better(
     Returns:
         The better one, its decision with a sentence more.
     """
-    name, answers = name_of(best.outcome), answers_of(model, selection.photos, context)
+    name, answers = candidate_name(best.outcome), answers_of(model, selection.photos, context)
     compared, how = pair(name, best.answers.correct, phase.name, answers.correct), selection.name
     losses = answers.clearly_less_loss(best.answers)
     counts: tuple[Accuracy | None, ...] = (selection.count(answers.correct),)

@@ -15,7 +15,7 @@ from regraft.models.calibration import calibrated
 from regraft.models.feature_search import FeatureConfig, Trial, best, input_of, run_trial, search
 from regraft.models.linear_head import Head, out_of_fold, score, solve
 from regraft.models.ood import fit_ood_detector
-from regraft.pipeline.selection import Answers, Selection, unseen_answers
+from regraft.pipeline.selection import HeldOutPredictions, Selection, unseen_answers
 from regraft.run import Outcome, RunContext, TrainedModel, TrainInputs, announce, save_bundle
 
 MANY = 1000  # photos to evaluate on, beside which cross-validation over all photos tells nothing new
@@ -73,7 +73,7 @@ def frozen_model(plain: Trial, inputs: TrainInputs, is_searching: bool, context:
     return replace(_save_bundle(chosen, trials, inputs, context), decision=decision), chosen
 
 
-def trial_answers(one: Trial, selection: Selection, inputs: TrainInputs) -> Answers:
+def trial_answers(one: Trial, selection: Selection, inputs: TrainInputs) -> HeldOutPredictions:
     """Return what a solved head answers to the photos that choose between models without having seen them.
 
     Args:

@@ -25,11 +25,11 @@ from regraft.pipeline.fine_tune import (
     Phase,
     answers_of,
     better,
+    candidate_name,
     learning_from,
-    name_of,
     phases_for,
     sentences,
-    traced,
+    trace_tuned,
     tuned_on_split,
 )
 from regraft.pipeline.linear_probe import folds_for, frozen_model, head_of, plain_trial, trial_answers
@@ -92,7 +92,9 @@ def run_phases(inputs: TrainInputs, plain: Trial | None, context: RunContext) ->
             best = _run_phase(inputs, head, best, selection, phase, context)
         except TooLittleTime as error:
             context.progress.say(f"{phase.name}: {error}")
-            best = best and _decided(best, f"{name_of(best.outcome)}: there was no time left: {phase.name} {error}")
+            best = best and _decided(
+                best, f"{candidate_name(best.outcome)}: there was no time left: {phase.name} {error}"
+            )
             if phase is FULL and selection.is_far:
                 continue  # the last stages alone may have time
             break
@@ -132,7 +134,7 @@ def _is_far(inputs: TrainInputs, plain: Trial, selection: Selection, context: Ru
         return False
     answers, inside = trial_answers(plain, selection, inputs), plain.head.cross_validated
     selected = selection.count(answers.correct)
-    is_far = is_from_elsewhere(selected, inside, context.findings)
+    is_far = is_from_elsewhere(selected, inside, context.issues)
     if is_far and context.config.mode == "auto":
         known = "" if selected is None or inside is None else f" ({selected}, cross-validated {plain})"
         context.progress.say(f"photos from elsewhere are to be answered{known}: so all layers learn, at once")
@@ -206,7 +208,7 @@ def _refitted(
         selection: The photos that chose.
         context: Of the run.
     """
-    name = context.world.broadcast(None if best is None else name_of(best.outcome))
+    name = context.world.broadcast(None if best is None else candidate_name(best.outcome))
     phase = {phase.name: phase for phase in (LAST_STAGES, FULL)}.get(name or "")
     if phase is None:
         return best
@@ -244,7 +246,7 @@ def _better_refitted(
 def _traced(tuned: "Tuned", inputs: TrainInputs, unseen: Dataset, context: RunContext) -> Iterator[TrainedModel]:
     """Yield a trained network as what bundles are made of; its files last as long as the block."""
     with workspace(context.out) as folder:
-        yield traced(folder, tuned, inputs, unseen, context)
+        yield trace_tuned(folder, tuned, inputs, unseen, context)
 
 
 def _decided(best: Candidate, why: str) -> Candidate:
@@ -259,7 +261,7 @@ def _why_stop(best: Candidate, selection: Selection, has_begun: bool, context: R
     """
     if context.config.mode == "frozen":
         return ""
-    name = name_of(best.outcome)
+    name = candidate_name(best.outcome)
     if not selection.is_far and (full := without_room(*best.counts)):
         num_wrong = full.n - round(full.value * full.n)
         wrong = f"only {num_wrong}" if num_wrong else "none"

@@ -93,7 +93,7 @@ def select(splits: Splits, folds: np.ndarray) -> Selection:
 
 
 @dataclass(frozen=True)
-class Answers:
+class HeldOutPredictions:
     """What a model that has not seen them answers to the photos that choose.
 
     Attributes:
@@ -119,7 +119,7 @@ class Answers:
     def _known(self) -> np.ndarray:
         return np.asarray(np.isfinite(self.log_p).all(axis=1))
 
-    def clearly_less_loss(self, other: "Answers") -> tuple[float, float] | None:
+    def clearly_less_loss(self, other: "HeldOutPredictions") -> tuple[float, float] | None:
         """Return the mean losses of another model and of this one where this one's are clearly less; None else.
 
         That tells models apart which are right on nearly the same photos.
@@ -131,7 +131,7 @@ class Answers:
         return (float(before.mean()), float(after.mean())) if is_less else None
 
 
-def unseen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> Answers:
+def unseen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarray) -> HeldOutPredictions:
     """Return what a solved head answers to the photos that choose between models, as far as it has not seen them.
 
     Args:
@@ -144,9 +144,9 @@ def unseen_answers(selection: Selection, head: Head, train: Dataset, x: np.ndarr
         For photos set aside, the answers of the folds.
     """
     if not selection.is_set_aside:
-        return Answers(log_softmax(head.logits(x).astype(np.float64)), selection.photos.labels)
+        return HeldOutPredictions(log_softmax(head.logits(x).astype(np.float64)), selection.photos.labels)
     place = {path: i for i, path in enumerate(train.paths)}
-    return Answers(head.held_out[[place[path] for path in selection.photos.paths]], selection.photos.labels)
+    return HeldOutPredictions(head.held_out[[place[path] for path in selection.photos.paths]], selection.photos.labels)
 
 
 def is_from_elsewhere(selected: Accuracy | None, cross_validated: Score | None, issues: Iterable[Issue]) -> bool:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from regraft.core.ownership import sealed, write_output
+from regraft.core.ownership import seal_text, write_output
 from regraft.core.progress import printable
 from regraft.core.version import __version__
 
@@ -56,7 +56,7 @@ def write_page(path: Path, html: str) -> Path:
     Raises:
         OutputError: It cannot be written, or something else is there, which stays.
     """
-    write_output(path, sealed(html, ".html"))
+    write_output(path, seal_text(html, ".html"))
     return path
 
 

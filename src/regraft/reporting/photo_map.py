@@ -12,7 +12,7 @@ from regraft.core.progress import QUIET, Progress
 from regraft.data.decode import Unreadable, decode
 from regraft.data.scan import map_photos
 from regraft.data.units import drawn_at
-from regraft.evaluation.evaluate import Evaluation, rows_of
+from regraft.evaluation.evaluate import Evaluation, bundle_features
 from regraft.models.layout import layout, spread
 from regraft.reporting.curves import Context
 from regraft.reporting.page import jpeg
@@ -42,7 +42,7 @@ def photo_map(bundle: Bundle, evaluation: Evaluation, progress: Progress = QUIET
     if len(chosen) < FEWEST:
         return None
     dataset = evaluation.dataset.subset(chosen)
-    rows, failures = rows_of(bundle, dataset, progress)
+    rows, failures = bundle_features(bundle, dataset, progress)
     if failures:
         return None
     width = min(LARGEST, sqrt(FILLED / len(chosen) / ASPECT))

@@ -24,7 +24,7 @@ from regraft.serving.limits import Limits
 from regraft.serving.messages import WorkerAnswer
 from regraft.serving.openapi import document
 from regraft.serving.pool import Busy
-from regraft.serving.request_parsing import Buffered, photos_of
+from regraft.serving.request_parsing import Buffered, photos_of_request
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -87,7 +87,7 @@ class Json(JSONResponse):
 
 
 @dataclass(frozen=True)
-class Metrics:
+class ServerMetrics:
     """What /metrics tells.
 
     Attributes:
@@ -103,7 +103,7 @@ class Metrics:
     seconds: Histogram
 
 
-def meters(current: Callable[[], Served], buffered: Buffered) -> Metrics:
+def meters(current: Callable[[], Served], buffered: Buffered) -> ServerMetrics:
     """Make counters from zero, in a registry of their own.
 
     Args:
@@ -115,7 +115,7 @@ def meters(current: Callable[[], Served], buffered: Buffered) -> Metrics:
     waiting.set_function(lambda: current().pool.num_waiting)
     used = Gauge("regraft_buffered_bytes", "Bytes of bodies in memory.", registry=registry)
     used.set_function(lambda: buffered.used)
-    return Metrics(
+    return ServerMetrics(
         registry,
         Counter("regraft_requests", "Requests by path and status.", ["path", "status"], registry=registry),
         Counter("regraft_photos", "Photos by outcome.", ["outcome"], registry=registry),
@@ -139,7 +139,7 @@ def create_app(current: Callable[[], Served], limits: Limits, access: Access, ke
         began = time.perf_counter()
         top, with_heat = _top(request), _flag(request, "heatmap")
         with buffered.share() as share:
-            photos = await photos_of(request, limits, share)
+            photos = await photos_of_request(request, limits, share)
             served = current()  # and its pool has the photos before anything else happens
             answers = await _answers(served.pool, [photo.data for photo in photos], with_heat)
             if keeper is not None:
@@ -209,7 +209,7 @@ def _checked(app: ASGIApp, refusal: Callable[[Scope], Response | None]) -> ASGIA
     return checked
 
 
-def _guarded(app: ASGIApp, paths: set[str], meter: Metrics) -> ASGIApp:
+def _guarded(app: ASGIApp, paths: set[str], meter: ServerMetrics) -> ASGIApp:
     """Add headers to every answer, and count all; a path may end in a slash."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
 """What the server and its workers say to each other: frames of bounded size, messages of known kinds, and nothing else.
 
 The parent says `Start`, then for each photo a `WorkItem` and the file's bytes, or `Ping`. A worker says `Ready` or
-`Refused`, then an `Answered` for each photo, or `Pong`. All are JSON: what a worker sends may have been made by a photo
+`NoModel`, then an `Answered` for each photo, or `Pong`. All are JSON: what a worker sends may have been made by a photo
 that took it over, so nothing of it is run, and what is not exactly as described is refused as `Garbled`.
 """
 
@@ -68,7 +68,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Refused:
+class NoModel:
     """The worker has no model.
 
     Attributes:
@@ -94,8 +94,8 @@ class Pong:
     """The worker is there."""
 
 
-Message = Start | WorkItem | Ping | Ready | Refused | Answered | Pong
-KINDS = {kind.__name__: kind for kind in (Start, WorkItem, Ping, Ready, Refused, Answered, Pong)}
+Message = Start | WorkItem | Ping | Ready | NoModel | Answered | Pong
+KINDS = {kind.__name__: kind for kind in (Start, WorkItem, Ping, Ready, NoModel, Answered, Pong)}
 
 
 def encode(message: Message) -> bytes:
@@ -103,7 +103,7 @@ def encode(message: Message) -> bytes:
     return json.dumps([type(message).__name__, asdict(message)]).encode()
 
 
-def decode(data: bytes) -> Message:
+def decode_message(data: bytes) -> Message:
     """Read a message.
 
     Raises:
@@ -116,7 +116,7 @@ def decode(data: bytes) -> Message:
         raise Garbled(f"no message: {data[:80]!r}") from error
     if isinstance(message, Answered) and not is_answer(message.answer):
         raise Garbled(f"no answer: {data[:80]!r}")
-    if isinstance(message, Refused) and not isinstance(message.reason, str):
+    if isinstance(message, NoModel) and not isinstance(message.reason, str):
         raise Garbled(f"no reason: {data[:80]!r}")
     return message
 

@@ -15,14 +15,14 @@ from regraft.serving.messages import (
     Channel,
     Garbled,
     Message,
+    NoModel,
     Ping,
     Pong,
     Ready,
-    Refused,
     Start,
     WorkerAnswer,
     WorkItem,
-    decode,
+    decode_message,
     encode,
 )
 from regraft.serving.model import SealedModel
@@ -97,7 +97,7 @@ class WorkerProcess:
             ) from error
         if not isinstance(message, Ready):
             self.end()
-            raise ServeError(message.reason if isinstance(message, Refused) else "A worker answered nonsense.")
+            raise ServeError(message.reason if isinstance(message, NoModel) else "A worker answered nonsense.")
         self._has_begun = True
 
     def ask(self, data: bytes, item: WorkItem) -> WorkerAnswer | None:
@@ -148,7 +148,7 @@ class WorkerProcess:
     def _heard(self, limit_s: float) -> Message:
         """Receive a message; raise TimeoutError where none comes, WorkerGone for what is none."""
         try:
-            message = decode(self._channel.receive(limit_s))
+            message = decode_message(self._channel.receive(limit_s))
         except (EOFError, Garbled) as error:
             raise WorkerGone(str(error)) from error
         self.heard_at = time.monotonic()

@@ -88,7 +88,7 @@ class Photo:
     data: bytes
 
 
-async def photos_of(request: Request, limits: Limits, share: Share) -> list[Photo]:
+async def photos_of_request(request: Request, limits: Limits, share: Share) -> list[Photo]:
     """Return the photos that a request brings: files of a form, images of a JSON object, or the body itself.
 
     Args:

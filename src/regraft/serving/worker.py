@@ -24,14 +24,14 @@ from regraft.serving.limits import MEGA
 from regraft.serving.messages import (
     Answered,
     Channel,
+    NoModel,
     Ping,
     Pong,
     Ready,
-    Refused,
     Start,
     WorkerAnswer,
     WorkItem,
-    decode,
+    decode_message,
     encode,
     limits_of,
 )
@@ -54,7 +54,7 @@ def work(channel: Channel) -> None:
     """Answer until the other end closes; see `messages` for what is said."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal's or a service's whole group
         signal.signal(signum, signal.SIG_IGN)
-    start = decode(channel.receive())
+    start = decode_message(channel.receive())
     assert isinstance(start, Start)
     _end_with(start.parent)
     os.nice(5)  # what hands out work goes first, or workers wait for it
@@ -63,16 +63,16 @@ def work(channel: Channel) -> None:
         bundle = load(start.folder, expected_sha256=start.sha256, **start.load_options)
         warm_up(bundle)
     except RegraftError as error:
-        channel.send(encode(Refused(str(error))))
+        channel.send(encode(NoModel(str(error))))
         return
     except Exception as error:
         traceback.print_exc()
-        channel.send(encode(Refused(f"The model cannot be run: {type(error).__name__}: {str(error)[:200]}.")))
+        channel.send(encode(NoModel(f"The model cannot be run: {type(error).__name__}: {str(error)[:200]}.")))
         return
     _bound_memory(limits.worker_bytes)
     channel.send(encode(Ready()))
     while True:
-        message = decode(channel.receive())
+        message = decode_message(channel.receive())
         if isinstance(message, Ping):
             channel.send(encode(Pong()))
         elif isinstance(message, WorkItem):

@@ -35,7 +35,7 @@ from regraft.training.planning import SAFETY, TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
 from regraft.training.threads import threads_beside_others
-from regraft.training.train_state import FitResult, HistoryRow, TrainState, resume
+from regraft.training.train_state import FitResult, HistoryRow, TrainState, restore_checkpoint
 
 PROBED_STEPS = 2  # that measure how long an epoch takes
 VALIDATION_COST = 0.35  # of a photo that is evaluated, relative to one that is learned from
@@ -137,7 +137,7 @@ def finetune(
         until = math.inf if checkpoint else time.monotonic() + FROZEN_SHARE * (deadline - time.monotonic())
         train, val, about = _behind_frozen(division, train, val, about, until, progress)
     train_state = _learner(_classifier(network, division), learning, about, world, job)
-    fitted = resume(train_state, checkpoint) if checkpoint else FitResult()
+    fitted = restore_checkpoint(train_state, checkpoint) if checkpoint else FitResult()
     if checkpoint:
         progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
         for row in fitted.rows:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regraft.core.progress import Progress
 from regraft.models.calibration import calibrated_losses
 from regraft.training.batches import Loader
-from regraft.training.loop import logits_of
+from regraft.training.loop import network_logits
 from regraft.training.train_state import TrainState
 
 
@@ -45,11 +45,11 @@ def put_between(
     """
     share = train_state.recipe.interpolation
     if share == 1:
-        return logits_of(train_state, val, progress)
+        return network_logits(train_state, val, progress)
     learned = copied(module)
-    of_learned = logits_of(train_state, val, progress) if val_chooses else None
+    of_learned = network_logits(train_state, val, progress) if val_chooses else None
     module.load_state_dict(_between(first, learned, share))
-    logits = logits_of(train_state, val, progress)
+    logits = network_logits(train_state, val, progress)
     if of_learned is None:
         return logits
     labels = val.photos.dataset.labels

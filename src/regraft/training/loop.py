@@ -152,7 +152,7 @@ def validate(
     return EpochMetrics(*train_state.world.total(asdict(metrics).values()))
 
 
-def logits_of(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
+def network_logits(train_state: TrainState, photos: Loader, progress: Progress) -> np.ndarray:
     """Return `(N, C)` float64: what the network which would be delivered makes of each photo."""
     world, all_logits = train_state.world, np.zeros((len(photos.photos), train_state.num_classes))
     train_state.delivered.eval()

@@ -192,7 +192,7 @@ def decide(mode: str, num_train: int, *, from_solved: bool = False, is_far: bool
     return Recipe(max(10, enough))
 
 
-def choose(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
+def choose_recipe(name: str, recipe: Recipe, mode: str, fixed: dict[str, Any]) -> Recipe:
     """Return the tutorial's recipe or the one that was decided, with what the user fixed.
 
     Args:

@@ -137,7 +137,7 @@ class Checkpointer:
             self.cost_s = self.saved_at - began
 
 
-def resume(train_state: TrainState, checkpoint: Checkpoint) -> FitResult:
+def restore_checkpoint(train_state: TrainState, checkpoint: Checkpoint) -> FitResult:
     """Put a checkpoint's tensors back, and return how far it had come."""
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}, "best": {}}
     for key, value in checkpoint.tensors.items():
