@@ -21,14 +21,14 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from heaps import NAMES, clouds, sitting
-from regraft.labelling.cards import Answer
+from regraft.labelling.cards import Annotation
 x, y = clouds(600)
 with sitting(Path(sys.argv[1]), x) as one:
     print("begins", flush=True)
     for number in range(10**9):
         photo = number * 7 % 600
         label = NAMES[(y[photo] + number // 600) % 3]
-        one.answer([Answer(photo, label)], person="me")
+        one.answer([Annotation(photo, label)], person="me")
         print(photo, label, flush=True)
 """
 

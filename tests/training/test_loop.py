@@ -306,6 +306,24 @@ def test_batchnorm_takes_statistics_only_where_it_is_asked_to(batchnorm):
             assert not torch.equal(before[name], after[name]), name
 
 
+@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+def test_batchnorm_that_keeps_its_statistics_is_computed_by_the_convolution_before_it(batchnorm, monkeypatch):
+    class InDouble(Toy):
+        def forward(self, pixels):
+            return self.layers(pixels.double() / 128 - 1)
+
+    def end():
+        return trained(recipe_of(batchnorm=batchnorm), InDouble().double())
+
+    folded = end()
+    monkeypatch.setattr(loop, "foldable_norms", lambda network, images: {})
+    plain = end()
+    assert len(folded.folded) == (2 if batchnorm == "eval" else 0)
+    assert distance(weights(plain.network), weights(folded.network)) < 1e-6 * distance(
+        weights(plain.network), weights(InDouble().double())
+    ), "losses are in float32, and nothing else"
+
+
 def test_batchnorm_that_does_not_learn_keeps_its_statistics():
     network = Toy()
     network.layers[1].requires_grad_(False)

@@ -94,6 +94,6 @@ def test_programs_that_are_nice_and_cores_of_others_do_not_count(monkeypatch):
     monkeypatch.setattr(threads.psutil, "cpu_times", lambda percpu: next(looks))
     monkeypatch.setattr(threads, "own_cores", lambda: [0, 2, 7])
     monkeypatch.setattr(threads.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(threads.time, "monotonic", iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr(threads.time, "perf_counter", iter([10.0, 12.0]).__next__)
     monkeypatch.setattr(threads.time, "process_time", iter([1.0, 1.5]).__next__)
     assert cores_taken() == pytest.approx((1 + 0.5 - 0.5) / 2)

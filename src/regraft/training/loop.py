@@ -23,6 +23,7 @@ from regraft.core.progress import Progress
 from regraft.core.signals import held_back
 from regraft.training.batches import Batch, Loader
 from regraft.training.batchnorm import BATCH_NORMS, RunningStatistics
+from regraft.training.folded_batchnorm import FoldedNorms, foldable_norms
 from regraft.training.recipe import Recipe
 from regraft.training.train_state import Checkpointer, EpochMetrics, FitResult, HistoryRow, TrainState
 
@@ -96,6 +97,7 @@ def fit(
     with held_back() as stop_asked, progress.step("fine-tune", total=num_photos) as advance:
         train_state.network.train()
         hold_still(train_state.network, recipe)
+        write_elsewhere(train_state.network)
         while fitted.epoch < recipe.epochs and not fitted.stopped:
             began = time.monotonic()
             with closing(train.load(fitted.epoch, fitted.step)) as batches:  # its processes end here, not some time
@@ -117,6 +119,13 @@ def hold_still(network: nn.Module, recipe: Recipe) -> None:
         if isinstance(module, BATCH_NORMS):
             is_frozen = module.weight is not None and not module.weight.requires_grad
             module.train(recipe.batchnorm == "train" and not is_frozen)
+
+
+def write_elsewhere(network: nn.Module) -> None:
+    """Have activations write their result elsewhere whose gradient needs what they are given: in place they copy it."""
+    for module in network.modules():
+        if isinstance(module, (nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Mish)):
+            module.inplace = False
 
 
 def validate(
@@ -296,7 +305,10 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
 def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
     recipe = train_state.recipe
     pixels, targets = _mixed(train_state, batch)
-    with train_state.world.autocast():
+    if train_state.folded is None:
+        may_fold = recipe.batchnorm == "eval" and not train_state.world.is_gpu
+        train_state.folded = foldable_norms(train_state.network, pixels[:1]) if may_fold else {}
+    with train_state.world.autocast(), FoldedNorms(train_state.folded):
         logits = train_state.network(pixels).float()
     losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
     (losses @ batch.weights / batch.total).backward()  # type: ignore[no-untyped-call]

@@ -66,9 +66,9 @@ def cores_taken(window_s: float = WINDOW_S) -> float:
         window_s: Seconds for which the calling thread does nothing but look.
     """
     busy, own = _busy_s(), time.process_time()
-    began = time.monotonic()
+    began = time.perf_counter()
     time.sleep(window_s)
-    seconds = time.monotonic() - began
+    seconds = time.perf_counter() - began
     return max(0.0, (_busy_s() - busy - (time.process_time() - own)) / seconds)
 
 

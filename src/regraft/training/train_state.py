@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from regraft.core.trackers import write_history
 from regraft.training.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
 from regraft.training.distributed import ProcessGroup
+from regraft.training.folded_batchnorm import Norms
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo
 
@@ -58,6 +59,7 @@ class TrainState:
             all.
         val_microbatch_size: The same where it is evaluated.
         best: Weights of the best epoch, by name; empty where that is not kept.
+        folded: BatchNorm layers that the convolutions before them compute; None before the first step.
         on_row: Called with each finished epoch.
         before_step: Called before each step.
     """
@@ -72,6 +74,7 @@ class TrainState:
     microbatch_size: int = 0
     val_microbatch_size: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
+    folded: Norms | None = None
     on_row: Callable[[HistoryRow], None] = lambda row: None
     before_step: Callable[[], None] = lambda: None
 
