@@ -82,8 +82,16 @@ class TwoWays(nn.Module):
         lambda net, maps, images: net.norm(maps),
         lambda net, maps, images: net.conv(images + 1),
         lambda net, maps, images: torch.conv2d(images, net.conv.weight),
+        lambda net, maps, images: maps if net.training else 0,
     ],
-    ids=["added", "in a list", "the same norm again", "the same convolution again", "the same weight"],
+    ids=[
+        "added",
+        "in a list",
+        "the same norm again",
+        "the same convolution again",
+        "the same weight",
+        "while it learns",
+    ],
 )
 def test_what_is_used_twice_stays_as_it_is(other_way):
     network = held_still(TwoWays(other_way))
