@@ -46,10 +46,18 @@ def instructions() -> str:
 
 
 def where(result: dict[str, Any]) -> str:
-    """Cores and processor of a result in words. What was measured before instructions were noted says none."""
-    cores = "1 core" if result["cores"] == 1 else f"{result['cores']} cores"
-    arithmetic = result.get("instructions")
-    return f"{cores}, {result['processor']}" + (f" with {arithmetic}" if arithmetic else "")
+    """Cores and processor of a result in words, of all machines that its rows come from.
+
+    What was measured before instructions were noted says none.
+    """
+    others = (row["machine"] for row in result.get("rows", ()) if "machine" in row)
+    return "; ".join(dict.fromkeys(_in_words(one) for one in (result, *others)))
+
+
+def _in_words(one: dict[str, Any]) -> str:
+    cores = "1 core" if one["cores"] == 1 else f"{one['cores']} cores"
+    arithmetic = one.get("instructions")
+    return f"{cores}, {one['processor']}" + (f" with {arithmetic}" if arithmetic else "")
 
 
 def cases(**values: Iterable) -> Iterator[dict[str, Any]]:
@@ -60,12 +68,17 @@ def cases(**values: Iterable) -> Iterator[dict[str, Any]]:
 def complete(path: Path, command: str, wanted: Iterable[dict], measure: Callable[[dict], dict]) -> dict[str, Any]:
     """A result whose rows are the cases wanted: what its file does not hold yet is measured, and written case by case.
 
+    A row that comes from another machine than the first one names its own.
+
     wanted: what names each row, like {"set": "wbc4", "seed": 0}.  measure: gives the rest of it.
     """
+    here = machine()
     result = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    result = result if result["rows"] else {"command": command, **here, "rows": []}
+    elsewhere = {"machine": here} if _in_words(here) != _in_words(result) else {}
     for case in wanted:
         if not any(case.items() <= row.items() for row in result["rows"]):
-            result = {"command": command, **machine(), "rows": [*result["rows"], {**case, **measure(case)}]}
+            result["rows"].append({**case, **measure(case), **elsewhere})
             path.write_text(json.dumps(result, indent=1) + "\n")
             print(json.dumps(result["rows"][-1]), file=sys.stderr, flush=True)
     return result

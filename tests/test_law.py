@@ -38,6 +38,7 @@ TORCH_MODULES = {
             "cached_activations",
             "checkpoint",
             "finetune",
+            "folded_batchnorm",
             "interpolation",
             "loop",
             "threads",

@@ -525,14 +525,14 @@ def test_a_photo_alone_is_not_mixed():
 
 
 class Failing(Toy):
-    """Its logits_of are not finite from a training step on, or in validation."""
+    """Its logits are not finite from a training step on, or in validation."""
 
     def __init__(self, value, *, at_step=0, validating=False):
         super().__init__()
         self.value, self.at_step, self.validating, self.steps = value, at_step, validating, 0
 
     def forward(self, pixels):
-        self.steps += self.training
+        self.steps += self.training and torch.is_grad_enabled()
         is_bad = self.validating if not self.training else self.steps == self.at_step
         return super().forward(pixels) * (self.value if is_bad else 1.0)
 
