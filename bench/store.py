@@ -1,12 +1,14 @@
 """Photos in an object store beside the same photos in a folder, and what becomes of them when the store fails.
 
     pip install 'moto[server]' s3fs
-    python bench/store.py [--photos 2000] [--rounds 3]
+    python bench/store.py [--photos 2000] [--rounds 3] [--rclone PROGRAM]
 
-The store is moto on this machine, in a process of its own. `regraft train --mode frozen` runs as a whole process on the
-folder and on the store in turn, each time from nothing but the backbone's graph; of several rounds the fastest counts,
-and the processor's time in regraft's process, which is without the store's own.
-Then once with a store of which every twentieth answer fails, by a status or by hanging up, and which is killed
+The store runs on this machine, in a process of its own: `rclone serve s3` where the program is named, whose share of
+the cores is small as that of a real store is, else moto, which takes several milliseconds of them for an object.
+`regraft train --mode frozen` runs as a whole process on the folder and on the store in turn, each time from nothing but
+the backbone's graph; of several rounds the fastest counts, and the processor's time in regraft's process, which is
+without the store's own.
+Then once with moto of which every twentieth answer fails, by a status or by hanging up, and which is killed
 and started anew when it has given half of the photos: every photo must have arrived once. Writes
 bench/results/store.json.
 """
@@ -38,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rclone", metavar="PROGRAM")
     parser.add_argument("--serve", nargs=3, metavar=("PORT", "FOLDER", "FAILING"), help="be the store")
     arguments = parser.parse_args()
     if arguments.serve:
@@ -47,11 +50,13 @@ def main() -> None:
         scratch = Path(folder)
         os.environ |= {"REGRAFT_CACHE": str(scratch / "cache"), "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         photos = versions(real_or_drawn("hymenoptera", scratch), scratch / "photos", arguments.photos)
-        with store(photos) as port:
+        with store(photos, arguments.rclone) as port:
             os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
             rounds = speeds(photos, scratch, arguments.rounds)
         survived = restarted(photos, scratch / "cache", port)
-    result = {"command": "python bench/store.py", **machine(), "num_photos": arguments.photos, "rounds": rounds}
+    server = "rclone serve s3" if arguments.rclone else "moto"
+    result = {"command": "python bench/store.py", **machine(), "num_photos": arguments.photos, "server": server}
+    result |= {"rounds": rounds}
     least = {name: {kind: min(one[kind] for one in rounds[name]) for kind in rounds[name][0]} for name in rounds}
     result |= {"of_folder": {kind: least["folder"][kind] / least["store"][kind] for kind in least["store"]}}
     result |= {"failing": survived}
@@ -88,14 +93,15 @@ def restarted(photos: Path, cache: Path, port: int) -> dict[str, float]:
     shutil.rmtree(cache / "remote", ignore_errors=True)
     copy, ended = copy_of(Path(f"s3://{BUCKET}")), threading.Event()
     paths = sorted(path.relative_to(photos) for path in photos.rglob("*.jpg"))
-    running = [_start(photos, port, FAILING)]
+    failing = [sys.executable, __file__, "--serve", port, photos, FAILING]
+    running = [_start(failing, port)]
 
     def kill() -> None:
         while not ended.is_set() and sum(1 for _ in copy.rglob("*.jpg")) < len(paths) / 2:
             time.sleep(0.02)
         running[0].kill()
         running[0].wait()
-        running.append(_start(photos, port, FAILING))
+        running.append(_start(failing, port))
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -115,12 +121,14 @@ def restarted(photos: Path, cache: Path, port: int) -> dict[str, float]:
 
 
 @contextmanager
-def store(photos: Path) -> Iterator[int]:
+def store(photos: Path, rclone: str | None) -> Iterator[int]:
     """Provide a store that holds the photos of a folder, on this port, while the block lasts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = _start(photos, port, 0)
+    own = [sys.executable, __file__, "--serve", port, photos, 0]
+    other = [rclone, "serve", "s3", "--quiet", "--addr", f"127.0.0.1:{port}", photos.parent]
+    process = _start(other if rclone else own, port)
     try:
         yield port
     finally:
@@ -128,15 +136,15 @@ def store(photos: Path) -> Iterator[int]:
         process.wait()
 
 
-def _start(photos: Path, port: int, failing: int) -> subprocess.Popen[bytes]:
+def _start(command: list[object], port: int) -> subprocess.Popen[bytes]:
     """Start a store, and wait until it is there."""
-    process = subprocess.Popen([sys.executable, __file__, "--serve", str(port), str(photos), str(failing)])
+    process = subprocess.Popen([*map(str, command)])
     while process.poll() is None:
         with socket.socket() as there:
             if not there.connect_ex(("127.0.0.1", port)):
                 return process
         time.sleep(0.05)
-    raise SystemExit("the store did not start; moto[server] has to be installed")
+    raise SystemExit("the store did not start; moto[server] has to be installed, or rclone named")
 
 
 def serve(port: int, photos: Path, failing: int) -> None:
