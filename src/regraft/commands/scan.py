@@ -19,26 +19,10 @@ from regraft.core.files import csv_bytes, json_bytes, make_folder, published, wr
 from regraft.core.ownership import check, write_output
 from regraft.core.progress import QUIET, Progress
 from regraft.core.statistics import Accuracy, accuracy
+from regraft.data import issues as finders
 from regraft.data.folder_entries import is_manifest
 from regraft.data.image_stats import ImageStats, look
-from regraft.data.issues import (
-    BY_FEATURES,
-    CERTAIN,
-    CONFIDENT,
-    KINDS,
-    Issue,
-    Kind,
-    LabelIssue,
-    alike,
-    confident_label_issues,
-    copies,
-    format_leak,
-    groups_of_copies,
-    label_issues,
-    left_out,
-    odd_looks,
-    outliers,
-)
+from regraft.data.issues import BY_FEATURES, CERTAIN, KINDS, Issue, Kind, LabelIssue
 from regraft.data.list_manifest import without_others
 from regraft.data.scan import Dataset, list_photos, without_empty_classes
 from regraft.data.sources import is_in_source, read_bytes
@@ -137,11 +121,11 @@ def issues_of_training(
     Returns:
         Issues, the most serious first.
     """
-    issues = copies(dataset, groups_of_copies(dataset))
+    issues = finders.copies(dataset, finders.groups_of_copies(dataset))
     issues += split_shift(dataset, table.of(dataset), head) if table is not None else []
     if head is not None:
         place = {path: i for i, path in enumerate(dataset.paths)}
-        for one in confident_label_issues(learned, label_issues(learned.labels, np.exp(head.held_out))):
+        for one in finders.confident_label_issues(learned, finders.label_issues(learned.labels, np.exp(head.held_out))):
             photos = tuple(place[learned.paths[i]] for i in one.photos)
             issues.append(replace(one, photos=photos, drop=photos))
     return _ordered(issues)
@@ -172,7 +156,7 @@ def drop_issues(dataset: Dataset, features: FeatureTable | None, config: TrainCo
         progress.say(f"without effect: --drop {','.join(blind)}; no pretrained backbone is here to find them")
     dataset, stats = _looked(dataset, progress)
     result = _scanned(dataset, stats, features, config, progress)
-    return without_empty_classes(dataset.without(left_out(result.issues, kinds)))
+    return without_empty_classes(dataset.without(finders.left_out(result.issues, kinds)))
 
 
 def _looked(dataset: Dataset, progress: Progress) -> tuple[Dataset, ImageStats]:
@@ -193,16 +177,17 @@ def _scanned(
     dataset: Dataset, stats: ImageStats, table: FeatureTable | None, config: TrainConfig, progress: Progress
 ) -> ScanResult:
     with progress.step("compare photos"):
-        pairs = list(alike(stats))
-        issues = copies(dataset, groups_of_copies(dataset, pairs))
-        issues += odd_looks(stats) + format_leak(dataset, stats)
+        pairs = list(finders.alike(stats))
+        issues = finders.copies(dataset, finders.groups_of_copies(dataset, pairs))
+        issues += finders.odd_looks(stats) + finders.format_leak(dataset, stats)
     if table is None:
         return ScanResult(dataset, _ordered(issues))
     with progress.step("doubt labels"):
         features, folds = table.of(dataset), folds_of(dataset, config.num_folds, config.seed)
         unseen = out_of_fold(features, len(dataset.classes), folds)
-        ranked = label_issues(dataset.labels, np.exp(unseen))
-        issues += _outliers(features, issues) + confident_label_issues(dataset, ranked) + split_shift(dataset, features)
+        ranked = finders.label_issues(dataset.labels, np.exp(unseen))
+        issues += _outliers(features, issues) + finders.confident_label_issues(dataset, ranked)
+        issues += split_shift(dataset, features)
         cost = _leak_cost(dataset, features, [i for one in issues if one.kind == "leaks" for i in one.photos])
     return ScanResult(dataset, _ordered(issues), tuple(ranked), cost)
 
@@ -284,7 +269,7 @@ def write_fixed(
     Raises:
         OutputError: The folder is not empty, lies among the photos, or cannot be written.
     """
-    d, reasons = result.dataset, left_out(result.issues, kinds)
+    d, reasons = result.dataset, finders.left_out(result.issues, kinds)
     check_places(d.root, fix=folder)
     kept = d.without(reasons)
     with published(folder) as partial:
@@ -331,7 +316,7 @@ def write_scan(result: ScanResult, folder: Path) -> list[Path]:
 def _label_issues_csv(result: ScanResult) -> bytes:
     """Return the surest label issues as a table to be put right: `regraft relabel` takes its label column."""
     d = result.dataset
-    sure = [s for s in result.label_issues if s.probability >= CONFIDENT]
+    sure = [s for s in result.label_issues if s.probability >= finders.CONFIDENT]
     rows = [
         (d.paths[s.photo], d.classes[d.labels[s.photo]], d.classes[s.suggested], f"{s.probability:.4f}") for s in sure
     ]
@@ -374,11 +359,11 @@ def _leak(dataset: Dataset, finding: Issue) -> list[str]:
 
 def _outliers(features: Features, issues: list[Issue]) -> list[Issue]:
     """Find outliers. Of copies one is looked at: a photo is not less of an outlier for having a copy."""
-    again = set(left_out(issues, CERTAIN))
+    again = set(finders.left_out(issues, CERTAIN))
     kept = [i for i in range(len(features.hashes)) if i not in again]
-    return [
-        Issue(one.kind, (kept[one.photos[0]],), one.text, (kept[one.photos[0]],)) for one in outliers(features.x[kept])
-    ]
+    far = finders.outliers(features.x[kept])
+    places = [(kept[one.photos[0]],) for one in far]
+    return [Issue(one.kind, place, one.text, place) for one, place in zip(far, places, strict=True)]
 
 
 def _leak_cost(dataset: Dataset, features: Features, leaked: list[int]) -> tuple[Accuracy, Accuracy] | None:

@@ -95,9 +95,7 @@ def fit(
 
     num_photos = (recipe.epochs - fitted.epoch) * len(train.photos)
     with held_back() as stop_asked, progress.step("fine-tune", total=num_photos) as advance:
-        train_state.network.train()
-        hold_still(train_state.network, recipe)
-        write_elsewhere(train_state.network)
+        put_into_training(train_state.network, recipe)
         while fitted.epoch < recipe.epochs and not fitted.stopped:
             began = time.monotonic()
             with closing(train.load(fitted.epoch, fitted.step)) as batches:  # its processes end here, not some time
@@ -111,6 +109,13 @@ def fit(
         if fitted.stopped:
             progress.say(f"stopped ({fitted.stopped}) in epoch {fitted.epoch + 1}, after step {fitted.step}")
     return fitted
+
+
+def put_into_training(network: nn.Module, recipe: Recipe) -> None:
+    """Have a network compute as it does while it learns."""
+    network.train()
+    hold_still(network, recipe)
+    write_elsewhere(network)
 
 
 def hold_still(network: nn.Module, recipe: Recipe) -> None:
