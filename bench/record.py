@@ -68,14 +68,14 @@ def cases(**values: Iterable) -> Iterator[dict[str, Any]]:
 def complete(path: Path, command: str, wanted: Iterable[dict], measure: Callable[[dict], dict]) -> dict[str, Any]:
     """A result whose rows are the cases wanted: what its file does not hold yet is measured, and written case by case.
 
-    A row that comes from another machine than the first one names its own.
+    A row that comes from another machine, commit or version than the first one names its own.
 
     wanted: what names each row, like {"set": "wbc4", "seed": 0}.  measure: gives the rest of it.
     """
     here = machine()
     result = json.loads(path.read_text()) if path.exists() else {"rows": []}
     result = result if result["rows"] else {"command": command, **here, "rows": []}
-    elsewhere = {"machine": here} if _in_words(here) != _in_words(result) else {}
+    elsewhere = {} if here.items() <= result.items() else {"machine": here}
     for case in wanted:
         if not any(case.items() <= row.items() for row in result["rows"]):
             result["rows"].append({**case, **measure(case), **elsewhere})

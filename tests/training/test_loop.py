@@ -701,6 +701,7 @@ class Signalled(Toy):
         {"optimizer": "adamw", "learning_rate": 3e-3, "ema": 0.7, "keep": "best", "mix": "mixup"},
         {"microbatch_size": 3, "ema": 0.7, "patience": 5, "keep": "best"},
         {"learning_rate": 0.0, "batchnorm": "eval", "keep": "best"},  # the first epoch is the best
+        {"batchnorm": "eval", "momentum": 0.9},  # BatchNorm is folded anew in each part
     ],
 )
 def test_a_run_cut_after_every_step_ends_as_if_it_had_not_been(changes, tmp_path, handlers):

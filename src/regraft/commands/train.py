@@ -107,9 +107,8 @@ def train_run(
         RegraftError: What stands in the way, and the cure.
     """
     out, config = place(Path(folder), out, progress=progress), config.located()
-    choose_recipe(
-        config.recipe, Recipe(), config.mode, config.settings
-    )  # what cannot be is refused before anything begins
+    # what cannot be is refused before anything begins
+    choose_recipe(config.recipe, Recipe(), config.mode, config.settings)
     chosen_kinds(config.drop)
     _check_installed(config)
     with create_trackers(config.track, trackers, progress) as listening:

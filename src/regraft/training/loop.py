@@ -7,9 +7,10 @@ Everything random is a function of the seed, the epoch and the photo. So a run t
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -310,14 +311,20 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
 def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
     recipe = train_state.recipe
     pixels, targets = _mixed(train_state, batch)
-    if train_state.folded is None:
-        may_fold = recipe.batchnorm == "eval" and not train_state.world.is_gpu
-        train_state.folded = foldable_norms(train_state.network, pixels[:1]) if may_fold else {}
-    with train_state.world.autocast(), FoldedNorms(train_state.folded):
+    folding = _folding(train_state, pixels[:1])
+    with train_state.world.autocast(), folding:
         logits = train_state.network(pixels).float()
     losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
     (losses @ batch.weights / batch.total).backward()  # type: ignore[no-untyped-call]
     return _metrics_of(losses.detach(), logits.detach(), batch, batch.labels)
+
+
+def _folding(train_state: TrainState, image: Tensor) -> AbstractContextManager[Any]:
+    """Return what folds BatchNorm while the network computes; nothing that takes time where there is none to fold."""
+    if train_state.folded is None:
+        may_fold = train_state.recipe.batchnorm == "eval" and not train_state.world.is_gpu
+        train_state.folded = foldable_norms(train_state.network, image) if may_fold else {}
+    return FoldedNorms(train_state.folded) if train_state.folded else nullcontext()
 
 
 def _mixed(train_state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
