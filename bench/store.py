@@ -1,6 +1,6 @@
 """Photos in an object store beside the same photos in a folder, and what becomes of them when the store fails.
 
-    pip install 'moto[server]' s3fs
+    pip install 'moto[server]'
     python bench/store.py [--photos 2000] [--rounds 3] [--rclone PROGRAM]
 
 The store runs on this machine, in a process of its own: `rclone serve s3` where the program is named, whose share of

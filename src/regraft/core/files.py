@@ -100,17 +100,46 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    with written_atomic(path) as write:
+        write(data)
+
+
+@contextmanager
+def written_atomic(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Provide what writes a file piece by piece; as with `write_atomic` it is there when the block has ended well.
+
+    Raises:
+        OutputError: It cannot be written; what the block raises otherwise goes through as it is.
+    """
     partial = path.parent / _partial_name()
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"Cannot write {path}: {_reason(error)}. Make room or choose another place.") from error
+        with _unwritable(path):
+            file = open(partial, "wb")  # noqa: SIM115 (closed below)
+
+        def write(data: bytes | memoryview) -> None:
+            with _unwritable(path):
+                file.write(data)
+
+        try:
+            yield write
+            with _unwritable(path):
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with suppress(OSError):  # what was not written has been said
+                file.close()
+        with _unwritable(path):
+            os.replace(partial, path)
     finally:
         remove(partial)
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {_reason(error)}. Make room or choose another place.") from error
 
 
 def make_folder(path: Path, *, kind: str = "folder") -> Path:

@@ -1,4 +1,4 @@
-"""Photos in other places: `s3://`, `gs://`, `az://`, `hf://` and `http(s)://` trees and files, through fsspec.
+"""Photos in other places: `s3://`, `gs://`, `az://`, `hf://` and `http(s)://` trees and files.
 
 What is there is copied into the cache, `remote/<hash of the address>/<name>/...`, many objects at a time, and read from
 there as any folder. A ledger beside it says which objects are whole, and by what mark the place tells their content: a
@@ -14,40 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from regraft.core.errors import DataError, MissingExtra, OutputError
-from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache, write_atomic
+from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache, written_atomic
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import cache_folder, is_offline
 from regraft.data.annotations import is_annotation
 from regraft.data.folder_entries import is_junk, is_manifest
+from regraft.data.object_stores import RemoteFile, RemoteTree, access_to, remote_tree
 
 _ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.*)", re.DOTALL)
 NUM_READERS = 16
 NUM_TRIES = 8  # of an object, within 25 s: a store that is started anew is back by then
 WAIT_S = 0.2  # before an object is asked for again, doubled each time
-MARKS = (
-    "ETag",
-    "etag",
-    "md5",
-    "content_md5",
-    "md5Hash",
-    "blob_id",
-    "LastModified",
-    "last_modified",
-    "mtime",
-    "created",
-)
-
-
-class _Object(NamedTuple):
-    """An object: its key at the place, its path in the copy, its size in bytes (-1 where not told) and its mark."""
-
-    key: str
-    path: str
-    size: int
-    mark: str
 
 
 def address_of(place: str | Path) -> str | None:
@@ -104,11 +83,11 @@ def fetched(place: Path, progress: Progress = QUIET, on_file: Callable[[Path], N
     tree, _ = _tree_of(address)
     writable_cache("remote", progress)
     with _errors_translated(address), progress.step("list objects"):
-        system, key = _filesystem(tree)
-        objects = list(_objects(system, key, tree))
+        remote = remote_tree(tree)
+        objects = list(_listed(remote, tree))
     if not objects:
         raise DataError(f"There is nothing at {tree}. Expected photos or an archive. Check the address.")
-    _copy(system, objects, _folder(tree), tree, progress, on_file)
+    _copy(remote, objects, _folder(tree), tree, progress, on_file)
     return copy_of(place)
 
 
@@ -126,48 +105,19 @@ def _folder(tree: str) -> Path:
     return cache_folder() / "remote" / sha256_bytes(tree.encode())[:32] / name
 
 
-def _filesystem(tree: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise MissingExtra("fsspec", "storage") from error
-    system, key = fsspec.core.url_to_fs(tree)
-    return system, str(key)
-
-
-def _objects(system: Any, key: str, tree: str) -> Iterator[_Object]:
-    """List the objects of a tree, or the one that the address itself is. Raises DataError."""
-    if _is_of_web(system):
-        key = f"{key.rstrip('/')}/" if _lists_files(system, key) else key
-    if not key.endswith("/") and system.isfile(key):
-        yield _Object(key, "", *_facts(system.info(key)))
-        return
-    for path, info in sorted(system.find(key, detail=True).items()):
-        relative = str(path).removeprefix(key).lstrip("/").partition("?")[0]
-        parts = relative.split("/")
-        if ".." in parts or "\0" in relative:
-            raise DataError(f"{tree} has an object {relative!r}, whose name leads out of it. Rename it.")
-        if relative and not any(map(is_junk, parts)):
-            yield _Object(str(path), relative, *_facts(info))
-
-
-def _is_of_web(system: Any) -> bool:
-    return "http" in system.protocol
-
-
-def _lists_files(system: Any, key: str) -> bool:
-    """Return whether an address of the web is a page that lists files: any address is a file there."""
-    return "html" in str(system.info(key).get("mimetype", ""))
-
-
-def _facts(info: dict[str, Any]) -> tuple[int, str]:
-    size = info.get("size")
-    return int(size) if isinstance(size, int | float) else -1, next((str(info[m]) for m in MARKS if info.get(m)), "")
+def _listed(remote: RemoteTree, tree: str) -> Iterator[RemoteFile]:
+    """List the files of a tree that are worth copying. Raises DataError."""
+    for file in remote.files():
+        parts = file.path.split("/")
+        if ".." in parts or "\0" in file.path:
+            raise DataError(f"{tree} has an object {file.path!r}, whose name leads out of it. Rename it.")
+        if not any(map(is_junk, parts)):
+            yield file
 
 
 def _copy(
-    system: Any,
-    objects: list[_Object],
+    remote: RemoteTree,
+    objects: list[RemoteFile],
     folder: Path,
     tree: str,
     progress: Progress,
@@ -187,7 +137,7 @@ def _copy(
         progress.step("fetch photos", total=len(missing)) as advance,
         ThreadPoolExecutor(NUM_READERS) as pool,
     ):
-        for one, reason in zip(missing, pool.map(partial(_fetch, system, folder, given_up), missing), strict=True):
+        for one, reason in zip(missing, pool.map(partial(_fetch, remote, folder, given_up), missing), strict=True):
             failed += [f"{one.key}: {reason}"] if reason else []
             in_a_row = in_a_row + 1 if reason else 0
             if in_a_row >= NUM_READERS:
@@ -205,7 +155,7 @@ def _copy(
         )
 
 
-def _fetch(system: Any, folder: Path, given_up: threading.Event, one: _Object) -> str | None:
+def _fetch(remote: RemoteTree, folder: Path, given_up: threading.Event, one: RemoteFile) -> str | None:
     """Copy an object, and return why that failed. A place that fails is asked again, unless all fail."""
     reason = "not asked for, as those before it failed"
     for number in range(NUM_TRIES):
@@ -213,10 +163,13 @@ def _fetch(system: Any, folder: Path, given_up: threading.Event, one: _Object) -
             break
         time.sleep(WAIT_S * 2 ** (number - 1) if number else 0)
         try:
-            data = system.cat_file(one.key)
-            if one.size >= 0 and len(data) != one.size:
-                raise OSError(f"{len(data)} of {one.size} bytes came")
-            write_atomic(folder / one.path if one.path else folder, data)
+            with written_atomic(folder / one.path if one.path else folder) as write:
+                came = 0
+                for block in remote.read(one):
+                    write(block)
+                    came += len(block)
+                if one.size not in (-1, came):
+                    raise OSError(f"{came} of {one.size} bytes came")
             return None
         except Exception as error:  # whatever the library of a place raises
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -225,17 +178,17 @@ def _fetch(system: Any, folder: Path, given_up: threading.Event, one: _Object) -
     return reason
 
 
-def _is_whole(one: _Object, folder: Path, known: dict[str, _Object]) -> bool:
+def _is_whole(one: RemoteFile, folder: Path, known: dict[str, RemoteFile]) -> bool:
     place = folder / one.path if one.path else folder
     return known.get(one.path) == one and place.is_file() and one.size in (-1, place.stat().st_size)
 
 
-def _read_ledger(file: Path) -> dict[str, _Object]:
+def _read_ledger(file: Path) -> dict[str, RemoteFile]:
     """Objects by path; a line that was cut ends nothing but itself."""
     objects = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
-            one = _Object(**json.loads(line))
+            one = RemoteFile(**json.loads(line))
         except (ValueError, TypeError):
             continue
         objects[one.path] = one
@@ -259,4 +212,6 @@ def _errors_translated(address: str) -> Iterator[None]:
         raise DataError(f"{address} cannot be read here: {error}. Install that, as with pip.") from error
     except Exception as error:  # each place has its own
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise DataError(f"{address} cannot be read: {reason}. Check the address and who may read it.") from error
+        raise DataError(
+            f"{address} cannot be read: {reason}. Check the address and who may read it{access_to(address)}."
+        ) from error
