@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +139,8 @@ def test_photos_of_a_group_vote(tiny, heap, regraft_main):
 
 def test_a_class_that_cannot_be_is_outvoted_but_no_group_is_without_answer(tiny, heap):
     sure = [next(predict(tiny, [heap / "fox0_0.jpg"]))] * 2
-    sure[1] = type(sure[1])("fox0_x", tiny.to_prediction(np.array([1e5, 0.0, 0.0])), None)
-    sure[0] = type(sure[0])("fox0_y", tiny.to_prediction(np.array([0.0, 1e5, 0.0])), None)
+    sure[1] = replace(sure[1], path="fox0_x", prediction=tiny.to_prediction(np.array([1e5, 0.0, 0.0])))
+    sure[0] = replace(sure[0], path="fox0_y", prediction=tiny.to_prediction(np.array([0.0, 1e5, 0.0])))
     (group,) = vote(tiny, sure, "fox0")
     assert group.prediction.probabilities["blue"] == pytest.approx(0.5, abs=1e-12)
     with pytest.raises(ConfigError, match="finds nothing"):

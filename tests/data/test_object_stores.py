@@ -1,6 +1,7 @@
 """Object stores by obstore: a small S3 on loopback that fails, refuses and is started anew, and odd names."""
 
 import hashlib
+import json
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,10 +11,12 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from conftest import draw_folder
 from regraft.core.errors import DataError
 from regraft.data import object_stores, remote
 from regraft.data.remote import copy_of
 from regraft.data.scan import list_photos
+from tiny_bundle import write_tiny
 
 FILES = {f"set/{name}/{i}.jpg": f"{name} {i}".encode() for name in ("ant", "bee") for i in range(20)}
 LISTED = (
@@ -210,3 +213,30 @@ def test_other_stores_are_opened_by_their_own_addresses(address, opened, monkeyp
     monkeypatch.undo()
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     assert object_stores.remote_tree(address)
+
+
+@pytest.fixture
+def drawn(store, tmp_path):
+    """Photos that can be decoded, one that cannot, and their addresses."""
+    folder = draw_folder(tmp_path / "drawn", ("ant", "bee"), 2)
+    store.files = {f"set/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in folder.rglob("*.jpg")}
+    store.files |= {"set/bee/broken.jpg": b"no photo"}
+    return [f"s3://bucket/{name}" for name in sorted(store.files)]
+
+
+def test_photos_are_called_by_their_addresses(drawn, tmp_path, regraft_main, monkeypatch):
+    bundle = write_tiny(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    done = regraft_main("predict", bundle, "s3://bucket/set", "--json", "--sort", "sorted", "--vote-by", "set/[a-z]+")
+    assert [json.loads(line)["group"] for line in done.stdout.splitlines()] == ["set/ant", "set/bee"]
+    assert len([path for path in (tmp_path / "sorted").rglob("*.jpg") if path.is_file()]) == 4
+    done = regraft_main("predict", bundle, "s3://bucket/set", "--json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["path"] for one in answers] == drawn
+    assert all(drawn[-1] in one["error"] for one in answers if "error" in one)
+    regraft_main("embed", "s3://bucket/set", "--bundle", bundle, "-o", "all.csv")
+    assert [line.partition(",")[0].strip('"') for line in Path("all.csv").read_text().splitlines()[1:]] == drawn[:-1]
+    done = regraft_main("similar", drawn[0], "s3://bucket/set", "--bundle", bundle, "--json", "--html", "page.html")
+    assert sorted(one["path"] for one in json.loads(done.stdout)) == drawn[1:-1]
+    assert Path("page.html").read_text().count("data:image/jpeg") == 4
+    assert "cache" not in done.stdout

@@ -55,9 +55,8 @@ def test_lists_of_embeddings_are_no_programs_and_say_every_name(tmp_path, suffix
 def test_pages_of_similar_photos_have_no_elements_but_their_own(tmp_path):
     photo = draw(tmp_path / "a.jpg", COLOURS["red"], 1)
     for number, name in enumerate(NAMES):
-        page = write_similar(
-            name, [Neighbour(name, 0.5), Neighbour(str(photo), 0.4)], tmp_path / f"{number}.html", name
-        )
+        asked = Embeddings((name,), ("0" * 64,), np.eye(1, dtype=np.float32), name)
+        page = write_similar(asked, [Neighbour(name, 0.5), Neighbour(str(photo), 0.4)], tmp_path / f"{number}.html")
         root = tree_of(page.read_text(encoding="utf-8"))
         assert {one.tag for one in root.iter()} <= OUR_TAGS
         assert not [key for one in root.iter() for key in one.attrib if key.startswith("on")]

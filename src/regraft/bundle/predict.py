@@ -11,7 +11,7 @@ from regraft.core.progress import QUIET, Progress
 from regraft.data.decode import Unreadable
 from regraft.data.folder_entries import is_junk, natural_key
 from regraft.data.links import identity_of, note_on_links
-from regraft.data.remote import fetched
+from regraft.data.remote import fetched, named
 from regraft.data.scan import map_photos
 from regraft.data.sources import is_photo_file, is_source, members, refused
 from regraft.data.video_frames import frames_of, is_video
@@ -24,19 +24,21 @@ class Answer:
     """What came of one photo: either a prediction, or the reason why there is none.
 
     Attributes:
-        path: As given or found.
+        path: As given or found; of what lies at an address, by that address.
         prediction: What the model says; None where the photo cannot be read.
         error: Why it cannot be read; None where there is a prediction.
+        file: Where it was read.
     """
 
     path: str
     prediction: Prediction | None
     error: str | None
+    file: Path
 
     @property
-    def paths(self) -> tuple[str, ...]:
+    def files(self) -> tuple[Path, ...]:
         """The photo, as the only one that the answer is about."""
-        return (self.path,)
+        return (self.file,)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `regraft predict --json` prints."""
@@ -78,10 +80,11 @@ def predict(
     _ = bundle.engine  # compiled once, before the threads start
 
     def answer(index: int) -> Answer:
+        file, name = paths[index], named(paths[index])
         try:
-            return Answer(str(paths[index]), bundle.predict(paths[index]), None)
+            return Answer(name, bundle.predict(file), None, file)
         except DataError as error:
-            return Answer(str(paths[index]), None, str(error))
+            return Answer(name, None, str(error).replace(str(file), name), file)
 
     with progress.step("predict", total=len(paths)) as advance:
         yield from map_photos(answer, len(paths), advance)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,21 @@ class GroupAnswer:
 
     Attributes:
         group: Its name; the path of a photo that belongs to none.
-        paths: Its photos that could be read.
+        files: Its photos that could be read.
         prediction: What the model says of the group; None where no photo of it can be read.
         num_failed: Photos that cannot be read.
         error: Why the first of them cannot be read, where there is no prediction; else None.
     """
 
     group: str
-    paths: tuple[str, ...] = field(repr=False)
+    files: tuple[Path, ...] = field(repr=False)
     prediction: Prediction | None
     num_failed: int
     error: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `regraft predict --vote-by --json` prints."""
-        counts = {"group": self.group, "photos": len(self.paths), "failed": self.num_failed}
+        counts = {"group": self.group, "photos": len(self.files), "failed": self.num_failed}
         return {**counts, **(self.prediction.to_json() if self.prediction else {"error": self.error})}
 
 
@@ -81,7 +82,7 @@ def compiled(by: str) -> re.Pattern[str]:
 
 def _voted(bundle: Bundle, name: str, members: list[Answer]) -> GroupAnswer:
     predictions = [one.prediction for one in members if one.prediction]
-    paths = tuple(one.path for one in members if one.prediction)
+    files = tuple(one.file for one in members if one.prediction)
     if not predictions:
         return GroupAnswer(name, (), None, len(members), members[0].error)
     shares = np.array([[one.probabilities[c] for c in bundle.classes] for one in predictions])
@@ -90,4 +91,4 @@ def _voted(bundle: Bundle, name: str, members: list[Answer]) -> GroupAnswer:
     novelty = float(np.median(novelties)) if novelties else None
     logits = (means * bundle.manifest["temperature"]).astype(np.float64)  # `to_prediction` divides by it
     prediction = predictions[0] if len(predictions) == 1 else bundle.to_prediction(logits, novelty)
-    return GroupAnswer(name, paths, prediction, len(members) - len(predictions), None)
+    return GroupAnswer(name, files, prediction, len(members) - len(predictions), None)

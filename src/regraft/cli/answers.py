@@ -79,8 +79,8 @@ def _print_answers(answers: Iterable[Any], photos: tuple[str, ...], *, is_quiet:
         if one.prediction is None:
             talk(one.answer.error)
         elif not is_quiet:
-            terminal.print_answer(one.name, one.prediction, len(one.answer.paths))
-            if photos == one.answer.paths:
+            terminal.print_answer(one.name, one.prediction, len(one.answer.files))
+            if photos == (one.name,):
                 terminal.print_bars(one.prediction)
 
 
@@ -173,12 +173,12 @@ def similar(
     others = command.embed(photos, bundle=model, config=config, **reading, progress=progress)
     neighbours = command.similar(query, others, top)
     if as_json:
-        terminal.print_json([vars(one) for one in neighbours])
+        terminal.print_json([one.to_json() for one in neighbours])
     for one in () if as_json else neighbours:
         same = "  the same file again" if one.is_same else ""
         print(printable(f"{one.similarity:.3f}  {terminal.bar(max(0.0, one.similarity))}  {one.path}{same}"))
     if html:
-        talk(f"page     {command.write_similar(photo, neighbours, Path(html), query.network)}")
+        talk(f"page     {command.write_similar(query, neighbours, Path(html))}")
 
 
 @click.command()

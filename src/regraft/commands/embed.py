@@ -18,6 +18,7 @@ from regraft.core.errors import ConfigError, DataError
 from regraft.core.files import csv_bytes
 from regraft.core.ownership import refuse_foreign, seal_text, write_output
 from regraft.core.progress import QUIET, Progress
+from regraft.data.remote import named
 from regraft.data.scan import Dataset, unlabelled
 from regraft.evaluation.evaluate import bundle_features
 from regraft.reporting.answer_table import check_parquet
@@ -32,11 +33,12 @@ class Embeddings:
     """Features of N photos, of which what looks alike lies close.
 
     Attributes:
-        paths: Of the photos, as given or found.
+        paths: Of the photos, as given or found; of what lies at addresses, by these.
         hashes: SHA-256 of their contents, hexadecimal.
         x: `(N, D)` float32.
         network: What computed them.
         failures: Path and reason of photos that could not be read.
+        files: Where the photos were read; () for where `paths` say.
     """
 
     paths: tuple[str, ...] = field(repr=False)
@@ -44,6 +46,11 @@ class Embeddings:
     x: np.ndarray = field(repr=False)
     network: str
     failures: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    files: tuple[str, ...] = field(default=(), repr=False)
+
+    def file(self, i: int) -> Path:
+        """Return where a photo was read."""
+        return Path((self.files or self.paths)[i])
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,17 @@ class Neighbour:
         path: As given or found.
         similarity: Cosine of the angle between the features of both, -1..1.
         is_same: Whether its file has the same content.
+        file: Where it was read; None for where `path` says.
     """
 
     path: str
     similarity: float
     is_same: bool = False
+    file: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `regraft similar --json` prints."""
+        return {"path": self.path, "similarity": self.similarity, "is_same": self.is_same}
 
 
 def embed(
@@ -89,11 +102,12 @@ def embed(
     rows, failures = _rows(dataset, bundle, config or TrainConfig(), progress)
     name = str(bundle.manifest["backbone"]["name"]) if bundle else (config or TrainConfig()).backbone
     dataset = dataset.without(failures)
-    failed = tuple((one.path, one.reason) for one in dataset.quarantine)
+    failed = tuple((named(Path(one.path)), one.reason) for one in dataset.quarantine)
     if not len(dataset):
         first = f", such as {failed[0][0]}: {failed[0][1]}" if failed else ""
         raise DataError(f"There is no readable photo in {', '.join(map(str, photos))}{first}. Expected photos.")
-    return Embeddings(dataset.paths, dataset.hashes, rows.table[rows.places(dataset.hashes)], name, failed)
+    names = tuple(named(Path(path)) for path in dataset.paths)
+    return Embeddings(names, dataset.hashes, rows.table[rows.places(dataset.hashes)], name, failed, dataset.paths)
 
 
 def _rows(dataset: Dataset, bundle: Bundle | None, config: TrainConfig, progress: Progress) -> tuple[Any, Any]:
@@ -202,7 +216,7 @@ def similar(photo: Embeddings, among: Embeddings, count: int = 10) -> list[Neigh
     for i in map(int, np.argsort(-closeness, kind="stable")):
         if Path(among.paths[i]).resolve() != query_path:
             is_same = among.hashes[i] == photo.hashes[0]
-            neighbours.append(Neighbour(among.paths[i], min(1.0, float(closeness[i])), is_same))
+            neighbours.append(Neighbour(among.paths[i], min(1.0, float(closeness[i])), is_same, among.file(i)))
         if len(neighbours) == count:
             break
     return neighbours
@@ -218,12 +232,13 @@ def _directions(x: np.ndarray) -> np.ndarray:
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), LEAST))
 
 
-def write_similar(photo: str, neighbours: Sequence[Neighbour], path: Path, network: str) -> Path:
+def write_similar(photo: Embeddings, neighbours: Sequence[Neighbour], path: Path) -> Path:
     """Write a page that shows a photo and those that look like it.
 
     Raises:
         OutputError: The file cannot be written, or something else is there, which stays.
     """
-    rows = [(one.path, one.similarity, one.is_same) for one in neighbours]
-    write_output(path, seal_text(similar_html(photo, rows, network), ".html"))
+    rows = [(one.path, one.file or Path(one.path), one.similarity, one.is_same) for one in neighbours]
+    page = similar_html(photo.paths[0], photo.file(0), rows, photo.network)
+    write_output(path, seal_text(page, ".html"))
     return path

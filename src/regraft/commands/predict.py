@@ -204,8 +204,8 @@ def answer_records(
         one = AnswerRecord(answer, folder)
         counts.num_failed += one.num_failed
         if folder is not None:
-            assignments += [(Path(path), folder) for path in answer.paths]
-            counts.folders[folder] += len(answer.paths)
+            assignments += [(file, folder) for file in answer.files]
+            counts.folders[folder] += len(answer.files)
         yield one
     if asked.sort is not None:
         with progress.step("sort photos"):

@@ -326,6 +326,6 @@ def _issues(inputs: TrainInputs, head: Head | None, context: RunContext) -> tupl
         if one.kind == "split shift":
             context.progress.say(f"scan: {one.text}")
     if issues:
-        what = counted(issues)
-        context.progress.say(f"scan: {what}; look at them with: regraft scan {context.photos} --out findings")
+        photos = address_of(context.photos) or context.photos
+        context.progress.say(f"scan: {counted(issues)}; look at them with: regraft scan {photos} --out findings")
     return issues

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from regraft.core.errors import DataError, MissingExtra, OutputError
-from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache, written_atomic
+from regraft.core.files import make_folder, remove, sha256_bytes, writable_cache, write_atomic, written_atomic
 from regraft.core.progress import QUIET, Progress
 from regraft.core.runtime import cache_folder, is_offline
 from regraft.data.annotations import is_annotation
@@ -24,6 +24,7 @@ from regraft.data.folder_entries import is_junk, is_manifest
 from regraft.data.object_stores import RemoteFile, RemoteTree, access_to, remote_tree
 
 _ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.*)", re.DOTALL)
+ADDRESS = "address.txt"  # a file beside a copy, which says where it comes from
 NUM_READERS = 16
 NUM_TRIES = 8  # of an object, within 25 s: a store that is started anew is back by then
 WAIT_S = 0.2  # before an object is asked for again, doubled each time
@@ -56,6 +57,24 @@ def copy_of(place: Path) -> Path:
         return place
     tree, rest = _tree_of(address)
     return _folder(tree) / rest
+
+
+def named(file: Path) -> str:
+    """Return what a file is called: by its address where it lies in a copy, else by its path.
+
+    Args:
+        file: A path as it was given or found, also of a member of an archive.
+    """
+    copies = cache_folder() / "remote"
+    if not file.is_relative_to(copies):
+        return str(file)
+    folder, _, *rest = file.relative_to(copies).parts
+    return "/".join([_address_in(copies / folder), *rest])
+
+
+@cache
+def _address_in(folder: Path) -> str:
+    return (folder / ADDRESS).read_text(encoding="utf-8")
 
 
 def fetched(place: Path, progress: Progress = QUIET, on_file: Callable[[Path], None] = lambda _: None) -> Path:
@@ -127,6 +146,7 @@ def _copy(
     ledger = folder.parent / "ledger.jsonl"
     known = _read_ledger(ledger)
     make_folder(folder.parent)
+    write_atomic(folder.parent / ADDRESS, tree.encode())
     missing = [one for one in objects if not _is_whole(one, folder, known)]
     for around in {(folder / one.path).parent for one in missing if one.path}:
         make_folder(around)

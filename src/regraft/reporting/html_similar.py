@@ -11,20 +11,21 @@ from regraft.reporting.html_report import CARD, thumb
 from regraft.reporting.page import render
 
 
-def similar_html(photo: str, neighbours: Sequence[tuple[str, float, bool]], network: str) -> str:
+def similar_html(photo: str, file: Path, neighbours: Sequence[tuple[str, Path, float, bool]], network: str) -> str:
     """Write the page.
 
     Args:
-        photo: Path of the photo that was asked about.
-        neighbours: Path of each photo that looks like it, the similarity, -1..1, and whether it is the same file again.
+        photo: Name of the photo that was asked about.
+        file: Where it is read.
+        neighbours: Name of each photo that looks like it, where it is read, the similarity, -1..1, and whether it is
+            the same file again.
         network: Name of what saw them.
     """
-    pictures = list(
-        map_photos(lambda i: _picture([photo, *(row[0] for row in neighbours)][i]), len(neighbours) + 1, lambda _: None)
-    )
+    files = [file, *(row[1] for row in neighbours)]
+    pictures = list(map_photos(lambda i: _picture(files[i]), len(files), lambda _: None))
     rows = [
         {"path": path, "similarity": similarity, "is_same": is_same, "thumb": picture}
-        for (path, similarity, is_same), picture in zip(neighbours, pictures[1:], strict=True)
+        for (path, _, similarity, is_same), picture in zip(neighbours, pictures[1:], strict=True)
     ]
     title = f"Photos like {Path(photo).name}"
     return render(
@@ -32,9 +33,9 @@ def similar_html(photo: str, neighbours: Sequence[tuple[str, float, bool]], netw
     )
 
 
-def _picture(path: str) -> str:
+def _picture(file: Path) -> str:
     """Return a small picture; "" for a photo that is gone."""
     try:
-        return thumb(read_bytes(Path(path)), CARD)
+        return thumb(read_bytes(file), CARD)
     except (OSError, Unreadable, DataError):
         return ""
