@@ -24,7 +24,7 @@ from regraft.data.folder_entries import is_junk, is_manifest
 from regraft.data.object_stores import RemoteFile, RemoteTree, access_to, remote_tree
 
 _ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.*)", re.DOTALL)
-ADDRESS = "address.txt"  # a file beside a copy, which says where it comes from
+ADDRESS_FILE = "address.txt"  # beside a copy: where it comes from
 NUM_READERS = 16
 NUM_TRIES = 8  # of an object, within 25 s: a store that is started anew is back by then
 WAIT_S = 0.2  # before an object is asked for again, doubled each time
@@ -68,13 +68,18 @@ def named(file: Path) -> str:
     copies = cache_folder() / "remote"
     if not file.is_relative_to(copies):
         return str(file)
-    folder, _, *rest = file.relative_to(copies).parts
-    return "/".join([_address_in(copies / folder), *rest])
+    folder, *rest = file.relative_to(copies).parts
+    address = _address_in(copies / folder)
+    return "/".join([address, *rest[1:]]) if address else str(file)
 
 
 @cache
 def _address_in(folder: Path) -> str:
-    return (folder / ADDRESS).read_text(encoding="utf-8")
+    """Return the address that a copy is of; "" where that is not known any more."""
+    try:
+        return (folder / ADDRESS_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def fetched(place: Path, progress: Progress = QUIET, on_file: Callable[[Path], None] = lambda _: None) -> Path:
@@ -146,7 +151,7 @@ def _copy(
     ledger = folder.parent / "ledger.jsonl"
     known = _read_ledger(ledger)
     make_folder(folder.parent)
-    write_atomic(folder.parent / ADDRESS, tree.encode())
+    write_atomic(folder.parent / ADDRESS_FILE, tree.encode())
     missing = [one for one in objects if not _is_whole(one, folder, known)]
     for around in {(folder / one.path).parent for one in missing if one.path}:
         make_folder(around)
