@@ -1,11 +1,11 @@
 """Training steps while another process takes one core: how much of the quiet speed is left, in turns.
 
-    python bench/busy.py [--rounds 3] [--steps 8] [--photos 16]
+    python bench/busy.py [--rounds 3] [--steps 8]
 
-Each round runs a quiet and a busy process with OpenMP's own way of waiting and all threads, and with regraft's way and
-number of threads, so that ratios come from the same minutes. A process makes forward and backward steps of the default
-network with random weights and says the photos a second of its steps after the first two; a busy one does so beside a
-loop that never ends.
+Each round runs a quiet and a busy process with OpenMP's own way of waiting and all threads for every operation, and
+with regraft's threads, so that ratios come from the same minutes. A process computes gradients of batches of 32 by the
+default network with random weights and BatchNorm that keeps its statistics, and says the photos a second of its steps
+after the first two; a busy one does so beside a loop that never ends.
 Writes bench/results/busy.json.
 """
 
@@ -20,23 +20,37 @@ from record import HERE, machine, where
 from regraft.core.runtime import SPINS, WAITING, num_cores
 
 SPIN = "while True: pass"
+PHOTOS = 32
 STEP = """
 import sys, time
+from types import SimpleNamespace
 from regraft.core.runtime import import_torch_module
-networks, threads = import_torch_module("backbones.network"), import_torch_module("training.threads")
+networks, loop = import_torch_module("backbones.network"), import_torch_module("training.loop")
 from regraft.core.progress import QUIET
+from regraft.training.batches import Batch
 from regraft.training.distributed import ProcessGroup
+from regraft.training.parallel import parallel_threads
+from regraft.training.recipe import Recipe
+from regraft.training.threads import threads_beside_others
+from regraft.training.train_state import TrainState
 import torch
-steps, photos = map(int, sys.argv[1:])
+steps, photos, is_own = map(int, sys.argv[1:])
 torch.manual_seed(0)
-module = networks.build("tf_efficientnet_lite0", "random").module.train().to(memory_format=torch.channels_last)
+module = networks.build("tf_efficientnet_lite0", "random").module.to(memory_format=torch.channels_last)
+recipe, world = Recipe(batchnorm="eval", batch_size=photos), ProcessGroup()
+loop.put_into_training(module, recipe)
+optimizer = torch.optim.SGD(module.parameters(), 0.0)
+state = TrainState(module, optimizer, world, 0, 1280, SimpleNamespace(carried_out=recipe), microbatch_size=16)
 pixels = torch.randn(photos, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-with threads.threads_beside_others(ProcessGroup(), QUIET) as choose:
+labels = torch.arange(photos)
+batch = Batch(pixels, labels, torch.ones(photos), float(photos), (photos,))
+with parallel_threads(world) as threads, threads_beside_others(world, QUIET) as choose:
+    if is_own:
+        state.threads, state.choose_threads = threads, choose
     for step in range(steps + 2):
         if step == 2:
             began = time.perf_counter()
-        module(pixels).square().mean().backward()
-        choose()
+        loop.gradients(state, batch, QUIET)
 print(steps * photos / (time.perf_counter() - began))
 """
 WAYS = {"OpenMP's own": "300000", "regraft's": None}  # what GOMP_SPINCOUNT is set to; None leaves it to regraft
@@ -47,34 +61,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--photos", type=int, default=16)
     arguments = parser.parse_args()
     rounds = []
     for _ in range(arguments.rounds):
-        rounds.append(one_round(arguments.steps, arguments.photos))
+        rounds.append(one_round(arguments.steps))
         print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
     result = {"command": "python bench/busy.py", **machine(), "spins": SPINS, "photos_per_s": rounds}
     (HERE / "results" / "busy.json").write_text(json.dumps(result, indent=1) + "\n")
     print(sentence(result))
 
 
-def one_round(steps: int, photos: int) -> dict[str, dict[str, float]]:
-    """Photos a second of each way of waiting, quiet and busy."""
+def one_round(steps: int) -> dict[str, dict[str, float]]:
+    """Photos a second of each way, quiet and busy."""
     found: dict[str, dict[str, float]] = {way: {} for way in WAYS}
     for state in ("quiet", "busy"):
         for way, spins in WAYS.items():
-            found[way][state] = speed(spins, state == "busy", steps, photos)
+            found[way][state] = speed(spins, state == "busy", steps)
     return found
 
 
-def speed(spins: str | None, is_busy: bool, steps: int, photos: int) -> float:
+def speed(spins: str | None, is_busy: bool, steps: int) -> float:
     """Photos a second of one process. spins: GOMP_SPINCOUNT, None to leave it to regraft."""
     env = {name: value for name, value in os.environ.items() if name not in (*WAITING, "OMP_NUM_THREADS")}
     if spins is not None:
         env |= {"GOMP_SPINCOUNT": spins, "OMP_NUM_THREADS": str(num_cores())}
     beside = subprocess.Popen([sys.executable, "-c", SPIN]) if is_busy else None
     try:
-        command = [sys.executable, "-c", STEP, str(steps), str(photos)]
+        command = [sys.executable, "-c", STEP, str(steps), str(PHOTOS), str(int(spins is None))]
         return float(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
     finally:
         if beside is not None:
@@ -89,7 +102,7 @@ def sentence(result: dict) -> str:
         for way in WAYS
     }
     parts = [
-        f"{way} way of waiting: {speeds['quiet']:.1f} photos/s quiet, {speeds['busy']:.1f} with one core taken "
+        f"{way} threads: {speeds['quiet']:.1f} photos/s quiet, {speeds['busy']:.1f} with one core taken "
         f"({100 * speeds['busy'] / speeds['quiet']:.0f} %)"
         for way, speeds in middle.items()
     ]

@@ -31,6 +31,7 @@ from regraft.training.checkpoint import latest_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.interpolation import copied, put_between
 from regraft.training.loop import fit, gradients
+from regraft.training.parallel import parallel_threads
 from regraft.training.planning import SAFETY, TooLittleTime, plan
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo, continued
@@ -142,7 +143,10 @@ def finetune(
         progress.say(f"continued: epoch {fitted.epoch + 1}, step {fitted.step + 1}")
         for row in fitted.rows:
             job.on_row(row)
-    with threads_beside_others(world, progress) as train_state.before_step:
+    with (
+        parallel_threads(world) as train_state.threads,
+        threads_beside_others(world, progress) as train_state.choose_threads,
+    ):
         if not checkpoint and job.budget_s is not None:
             _fit_to_time(train_state, train, val, deadline, job, progress)
         train = replace(train, small_epochs=train_state.recipe.small_epochs)
@@ -156,7 +160,7 @@ def finetune(
                 f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
                 "The same command goes on from here; with --workers 0 there are no such processes."
             ) from error
-    trained, answers = _taken_out(network, first, train_state, val, job.val_chooses, progress)
+        trained, answers = _taken_out(network, first, train_state, val, job.val_chooses, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if train_state.best else fitted.epoch + bool(fitted.step)

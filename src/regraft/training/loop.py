@@ -6,11 +6,12 @@ Everything random is a function of the seed, the epoch and the photo. So a run t
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from regraft.core.signals import held_back
 from regraft.training.batches import Batch, Loader
 from regraft.training.batchnorm import BATCH_NORMS, RunningStatistics
 from regraft.training.folded_batchnorm import FoldedNorms, foldable_norms
+from regraft.training.parallel import Threads, draws_at_random, gradients_at_once, side_by_side
 from regraft.training.recipe import Recipe
 from regraft.training.train_state import Checkpointer, EpochMetrics, FitResult, HistoryRow, TrainState
 
@@ -181,9 +183,16 @@ def network_logits(train_state: TrainState, photos: Loader, progress: Progress) 
 def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:
     """Return `(B, C)` float32 of the network that would be delivered, without gradients."""
 
-    def forward(size: int) -> Tensor:
+    def logits_of(pixels: Tensor) -> Tensor:
         with torch.inference_mode(), train_state.world.autocast():
-            return torch.cat([train_state.delivered(pixels).float() for pixels in torch.split(batch.pixels, size)])
+            return cast(Tensor, train_state.delivered(pixels).float())
+
+    def forward(size: int) -> Tensor:
+        threads = train_state.threads
+        if threads is None:
+            return torch.cat([logits_of(pixels) for pixels in torch.split(batch.pixels, size)])
+        pieces = torch.split(batch.pixels, min(size, -(-len(batch.pixels) // threads.count)))
+        return torch.cat(list(side_by_side([partial(logits_of, pixels) for pixels in pieces], threads)))
 
     at_once = train_state.val_microbatch_size or train_state.recipe.val_batch_size
     logits, train_state.val_microbatch_size = in_pieces(at_once, forward, progress)
@@ -258,7 +267,6 @@ def _training_step(
     parameters = [p for group in train_state.optimizer.param_groups for p in group["params"]]
 
     def step(batch: Batch) -> EpochMetrics:
-        train_state.before_step()
         number = fitted.epoch * num_steps + fitted.step
         for group in train_state.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate_factor(recipe, number, recipe.epochs * num_steps)
@@ -294,10 +302,16 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
         train_state.optimizer.zero_grad()
         train_state.world.seed(torch.initial_seed())  # as if no attempt had been before
         statistics.begin()
+        microbatches = list(batch.split(size, statistics.least))
+        if threads := _threads_for(train_state, microbatches):
+            return _at_once(train_state, microbatches, threads)
+        train_state.choose_threads()
         metrics = EpochMetrics()
-        for part in batch.split(size, statistics.least):
+        for part in microbatches:
             statistics.rewind()
-            one = _backward(train_state, part)
+            loss, of_part = _loss(train_state, part)
+            loss.backward()  # type: ignore[no-untyped-call]
+            one = of_part()
             statistics.add(int(one.n))
             metrics += one
         return metrics
@@ -308,15 +322,38 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
     return metrics
 
 
-def _backward(train_state: TrainState, batch: Batch) -> EpochMetrics:
+def _threads_for(train_state: TrainState, microbatches: Sequence[Batch]) -> Threads | None:
+    """Return the threads that compute microbatches at once; None where one has to come after the other.
+
+    That is so where BatchNorm takes statistics from one to the next, or where random numbers are drawn.
+    """
+    recipe = train_state.recipe
+    if len(microbatches) < 2 or recipe.batchnorm == "train" or recipe.mix != "none":
+        return None
+    image = microbatches[0].pixels[:1]
+    _folding(train_state, image)  # found out once, before there are threads
+    if train_state.threads is not None and train_state.is_random is None:
+        train_state.is_random = draws_at_random(train_state.network, image)
+    return None if train_state.is_random else train_state.threads
+
+
+def _at_once(train_state: TrainState, microbatches: Sequence[Batch], threads: Threads) -> EpochMetrics:
+    groups = train_state.optimizer.param_groups
+    parameters = [p for group in groups for p in group["params"] if p.requires_grad]
+    metrics = gradients_at_once([partial(_loss, train_state, one) for one in microbatches], parameters, threads)
+    return sum((one() for one in metrics), EpochMetrics())
+
+
+def _loss(train_state: TrainState, batch: Batch) -> tuple[Tensor, Callable[[], EpochMetrics]]:
+    """Return a microbatch's share of the loss, and what gives its sums, for which a GPU is waited for."""
     recipe = train_state.recipe
     pixels, targets = _mixed(train_state, batch)
     folding = _folding(train_state, pixels[:1])
     with train_state.world.autocast(), folding:
         logits = train_state.network(pixels).float()
     losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
-    (losses @ batch.weights / batch.total).backward()  # type: ignore[no-untyped-call]
-    return _metrics_of(losses.detach(), logits.detach(), batch, batch.labels)
+    of_batch = partial(_metrics_of, losses.detach(), logits.detach(), batch, batch.labels)
+    return losses @ batch.weights / batch.total, of_batch
 
 
 def _folding(train_state: TrainState, image: Tensor) -> AbstractContextManager[Any]:

@@ -25,10 +25,10 @@ CHOSEN_BY_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @contextmanager
 def threads_beside_others(world: ProcessGroup, progress: Progress) -> Iterator[Callable[[], None]]:
-    """Give a function to call before each step, which chooses the number of threads anew every half minute.
+    """Give a function to call before each step that torch divides among threads: it chooses their number anew.
 
-    Nothing is chosen on a GPU, where several processes train together, and where the user has set the number. What was
-    set before is set again at the end.
+    It does so every half minute. Nothing is chosen on a GPU, where several processes train together, and where the user
+    has set the number. What was set before is set again at the end.
 
     Args:
         world: The processes that train together.
@@ -53,7 +53,6 @@ def threads_beside_others(world: ProcessGroup, progress: Progress) -> Iterator[C
         next_s = time.monotonic() + PERIOD_S
 
     try:
-        choose()
         yield choose
     finally:
         torch.set_num_threads(before)

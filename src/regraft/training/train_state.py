@@ -14,6 +14,7 @@ from regraft.core.trackers import write_history
 from regraft.training.checkpoint import Checkpoint, flatten, restore_optimizer, save_checkpoint
 from regraft.training.distributed import ProcessGroup
 from regraft.training.folded_batchnorm import Norms
+from regraft.training.parallel import Threads
 from regraft.training.recipe import Recipe
 from regraft.training.resume import CheckpointInfo
 
@@ -60,8 +61,10 @@ class TrainState:
         val_microbatch_size: The same where it is evaluated.
         best: Weights of the best epoch, by name; empty where that is not kept.
         folded: BatchNorm layers that the convolutions before them compute; None before the first step.
+        is_random: Whether the network draws random numbers while it learns; None before the first step.
+        threads: That compute microbatches at once; None for one after the other.
         on_row: Called with each finished epoch.
-        before_step: Called before each step.
+        choose_threads: Called before microbatches that come one after the other.
     """
 
     network: nn.Module
@@ -75,8 +78,10 @@ class TrainState:
     val_microbatch_size: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     folded: Norms | None = None
+    is_random: bool | None = None
+    threads: Threads | None = None
     on_row: Callable[[HistoryRow], None] = lambda row: None
-    before_step: Callable[[], None] = lambda: None
+    choose_threads: Callable[[], None] = lambda: None
 
     @property
     def recipe(self) -> Recipe:
