@@ -41,6 +41,7 @@ TORCH_MODULES = {
             "folded_batchnorm",
             "interpolation",
             "loop",
+            "parallel",
             "threads",
             "train_state",
         )

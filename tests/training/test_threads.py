@@ -30,6 +30,8 @@ def two_cores(monkeypatch):
 
 def test_they_follow_what_other_programs_take(two_cores, monkeypatch, capsys):
     with threads_beside_others(ProcessGroup(), Progress()) as choose:
+        assert torch.get_num_threads() == 2
+        choose()
         assert torch.get_num_threads() == 1
         choose()
         monkeypatch.setattr(threads, "cores_taken", lambda: 0.2)
@@ -48,14 +50,20 @@ def test_they_follow_what_other_programs_take(two_cores, monkeypatch, capsys):
 def test_between_looks_nothing_changes(two_cores, monkeypatch):
     monkeypatch.setattr(threads, "PERIOD_S", 1e9)
     with threads_beside_others(ProcessGroup(), QUIET) as choose:
+        choose()
         monkeypatch.setattr(threads, "cores_taken", lambda: 0.0)
         choose()
         assert torch.get_num_threads() == 1
 
 
 def test_after_an_error_they_are_what_they_were(two_cores):
-    with pytest.raises(ZeroDivisionError), threads_beside_others(ProcessGroup(), QUIET):
-        1 / 0  # noqa: B018
+    def fail(choose):
+        choose()
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), threads_beside_others(ProcessGroup(), QUIET) as choose:
+        fail(choose)
     assert torch.get_num_threads() == 2
 
 
@@ -76,7 +84,8 @@ def test_in_a_container_there_are_no_more_than_its_quota(two_cores, monkeypatch)
     monkeypatch.setattr(threads, "num_cores", lambda: 1)
     monkeypatch.setattr(threads, "own_cores", lambda: [0, 1])
     monkeypatch.setattr(threads, "cores_taken", lambda: 0.0)
-    with threads_beside_others(ProcessGroup(), QUIET):
+    with threads_beside_others(ProcessGroup(), QUIET) as choose:
+        choose()
         assert torch.get_num_threads() == 1
 
 
