@@ -146,6 +146,14 @@ def test_what_is_large_is_read_in_blocks(memory, counted, monkeypatch):
     assert not counted
 
 
+def test_a_place_that_lists_itself_is_no_file_of_its_own(memory, monkeypatch):
+    fill(memory)
+    find = type(memory).find
+    itself = {"/set": {"name": "/set", "size": 0, "type": "directory"}}
+    monkeypatch.setattr(type(memory), "find", lambda self, path, **options: find(self, path, **options) | itself)
+    assert contents(list_photos("memory://set")) == FILES
+
+
 def test_names_that_lead_out_are_refused_and_nothing_is_written_outside(memory, tmp_path):
     fill(memory)
     memory.store["/set/../../out.jpg"] = memory.store["/set/ant/0.jpg"]

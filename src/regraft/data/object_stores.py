@@ -6,6 +6,7 @@ processor's time that s3fs takes. Where it is not installed, fsspec reads stores
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -64,11 +65,7 @@ def remote_tree(address: str) -> RemoteTree:
         MissingExtra: What reads such addresses is not installed.
     """
     if _scheme(address) in _ACCESS:
-        try:
-            import obstore  # noqa: F401
-        except ImportError:
-            pass
-        else:
+        with suppress(ImportError):
             return _ObjectStore(address)
     return _Filesystem(address)
 
@@ -83,36 +80,32 @@ class _ObjectStore:
     """A bucket of S3, Google Cloud Storage or Azure."""
 
     def __init__(self, address: str) -> None:
+        import obstore
         from obstore.store import from_url
 
+        self._obstore = obstore
         bucket, _, self._key = address.partition("://")[2].partition("/")
         self._store: Any = from_url(f"{_scheme(address)}://{bucket}", **_options(_scheme(address)))
 
     def files(self) -> Iterator[RemoteFile]:
-        import obstore
-
         if self._key and (one := self._head(self._key)):
             yield _remote_file(one, "path", "")
             return
         found: list[dict[str, Any]] = [
-            dict(one) for batch in obstore.list(self._store, prefix=self._key or None) for one in batch
+            dict(one) for batch in self._obstore.list(self._store, prefix=self._key or None) for one in batch
         ]
         for one in sorted(found, key=lambda one: str(one["path"])):
             if one["size"] or self._head(one["path"]):  # else the mark of a folder, `ants/`, which is listed as `ants`
                 yield _remote_file(one, "path", str(one["path"]).removeprefix(self._key).lstrip("/"))
 
     def _head(self, key: str) -> Mapping[str, Any] | None:
-        import obstore
-
         try:
-            return dict(obstore.head(self._store, key))
+            return dict(self._obstore.head(self._store, key))
         except FileNotFoundError:
             return None
 
     def read(self, file: RemoteFile) -> Iterator[bytes | memoryview]:
-        import obstore
-
-        for block in obstore.get(self._store, file.key).stream(BLOCK):
+        for block in self._obstore.get(self._store, file.key).stream(BLOCK):
             yield memoryview(block)
 
 
@@ -135,7 +128,8 @@ class _Filesystem:
             return
         for found, facts in sorted(self._system.find(key, detail=True).items()):
             relative = str(found).removeprefix(key).lstrip("/").partition("?")[0]
-            yield _remote_file(facts | {"name": str(found)}, "name", relative)
+            if relative:
+                yield _remote_file(facts | {"name": str(found)}, "name", relative)
 
     def _is_page(self) -> bool:
         """Return whether the address is a page of the web that lists files: any address is a file there."""

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -146,25 +147,31 @@ def finetune(
     with (
         parallel_threads(world) as train_state.threads,
         threads_beside_others(world, progress) as train_state.choose_threads,
+        _killed_helpers_explained(),
     ):
         if not checkpoint and job.budget_s is not None:
             _fit_to_time(train_state, train, val, deadline, job, progress)
         train = replace(train, small_epochs=train_state.recipe.small_epochs)
         progress.say(f"recipe: {train_state.recipe}")
-        try:
-            fitted = fit(train_state, fitted, train, val, job.folder, deadline, progress)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainError(
-                f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
-                "The same command goes on from here; with --workers 0 there are no such processes."
-            ) from error
+        fitted = fit(train_state, fitted, train, val, job.folder, deadline, progress)
         trained, answers = _taken_out(network, first, train_state, val, job.val_chooses, progress)
     if _frozen_sha256(trained, learning) != frozen:
         raise TrainError("Layers that were to stay frozen have moved. This is a bug in regraft; please report it.")
     epoch = fitted.best_epoch + 1 if train_state.best else fitted.epoch + bool(fitted.step)
     return Tuned(trained, train_state.recipe, fitted.rows, epoch, fitted.stopped, frozen, answers)
+
+
+@contextmanager
+def _killed_helpers_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainError(
+            f"A process that changes photos was killed, perhaps for lack of memory ({str(error).strip()}). "
+            "The same command goes on from here; with --workers 0 there are no such processes."
+        ) from error
 
 
 class Classifier(nn.Module):

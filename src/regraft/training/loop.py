@@ -182,13 +182,13 @@ def network_logits(train_state: TrainState, photos: Loader, progress: Progress) 
 
 def _logits(train_state: TrainState, batch: Batch, progress: Progress) -> Tensor:
     """Return `(B, C)` float32 of the network that would be delivered, without gradients."""
+    threads = train_state.threads
 
     def logits_of(pixels: Tensor) -> Tensor:
         with torch.inference_mode(), train_state.world.autocast():
             return cast(Tensor, train_state.delivered(pixels).float())
 
     def forward(size: int) -> Tensor:
-        threads = train_state.threads
         if threads is None:
             return torch.cat([logits_of(pixels) for pixels in torch.split(batch.pixels, size)])
         pieces = torch.split(batch.pixels, min(size, -(-len(batch.pixels) // threads.count)))
@@ -264,7 +264,7 @@ def _training_step(
 ) -> Callable[[Batch], EpochMetrics]:
     """Return one step of gradient descent, as a function of a batch."""
     recipe, world = train_state.recipe, train_state.world
-    parameters = [p for group in train_state.optimizer.param_groups for p in group["params"]]
+    parameters = train_state.parameters
 
     def step(batch: Batch) -> EpochMetrics:
         number = fitted.epoch * num_steps + fitted.step
@@ -327,20 +327,18 @@ def _threads_for(train_state: TrainState, microbatches: Sequence[Batch]) -> Thre
 
     That is so where BatchNorm takes statistics from one to the next, or where random numbers are drawn.
     """
-    recipe = train_state.recipe
-    if len(microbatches) < 2 or recipe.batchnorm == "train" or recipe.mix != "none":
+    recipe, threads = train_state.recipe, train_state.threads
+    if threads is None or len(microbatches) < 2 or recipe.batchnorm == "train" or recipe.mix != "none":
         return None
-    image = microbatches[0].pixels[:1]
-    _folding(train_state, image)  # found out once, before there are threads
-    if train_state.threads is not None and train_state.is_random is None:
-        train_state.is_random = draws_at_random(train_state.network, image)
-    return None if train_state.is_random else train_state.threads
+    if train_state.is_random is None:
+        train_state.is_random = draws_at_random(train_state.network, microbatches[0].pixels[:1])
+    return None if train_state.is_random else threads
 
 
 def _at_once(train_state: TrainState, microbatches: Sequence[Batch], threads: Threads) -> EpochMetrics:
-    groups = train_state.optimizer.param_groups
-    parameters = [p for group in groups for p in group["params"] if p.requires_grad]
-    metrics = gradients_at_once([partial(_loss, train_state, one) for one in microbatches], parameters, threads)
+    _folding(train_state, microbatches[0].pixels[:1])  # found out once, not by each thread
+    works = [partial(_loss, train_state, one) for one in microbatches]
+    metrics = gradients_at_once(works, train_state.parameters, threads)
     return sum((one() for one in metrics), EpochMetrics())
 
 

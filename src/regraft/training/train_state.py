@@ -89,6 +89,11 @@ class TrainState:
         return self.about.carried_out
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @property
     def delivered(self) -> nn.Module:
         """The network that is evaluated and delivered: the running average where there is one."""
         return self.network if self.average is None else self.average.module
