@@ -7,7 +7,8 @@ LIGHT := $(VENV)/.light
 READY := $(VENV)/.ready
 # Compiled modules are kept, whatever the environment says: hundreds of processes start.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Modules are compiled when they are first used: all of them would take a minute, and most are never used.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .PHONY: help setup demo docs site dist test torture floors quick check format bench bench-check clean
 
@@ -27,7 +28,7 @@ $(READY): $(LIGHT)
 	touch $(READY)
 
 demo: $(LIGHT)   ## the main job on photos that come with regraft, offline; needs no torch
-	REGRAFT_OFFLINE=1 $(BIN)/regraft demo
+	REGRAFT_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/regraft demo
 
 docs: $(READY)   ## run the notebooks in examples/ anew, in both languages, and make the site
 	$(BIN)/python examples/notebooks.py

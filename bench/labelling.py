@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from record import HERE, machine
 from regraft.backbones.backbone import configured
-from regraft.backbones.features import extract
+from regraft.backbones.features import extract, roots
 from regraft.core.config import TrainConfig
 from regraft.core.progress import QUIET
 from regraft.core.statistics import wilson_interval
@@ -35,6 +35,7 @@ from regraft.labelling.head import find_projection, solve_head
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.sitting import Sitting
+from regraft.models.feature_search import larger
 
 SETS = ("hymenoptera", "grocery_fruit5", "pollen2", "wbc4", "signdigits10s", "hemlock2", "grocery_veg22")
 SLIPS, LOOKED_AT = 0.02, 0.05  # of the photos
@@ -51,11 +52,13 @@ class Truth:
         x: `(N, D)` float32, features.
         names: The class of each photo.
         hashes: Content hashes.
+        closer: `(N, D)` float32, features of larger photos; None for none.
     """
 
     x: np.ndarray
     names: list[str]
     hashes: list[str]
+    closer: np.ndarray | None = None
 
 
 class Annotator:
@@ -109,6 +112,9 @@ def sitting_on(truth: Truth, chosen: np.ndarray | None = None) -> Iterator[Sitti
     contents = Contents(count)
     indices = heap.order.tolist()
     contents.put(indices, [truth.hashes[i] for i in indices], truth.x[indices])
+    if truth.closer is not None:
+        table = roots(truth.closer)
+        contents.put_closer(np.arange(count), find_projection(table, np.arange(count))(table))
     with tempfile.TemporaryDirectory() as folder:
         sitting = Sitting(heap, Journal(Path(folder) / "journal.jsonl"), contents)
         sitting.wait()
@@ -121,10 +127,13 @@ def sitting_on(truth: Truth, chosen: np.ndarray | None = None) -> Iterator[Sitti
 def real(name: str) -> Truth:
     """A set of REGRAFT_DATA; of copies the first."""
     listed = list_photos(Path(os.environ["REGRAFT_DATA"]) / name)
-    dataset, features = extract(configured(TrainConfig(), QUIET), listed)
+    config = TrainConfig()
+    backbone = configured(config, QUIET)
+    dataset, features = extract(backbone, listed)
+    _, closer = extract(larger(backbone, config, QUIET), listed)
     first = sorted({content: i for i, content in reversed(list(enumerate(dataset.hashes)))}.values())
     names = [dataset.classes[dataset.labels[i]] for i in first]
-    return Truth(features.x[first], names, [dataset.hashes[i] for i in first])
+    return Truth(features.x[first], names, [dataset.hashes[i] for i in first], closer.x[first])
 
 
 def drawn(count: int, num_classes: int, spread: float, seed: int, size: int = 64, rank: int = 48) -> Truth:

@@ -3,20 +3,24 @@
 import csv
 import json
 import shutil
+import threading
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from regraft.backbones.features import extract, roots
 from regraft.bundle.bundle import load
 from regraft.commands.label import SittingOptions, label
 from regraft.core.config import TrainConfig
-from regraft.core.errors import DataError, OutputError
+from regraft.core.errors import DataError, MissingExtra, OutputError
 from regraft.core.progress import QUIET
+from regraft.data.scan import list_photos
 from regraft.labelling.cards import Annotation
+from regraft.labelling.head import find_projection
 from regraft.labelling.thumbnails import Thumbnails, jpeg_of
-from tiny_backbone import SHADES, draw, draw_photos, only_tiny_backbone
+from tiny_backbone import SHADES, draw, draw_photos, only_tiny_backbone, tiny_backbone
 from tiny_video import write_video
 
 COUNTS = {"ash": 16, "birch": 16, "cedar": 16}
@@ -64,6 +68,10 @@ def label_all(sitting):
         sitting.wait()
 
 
+def distances(z):
+    return np.linalg.norm(z[:, None] - z[None], axis=2) + np.eye(len(z))
+
+
 def labels_in(file):
     return {row["path"]: row["label"] for row in csv.DictReader(file.read_text().splitlines())}
 
@@ -105,7 +113,7 @@ def test_a_heap_becomes_labels_class_folders_and_a_model_with_its_record(heap, t
     assert load(out).classes == ("ash", "birch", "cedar")
 
 
-def test_a_sitting_goes_on_where_it_ended_also_without_a_page(heap, tmp_path):
+def test_a_sitting_goes_on_where_it_ended_also_without_a_page(heap, tmp_path, monkeypatch):
     def some(sitting):
         arrived(sitting)
         for name in COUNTS:
@@ -114,6 +122,7 @@ def test_a_sitting_goes_on_where_it_ended_also_without_a_page(heap, tmp_path):
         sitting.answer([Annotation(i, truth(sitting.heap.paths[i])) for i in chosen], person="ada")
 
     first = label(heap, tmp_path / "run", options=options(), show=some)
+    monkeypatch.setattr("regraft.commands.label.larger", lambda *_: pytest.fail("nobody sees doubts"))
     (heap / "ash_1.png").rename(heap / "moved_1.png")
     again = label(heap, tmp_path / "run", options=options(), show=None)
     assert again.summary["images"]["used"] == first.num_labelled == 9
@@ -190,6 +199,51 @@ def test_what_cannot_be_is_refused_before_anything_is_written(heap, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(DataError, match="Expected two"):
         label(heap, tmp_path / "run", options=options(), show=None)
+
+
+def wait_for_features():
+    for thread in threading.enumerate():
+        if thread.name == "regraft-features":
+            thread.join()
+
+
+def test_all_photos_are_looked_at_again_larger_while_somebody_sees_the_page(heap, tmp_path, monkeypatch):
+    other, found = tiny_backbone(tmp_path / "larger", seed=1), {}
+    monkeypatch.setattr("regraft.commands.label.larger", lambda *_: other)
+
+    def show(sitting):
+        wait_for_features()
+        contents = sitting.contents
+        found.update({contents.hashes[i]: contents.closer[i] for i in np.flatnonzero(contents.is_ready)})
+
+    label(heap, tmp_path / "run", options=options(), show=show)
+    dataset, features = extract(other, list_photos(tmp_path / "truth"))
+    known = np.stack([found.pop(content) for content in dataset.hashes])
+    assert not found
+    table = roots(features.x)
+    np.testing.assert_allclose(distances(known), distances(find_projection(table, np.arange(48))(table)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("why", ["too many", "gone", "no torch", "one size"])
+def test_doubts_stay_what_they_are_where_photos_cannot_be_looked_at_again(why, heap, tmp_path, monkeypatch, capsys):
+    def larger(*_):
+        if why == "no torch":
+            raise MissingExtra("timm")
+        if why == "gone":
+            (heap / "birch_0.png").unlink()
+        return None if why == "one size" else tiny_backbone(tmp_path / "larger", seed=2)
+
+    def show(sitting):
+        label_all(sitting)
+        wait_for_features()
+        sitting.wait()
+        assert sitting.contents.closer is None
+        assert sitting.page("doubts").left > 0
+
+    monkeypatch.setattr("regraft.commands.label.larger", larger)
+    monkeypatch.setattr("regraft.labelling.stream.MOST_CLOSER", 10 if why == "too many" else 1000)
+    label(heap, tmp_path / "run", options=options(), show=show)
+    assert capsys.readouterr().err == ""
 
 
 def test_two_sittings_in_one_run_are_refused(heap, tmp_path):

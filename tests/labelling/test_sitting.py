@@ -176,6 +176,23 @@ def test_a_wrong_label_is_doubted_first_and_not_again_once_it_is_confirmed(tmp_p
         assert labels_of(one)["30.jpg"] == wrong
 
 
+def test_doubts_are_found_in_larger_photos_once_these_are_known(tmp_path, drawn):
+    x, y = drawn
+    with sitting(tmp_path, np.random.default_rng(3).normal(size=x.shape).astype(np.float32)) as one:
+        say(one, y, range(60))
+        wrong = NAMES[(y[30] + 1) % 3]
+        one.answer([Annotation(30, wrong)], person="me")
+        one.wait()
+        blind = [card.photo for card in one.page("doubts", 40).cards]
+        assert len(blind) > 20, "features that say nothing doubt most labels"
+        one.contents.put_closer(np.arange(len(x)), x)
+        one.features_arrived()
+        one.wait()
+        cards = one.page("doubts", 40).cards
+        assert (cards[0].photo, cards[0].label, cards[0].guess) == (30, wrong, NAMES[y[30]])
+        assert len(cards) < 10
+
+
 def test_labels_of_folders_count_and_can_be_put_right(tmp_path, drawn):
     x, y = drawn
     given = tuple(NAMES[y[i]] if i < 30 else "" for i in range(120))

@@ -9,7 +9,7 @@ Labels are kept in the run's folder::
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from regraft.labelling.journal import Journal
 from regraft.labelling.labels import checked_name
 from regraft.labelling.outputs import LabelRow, labelled_dataset, write_csv
 from regraft.labelling.sitting import FOLDER, Say, Sitting
-from regraft.labelling.stream import stream_features
+from regraft.labelling.stream import look_closer, stream_features
+from regraft.models.feature_search import larger
 from regraft.run_dir import RunRecord, read_record
 from regraft.run_location import place
 
@@ -122,7 +123,8 @@ def label(
     out = place(root, out or start, progress=progress)
     _check_places(root, sort)
     heap = _listed(root, options.classes, record, config, progress)
-    with exclusive(out / SITTING), _opened(heap, out, sort, config, record, progress) as sitting:
+    is_shown = show is not None
+    with exclusive(out / SITTING), _opened(heap, out, sort, config, record, progress, is_shown) as sitting:
         summary = None
         if show is None:
             _wait_for_all(sitting)
@@ -178,9 +180,15 @@ def _with_earlier(heap: Heap, record: RunRecord) -> Heap:
 
 @contextmanager
 def _opened(
-    heap: Heap, out: Path, sort: Path | None, config: TrainConfig, record: RunRecord | None, progress: Progress
+    heap: Heap,
+    out: Path,
+    sort: Path | None,
+    config: TrainConfig,
+    record: RunRecord | None,
+    progress: Progress,
+    is_shown: bool,
 ) -> Iterator[Sitting]:
-    """Open a sitting, whose features stream in on a thread of their own until it ends."""
+    """Open a sitting, whose features stream in on a thread of their own until it ends; doubts are for who sees them."""
     backbone, contents, stop = configured(config, progress), Contents(len(heap)), threading.Event()
 
     def trainer(rows: list[LabelRow], say: Say) -> None:
@@ -195,6 +203,11 @@ def _opened(
                 stream_features(heap, contents, backbone, sitting.features_arrived, stop)
             except RegraftError as error:
                 progress.say(f"no more features: {error}")
+            if is_shown and not stop.is_set():
+                with suppress(RegraftError):  # doubts are found without it too
+                    closer = larger(backbone, config, QUIET)
+                    if closer is not None:
+                        look_closer(heap, contents, closer, sitting.features_arrived, stop)
 
         thread = threading.Thread(target=stream, name="regraft-features", daemon=True)
         thread.start()

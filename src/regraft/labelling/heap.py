@@ -106,6 +106,7 @@ class Contents:
         unreadable: Why a file is not used, by index.
         features: `(N, D)` float32; rows of photos that are not ready hold anything. `(0, 0)` before the first.
         is_ready: `(N,)` bool, photos whose features are there, copies left out.
+        closer: `(N, R)` float32, projected features of larger photos, for the rows that are ready; None before that.
         num_changes: Grows with every call of `put`.
     """
 
@@ -115,6 +116,7 @@ class Contents:
         self.unreadable: dict[int, str] = {}
         self.features = np.empty((0, 0), np.float32)
         self.is_ready = np.zeros(num_photos, bool)
+        self.closer: np.ndarray | None = None
         self.num_changes = 0
         self._first: dict[str, int] = {}
         self._looked_at: list[int] = []
@@ -149,6 +151,17 @@ class Contents:
             self.unreadable.update(unreadable or {})
             self._looked_at += [*indices, *(unreadable or {})]
             self.num_changes += 1
+
+    def put_closer(self, indices: np.ndarray, rows: np.ndarray) -> None:
+        """Make known what was found in larger photos.
+
+        Args:
+            indices: `(n,)` int64, all photos that are ready.
+            rows: Their projected features `(n, R)`.
+        """
+        closer = np.zeros((len(self.hashes), rows.shape[1]), np.float32)
+        closer[indices] = rows
+        self.closer = closer
 
     def new_since(self, num_known: int) -> list[tuple[int, str]]:
         """Return index and content hash of photos that have become known, once `num_known` files were looked at.

@@ -318,6 +318,7 @@ class Sitting:
                 audited=audited,
                 audited_y=board.label[audited],
                 num_classes=len(self._labels.classes),
+                closer=contents.closer,
             )
 
     def _open(self) -> np.ndarray:

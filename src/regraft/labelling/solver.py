@@ -36,6 +36,7 @@ class Snapshot:
         audited: `(a,)` int64, photos that were labelled for the audit.
         audited_y: `(a,)` int64, their labels.
         num_classes: Number C of classes.
+        closer: `(N, R)` float32, projected features of larger photos; None while they are not there.
     """
 
     version: int
@@ -47,6 +48,7 @@ class Snapshot:
     audited: np.ndarray = field(repr=False)
     audited_y: np.ndarray = field(repr=False)
     num_classes: int
+    closer: np.ndarray | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ class Solver:
 
     def _held_out(self, solved: Solved) -> Iterator[Solved]:
         """Yield the solution with what models say of labelled photos that they have not seen."""
-        of, z = solved.snapshot, solved.z
+        of = solved.snapshot
+        z = solved.z if of.closer is None else of.closer
         held_out = log_probabilities_without(z[of.photos], of.y, z[of.audited], of.num_classes)
         yield replace(solved, held_out=np.concatenate(held_out))
 
