@@ -55,15 +55,22 @@ def are_equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("batchnorm", ["eval", "train"])
 @pytest.mark.parametrize(("count", "microbatch_size"), [(2, 6), (3, 4), (2, 3), (6, 2)])
-def test_gradients_are_those_of_one_after_the_other_to_the_last_bit(count, microbatch_size):
+def test_gradients_are_those_of_one_after_the_other_to_the_last_bit(count, microbatch_size, batchnorm):
     """With 11 photos each microbatch has a thread to itself: one of two that had none to do would help."""
-    recipe = recipe_of(**{**STILL, "microbatch_size": microbatch_size})
-    alone, metrics = learned(state(recipe), recipe)
+    recipe = recipe_of(**{**STILL, "microbatch_size": microbatch_size, "batchnorm": batchnorm})
+    one, other = state(recipe), state(recipe)
+    start = {name: value.clone() for name, value in one.network.named_buffers()}
+    alone, metrics = learned(one, recipe)
     with ThreadPoolExecutor(count) as pool:
-        together, metrics_together = learned(state(recipe, threads=Threads(pool, count)), recipe)
+        together, metrics_together = learned(replace(other, threads=Threads(pool, count)), recipe)
     assert are_equal(alone, together)
     assert metrics == metrics_together
+    statistics = {name: value for name, value in one.network.named_buffers() if "running" in name}
+    assert are_equal(statistics, {name: dict(other.network.named_buffers())[name] for name in statistics})
+    moved = [not torch.equal(value, start[name]) for name, value in statistics.items()]
+    assert moved == [batchnorm == "train"] * len(moved)
     assert max(float(g.abs().max()) for g in alone.values()) > 1e-3
 
 
@@ -117,13 +124,13 @@ class Dropping(Toy):
     [
         ({}, Toy, 3),
         ({"microbatch_size": 0}, Toy, 0),
-        ({"batchnorm": "train"}, Toy, 0),
+        ({"batchnorm": "train"}, Toy, 3),
         ({"mix": "mixup"}, Toy, 0),
         ({}, lambda: Dropping(0.5), 0),
         ({}, lambda: Dropping(0.0), 3),
     ],
 )
-def test_only_where_nothing_is_handed_on_and_nothing_drawn(two, changes, network, num_works):
+def test_only_where_nothing_is_drawn_at_random(two, changes, network, num_works):
     recipe, asked, chosen = recipe_of(**{**STILL, **changes}), [], []
     train_state = state(recipe, network(), Counting(two, asked))
     train_state.choose_threads = lambda: chosen.append(1)
@@ -145,18 +152,26 @@ def test_trying_whether_it_draws_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_where_memory_runs_out_all_is_begun_anew_with_smaller_ones(two, capsys):
+@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+def test_where_memory_runs_out_all_is_begun_anew_with_smaller_ones(batchnorm):
+    """Also the statistics, which the part that did fit has moved. Each of the smaller ones has a thread to itself."""
+
     class Large(Toy):
         def forward(self, pixels):
-            if len(pixels) > 2:
+            logits = super().forward(pixels)
+            if len(pixels) > 3:
                 raise RuntimeError("out of memory")
-            return super().forward(pixels)
+            return logits
 
-    recipe = recipe_of(**STILL)
-    found, metrics = learned(state(recipe, Large(), two), recipe)
-    expected, plain = learned(state(replace(recipe, microbatch_size=2)), replace(recipe, microbatch_size=2))
+    recipe = recipe_of(**{**STILL, "batchnorm": batchnorm})
+    large, small = state(recipe, Large()), replace(state(recipe), microbatch_size=2)
+    with ThreadPoolExecutor(6) as pool:
+        large.threads = Threads(pool, 6)
+        found, metrics = learned(large, recipe)
+    expected, plain = learned(small, recipe)
     assert are_equal(found, expected)
     assert metrics == plain
+    assert are_equal(weights(large.network), weights(small.network))
 
 
 def test_other_errors_come_through(two):
@@ -186,8 +201,9 @@ def test_answers_to_photos_are_the_same(two):
     assert np.abs(alone - together).max() <= 1e-6 * np.abs(alone).max()
 
 
-def test_a_training_that_is_cut_ends_with_the_same_bits(two, tmp_path):
-    recipe = recipe_of(**{**STILL, "microbatch_size": 6}, epochs=3, momentum=0.9)
+@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+def test_a_training_that_is_cut_ends_with_the_same_bits(two, tmp_path, batchnorm):
+    recipe = recipe_of(**{**STILL, "microbatch_size": 6, "batchnorm": batchnorm}, epochs=3, momentum=0.9)
     train, val = train_loader(recipe, count=30), val_loader()  # batches of 12, 12 and 6, in 2, 2 and 1 microbatches
 
     def run(train_state, fitted, folder=None, deadline=math.inf):

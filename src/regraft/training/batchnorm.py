@@ -8,6 +8,8 @@ References:
     E. Hoffer, I. Hubara, D. Soudry, "Train longer, generalize better", NeurIPS 2017.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +22,7 @@ class RunningStatistics:
     """Means and variances, through one step, of the BatchNorm layers that are in training mode."""
 
     def __init__(self, network: nn.Module) -> None:
-        layers = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.training]
-        buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
-        self._now: list[Tensor] = [buffer for buffer in buffers if buffer is not None]
+        self._network, self._now = network, _moving(network)
         self._before = [buffer.clone() for buffer in self._now]
         self.begin()
 
@@ -41,9 +41,20 @@ class RunningStatistics:
         for now, before in zip(self._now, self._before, strict=True):
             now.copy_(before)
 
-    def add(self, n: int) -> None:
-        """Add the statistics after a ghost batch of n photos; 0 for a stand-in."""
-        for total, now in zip(self._sums, self._now, strict=True):
+    def twins(self, count: int) -> list[nn.Module]:
+        """Return networks with the same weights, each with statistics of its own, as they were before the step.
+
+        Ghost batches go through them at the same time. The first is the network itself; all are, where none learns.
+        """
+        if not self._now:
+            return [self._network] * count
+        self.rewind()
+        weights = {id(weight): weight for weight in self._network.parameters()}
+        return [self._network, *(copy.deepcopy(self._network, dict(weights)) for _ in range(1, count))]
+
+    def add(self, n: int, twin: nn.Module | None = None) -> None:
+        """Add the statistics after a ghost batch of n photos, 0 for a stand-in, that went through a twin."""
+        for total, now in zip(self._sums, self._now if twin is None else _moving(twin), strict=True):
             total.add_(now, alpha=n)
         self._n += n
 
@@ -55,3 +66,10 @@ class RunningStatistics:
         (n,) = world.total([self._n])
         for now, total in zip(self._now, self._sums, strict=True):
             now.copy_(total / n)
+
+
+def _moving(network: nn.Module) -> list[Tensor]:
+    """Return the running means and variances that training moves, layer by layer."""
+    layers = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.training]
+    buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
+    return [buffer for buffer in buffers if buffer is not None]

@@ -304,12 +304,12 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
         statistics.begin()
         microbatches = list(batch.split(size, statistics.least))
         if threads := _threads_for(train_state, microbatches):
-            return _at_once(train_state, microbatches, threads)
+            return _at_once(train_state, statistics, microbatches, threads)
         train_state.choose_threads()
         metrics = EpochMetrics()
         for part in microbatches:
             statistics.rewind()
-            loss, of_part = _loss(train_state, part)
+            loss, of_part = _loss(train_state, train_state.network, part)
             loss.backward()  # type: ignore[no-untyped-call]
             one = of_part()
             statistics.add(int(one.n))
@@ -323,32 +323,34 @@ def gradients(train_state: TrainState, batch: Batch, progress: Progress) -> Epoc
 
 
 def _threads_for(train_state: TrainState, microbatches: Sequence[Batch]) -> Threads | None:
-    """Return the threads that compute microbatches at once; None where one has to come after the other.
-
-    That is so where BatchNorm takes statistics from one to the next, or where random numbers are drawn.
-    """
-    recipe, threads = train_state.recipe, train_state.threads
-    if threads is None or len(microbatches) < 2 or recipe.batchnorm == "train" or recipe.mix != "none":
+    """Return the threads that compute microbatches at once; None where random numbers are drawn in their order."""
+    threads = train_state.threads
+    if threads is None or len(microbatches) < 2 or train_state.recipe.mix != "none":
         return None
     if train_state.is_random is None:
         train_state.is_random = draws_at_random(train_state.network, microbatches[0].pixels[:1])
     return None if train_state.is_random else threads
 
 
-def _at_once(train_state: TrainState, microbatches: Sequence[Batch], threads: Threads) -> EpochMetrics:
+def _at_once(
+    train_state: TrainState, statistics: RunningStatistics, microbatches: Sequence[Batch], threads: Threads
+) -> EpochMetrics:
     _folding(train_state, microbatches[0].pixels[:1])  # found out once, not by each thread
-    works = [partial(_loss, train_state, one) for one in microbatches]
-    metrics = gradients_at_once(works, train_state.parameters, threads)
-    return sum((one() for one in metrics), EpochMetrics())
+    networks = statistics.twins(len(microbatches))
+    works = [partial(_loss, train_state, *both) for both in zip(networks, microbatches, strict=True)]
+    metrics = [one() for one in gradients_at_once(works, train_state.parameters, threads)]
+    for network, one in zip(networks, metrics, strict=True):
+        statistics.add(int(one.n), network)
+    return sum(metrics, EpochMetrics())
 
 
-def _loss(train_state: TrainState, batch: Batch) -> tuple[Tensor, Callable[[], EpochMetrics]]:
+def _loss(train_state: TrainState, network: nn.Module, batch: Batch) -> tuple[Tensor, Callable[[], EpochMetrics]]:
     """Return a microbatch's share of the loss, and what gives its sums, for which a GPU is waited for."""
     recipe = train_state.recipe
     pixels, targets = _mixed(train_state, batch)
     folding = _folding(train_state, pixels[:1])
     with train_state.world.autocast(), folding:
-        logits = train_state.network(pixels).float()
+        logits = network(pixels).float()
     losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=recipe.label_smoothing)
     of_batch = partial(_metrics_of, losses.detach(), logits.detach(), batch, batch.labels)
     return losses @ batch.weights / batch.total, of_batch
