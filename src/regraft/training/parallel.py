@@ -105,7 +105,7 @@ def draws_at_random(network: nn.Module, images: Tensor) -> bool:
     """Return whether a network draws random numbers while it learns, which threads would draw in any order.
 
     Args:
-        network: Its BatchNorm layers keep their statistics.
+        network: Its BatchNorm layers keep their statistics while it is tried.
         images: `(B, ...)`, what it is tried on.
     """
     modes = [(module, module.training) for module in network.modules()]
