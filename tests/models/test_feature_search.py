@@ -91,7 +91,7 @@ def test_what_takes_too_long_is_not_tried(photos, tmp_path, blind_at_the_end, em
 
 def test_a_network_without_levels_keeps_its_features(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("regraft.pipeline.linear_probe.SEARCH_S", 1e6)  # however busy the machine is
-    monkeypatch.setattr("regraft.models.feature_search.larger", lambda *_: None)  # refusing another size takes torch 12 s
+    monkeypatch.setattr("regraft.models.feature_search.larger", lambda *_: None)  # or torch refuses it for 12 s
     for name, other in (("red", "green"), ("green", "blue"), ("blue", "red")):  # so that there is room
         for i in range(5):
             (photos / name / f"{name}_{i}.jpg").rename(photos / other / f"{name}_{i}.jpg")
