@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,13 +28,16 @@ import pytest
 from PIL import Image
 
 from faults.attacks import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401  # the figures of attacks
+from regraft.backbones import engine
 from regraft.bundle.bundle import Bundle
 from regraft.bundle.format import MANIFEST, seal_manifest
-from regraft.core.files import json_bytes, sha256_file, write_atomic
+from regraft.core.files import json_bytes, sha256_bytes, sha256_file, write_atomic
 
 TESTS = Path(__file__).parent
 os.environ["REGRAFT_PRECISION"] = "f32"  # the same numbers on every processor; tests/test_bf16.py takes it back
 COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (40, 60, 200), "yellow": (210, 200, 50)}
+
+MOST_COMPILED = 16  # graphs that stay compiled
 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -93,6 +97,33 @@ def cache(tmp_path_factory):
     folder.mkdir(exist_ok=True)
     os.environ["REGRAFT_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """A graph is compiled once in a process, however many tests use it: two of three times it was compiled before."""
+    compiled, kept = engine._Compiled, OrderedDict()
+
+    def compiled_or_kept(source, precision, also, threads):
+        if isinstance(source, Path):
+            return compiled(source, precision, also, threads)
+        key = (sha256_bytes(source.data), precision, also, threads, engine.num_cores())
+        if key not in kept:
+            kept[key] = compiled(source, precision, also, threads)
+            if len(kept) > MOST_COMPILED:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
+
+    def forget():
+        for native in (one for old in kept.values() for one in old.natives()):
+            engine._keep_for_ever(native)
+        kept.clear()
+
+    os.register_at_fork(after_in_child=forget)
+    engine._Compiled = compiled_or_kept
+    yield
+    engine._Compiled = compiled
 
 
 @pytest.fixture
