@@ -213,6 +213,12 @@ class Annotator:
         self.actions += 1
         self.page.keyboard.press(key)
 
+    def point_at(self, photo: str) -> None:
+        """Move the mouse onto a photo, from elsewhere: one that comes under a mouse at rest is not pointed at."""
+        self.page.locator(f".card[data-photo='{photo}'] .photo").scroll_into_view_if_needed()
+        self.page.mouse.move(1, 1)
+        self.page.hover(f".card[data-photo='{photo}'] .photo")
+
     def shown(self) -> dict[str, str]:
         """The truth of each photo on the page, by its number."""
         cards = self.page.evaluate(
@@ -232,7 +238,7 @@ class Annotator:
         for photo, name in shown.items():
             if name != most:
                 self.page.keyboard.press("Escape")  # out of the field, where it has the focus already
-                self.page.hover(f".card[data-photo='{photo}'] .photo")
+                self.point_at(photo)
                 self.press("Shift+Enter" if self.type_unless_known(name) else shifted(self.keys()[name]))
                 self.page.wait_for_selector(f".card.done[data-photo='{photo}']")
         self.page.keyboard.press("Escape")
@@ -251,7 +257,7 @@ class Annotator:
         thought = "[...document.querySelectorAll('.card')].map(card => card.querySelector('.label span').textContent)"
         for (photo, name), said in zip(self.shown().items(), self.page.evaluate(thought), strict=True):
             if name != said:
-                self.page.hover(f".card[data-photo='{photo}'] .photo")
+                self.point_at(photo)
                 self.press(self.keys()[name])
                 self.page.wait_for_selector(f".card.done[data-photo='{photo}']")
         self.turn_by("Enter")

@@ -124,6 +124,26 @@ def test_the_command_shows_a_page_on_which_a_heap_is_labelled_and_trained(browse
     assert found == heap.truth
 
 
+def test_the_wheel_brings_another_photo_under_the_mouse_and_marks_it(served, browse, heap):
+    """A key would else label a photo that may not even be seen any more."""
+    page = browse(served)
+    person = Annotator(page, served, heap.truth)
+    served.wait_until(served.is_all_read)
+    person.name_group()
+    page.set_viewport_size({"width": 520, "height": 420})
+    page.reload()
+    page.wait_for_selector(".card")
+    page.hover(".card .photo")
+    marked = page.get_attribute("[data-cursor]", "data-photo")
+    page.mouse.wheel(0, 200)
+    page.wait_for_selector(f".card[data-cursor]:not([data-photo='{marked}'])", state="attached")
+    under = "document.querySelector('.card:hover').dataset.photo"
+    page.wait_for_function(f"() => document.querySelector('[data-cursor]').dataset.photo === {under}")
+    now = page.get_attribute("[data-cursor]", "data-photo")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(f".card[data-cursor]:not([data-photo='{now}'])", state="attached")
+
+
 def test_a_heap_is_labelled_to_the_last_photo_by_keys_and_all_is_taken_back(served, browse, heap):
     page = browse(served)
     person = Annotator(page, served, heap.truth)

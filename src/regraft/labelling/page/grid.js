@@ -192,6 +192,12 @@ export class Grid {
     return at ? [...this.list.children].indexOf(at) : undefined;
   }
 
+  /** The wheel has brought another photo under the mouse, which points at it now. */
+  follow() {
+    const index = this.underMouse();
+    if (index >= 0) this.put(index, { focus: false });
+  }
+
   hover(event, index) {
     const [x, y] = this.app.pointer ?? [];
     const isMoved = event.clientX !== x || event.clientY !== y; // else the page moved, not the mouse

@@ -20,7 +20,7 @@ const LATER_MS = 3000;
 
 const app = {
   main: find("screen"), footer: find("footer"), status: null, screen: null, screens: {},
-  leftOut: new Set(), history: [], isBusy: false, isEmpty: false, pointer: null, turns: 0, scale: 2,
+  leftOut: new Set(), history: [], isBusy: false, isEmpty: false, pointer: null, isWheeled: false, turns: 0, scale: 2,
 
   get classes() {
     return this.status?.classes ?? [];
@@ -338,6 +338,9 @@ addEventListener("click", (event) => {
 addEventListener("pointermove", (event) => {
   app.pointer = event.pointerType === "mouse" ? [event.clientX, event.clientY] : null;
 });
+addEventListener("wheel", (event) => Object.assign(app, { isWheeled: true, pointer: [event.clientX, event.clientY] }), { passive: true });
+addEventListener("keydown", () => Object.assign(app, { isWheeled: false }), true);
+app.main.addEventListener("scroll", () => app.isWheeled && app.screen?.follow?.());
 addEventListener("resize", () => app.screen?.fit());
 addEventListener("error", (event) => app.alert(`Something went wrong on this page: ${event.message}. Load it again; what was saved is safe.`));
 addEventListener("unhandledrejection", (event) => app.alert(`Something went wrong on this page: ${event.reason}. Load it again; what was saved is safe.`));
