@@ -71,6 +71,12 @@ class Client:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICK
 
+    def is_idle(self) -> bool:
+        """Return, after two seconds, whether the program has computed next to nothing in them."""
+        before = self.processor_s()
+        time.sleep(2)
+        return self.processor_s() - before < 0.1
+
     def peak_mb(self) -> int:
         """The most memory that the program has used."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -183,7 +189,11 @@ def from_files(number: int) -> dict[str, Any]:
                 read := client.ask("/api/status")["num_featured"]
             ) < number and time.perf_counter() - began < PATIENCE_S:
                 time.sleep(1)
-            return {**found, "photos_read": read, "turns": turns(client), "peak_mb": client.peak_mb()}
+            found |= {"photos_read": read, "turns_while_looking_again": turns(client)}
+            while not client.is_idle() and time.perf_counter() - began < 2 * PATIENCE_S:
+                pass
+            found["looked_again_s"] = round(time.perf_counter() - began, 1)
+            return {**found, "turns": turns(client), "peak_mb": client.peak_mb()}
 
 
 def already_read(number: int) -> dict[str, Any]:
