@@ -25,13 +25,13 @@ from threadpoolctl import threadpool_limits
 
 from record import HERE, machine
 from regraft.backbones.backbone import configured
-from regraft.backbones.features import extract, roots
+from regraft.backbones.features import extract
 from regraft.core.config import TrainConfig
 from regraft.core.progress import QUIET
 from regraft.core.statistics import wilson_interval
 from regraft.data.scan import list_photos
 from regraft.labelling.cards import PAGE_SIZE, Annotation, Page
-from regraft.labelling.head import find_projection, solve_head
+from regraft.labelling.head import find_projection, project_roots, solve_head
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.journal import Journal
 from regraft.labelling.sitting import Sitting
@@ -113,8 +113,7 @@ def sitting_on(truth: Truth, chosen: np.ndarray | None = None) -> Iterator[Sitti
     indices = heap.order.tolist()
     contents.put(indices, [truth.hashes[i] for i in indices], truth.x[indices])
     if truth.closer is not None:
-        table = roots(truth.closer)
-        contents.put_closer(np.arange(count), find_projection(table, np.arange(count))(table))
+        contents.put_closer(np.arange(count), project_roots(truth.closer))
     with tempfile.TemporaryDirectory() as folder:
         sitting = Sitting(heap, Journal(Path(folder) / "journal.jsonl"), contents)
         sitting.wait()

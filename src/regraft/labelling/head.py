@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from regraft.backbones.features import roots
 from regraft.core.pca import principal_axes
 from regraft.models.linear_head import FEW, MIDDLING
 from regraft.models.logistic import Curvature, RowsInMemory, Solution, Task, fit_logistic, log_probabilities, moments
@@ -73,6 +74,17 @@ def find_projection(features: np.ndarray, rows: np.ndarray) -> Projection:
     axes, variances = principal_axes((features[sample] - mean) / scale, NUM_AXES)
     matrix = axes / scale[:, np.newaxis]
     return Projection(matrix.astype(np.float32), (mean @ matrix).astype(np.float32), variances, len(rows))
+
+
+def project_roots(features: np.ndarray) -> np.ndarray:
+    """Turn square roots of features `(n, D)` float32, of unit length, to their principal axes; n > 0.
+
+    Returns:
+        `(n, R)` float32.
+    """
+    sample = roots(features[:: -(-len(features) // SAMPLE)])
+    projection = find_projection(sample, np.arange(len(sample)))
+    return np.concatenate([projection(roots(features[i : i + BLOCK])) for i in range(0, len(features), BLOCK)])
 
 
 def solve_head(

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from regraft.backbones.backbone import Backbone
-from regraft.backbones.features import feature_rows, roots, store_of
+from regraft.backbones.features import feature_rows, store_of
 from regraft.core.errors import DataError
 from regraft.core.files import sha256_bytes
 from regraft.core.progress import QUIET
@@ -19,7 +19,7 @@ from regraft.data.decode import Unreadable
 from regraft.data.feature_cache import empty_table
 from regraft.data.scan import Dataset, map_photos
 from regraft.data.sources import read_bytes
-from regraft.labelling.head import find_projection
+from regraft.labelling.head import project_roots
 from regraft.labelling.heap import Contents, Heap
 from regraft.labelling.solver import FEWEST_PHOTOS
 
@@ -83,8 +83,8 @@ def look_closer(
         rows, _ = feature_rows(store, dataset, backbone.preprocessing, start_engine, QUIET)
         if stop.is_set() or not all(content in rows for content in dataset.hashes):
             return  # a photo is gone: doubts stay what they are
-        table[start : start + CLOSER_PART] = roots(np.stack([rows[content] for content in dataset.hashes]))
-    contents.put_closer(ready, find_projection(table, np.arange(len(table)))(table))
+        table[start : start + CLOSER_PART] = [rows[content] for content in dataset.hashes]
+    contents.put_closer(ready, project_roots(table))
     on_arrival()
 
 
