@@ -74,6 +74,22 @@ def test_gradients_are_those_of_one_after_the_other_to_the_last_bit(count, micro
     assert max(float(g.abs().max()) for g in alone.values()) > 1e-3
 
 
+def test_statistics_that_are_plain_means_of_all_steps_are_the_same_too(two):
+    """BatchNorm with `momentum=None` goes by its count of what it has seen."""
+    recipe, networks = recipe_of(**{**STILL, "microbatch_size": 6, "batchnorm": "train"}), []
+    for threads in (None, two):
+        network = Toy()
+        for norm in (one for one in network.modules() if isinstance(one, nn.BatchNorm2d)):
+            norm.momentum = None
+        train_state = state(recipe, network, threads)
+        for _ in range(3):
+            learned(train_state, recipe)
+        networks.append(network)
+    one, other = (dict(network.named_buffers()) for network in networks)
+    assert are_equal(one, other)
+    assert one["layers.1.num_batches_tracked"] == 3
+
+
 def test_they_are_added_in_their_order_whoever_is_first():
     """The first waits for the last, and what is added last would round otherwise."""
     values, was_last = [1e8, 1.0, -1e8], threading.Event()

@@ -69,7 +69,7 @@ class RunningStatistics:
 
 
 def _moving(network: nn.Module) -> list[Tensor]:
-    """Return the running means and variances that training moves, layer by layer."""
+    """Return the running means and variances that training moves, and the counts they may go by, layer by layer."""
     layers = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.training]
-    buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var)]
+    buffers = [buffer for m in layers for buffer in (m.running_mean, m.running_var, m.num_batches_tracked)]
     return [buffer for buffer in buffers if buffer is not None]
